@@ -1,0 +1,653 @@
+"""What this process has not yet sent: a cell per series, and the buffer that sends them in batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import threading
+import time
+import weakref
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol, TypeVar
+
+from .family import EXEMPLAR, LEASE_SECONDS, Family, labels_with
+from .storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, Storage, StorageError, Update
+
+logger = logging.getLogger("pdc")
+
+BEAT_SECONDS = LEASE_SECONDS / 3
+FIRST_RETRY_SECONDS = 0.25
+LAST_RETRY_SECONDS = 15.0
+
+
+class NotConfigured(RuntimeError):
+    """A metric was updated, or metrics were read, before `setup` said where they live."""
+
+
+CellT = TypeVar("CellT", bound="Cell")
+
+
+class Entry(Protocol):
+    """Something that waits to be sent."""
+
+    pending: Pending
+
+    def take(self) -> list[Operation]:
+        """Hand over what there is to send, and keep nothing of it."""
+
+
+class Pending:
+    """The cells of one metric of this process. Sending it without cells renews the metric in the storage."""
+
+    def __init__(self, buffer: Buffer, family: Family) -> None:
+        self.buffer = buffer
+        self.family = family
+        self.lock = threading.RLock()
+        self.cells: dict[str, Cell] = {}
+        self.computed = False
+        self.pending = self
+        buffer.adopt(self)
+
+    def take(self) -> list[Operation]:
+        return []
+
+    def add(self, cell: CellT) -> CellT:
+        """Take in the cell of a series, instead of the one it had."""
+        if before := self.cells.get(cell.labels):
+            before.drop()
+        self.cells[cell.labels] = cell
+        return cell
+
+    def restless(self, *, beat: bool) -> list[Cell]:
+        """The cells to send though nothing changed them: those that are computed and, on a beat, those with a lease."""
+        if beat and self.family.live:
+            return list(self.cells.values())
+        return [cell for cell in list(self.cells.values()) if isinstance(cell, Computed)] if self.computed else []
+
+    def drop(self, cells: Iterable[Cell]) -> None:
+        """Forget these series; whoever still holds one updates it in vain."""
+        for cell in cells:
+            cell.drop()
+            self.cells.pop(cell.labels, None)
+
+    def remove(self, selector: str) -> None:
+        """Remove every series of the storage whose labels include those of `selector` (JSON)."""
+        self.buffer.declare(Removal(self, selector))
+
+    def restart(self, *, discard: bool) -> None:
+        """Start every series anew, as for an empty storage; `discard` drops what has been gathered."""
+        for cell in list(self.cells.values()):
+            if discard:
+                cell.reset()
+            cell.fresh = True
+
+    def after_fork(self) -> None:
+        """Start as a new process: locks that nobody holds, cells with nothing in them."""
+        self.lock = threading.RLock()
+        for cell in self.cells.values():
+            cell.lock = self.lock
+            cell.dirty = False
+        self.restart(discard=True)
+
+
+class Removal:
+    """The removal of series, as an entry of its own, so that it keeps its place among the updates."""
+
+    def __init__(self, pending: Pending, selector: str) -> None:
+        self.pending = pending
+        self._selector = selector
+
+    def take(self) -> list[Operation]:
+        return [Operation(Kind.DELETE, self._selector)]
+
+
+class Cell:
+    """What one series has gathered since it was last sent.
+
+    An update changes the cell under its lock, then marks it. Marking takes no lock: it may leave the cell in the
+    queue twice, which costs an empty take, but never out of it.
+    """
+
+    __slots__ = ("buffer", "created", "dirty", "dropped", "fresh", "labels", "lock", "pending")
+
+    def __init__(self, pending: Pending, labels: str) -> None:
+        self.pending = pending
+        self.buffer = pending.buffer
+        self.lock = pending.lock
+        self.labels = labels
+        self.created = time.time()
+        self.dirty = False
+        self.dropped = False
+        self.fresh = True
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was gathered."""
+        raise NotImplementedError
+
+    def operations(self) -> list[Operation]:
+        """What there is to send; called with the lock held."""
+        raise NotImplementedError
+
+    def take(self) -> list[Operation]:
+        with self.lock:
+            self.dirty = False
+            if self.dropped:
+                return []
+            operations = self.operations()
+            self.fresh = False
+            return operations
+
+    def drop(self) -> None:
+        """Never send anything again; whoever still holds the series updates it in vain."""
+        with self.lock:
+            self.dropped = True
+
+    def changed(self) -> None:
+        """Mark the cell after a change. Raises NotConfigured."""
+        if self.buffer.write_through:
+            self.buffer.mark(self)
+            self.buffer.write()
+        elif not self.dirty:
+            self.buffer.mark(self)
+
+    def subkey(self, suffix: str) -> str:
+        """The field of this series with that suffix."""
+        return f"{suffix}:{self.labels}"
+
+    def creation(self, kind: Kind = Kind.INIT) -> Operation:
+        """Record when the series was created: as declared at first, later as now, in case somebody deleted it."""
+        return Operation(kind, self.subkey("_created"), self.created if self.fresh else time.time())
+
+
+class Number(Cell):
+    """A counter, or a gauge with one value for all processes: the last number set, and what was added since."""
+
+    __slots__ = ("_added", "_exemplar", "_set", "_suffix")
+
+    def __init__(self, pending: Pending, labels: str, suffix: str = "") -> None:
+        self._suffix = suffix
+        super().__init__(pending, labels)
+
+    def reset(self) -> None:
+        self._set: float | None = None
+        self._added = 0.0
+        self._exemplar = ""
+
+    def add(self, amount: float, exemplar: str = "") -> None:
+        with self.lock:
+            self._added += amount
+            if exemplar:
+                self._exemplar = exemplar
+        self.changed()
+
+    def set(self, value: float) -> None:
+        with self.lock:
+            self._set = value
+            self._added = 0.0
+        self.changed()
+
+    def operations(self) -> list[Operation]:
+        field = self.subkey(self._suffix)
+        if self._set is not None:
+            value = self._set + self._added if self._added else self._set
+            operations = [Operation(Kind.SET, field, float(value))]
+        else:
+            operations = [Operation(Kind.ADD if self._added else Kind.INIT, field, float(self._added))]
+        if self._exemplar:
+            operations.append(Operation(Kind.SET, EXEMPLAR + field, self._exemplar))
+        if self._suffix:
+            operations.append(self.creation(Kind.INIT if self._set is None else Kind.SET))
+        self.reset()
+        return operations
+
+
+class Observations(Cell):
+    """A summary: how many observations there were, and their sum."""
+
+    __slots__ = ("_count", "_sum")
+
+    def reset(self) -> None:
+        self._count = 0
+        self._sum = 0.0
+
+    def observe(self, amount: float) -> None:
+        with self.lock:
+            self._sum += amount
+            self._count += 1
+        self.changed()
+
+    def operations(self) -> list[Operation]:
+        kind = Kind.ADD if self._count else Kind.INIT
+        operations = [
+            Operation(kind, self.subkey("_count"), float(self._count)),
+            Operation(kind, self.subkey("_sum"), float(self._sum)),
+            self.creation(),
+        ]
+        self.reset()
+        return operations
+
+
+class Buckets(Cell):
+    """A histogram: observations per bucket, not cumulated, and their sum."""
+
+    __slots__ = ("_bounds", "_exemplars", "_observed", "_sum")
+
+    def __init__(self, pending: Pending, labels: str, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        super().__init__(pending, labels)
+
+    def reset(self) -> None:
+        self._sum = 0.0
+        self._observed = [0] * len(self._bounds)
+        self._exemplars: dict[int, str] = {}
+
+    def observe(self, amount: float, exemplar: str = "") -> None:
+        if amount != amount:  # a NaN is in no bucket, as in prometheus_client
+            with self.lock:
+                self._sum += amount
+        else:
+            bucket = bisect_left(self._bounds, amount)
+            with self.lock:
+                self._sum += amount
+                self._observed[bucket] += 1
+                if exemplar:
+                    self._exemplars[bucket] = exemplar
+        self.changed()
+
+    def operations(self) -> list[Operation]:
+        operations = [Operation(Kind.ADD if self._sum else Kind.INIT, self.subkey("_sum"), float(self._sum)), self.creation()]
+        for bucket, count in enumerate(self._observed):
+            if count:
+                field = self._bucket(bucket)
+                operations.append(Operation(Kind.ADD, field, float(count)))
+                if bucket in self._exemplars:
+                    operations.append(Operation(Kind.SET, EXEMPLAR + field, self._exemplars[bucket]))
+        self.reset()
+        return operations
+
+    def _bucket(self, index: int) -> str:
+        return "_bucket:" + labels_with(self.labels, "le", self.pending.family.bounds[index])
+
+
+class ProcessNumber(Cell):
+    """A gauge with a value for each process: the value of this one, and when it was last set."""
+
+    __slots__ = ("_set_at", "_value")
+
+    def reset(self) -> None:
+        self._value = 0.0
+        self._set_at: float | None = None
+
+    def add(self, amount: float) -> None:
+        with self.lock:
+            self._value += amount
+            self._set_at = time.monotonic()
+        self.changed()
+
+    def set(self, value: float) -> None:
+        with self.lock:
+            self._value = value
+            self._set_at = time.monotonic()
+        self.changed()
+
+    def operations(self) -> list[Operation]:
+        field = self.pending.family.process_prefix(self.buffer.writer) + self.labels
+        return [Operation(Kind.STAMP, field, Stamped(float(self._value), self._set_at))]
+
+
+class Computed(Cell):
+    """A gauge whose value is a function, called whenever the buffer is flushed or read and every `BEAT_SECONDS`."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, pending: Pending, labels: str, function: Callable[[], float]) -> None:
+        self._function = function
+        super().__init__(pending, labels)
+        pending.computed = True
+
+    def take(self) -> list[Operation]:
+        return [] if self.dropped else self.operations()
+
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def add(self, amount: float) -> None:
+        """Do nothing: the function alone says the value."""
+
+    def set(self, value: float) -> None:
+        """Do nothing: the function alone says the value."""
+
+    def operations(self) -> list[Operation]:
+        try:
+            value = float(self._function())
+        except Exception:
+            logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
+            return []
+        if self.pending.family.mode == "shared":
+            return [Operation(Kind.SET, self.subkey(""), value)]
+        field = self.pending.family.process_prefix(self.buffer.writer) + self.labels
+        return [Operation(Kind.STAMP, field, Stamped(value, time.monotonic()))]
+
+
+class Text(Cell):
+    """An info or an enum: the last text set, or one to start with."""
+
+    __slots__ = ("_first", "_suffix", "_text")
+
+    def __init__(self, pending: Pending, labels: str, suffix: str, first: str) -> None:
+        self._suffix = suffix
+        self._first = first
+        super().__init__(pending, labels)
+
+    def reset(self) -> None:
+        self._text: str | None = None
+
+    def set(self, text: str) -> None:
+        with self.lock:
+            self._text = text
+        self.changed()
+
+    def operations(self) -> list[Operation]:
+        kind, text = (Kind.INIT, self._first) if self._text is None else (Kind.SET, self._text)
+        self.reset()
+        return [Operation(kind, self.subkey(self._suffix), text)]
+
+
+class Buffer:
+    """Sends what the cells of this process gathered to one storage, in batches that a retry cannot double.
+
+    With `interval` 0 every update is sent before its call returns; otherwise a background thread sends what changed
+    every `interval` seconds. The thread also renews leases and expiry, and retries when the storage is down. Updates
+    never raise because of a storage: what could not be sent stays in the cells, bounded by the number of series.
+    """
+
+    def __init__(self) -> None:
+        self.storage: Storage | None = None
+        self.write_through = True
+        self._interval = 0.0
+        self._threaded = True
+        self._renew_seconds: float | None = None
+        self._metrics: weakref.WeakSet[Pending] = weakref.WeakSet()
+        self._leaving = False
+        self._start()
+
+    def _start(self) -> None:
+        """Begin as a new process."""
+        self.writer = f"{os.getpid()}-{os.urandom(8).hex()}"
+        self._sequence = 0
+        self._queue: deque[Entry] = deque()
+        self._in_flight: Batch | None = None
+        self._applied: set[str] = set()
+        self._declared: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+        self._adopting = threading.Lock()
+        self._sending = threading.RLock()
+        self._sender: int | None = None
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._down: Exception | None = None
+        self._retry_seconds = FIRST_RETRY_SECONDS
+        self._retry_at = 0.0
+        self._next_beat = 0.0
+        self._next_renewal = 0.0
+
+    # What metrics call
+
+    def adopt(self, pending: Pending) -> None:
+        """Know the metric from now on."""
+        with self._adopting:
+            self._metrics.add(pending)
+
+    def declare(self, entry: Entry) -> None:
+        """Let the storage show the entry; before `setup` there is nothing to send to, and that is fine.
+
+        To be called with no lock of a metric held: sending takes these locks.
+        """
+        if self.storage is not None:
+            self.mark(entry)
+            if self.write_through:
+                self.write()
+
+    def mark(self, entry: Entry) -> None:
+        """Queue the entry. Raises NotConfigured."""
+        self.required()
+        if isinstance(entry, Cell):
+            entry.dirty = True
+        self._queue.append(entry)
+        if self._thread is None:
+            self._start_thread()
+
+    def write(self) -> None:
+        """Send what is queued unless the storage was found down a moment ago; never raise."""
+        if self._sender != threading.get_ident() and time.monotonic() >= self._retry_at:
+            with self._sending:
+                self._try_to_send()
+
+    # What the application and scrapes call
+
+    def attach(self, storage: Storage, interval: float, renew_seconds: float | None, *, threaded: bool = True) -> None:
+        """Use this storage from now on; what was pending goes to the one before, if that can be reached.
+
+        Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
+        """
+        with self._sending:
+            first = self.storage is None
+            self.leave()
+            self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
+            self._threaded = threaded
+            self.write_through = interval == 0 or self._leaving
+            self._applied.clear()
+            self._declared.clear()
+            self._refused.clear()
+            self._retry_at = self._next_beat = 0.0
+            self._next_renewal = time.monotonic() + (renew_seconds or 0.0)
+            self._restart_all(discard=first)
+            if self.write_through:
+                self._try_to_send()
+        self._wake.set()
+
+    def detach(self) -> None:
+        """Send what is pending and use no storage any more."""
+        with self._sending:
+            self.leave()
+            self.storage = None
+            self._queue.clear()
+            self._in_flight = None
+        self._wake.set()
+
+    def flush(self) -> None:
+        """Send all that is pending. Raises StorageError, also for metrics that the storage refuses."""
+        self.settle()
+        if self._refused:
+            raise StorageError("; ".join(f"metric {name!r} is refused: {why}" for name, why in self._refused.items()))
+
+    def settle(self) -> None:
+        """Send all that is pending, but for what the storage refuses. Raises StorageError."""
+        with self._sending:
+            for pending in self._all_metrics():
+                self._queue.extend(pending.restless(beat=False))
+            self._send()
+
+    def read(self, names: Collection[str] | None = None) -> Snapshot:
+        """Send what is pending, then read those metrics or all. Raises NotConfigured and StorageError."""
+        self.settle()
+        return self.required().read(names)
+
+    def clear(self) -> None:
+        """Delete all metrics from the storage; what this process has declared starts again. Raises StorageError."""
+        with self._sending:
+            self.settle()
+            self.required().delete()
+            self._applied.clear()
+            for pending in self._all_metrics():
+                pending.restart(discard=False)
+                self._queue.append(pending)
+                self._queue.extend(cell for cell in pending.cells.values() if not pending.family.labelnames)
+            self.settle()
+
+    def required(self) -> Storage:
+        """The storage. Raises NotConfigured where there is none."""
+        if self.storage is None:
+            raise NotConfigured(
+                "nothing says where metrics are kept: call pdc.setup(sqlite='metrics.db') or "
+                "pdc.setup(redis='redis://localhost') before metrics are updated or read"
+            )
+        return self.storage
+
+    def leave(self) -> None:
+        """Send what is pending, then take this process's marks and live values out of the storage; never raise."""
+        with self._sending:
+            if self.storage is None:
+                return
+            self._retry_at = 0.0
+            self._try_to_send()
+            if self._in_flight is None and self._applied:
+                updates = [Update(name, self._declared[name]) for name in sorted(self._applied)]
+                self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
+                self._try_to_send()
+                self._applied.clear()
+                if self._in_flight is not None and self._in_flight.leaving:
+                    self._in_flight = None
+
+    def at_exit(self) -> None:
+        """Leave for good: no thread may start any more, and whatever still changes is sent at once."""
+        self._leaving = self.write_through = True
+        self.leave()
+
+    def after_fork(self) -> None:
+        """Begin as a new process, in the child: nothing pending, another writer, no thread."""
+        self._start()
+        for pending in list(self._metrics):
+            pending.after_fork()
+
+    # The background thread
+
+    def _start_thread(self) -> None:
+        with self._adopting:
+            if self._thread is None and self._threaded and not self._leaving:
+                self._thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
+                self._thread.start()
+                _flush_when_a_multiprocessing_child_ends(self)
+
+    def _run(self) -> None:
+        while not self._leaving:
+            self._wake.wait(self._interval or BEAT_SECONDS)
+            self._wake.clear()
+            if self.storage is not None:
+                self._beat(time.monotonic())
+                self.write()
+
+    def _beat(self, now: float) -> None:
+        """Queue what must be told again though nothing changed: values with a lease, functions, and expiry."""
+        if now >= self._next_beat:
+            self._next_beat = now + BEAT_SECONDS
+            for pending in self._all_metrics():
+                self._queue.extend(pending.restless(beat=True))
+        if self._renew_seconds is not None and now >= self._next_renewal:
+            self._next_renewal = now + self._renew_seconds
+            self._queue.extend(self._all_metrics())
+
+    # Sending; the caller holds the lock `_sending`
+
+    def _try_to_send(self) -> None:
+        try:
+            self._send()
+        except StorageError:
+            return
+        except Exception:
+            logger.exception("metrics could not be sent; they are kept in memory")
+
+    def _send(self) -> None:
+        """Send batches until nothing is queued. Raises StorageError; the batch in flight is then kept as it is."""
+        if self._sender is not None:
+            return
+        self._sender = threading.get_ident()
+        try:
+            restarted = False
+            while batch := self._next_batch():
+                forgotten = self._note(batch, self.required().apply(batch))
+                if forgotten and not restarted:
+                    restarted = True
+                    self._restart_all(discard=False)
+            self._recovered()
+        except Exception as error:
+            self._failed(error)
+            raise
+        finally:
+            self._sender = None
+
+    def _next_batch(self) -> Batch | None:
+        if self._in_flight is None:
+            updates = self._take()
+            if updates:
+                self._in_flight = Batch(self.writer, self._next_sequence(), updates)
+        return self._in_flight
+
+    def _take(self) -> list[Update]:
+        updates: dict[str, Update] = {}
+        for _ in range(len(self._queue)):
+            entry = self._queue.popleft()
+            family = entry.pending.family
+            if family.name in self._refused:
+                continue
+            update = updates.get(family.name)
+            if update is None:
+                meta = family.meta
+                update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
+                self._declared[family.name] = meta
+            update.operations.extend(entry.take())
+        return list(updates.values())
+
+    def _next_sequence(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _note(self, batch: Batch, outcome: Outcome) -> bool:
+        """Book what became of the batch, and return whether the storage had forgotten what it held before."""
+        self._in_flight = None
+        for name, reason in outcome.refused.items():
+            self._refused[name] = reason
+            logger.error("metric %s is refused and will not be counted: %s", name, reason)
+        if batch.leaving:
+            return False
+        forgotten = not self._applied.isdisjoint(outcome.unknown)
+        self._applied.update(update.name for update in batch.updates if update.name not in outcome.refused)
+        return forgotten
+
+    def _restart_all(self, *, discard: bool) -> None:
+        for pending in self._all_metrics():
+            pending.restart(discard=discard)
+            self._queue.append(pending)
+            self._queue.extend(pending.cells.values())
+        if self._queue and self._thread is None:
+            self._start_thread()
+
+    def _all_metrics(self) -> list[Pending]:
+        with self._adopting:
+            return list(self._metrics)
+
+    def _failed(self, error: Exception) -> None:
+        if self._down is None:
+            logger.warning("metrics cannot be sent and are kept in memory until they can: %s", error)
+        self._down = error
+        self._retry_at = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)
+        self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
+
+    def _recovered(self) -> None:
+        if self._down is not None:
+            logger.warning("metrics can be sent again; those kept in memory were")
+        self._down = None
+        self._retry_seconds, self._retry_at = FIRST_RETRY_SECONDS, 0.0
+
+
+def _flush_when_a_multiprocessing_child_ends(buffer: Buffer) -> None:
+    """Children of multiprocessing end without running atexit handlers, only these."""
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, buffer.at_exit, exitpriority=0)

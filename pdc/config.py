@@ -1,0 +1,181 @@
+"""Which storage the metrics of this process use."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from .buffer import Buffer
+from .storage import Snapshot, Storage, StorageError
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .storage.redis import RedisStorage
+    from .storage.sqlite import SqliteStorage
+
+DEFAULT, REDIS, SQLITE = Buffer(), Buffer(), Buffer()
+"""The buffers of the metrics of `pdc`, `pdc.redis` and `pdc.sqlite`."""
+BUFFERS = (DEFAULT, REDIS, SQLITE)
+
+
+def setup(
+    redis: Any = None,
+    sqlite: str | os.PathLike[str] | sqlite3.Connection | None = None,
+    *,
+    redis_prefix: str = "",
+    redis_expire: float | None = 3600,
+    flush_interval: float = 0.0,
+) -> None:
+    """Say where metrics live: in Redis or in SQLite, exactly one of them.
+
+    May be called again at any time, before or after metrics are declared: what was pending goes to the storage before.
+    The metrics of `pdc` use what was chosen last; those of `pdc.redis` and `pdc.sqlite` keep to their own, so that one
+    process can use both. Nothing connects until the first update or scrape.
+
+    - `redis`: a client of redis-py (`Redis`, `RedisCluster`, what `Sentinel.master_for` returns) or a URL.
+    - `sqlite`: a path, or a `sqlite3.Connection`, which is then used as it is.
+    - `redis_prefix`: part of every key, so that several programs can share a database.
+    - `redis_expire`: seconds after which a metric that no living process has declared is gone; None for never.
+    - `flush_interval`: seconds between two batches that a background thread sends; updates then cost no I/O, which is
+      right for servers. With 0 every update is in the storage when its call returns: right for scripts.
+
+    Raises ValueError for arguments that make no sense, TypeError for a client that is none, and ImportError where
+    `redis` is not installed.
+    """
+    interval = _seconds("flush_interval", flush_interval)
+    if redis is not None and sqlite is None:
+        expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
+        storage = _redis_storage(redis, redis_prefix, expire)
+        _attach((REDIS, DEFAULT), storage, interval, None if expire is None else expire / 3)
+    elif sqlite is not None and redis is None:
+        _attach_sqlite(sqlite, interval)
+    else:
+        raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
+
+
+def get_redis_conn() -> Any:
+    """The client that `setup(redis=...)` was given or made from the URL. Raises NotConfigured."""
+    storage: RedisStorage = REDIS.required()  # type: ignore[assignment]
+    return storage.client
+
+
+def get_sqlite_conn() -> sqlite3.Connection:
+    """A connection to the database that `setup(sqlite=...)` was given.
+
+    For a path it is one of its own in autocommit mode, so that your statements and pdc's never share a transaction;
+    ask again after a fork or another `setup`. Raises NotConfigured and StorageError.
+    """
+    storage: SqliteStorage = SQLITE.required()  # type: ignore[assignment]
+    return storage.connection()
+
+
+def flush() -> None:
+    """Send all that is pending in this process. Raises StorageError; what could not be sent stays pending."""
+    errors = []
+    for buffer in BUFFERS:
+        if buffer.storage is not None:
+            try:
+                buffer.flush()
+            except StorageError as error:
+                errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def clear() -> None:
+    """Delete every metric from the storage that `setup` chose last.
+
+    What this process declared starts again: metrics without labels export 0, series with labels come back with their
+    next update. Raises NotConfigured and StorageError.
+    """
+    _settle_others(DEFAULT)
+    DEFAULT.clear()
+
+
+def shutdown() -> None:
+    """Send what is pending, take this process out of the storages and close them; errors are logged.
+
+    Metrics need another `setup` before their next update. A process that ends does all but the last by itself.
+    """
+    storages = _storages()
+    for buffer in BUFFERS:
+        buffer.detach()
+    for storage in storages:
+        storage.close()
+
+
+def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
+    """Read those metrics or all, with what this process has pending. Raises NotConfigured and StorageError."""
+    _settle_others(buffer)
+    return buffer.read(names)
+
+
+def _settle_others(buffer: Buffer) -> None:
+    """Send what the other buffers of this process have pending for the same storage."""
+    for other in BUFFERS:
+        if other is not buffer and other.storage is not None and other.storage is buffer.storage:
+            other.settle()
+
+
+def _attach_sqlite(database: Any, interval: float) -> None:
+    from .storage.sqlite import SqliteStorage
+
+    storage = SqliteStorage(database)
+    threaded = not storage.bound_to_thread()
+    if interval and not threaded:
+        raise ValueError(
+            f"flush_interval={interval:g} needs a connection that a background thread may use: "
+            "open it with check_same_thread=False, or give setup() a path"
+        )
+    _attach((SQLITE, DEFAULT), storage, interval, None, threaded=threaded)
+
+
+def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
+    try:
+        from .storage.redis import RedisStorage
+    except ImportError as error:
+        raise ImportError("setup(redis=...) needs redis-py: pip install 'prometheus-distributed-client[redis]'") from error
+    if not isinstance(prefix, str):
+        raise TypeError(f"redis_prefix must be a str, got {prefix!r}")
+    return RedisStorage(client, prefix, expire)
+
+
+def _attach(
+    buffers: tuple[Buffer, ...], storage: Storage, interval: float, renew_seconds: float | None, *, threaded: bool = True
+) -> None:
+    before = _storages()
+    for buffer in buffers:
+        buffer.attach(storage, interval, renew_seconds, threaded=threaded)
+    for left in before - _storages():
+        left.close()
+
+
+def _storages() -> set[Storage]:
+    return {buffer.storage for buffer in BUFFERS if buffer.storage is not None}
+
+
+def _seconds(name: str, value: Any, least: float = 0.0) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        raise ValueError(f"{name} must be a number of seconds, at least {least:g}, got {value!r}")
+    return float(value)
+
+
+def _at_exit() -> None:
+    for buffer in BUFFERS:
+        buffer.at_exit()
+    for storage in _storages():
+        storage.close()
+
+
+def _after_fork() -> None:
+    for buffer in BUFFERS:
+        buffer.after_fork()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

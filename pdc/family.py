@@ -1,0 +1,230 @@
+"""A metric family: what it is, how its series are spelled in a storage, and how they become samples again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache, reduce
+from operator import add
+from typing import Any, NamedTuple
+
+import prometheus_client.metrics
+from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.utils import floatToGoString
+
+from .storage import LIVE, META, WRITERS, Marks
+
+PROCESS = "#process:"
+EXEMPLAR = "#exemplar"
+LEASE_SECONDS = 15.0
+"""A process not seen for so long counts as gone in the live modes of a gauge."""
+
+Fields = Mapping[str, Any]
+Labels = tuple[tuple[str, str], ...]
+
+
+def dump(labels: Mapping[str, str]) -> str:
+    """The labels as a subkey spells them: JSON in ASCII, sorted by name, no spaces."""
+    return json.dumps(labels, sort_keys=True, separators=(",", ":"))
+
+
+@lru_cache(maxsize=4096)
+def labels_with(labels: str, name: str, value: str) -> str:
+    """The JSON labels with one more."""
+    return dump({**json.loads(labels), name: value})
+
+
+def clean(value: str) -> str:
+    """The value with lone surrogates, which no exposition format can carry, replaced by U+FFFD."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+@dataclass(frozen=True)
+class Family:
+    """Name (without ``_total``), type and help of a metric, as prometheus_client knows them."""
+
+    name: str
+    type: str
+    documentation: str
+    unit: str = ""
+    labelnames: tuple[str, ...] = ()
+    mode: str = "shared"
+    """How the values of several processes make one gauge: ``shared`` or a multiprocess mode of prometheus_client."""
+    bounds: tuple[str, ...] = ()
+    """Upper bounds of a histogram's buckets, as ``le`` spells them."""
+    states: tuple[str, ...] = ()
+
+    @property
+    def meta(self) -> str:
+        """The family as ``#meta`` keeps it."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_meta(cls, meta: str) -> Family:
+        """The family that `meta` describes; what later versions added is ignored."""
+        stored = json.loads(meta)
+        known = {key: stored[key] for key in cls.__dataclass_fields__ if key in stored}
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+
+    @property
+    def live(self) -> bool:
+        """Whether only processes that are alive count."""
+        return self.mode.startswith("live")
+
+    def process_prefix(self, writer: str) -> str:
+        """The start of the fields that hold the values of one process."""
+        return f"{LIVE if self.live else PROCESS}{writer}:"
+
+    def metric(self, fields: Fields, now: float) -> Metric:
+        """The family with its samples, series sorted by their label values.
+
+        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive.
+        """
+        metric = Metric(self.name, self.documentation, self.type, self.unit)
+        _, samples = _TYPES[self.type]
+        for labels, values in sorted(self._series(fields, now).items(), key=lambda item: [value for _, value in item[0]]):
+            for suffix, own, value, exemplar in samples(self, values):
+                metric.samples.append(Sample(self.name + suffix, {**dict(labels), **own}, value, None, exemplar))
+        return metric
+
+    def _series(self, fields: Fields, now: float) -> dict[Labels, Values]:
+        found: dict[Labels, Values] = {}
+        suffixes, _ = _TYPES[self.type]
+        for field, value in fields.items():
+            suffix, _, text = field.partition(":")
+            if suffix in suffixes:
+                labels = json.loads(text)
+                le = labels.pop("le", "") if suffix == "_bucket" else ""
+                stored = Stored(value, fields.get(EXEMPLAR + field))
+                found.setdefault(tuple(sorted(labels.items())), {})[suffix, le] = stored
+        if self.mode != "shared":
+            for labels, merged in _merged(self.mode, self._processes(fields, now)):
+                found[labels] = {("", ""): Stored(merged)}
+        return found
+
+    def _processes(self, fields: Fields, now: float) -> Iterator[tuple[Labels, str, float, float]]:
+        """Yield labels, process, value and time of setting for each process that counts."""
+        marks = Marks.loads(fields.get(WRITERS))
+        prefix = LIVE if self.live else PROCESS
+        for field, stored in fields.items():
+            if not field.startswith(prefix):
+                continue
+            writer, _, labels = field.removeprefix(prefix).partition(":")
+            if self.live and marks.get(writer, (0, 0.0))[1] < now - LEASE_SECONDS:
+                continue
+            value, _, stamp = stored.partition(" ")
+            yield tuple(sorted(json.loads(labels).items())), writer, float(value), float(stamp)
+
+
+class Stored(NamedTuple):
+    """A field of a series as the storage holds it."""
+
+    value: Any = 0.0
+    exemplar: str | None = None
+
+
+Values = dict[tuple[str, str], Stored]
+"""The fields of one series, by suffix and bucket bound."""
+Samples = Iterator[tuple[str, dict[str, str], float, Exemplar | None]]
+"""Suffix, further labels, value and exemplar of each sample of a series, in prometheus_client's order."""
+
+
+def _counter(_: Family, values: Values) -> Samples:
+    total = values.get(("_total", ""), Stored())
+    yield "_total", {}, float(total.value), _exemplar(total)
+    yield from _created(values)
+
+
+def _gauge(_: Family, values: Values) -> Samples:
+    yield "", {}, float(values["", ""].value), None
+
+
+def _summary(_: Family, values: Values) -> Samples:
+    yield "_count", {}, _number(values, "_count"), None
+    yield "_sum", {}, _number(values, "_sum"), None
+    yield from _created(values)
+
+
+def _histogram(family: Family, values: Values) -> Samples:
+    count = 0.0
+    bounds = sorted({le for suffix, le in values if suffix == "_bucket"}.union(family.bounds), key=float)
+    for le in bounds:
+        bucket = values.get(("_bucket", le), Stored())
+        count += float(bucket.value)
+        yield "_bucket", {"le": le}, count, _exemplar(bucket)
+    yield "_count", {}, count, None
+    if float(bounds[0]) >= 0:
+        yield "_sum", {}, _number(values, "_sum"), None
+    yield from _created(values)
+
+
+def _info(_: Family, values: Values) -> Samples:
+    yield "_info", json.loads(values["_info", ""].value), 1.0, None
+
+
+def _stateset(family: Family, values: Values) -> Samples:
+    current = values["", ""].value
+    for state in family.states:
+        yield "", {family.name: state}, float(state == current), None
+
+
+def _created(values: Values) -> Samples:
+    if ("_created", "") in values and prometheus_client.metrics._use_created:
+        yield "_created", {}, _number(values, "_created"), None
+
+
+def _number(values: Values, suffix: str) -> float:
+    return float(values.get((suffix, ""), Stored()).value)
+
+
+def _exemplar(stored: Stored) -> Exemplar | None:
+    return Exemplar(*json.loads(stored.exemplar)) if stored.exemplar else None
+
+
+_TYPES = {
+    "counter": (frozenset({"_total", "_created"}), _counter),
+    "gauge": (frozenset({""}), _gauge),
+    "summary": (frozenset({"_count", "_sum", "_created"}), _summary),
+    "histogram": (frozenset({"_bucket", "_sum", "_created"}), _histogram),
+    "info": (frozenset({"_info"}), _info),
+    "stateset": (frozenset({""}), _stateset),
+}
+"""The suffixes of a type, and how its series become samples."""
+
+
+def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:
+    """Upper bounds as ``le`` spells them."""
+    return tuple(floatToGoString(bound) for bound in bounds)
+
+
+def families(metrics: Mapping[str, Fields], now: float) -> list[Metric]:
+    """The families of a snapshot, sorted by name; fields of no known metric are left out."""
+    return [Family.from_meta(fields[META]).metric(fields, now) for _, fields in sorted(metrics.items()) if META in fields]
+
+
+def exemplar_text(labels: Mapping[str, str], value: float, timestamp: float) -> str:
+    """An exemplar as its field keeps it."""
+    return json.dumps([dict(labels), value, timestamp], separators=(",", ":"))
+
+
+def _merged(mode: str, values: Iterable[tuple[Labels, str, float, float]]) -> Iterator[tuple[Labels, float]]:
+    """Merge the values of processes as prometheus_client's multiprocess mode of that name does."""
+    by_series: dict[Labels, list[tuple[str, float, float]]] = {}
+    for labels, writer, value, stamp in values:
+        by_series.setdefault(labels, []).append((writer, value, stamp))
+    kind = mode.removeprefix("live")
+    for labels, processes in by_series.items():
+        if kind == "all":
+            yield from ((tuple(sorted({**dict(labels), "pid": writer}.items())), value) for writer, value, _ in processes)
+        elif kind == "sum":
+            yield labels, reduce(add, (value for _, value, _ in processes))
+        elif kind == "mostrecent":
+            yield labels, max(processes, key=lambda process: process[2])[1]
+        else:
+            yield labels, (min if kind == "min" else max)(value for _, value, _ in processes)

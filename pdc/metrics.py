@@ -1,0 +1,314 @@
+"""The metric classes: prometheus_client's, with their values in the storage that `setup` chose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import prometheus_client
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import REGISTRY, CollectorRegistry
+from prometheus_client.samples import Sample
+from prometheus_client.validation import _validate_exemplar
+
+from . import config
+from .buffer import Buckets, Buffer, Cell, Computed, Number, Observations, Pending, ProcessNumber, Text
+from .family import Family, bucket_bounds, clean, dump, exemplar_text
+
+MetricT = TypeVar("MetricT", bound="StoredMetric")
+
+
+class StoredMetric(MetricWrapperBase):
+    """What the metric classes share: a cell per series instead of a value, and samples read from the storage."""
+
+    buffer: ClassVar[Buffer] = config.DEFAULT
+    _metrics: Mapping[Sequence[str], Any] = MappingProxyType({})  # children; only a parent has some
+
+    if not TYPE_CHECKING:  # type checkers see the signatures of prometheus_client
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._pending = Pending(self.buffer, self._family())
+            if not self._labelnames:
+                self._cell = self._pending.add(self._new_cell("{}"))
+            self.buffer.declare(self._pending if self._labelnames else self._cell)
+
+    _pending: Pending
+
+    def _metric_init(self) -> None:
+        """Do nothing: `__init__` makes the cell once the registry has taken the metric."""
+
+    def _new_cell(self, labels: str) -> Cell:
+        raise NotImplementedError
+
+    def _family(self) -> Family:
+        return Family(self._name, str(self._type), clean(self._documentation), self._unit, self._labelnames)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_cell":
+            raise ValueError(f"{self._type} metric {self._name} is missing label values: call labels() for {self._labelnames}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def labels(self: MetricT, *labelvalues: object, **labelkwargs: object) -> MetricT:
+        """Return the child for these label values, which the storage shows from now on.
+
+        Raises ValueError where the labels are not those of the metric.
+        """
+        if labelkwargs:
+            values = self._values_by_name(labelvalues, labelkwargs)
+        else:
+            values = tuple(map(str, labelvalues))
+        child: MetricT | None = self._metrics.get(values)
+        return self._child(values) if child is None else child
+
+    def _values_by_name(self, labelvalues: tuple[object, ...], labelkwargs: dict[str, object]) -> tuple[str, ...]:
+        if labelvalues:
+            raise ValueError("Can't pass both *args and **kwargs")
+        if self._labelnames and labelkwargs.keys() != set(self._labelnames):
+            raise ValueError(f"Incorrect label names: {self} has {self._labelnames}, got {tuple(labelkwargs)}")
+        return tuple(str(labelkwargs[name]) for name in self._labelnames)
+
+    def _child(self: MetricT, values: tuple[str, ...]) -> MetricT:
+        if self._labelvalues:
+            labels = dict(zip(self._labelnames, self._labelvalues, strict=True))
+            raise ValueError(f"{self} already has labels set ({labels}); can not chain calls to .labels()")
+        self._check_label_count(values)
+        values = tuple(map(clean, values))
+        with self._pending.lock:
+            if values not in self._metrics:
+                self._metrics[values] = self._new_child(values)  # type: ignore[index]
+            child: MetricT = self._metrics[values]
+        self.buffer.declare(child._cell)
+        return child
+
+    def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
+        child = object.__new__(type(self))
+        child.__dict__.update(self.__dict__)
+        del child.__dict__["_metrics"]
+        child._labelvalues = values
+        child._cell = self._pending.add(child._new_cell(dump(dict(zip(self._labelnames, values, strict=True)))))
+        return child
+
+    def _check_label_count(self, values: Sequence[object]) -> None:
+        if not self._labelnames:
+            raise ValueError(f"No label names were set when constructing {self}")
+        if len(values) != len(self._labelnames):
+            raise ValueError(f"Incorrect label count: {self} has {self._labelnames}, got {values}")
+
+    def remove(self, *labelvalues: Any) -> None:
+        """Remove the series with these label values, for every process; its next update starts it again at 0.
+
+        Raises ValueError where the labels are not those of the metric.
+        """
+        self._check_label_count(labelvalues)
+        self._remove(dict(zip(self._labelnames, map(str, labelvalues), strict=True)))
+
+    def remove_by_labels(self, labels: dict[str, str]) -> None:
+        """Remove all series with these values of some labels, for every process; none for an empty dict.
+
+        Raises TypeError for anything but a dict, and ValueError for labels that the metric does not have.
+        """
+        self._check_label_count(self._labelnames)
+        if not isinstance(labels, dict):
+            raise TypeError(f"labels must be a dict of label names and values, got {labels!r}")
+        if unknown := [name for name in labels if name not in self._labelnames]:
+            raise ValueError(f"Unknown label names {unknown}: {self} has {self._labelnames}")
+        if labels:
+            self._remove({name: str(value) for name, value in labels.items()})
+
+    def clear(self) -> None:
+        """Remove all series of a metric with labels, for every process."""
+        if self._labelnames and not self._labelvalues:
+            self._remove({})
+
+    def _remove(self, labels: Mapping[str, str]) -> None:
+        wanted = {name: clean(value) for name, value in labels.items()}
+        with self._pending.lock:
+            doomed = [
+                values
+                for values in self._metrics
+                if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
+            ]
+            cells = [self._metrics.pop(values)._cell for values in doomed]  # type: ignore[attr-defined]
+            self._pending.drop(cells)
+        self._pending.remove(dump(wanted))
+
+    def collect(self) -> Iterable[Metric]:
+        """Read the metric from the storage, with what this process has pending.
+
+        A child gives its own samples, without its labels. Raises NotConfigured and StorageError.
+        """
+        snapshot = config.read(self.buffer, [self._name])
+        metric = self._family().metric(snapshot.metrics.get(self._name, {}), snapshot.now)
+        if self._labelvalues:
+            own = dict(zip(self._labelnames, self._labelvalues, strict=True))
+            metric.samples = [_without(own, sample) for sample in metric.samples if own.items() <= sample.labels.items()]
+        return [metric]
+
+
+class Counter(StoredMetric, prometheus_client.Counter):
+    """A counter of `prometheus_client.Counter`, shared by every process."""
+
+    _cell: Number
+
+    def _new_cell(self, labels: str) -> Number:
+        return Number(self._pending, labels, "_total")
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Add `amount`, and keep the exemplar where there is one.
+
+        Raises ValueError for a negative amount or a wrong exemplar, before anything is counted.
+        """
+        if amount < 0:
+            raise ValueError(f"Counters can only be incremented by non-negative amounts, got {amount!r}.")
+        if exemplar:
+            self._cell.add(amount, _exemplar(exemplar, amount))
+        else:
+            self._cell.add(amount)
+
+    def reset(self) -> None:
+        """Set the counter to zero for every process, created now."""
+        self._cell.set(0.0)
+
+
+class Gauge(StoredMetric, prometheus_client.Gauge):
+    """A gauge of `prometheus_client.Gauge`.
+
+    With the `multiprocess_mode` ``shared``, the default, it has one value for all processes: the last `set` wins,
+    `inc` and `dec` add up. In the other modes, those of prometheus_client, every process has a value of its own.
+    """
+
+    _MULTIPROC_MODES = prometheus_client.Gauge._MULTIPROC_MODES | {"shared"}
+    _cell: Number | ProcessNumber | Computed
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Iterable[str] = (),
+        namespace: str = "",
+        subsystem: str = "",
+        unit: str = "",
+        registry: CollectorRegistry | None = REGISTRY,
+        _labelvalues: Sequence[str] | None = None,
+        multiprocess_mode: str = "shared",
+    ) -> None:
+        super().__init__(
+            name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, multiprocess_mode  # type: ignore[arg-type]
+        )
+
+    def _family(self) -> Family:
+        return Family(
+            self._name, "gauge", clean(self._documentation), self._unit, self._labelnames, mode=self._multiprocess_mode
+        )
+
+    def _new_cell(self, labels: str) -> Number | ProcessNumber:
+        return (Number if self._multiprocess_mode == "shared" else ProcessNumber)(self._pending, labels)
+
+    def inc(self, amount: float = 1) -> None:
+        """Add `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
+        if self._is_most_recent:
+            raise RuntimeError("inc must not be used with the mostrecent mode")
+        self._cell.add(amount)
+
+    def dec(self, amount: float = 1) -> None:
+        """Subtract `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
+        if self._is_most_recent:
+            raise RuntimeError("dec must not be used with the mostrecent mode")
+        self._cell.add(-amount)
+
+    def set(self, value: float) -> None:
+        """Set the gauge to `value`."""
+        self._cell.set(float(value))
+
+    def set_function(self, f: Callable[[], float]) -> None:
+        """Take the value from `f`, which a background thread may call; the other methods then do nothing.
+
+        Where `f` raises, the value stays as it was and the error is logged.
+        """
+        self._cell = self._pending.add(Computed(self._pending, self._cell.labels, f))
+        self.buffer.declare(self._cell)
+
+
+class Summary(StoredMetric, prometheus_client.Summary):
+    """A summary of `prometheus_client.Summary`, shared by every process."""
+
+    _cell: Observations
+
+    def _new_cell(self, labels: str) -> Observations:
+        return Observations(self._pending, labels)
+
+    def observe(self, amount: float) -> None:
+        """Observe `amount`."""
+        self._cell.observe(amount)
+
+
+class Histogram(StoredMetric, prometheus_client.Histogram):
+    """A histogram of `prometheus_client.Histogram`, shared by every process."""
+
+    _cell: Buckets
+
+    def _family(self) -> Family:
+        bounds = bucket_bounds(self._upper_bounds)
+        return Family(self._name, "histogram", clean(self._documentation), self._unit, self._labelnames, bounds=bounds)
+
+    def _new_cell(self, labels: str) -> Buckets:
+        return Buckets(self._pending, labels, tuple(self._upper_bounds))
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Observe `amount`, and keep the exemplar of its bucket where there is one.
+
+        Raises ValueError for a wrong exemplar, before anything is counted.
+        """
+        if exemplar:
+            self._cell.observe(amount, _exemplar(exemplar, amount))
+        else:
+            self._cell.observe(amount)
+
+
+class Info(StoredMetric, prometheus_client.Info):
+    """An info metric of `prometheus_client.Info`: what a process sets last is what all show."""
+
+    _cell: Text
+
+    def _new_cell(self, labels: str) -> Text:
+        return Text(self._pending, labels, "_info", "{}")
+
+    def info(self, val: dict[str, str]) -> None:
+        """Set the key-value pairs. Raises ValueError for a key that is a label, and for None as a value."""
+        if overlapping := set(self._labelnames).intersection(val):
+            raise ValueError(f"Overlapping labels for Info metric {self._name}: {sorted(overlapping)}")
+        if nones := [key for key, value in val.items() if value is None]:
+            raise ValueError(f"Label value cannot be None: {nones} of Info metric {self._name}")
+        self._cell.set(dump({key: clean(str(value)) for key, value in val.items()}))
+
+
+class Enum(StoredMetric, prometheus_client.Enum):
+    """An enum metric of `prometheus_client.Enum`: the state that a process sets last is what all show."""
+
+    _cell: Text
+
+    def _family(self) -> Family:
+        states = tuple(map(clean, self._states))
+        return Family(self._name, "stateset", clean(self._documentation), "", self._labelnames, states=states)
+
+    def _new_cell(self, labels: str) -> Text:
+        return Text(self._pending, labels, "", clean(self._states[0]))
+
+    def state(self, state: str) -> None:
+        """Set the state. Raises ValueError for one that the metric does not have."""
+        if state not in self._states:
+            raise ValueError(f"{state!r} is not a state of {self._name}: expected one of {list(self._states)}")
+        self._cell.set(clean(state))
+
+
+def _exemplar(labels: dict[str, str], amount: float) -> str:
+    _validate_exemplar(labels)
+    return exemplar_text({name: clean(value) for name, value in labels.items()}, float(amount), time.time())
+
+
+def _without(labels: Mapping[str, str], sample: Sample) -> Sample:
+    return sample._replace(labels={name: value for name, value in sample.labels.items() if name not in labels})

@@ -1,0 +1,168 @@
+"""The contract between the buffer and a storage.
+
+A storage keeps one mapping of fields to values per metric. It knows names, fields and numbers, never metric types.
+Fields that start with ``#`` are bookkeeping and are never exported:
+
+- ``#meta``: what the metric is (type, help, unit, labels, bounds), as JSON that only `pdc.family` understands;
+- ``#writers``: for every writer, the last batch that was applied and when it was last seen, by the storage's clock;
+- ``#live:<writer>:<labels>`` and ``#process:<writer>:<labels>``: the value of one process, and when it was set.
+  Live values go when their writer goes;
+- ``#exemplar<suffix>:<labels>``: the exemplar of the field of that suffix and labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+META = "#meta"
+WRITERS = "#writers"
+LIVE = "#live:"
+
+FORGET_WRITER_SECONDS = 3600.0
+"""A writer not seen for so long is forgotten, with its live values and its duplicate marks."""
+
+
+class StorageError(Exception):
+    """The storage could not be read or written; the message says which, why, and what helps."""
+
+
+class Kind(str, Enum):
+    """What an operation does to its field."""
+
+    DELETE = "delete"
+    """Remove every field whose labels include those of ``field`` (a JSON object)."""
+    INIT = "init"
+    """Create the field with the value where it does not exist."""
+    SET = "set"
+    """Replace the value, a number or a text."""
+    ADD = "add"
+    """Add the number, as IEEE doubles do."""
+    STAMP = "stamp"
+    """Replace the value by ``"<number> <time>"``; the time is the storage's clock when the number was set."""
+
+
+class Stamped(NamedTuple):
+    """The value of a `Kind.STAMP`: a number, and when it was set by `time.monotonic` (None: never)."""
+
+    number: float
+    set_at: float | None
+
+    def age(self, now: float) -> float | None:
+        """Seconds since the number was set."""
+        return None if self.set_at is None else max(now - self.set_at, 0.0)
+
+
+Value: TypeAlias = float | str
+
+
+class Operation(NamedTuple):
+    """One change of one field."""
+
+    kind: Kind
+    field: str
+    value: Value | Stamped = 0.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a batch changes in one metric; with no operations it renews the metric and the writer's mark."""
+
+    name: str
+    meta: str
+    operations: list[Operation] = field(default_factory=list)
+    declare: bool = False
+    """Replace the stored ``#meta`` even where there is one: true once per process and metric."""
+
+    def by_kind(self) -> Iterator[tuple[Kind, list[Operation]]]:
+        """Yield the operations in the order in which they apply: deletes, then inits, then the rest."""
+        for kind in Kind:
+            if chosen := [operation for operation in self.operations if operation.kind is kind]:
+                yield kind, chosen
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Updates of any number of metrics, each of them at most once.
+
+    Applying a batch twice is applying it once: ``sequence`` grows with every batch of a ``writer``, and a metric
+    ignores a sequence that it has seen. A writer that is ``leaving`` takes its marks and its live values along.
+    """
+
+    writer: str
+    sequence: int
+    updates: list[Update]
+    leaving: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a storage says of a batch that it applied."""
+
+    unknown: set[str] = field(default_factory=set)
+    """Metrics that the storage did not hold before: new, expired, evicted or deleted."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Metrics that can never be applied, with the reason; the others were."""
+
+
+class Snapshot(NamedTuple):
+    """The fields of some metrics, and the storage's clock when they were read."""
+
+    now: float
+    metrics: Mapping[str, Mapping[str, Any]]
+
+
+class Storage(Protocol):
+    """Where metrics live. Methods may be called from any thread and, after a fork, from the child."""
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Apply the batch; each metric changes at once or not at all.
+
+        Raises StorageError where that is unknown or failed for any metric: send the very same batch again.
+        """
+
+    def read(self, names: Collection[str] | None = None) -> Snapshot:
+        """Read those metrics, or all; each as it was at one moment. Never writes. Raises StorageError."""
+
+    def delete(self) -> None:
+        """Delete all metrics. Raises StorageError."""
+
+    def close(self) -> None:
+        """Let go of connections that the storage opened; the next call opens new ones."""
+
+
+class Marks(dict[str, tuple[int, float]]):
+    """The ``#writers`` of one metric: the last sequence of each writer and when it was seen (Unix seconds)."""
+
+    @classmethod
+    def loads(cls, stored: str | None) -> Marks:
+        """Parse the stored JSON; no marks where there is none."""
+        return cls((writer, (int(sequence), float(seen))) for writer, (sequence, seen) in json.loads(stored or "{}").items())
+
+    def dumps(self) -> str:
+        """The marks as JSON."""
+        return json.dumps(self, separators=(",", ":"))
+
+    def applied(self, batch: Batch) -> bool:
+        """Whether the batch was applied before."""
+        return batch.writer in self and self[batch.writer][0] >= batch.sequence
+
+    def renew(self, batch: Batch, now: float) -> list[str]:
+        """Record the batch, forget who left or was not seen for long, and return those."""
+        last = max(batch.sequence, self.get(batch.writer, (0, 0.0))[0])
+        self[batch.writer] = (last, now)
+        gone = [writer for writer, (_, seen) in self.items() if seen < now - FORGET_WRITER_SECONDS]
+        if batch.leaving:
+            gone.append(batch.writer)
+        for writer in gone:
+            del self[writer]
+        return gone
+
+
+def labels_of(field: str) -> str | None:
+    """The JSON labels at the end of a field name; None for a field without labels."""
+    start = field.find("{")
+    return None if start < 0 else field[start:]

@@ -1,0 +1,309 @@
+"""Metrics in Redis: one hash a metric, and one sorted set that lists the metrics of a prefix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.retry import Retry
+
+from . import FORGET_WRITER_SECONDS, Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, Update
+
+CONNECT_SECONDS = 2.0
+SOCKET_SECONDS = 5.0
+"""Timeouts of a client that is made from a URL; the URL may name others (``?socket_timeout=1``)."""
+
+_APPLY = """
+local key, prefix, meta, declare, expire = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local writer, sequence, leaving, forget_after = ARGV[5], tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
+local FIRST, CHUNK = 9, 1000
+
+local stored = redis.call('HMGET', key, '#prefix', '#meta', '#writers')
+if stored[1] and stored[1] ~= prefix then
+  return redis.error_reply('PDCPREFIX ' .. stored[1])
+end
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+
+local function text(number)
+  local short = string.format('%.15g', number)
+  if tonumber(short) == number then return short end
+  return string.format('%.17g', number)
+end
+
+local function in_chunks(list, call)
+  for first = 1, #list, CHUNK do
+    call(unpack(list, first, math.min(first + CHUNK - 1, #list)))
+  end
+end
+
+local function remove(doomed)
+  local fields = {}
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if doomed(field) then fields[#fields + 1] = field end
+  end
+  in_chunks(fields, function(...) redis.call('HDEL', key, ...) end)
+end
+
+local function remove_matching(wanted)
+  remove(function(field)
+    local start = string.find(field, '{', 1, true)
+    if not start then return false end
+    local labels = cjson.decode(string.sub(field, start))
+    for name, value in pairs(wanted) do
+      if labels[name] ~= value then return false end
+    end
+    return true
+  end)
+end
+
+local function read_fields()
+  local fields, current = {}, {}
+  for i = FIRST, #ARGV, 3 do
+    if ARGV[i] == 'add' or ARGV[i] == 'init' then fields[#fields + 1] = ARGV[i + 1] end
+  end
+  for first = 1, #fields, CHUNK do
+    local last = math.min(first + CHUNK - 1, #fields)
+    local values = redis.call('HMGET', key, unpack(fields, first, last))
+    for i = first, last do current[fields[i]] = values[i - first + 1] or nil end
+  end
+  return current
+end
+
+local function apply()
+  for i = FIRST, #ARGV, 3 do
+    if ARGV[i] == 'delete' then remove_matching(cjson.decode(ARGV[i + 1])) end
+  end
+  local current, changed = read_fields(), {}
+  for i = FIRST, #ARGV, 3 do
+    local kind, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    local new = nil
+    if kind == 'set' then
+      new = value
+    elseif kind == 'init' then
+      if not current[field] then new = value end
+    elseif kind == 'add' then
+      new = text(tonumber(current[field] or '0') + tonumber(value))
+    elseif kind == 'stamp' then
+      local number, age = string.match(value, '^(%S+) (%S+)$')
+      new = number .. ' ' .. (age == 'never' and '0' or text(now - tonumber(age)))
+    end
+    if new then
+      current[field], changed[field] = new, new
+    end
+  end
+  local pairs_ = {}
+  for field, value in pairs(changed) do
+    pairs_[#pairs_ + 1] = field
+    pairs_[#pairs_ + 1] = value
+  end
+  in_chunks(pairs_, function(...) redis.call('HSET', key, ...) end)
+end
+
+local writers = stored[3] and cjson.decode(stored[3]) or {}
+local mark = writers[writer]
+if not (mark and mark[1] >= sequence) then
+  apply()
+end
+
+local gone = {}
+for id, seen in pairs(writers) do
+  if seen[2] < now - forget_after then gone[id] = true end
+end
+writers[writer] = {math.max(sequence, mark and mark[1] or 0), now}
+gone[writer] = leaving == '1' or nil
+if next(gone) then
+  for id in pairs(gone) do writers[id] = nil end
+  remove(function(field)
+    local owner = string.match(field, '^#live:([^:]+):')
+    return owner and gone[owner]
+  end)
+end
+redis.call('HSET', key, '#writers', cjson.encode(writers))
+if declare == '1' or not stored[2] then
+  redis.call('HSET', key, '#prefix', prefix, '#meta', meta)
+end
+if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
+return stored[2] and 1 or 0
+"""
+
+_LIST = """
+local clock, expire, names = redis.call('TIME'), tonumber(ARGV[1]), {}
+for i = 2, #ARGV do
+  names[#names + 1] = clock[1]
+  names[#names + 1] = ARGV[i]
+end
+for first = 1, #names, 1000 do
+  redis.call('ZADD', KEYS[1], unpack(names, first, math.min(first + 999, #names)))
+end
+if expire > 0 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (clock[1] - math.ceil(expire / 1000)))
+  redis.call('PEXPIRE', KEYS[1], expire)
+else
+  redis.call('PERSIST', KEYS[1])
+end
+return 1
+"""
+
+_DELETE = """
+if redis.call('HGET', KEYS[1], '#prefix') == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+class RedisStorage:
+    """Metrics under one prefix of a Redis database.
+
+    The metric ``requests`` of the prefix ``myapp`` is the hash ``prometheus_myapp_requests``. The names are listed in
+    ``prometheus#myapp``, which no metric key can spell. ``expire`` (seconds, None for never) is renewed by every write
+    of a metric.
+    """
+
+    def __init__(self, client: Any, prefix: str = "", expire: float | None = 3600) -> None:
+        if not isinstance(client, (str, redis.Redis, redis.RedisCluster)):
+            raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got {client!r}")
+        self._own = isinstance(client, str)
+        self.client = _client_from_url(client) if isinstance(client, str) else client
+        self._clustered = isinstance(self.client, redis.RedisCluster)
+        self._prefix = prefix
+        self._expire = 0 if expire is None else max(int(expire * 1000), 1)
+        self._index = f"prometheus#{prefix}"
+        self._scripts: dict[str, str] = {}
+
+    def __str__(self) -> str:
+        options = getattr(getattr(self.client, "connection_pool", None), "connection_kwargs", {})
+        where = options.get("path") or f"{options.get('host', 'cluster')}:{options.get('port', '')}"
+        return f"Redis {where}"
+
+    def apply(self, batch: Batch) -> Outcome:
+        outcome, replies = Outcome(), self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
+        for update, reply in zip(batch.updates, replies[1:], strict=True):
+            reason = self._refusal(update.name, reply)
+            if reason is not None:
+                outcome.refused[update.name] = reason
+            elif not reply:
+                outcome.unknown.add(update.name)
+        return outcome
+
+    def read(self, names: Collection[str] | None = None) -> Snapshot:
+        wanted = sorted(self._names()) if names is None else list(names)
+        *hashes, clock = self._run([*(("HGETALL", self._key(name)) for name in wanted), ("TIME",)])
+        seconds, microseconds = clock
+        metrics = {
+            name: {_text(field): _text(value) for field, value in fields.items()}
+            for name, fields in zip(wanted, hashes, strict=True)
+            if not isinstance(fields, ResponseError)
+        }
+        own = {name: fields for name, fields in metrics.items() if fields.pop("#prefix", None) == self._prefix}
+        return Snapshot(int(seconds) + int(microseconds) / 1e6, own)
+
+    def delete(self) -> None:
+        names = self._names()
+        self._run([*((_DELETE, self._key(name), self._prefix) for name in names), ("DEL", self._index)])
+
+    def close(self) -> None:
+        if self._own:
+            self.client.close()
+
+    def _key(self, name: str) -> str:
+        return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"
+
+    def _names(self) -> list[str]:
+        (names,) = self._run([("ZRANGE", self._index, 0, -1)])
+        return [_text(name) for name in names]
+
+    def _listing(self, batch: Batch) -> tuple[Any, ...]:
+        return (_LIST, self._index, self._expire, *(update.name for update in batch.updates))
+
+    def _call(self, batch: Batch, update: Update) -> tuple[Any, ...]:
+        now = time.monotonic()
+        arguments: list[Any] = []
+        for _, operations in update.by_kind():
+            for operation in operations:
+                arguments += (operation.kind.value, operation.field, _argument(operation, now))
+        return (
+            *(_APPLY, self._key(update.name), self._prefix, update.meta, int(update.declare), self._expire),
+            *(batch.writer, batch.sequence, int(batch.leaving), FORGET_WRITER_SECONDS),
+            *arguments,
+        )
+
+    def _run(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Send commands, or scripts with one key each, in one round trip, and return their replies.
+
+        Raises StorageError for every error but those that `_refusal` knows, which stand among the replies.
+        """
+        try:
+            replies = self._send(commands)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                self._scripts.clear()
+                replies = self._send(commands)
+        except (RedisError, OSError) as error:
+            raise self._failed(error) from error
+        for reply in replies:
+            if isinstance(reply, Exception) and self._refusal("", reply) is None:
+                raise self._failed(reply) from reply
+        return replies
+
+    def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        prepared = [self._prepare(*command) for command in commands]
+        if self._clustered:
+            return [self._send_alone(command) for command in prepared]
+        with self.client.pipeline(transaction=False) as pipeline:
+            for command in prepared:
+                pipeline.execute_command(*command)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            return replies
+
+    def _send_alone(self, command: tuple[Any, ...]) -> Any:
+        options = {"target_nodes": self.client.get_random_node()} if command == ("TIME",) else {}
+        try:
+            return self.client.execute_command(*command, **options)
+        except ResponseError as error:
+            return error
+
+    def _prepare(self, command: str, *arguments: Any) -> tuple[Any, ...]:
+        if "\n" not in command:
+            return command, *arguments
+        if command not in self._scripts:
+            self._scripts[command] = _text(self.client.script_load(command))
+        return "EVALSHA", self._scripts[command], 1, *arguments
+
+    def _refusal(self, name: str, reply: Any) -> str | None:
+        """Why Redis will never take this metric, if so."""
+        if not isinstance(reply, ResponseError):
+            return None
+        text = str(reply)
+        if text.startswith("PDCPREFIX"):
+            owner = text.removeprefix("PDCPREFIX").strip()
+            return f"the key {self._key(name)!r} belongs to the prefix {owner!r}, not {self._prefix!r}: choose another prefix"
+        if text.startswith("WRONGTYPE"):
+            return f"the key {self._key(name)!r} holds something that is not a metric: choose another prefix"
+        return None
+
+    def _failed(self, error: Exception) -> StorageError:
+        return StorageError(f"{self} failed: {type(error).__name__}: {error}")
+
+
+def _client_from_url(url: str) -> Any:
+    retry = Retry(NoBackoff(), 1)  # a connection that died while idle; the buffer does the rest
+    return redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=retry)
+
+
+def _argument(operation: Operation, now: float) -> str:
+    value = operation.value
+    if isinstance(value, Stamped):
+        age = value.age(now)
+        return f"{_argument(Operation(Kind.SET, '', value.number), now)} {'never' if age is None else repr(age)}"
+    if isinstance(value, str):
+        return value
+    return repr(value).removesuffix(".0")
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+

@@ -1,0 +1,313 @@
+"""Metrics in one SQLite table, ``metrics(metric_key, subkey, value)``; NaN is stored as NULL."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from . import LIVE, META, WRITERS, Batch, Kind, Marks, Operation, Outcome, Snapshot, Stamped, StorageError, Update, labels_of
+
+BUSY_SECONDS = 5.0
+"""How long one call waits for other writers before it says that the database is busy."""
+
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS metrics (
+        metric_key TEXT NOT NULL,
+        subkey TEXT NOT NULL,
+        value,
+        PRIMARY KEY (metric_key, subkey)
+    ) WITHOUT ROWID
+"""
+_INSERT = "INSERT INTO metrics (metric_key, subkey, value) VALUES (?, ?, ?)"
+_CONFLICT = " ON CONFLICT (metric_key, subkey) DO "
+_WRITE = {
+    Kind.INIT: _INSERT + _CONFLICT + "NOTHING",
+    Kind.SET: _INSERT + _CONFLICT + "UPDATE SET value = excluded.value",
+    Kind.ADD: _INSERT + _CONFLICT + "UPDATE SET value = value + excluded.value",
+}
+_WRITE[Kind.STAMP] = _WRITE[Kind.SET]
+
+_storages: weakref.WeakSet[SqliteStorage] = weakref.WeakSet()
+
+
+class SqliteStorage:
+    """A database file, or a connection that the application made and keeps.
+
+    A file is opened in WAL mode, once per process, when it is first needed. A given connection is used as it is:
+    its pragmas stay, a transaction that is open on it is never committed, and the threads that may use it are those
+    that `sqlite3.connect(check_same_thread=...)` allowed.
+    """
+
+    def __init__(self, database: str | os.PathLike[str] | sqlite3.Connection) -> None:
+        if database == ":memory:":
+            raise ValueError("a database in memory belongs to one connection: give setup() a path, or sqlite3.connect(':memory:')")
+        self._given = database if isinstance(database, sqlite3.Connection) else None
+        self._path = "" if isinstance(database, sqlite3.Connection) else os.path.abspath(os.fspath(database))
+        self._owner = os.getpid()
+        self._connection = self._given
+        self._lent: sqlite3.Connection | None = None
+        self._prepared = False
+        self._lock = threading.RLock()
+        _storages.add(self)
+
+    def __str__(self) -> str:
+        return f"SQLite {self._path or 'connection'}"
+
+    def connection(self) -> sqlite3.Connection:
+        """The given connection, or one to the same file in autocommit mode, which the caller may use as it likes.
+
+        Raises StorageError where the file cannot be opened.
+        """
+        with self._lock, self._explained("open"):
+            connection = self._for_writing()
+            if self._given is not None:
+                return connection
+            if self._lent is None:
+                self._lent = self._connect()
+            return self._lent
+
+    def bound_to_thread(self) -> bool:
+        """Whether only the thread that made the given connection may use it."""
+        refusals: list[sqlite3.ProgrammingError] = []
+
+        def probe(connection: sqlite3.Connection) -> None:
+            try:
+                connection.execute("SELECT 1")
+            except sqlite3.ProgrammingError as error:
+                refusals.append(error)
+
+        if self._given is not None:
+            thread = threading.Thread(target=probe, args=(self._given,))
+            thread.start()
+            thread.join()
+        return bool(refusals)
+
+    def apply(self, batch: Batch) -> Outcome:
+        outcome = Outcome()
+        with self._lock, self._explained("write"), self._transaction() as connection:
+            for update in batch.updates:
+                if not _Metric(connection, update.name).apply(batch, update):
+                    outcome.unknown.add(update.name)
+        return outcome
+
+    def read(self, names: Collection[str] | None = None) -> Snapshot:
+        query, parameters = "SELECT metric_key, subkey, value FROM metrics", list(names or ())
+        if names is not None:
+            query += f" WHERE metric_key IN ({','.join('?' * len(parameters))})"
+        with self._lock, self._explained("read"):
+            connection = self._for_reading()
+            rows = connection.execute(query, parameters).fetchall() if _columns(connection) else []
+        metrics: dict[str, dict[str, Any]] = {}
+        for name, field, value in rows:
+            metrics.setdefault(name, {})[field] = math.nan if value is None else value
+        return Snapshot(time.time(), metrics)
+
+    def delete(self) -> None:
+        with self._lock, self._explained("write"), self._transaction() as connection:
+            connection.execute("DELETE FROM metrics")
+
+    def close(self) -> None:
+        with self._lock:
+            for connection in (self._connection, self._lent):
+                if connection is not None and connection is not self._given:
+                    connection.close()
+            self._connection, self._lent = self._given, None
+            self._prepared = False
+
+    @contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        """Turn errors of the driver into a StorageError that names the file and what may help."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._for_writing()
+        with _immediate(connection):
+            yield connection
+
+    def _for_reading(self) -> sqlite3.Connection:
+        """The connection of this process."""
+        if self._given is not None and os.getpid() != self._owner:
+            raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _for_writing(self) -> sqlite3.Connection:
+        """The connection of this process, with the table in it and no transaction open."""
+        connection = self._for_reading()
+        if connection.in_transaction:
+            raise StorageError(
+                f"cannot write {self}: the application has an open transaction on it; commit it, or give setup() a path"
+            )
+        if not self._prepared:
+            if self._given is None:
+                _use_wal(connection)
+            _create_table(connection)
+            self._prepared = True
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+
+class _Metric:
+    """The rows of one metric, inside a transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+
+    def apply(self, batch: Batch, update: Update) -> bool:
+        """Apply the update unless the batch was seen before; return whether the metric was known."""
+        stored = dict(
+            self._connection.execute(
+                "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey IN (?, ?)", (self._name, META, WRITERS)
+            )
+        )
+        marks = Marks.loads(stored.get(WRITERS))
+        now = time.time()
+        if not marks.applied(batch):
+            for kind, operations in update.by_kind():
+                self._write(kind, operations, now)
+        self._forget(marks.renew(batch, now))
+        self._write(Kind.SET, [Operation(Kind.SET, WRITERS, marks.dumps())], now)
+        if update.declare or META not in stored:
+            self._write(Kind.SET, [Operation(Kind.SET, META, update.meta)], now)
+        return META in stored
+
+    def _write(self, kind: Kind, operations: list[Operation], now: float) -> None:
+        if kind is Kind.DELETE:
+            self._delete_matching([json.loads(operation.field) for operation in operations])
+        else:
+            rows = ((self._name, operation.field, _stored(operation.value, now)) for operation in operations)
+            self._connection.executemany(_WRITE[kind], rows)
+
+    def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
+        doomed = [
+            field
+            for field in self._fields()
+            if (text := labels_of(field)) and any(wanted.items() <= json.loads(text).items() for wanted in selectors)
+        ]
+        self._delete(doomed)
+
+    def _forget(self, writers: list[str]) -> None:
+        if writers:
+            prefixes = tuple(f"{LIVE}{writer}:" for writer in writers)
+            self._delete([field for field in self._fields() if field.startswith(prefixes)])
+
+    def _fields(self) -> list[str]:
+        return [field for (field,) in self._connection.execute("SELECT subkey FROM metrics WHERE metric_key = ?", (self._name,))]
+
+    def _delete(self, fields: list[str]) -> None:
+        self._connection.executemany(
+            "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?", ((self._name, field) for field in fields)
+        )
+
+
+def _stored(value: float | str | Stamped, now: float) -> float | str:
+    if not isinstance(value, Stamped):
+        return value
+    age = value.age(time.monotonic())
+    return f"{value.number!r} {0.0 if age is None else now - age!r}"
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL, which is kept in the file; SQLite does not wait by itself for others who do the same."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _columns(connection: sqlite3.Connection) -> dict[str, bool]:
+    """The columns of the table, and whether each refuses NULL; nothing where there is no table."""
+    return {name: bool(not_null) for _, name, _, not_null, _, _ in connection.execute("PRAGMA table_info(metrics)")}
+
+
+def _create_table(connection: sqlite3.Connection) -> None:
+    """Create the table, or rebuild one of prometheus-distributed-client 2, whose values may be neither NaN nor text."""
+    columns = _columns(connection)
+    if columns and not columns.get("value"):
+        return
+    with _immediate(connection):
+        before = _columns(connection)
+        if before.get("value"):
+            connection.execute("ALTER TABLE metrics RENAME TO metrics_before")
+        connection.execute(_SCHEMA)
+        if before.get("value"):
+            connection.execute("INSERT INTO metrics SELECT metric_key, subkey, value FROM metrics_before")
+            connection.execute("DROP TABLE metrics_before")
+
+
+@contextmanager
+def _immediate(connection: sqlite3.Connection) -> Iterator[None]:
+    """A transaction that takes the write lock at once, so that it cannot fail half way because of another writer."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    """What may help against an error, as the end of its message."""
+    text = str(error)
+    if "thread" in text:
+        return " Open it with check_same_thread=False, or give setup() a path."
+    if "unable to open" in text:
+        return ". Check that the folder exists and may be written."
+    if "readonly" in text:
+        return ". Check the permissions of the file and its folder."
+    if "malformed" in text or "not a database" in text:
+        return ". Move the file away; a new one is made by itself."
+    if "full" in text:
+        return ". Free some space; what is pending is kept in memory until then."
+    if "locked" in text or "busy" in text:
+        return f". Another program held it for more than {BUSY_SECONDS:g} s."
+    return ""
+
+
+_held: list[SqliteStorage] = []
+
+
+def _before_fork() -> None:
+    """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
+    for storage in list(_storages):
+        storage._lock.acquire()
+        storage.close()
+        _held.append(storage)
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _held:
+        _held.pop()._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
