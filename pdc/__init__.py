@@ -1,12 +1,31 @@
 """Prometheus metrics shared by every process."""
 
+from . import redis, sqlite
 from .buffer import NotConfigured
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
+from .exposition import generate_latest, make_asgi_app, make_wsgi_app, start_http_server
 from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
 from .storage import StorageError
-from . import redis, sqlite
 
 __all__ = [
-    "Counter", "Enum", "Gauge", "Histogram", "Info", "NotConfigured", "StorageError", "Summary",
-    "clear", "flush", "get_redis_conn", "get_sqlite_conn", "redis", "setup", "shutdown", "sqlite",
+    "Counter",
+    "Enum",
+    "Gauge",
+    "Histogram",
+    "Info",
+    "NotConfigured",
+    "StorageError",
+    "Summary",
+    "clear",
+    "flush",
+    "generate_latest",
+    "get_redis_conn",
+    "get_sqlite_conn",
+    "make_asgi_app",
+    "make_wsgi_app",
+    "redis",
+    "setup",
+    "shutdown",
+    "sqlite",
+    "start_http_server",
 ]

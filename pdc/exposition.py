@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.registry import Collector, CollectorRegistry
 
 from . import config
 from .buffer import NotConfigured
@@ -27,6 +27,267 @@ from .family import families
 from .metrics import StoredMetric
 from .storage import StorageError
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
+Format = tuple[Callable[[Collector], bytes], str]
+"""An encoder of prometheus_client and its content type."""
+
+TEXT_0_0_4 = text.CONTENT_TYPE_PLAIN_0_0_4
+TEXT_1_0_0 = text.CONTENT_TYPE_PLAIN_1_0_0
+OPENMETRICS_1_0_0 = openmetrics.CONTENT_TYPE_LATEST
+ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, openmetrics.VALUES)
+METHODS = "GET, HEAD, OPTIONS"
+
+
+def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
+    """Render all that the storage holds in the text format 0.0.4, also what this process never declared.
+
+    With a registry, its target info and its other collectors come after. Raises NotConfigured and StorageError.
+    """
+    return text.generate_latest(_Families(collect(registry)))
+
+
+def collect(registry: CollectorRegistry | None = None, names: Collection[str] | None = None) -> list[Metric]:
+    """The families of the storage, from one read, then those of the registry's other collectors.
+
+    `names` leaves only the samples with these names, as the query ``?name[]=`` does. A family of the storage comes
+    before one of the same name in the registry, which is left out. Raises NotConfigured and StorageError.
+    """
+    snapshot = config.read(config.DEFAULT)
+    metrics = families(snapshot.metrics, snapshot.now)
+    if registry is not None:
+        stored = {metric.name for metric in metrics}
+        metrics += [metric for metric in _others(registry) if metric.name not in stored]
+    if names is not None:
+        metrics = [chosen for metric in metrics if (chosen := _restricted(metric, names)).samples]
+    return metrics
+
+
+class Response(NamedTuple):
+    """The answer to a scrape, for any kind of server."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """A request for metrics."""
+
+    method: str = "GET"
+    query: str = ""
+    accept: str = ""
+    accept_encoding: str = ""
+
+    def answer(self, registry: CollectorRegistry | None = None, *, compress: bool = True) -> Response:
+        """Read the storage once and render it as the client asked; 503 with the reason where it cannot be read."""
+        if self.method == "OPTIONS":
+            return Response(HTTPStatus.OK, [("Allow", METHODS), ("Content-Length", "0")])
+        if self.method not in ("GET", "HEAD"):
+            return _plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
+        try:
+            families = _Families(collect(registry, parse_qs(self.query).get("name[]")))
+        except (StorageError, NotConfigured) as error:
+            return self._without_body_of_head(_plain(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+        encode, content_type = negotiate(self.accept)
+        headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
+        body = encode(families)
+        if compress and accepts_gzip(self.accept_encoding):
+            body = gzip.compress(body, compresslevel=6, mtime=0)
+            headers.append(("Content-Encoding", "gzip"))
+        headers.append(("Content-Length", str(len(body))))
+        return self._without_body_of_head(Response(HTTPStatus.OK, headers, body))
+
+    def _without_body_of_head(self, response: Response) -> Response:
+        return response._replace(body=b"") if self.method == "HEAD" else response
+
+
+def negotiate(accept: str) -> Format:
+    """The encoder and the content type that an Accept header prefers; text 0.0.4 where it names nothing we know."""
+    chosen: Format = (text.generate_latest, TEXT_0_0_4)
+    best = 0.0
+    for media_type, parameters in _clauses(accept):
+        quality = _quality(parameters)
+        if quality > best and (found := _format(media_type, parameters)):
+            chosen, best = found, quality
+    return chosen
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Whether an Accept-Encoding header allows gzip, by name or by ``*``."""
+    qualities = {name: _quality(parameters) for name, parameters in _clauses(accept_encoding)}
+    return qualities.get("gzip", qualities.get("*", 0.0)) > 0
+
+
+def make_wsgi_app(registry: CollectorRegistry | None = None, disable_compression: bool = False) -> WSGIApplication:
+    """A WSGI app that serves all metrics of the storage, and the other collectors of the registry, on any path."""
+
+    def metrics_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        response = scrape_from_wsgi(environ).answer(registry, compress=not disable_compression)
+        start_response(f"{response.status} {HTTPStatus(response.status).phrase}", response.headers)
+        return [response.body]
+
+    return metrics_app
+
+
+def scrape_from_wsgi(environ: WSGIEnvironment) -> Scrape:
+    """The scrape that a WSGI environment asks for."""
+    return Scrape(
+        method=environ["REQUEST_METHOD"],
+        query=environ.get("QUERY_STRING", ""),
+        accept=environ.get("HTTP_ACCEPT", ""),
+        accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
+    )
+
+
+def make_asgi_app(registry: CollectorRegistry | None = None, disable_compression: bool = False) -> ASGIApplication:
+    """An ASGI app that serves what `make_wsgi_app` does; it reads the storage in a thread."""
+
+    async def metrics_app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if scope["type"] != "http":
+            raise ValueError(f"metrics are served over HTTP, got a connection of type {scope['type']!r}")
+        answer = partial(scrape_from_asgi(scope).answer, registry, compress=not disable_compression)
+        response = await asyncio.to_thread(answer)
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    return metrics_app
+
+
+def scrape_from_asgi(scope: Scope) -> Scrape:
+    """The scrape that an ASGI scope asks for."""
+
+    def header(wanted: bytes) -> str:
+        return ",".join(value.decode("latin-1") for name, value in scope.get("headers", ()) if name.lower() == wanted)
+
+    return Scrape(
+        method=scope["method"],
+        query=scope.get("query_string", b"").decode("latin-1"),
+        accept=header(b"accept"),
+        accept_encoding=header(b"accept-encoding"),
+    )
+
+
+def start_http_server(
+    port: int,
+    addr: str = "0.0.0.0",
+    registry: CollectorRegistry | None = None,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    client_cafile: str | None = None,
+    client_auth_required: bool = False,
+) -> tuple[WSGIServer, threading.Thread]:
+    """Serve metrics from a daemon thread, over TLS where a certificate is given; return the server and the thread.
+
+    Stop it with `server.shutdown()` and `server.server_close()`. Raises OSError where the address cannot be used.
+    """
+    family, *_, address = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    server_class = type("MetricsServer", (_ThreadingServer,), {"address_family": family})
+    server: WSGIServer = make_server(str(address[0]), port, make_wsgi_app(registry), server_class, handler_class=_SilentHandler)
+    if certfile is not None:
+        server.socket = _tls(certfile, keyfile, client_cafile, client_auth_required).wrap_socket(
+            server.socket, server_side=True
+        )
+    thread = threading.Thread(target=server.serve_forever, name="pdc-http", daemon=True)
+    thread.start()
+    return server, thread
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log nothing: a scrape every few seconds is no news."""
+
+
+class _Families:
+    """Families that were collected already, as the encoders want them."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _others(registry: CollectorRegistry) -> Iterator[Metric]:
+    """What the registry has beside the metrics of the default storage."""
+    if target := registry.get_target_info():
+        metric = Metric("target", "Target metadata", "info")
+        metric.add_sample("target_info", target, 1)
+        yield metric
+    with registry._lock:
+        collectors = list(registry._collector_to_names)
+    for collector in collectors:
+        if not isinstance(collector, StoredMetric) or collector.buffer.storage is not config.DEFAULT.storage:
+            yield from collector.collect()
+
+
+def _restricted(metric: Metric, names: Collection[str]) -> Metric:
+    restricted = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+    restricted.samples = [sample for sample in metric.samples if sample.name in names]
+    return restricted
+
+
+def _plain(status: HTTPStatus, message: str, *headers: tuple[str, str]) -> Response:
+    body = f"# {message}\n".encode()
+    return Response(status, [*headers, ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))], body)
+
+
+def _clauses(header: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the values of a header like Accept in lower case, each with its parameters."""
+    for clause in header.split(","):
+        value, *parameters = (part.strip() for part in clause.split(";"))
+        pairs = (parameter.partition("=") for parameter in parameters)
+        yield value.lower(), {name.strip().lower(): content.strip().strip('"') for name, _, content in pairs}
+
+
+def _quality(parameters: dict[str, str]) -> float:
+    try:
+        quality = float(parameters.get("q", "1"))
+    except ValueError:
+        return 0.0
+    return quality if 0.0 <= quality <= 1.0 else 0.0
+
+
+def _format(media_type: str, parameters: dict[str, str]) -> Format | None:
+    version, wanted = parameters.get("version", ""), parameters.get("escaping", "")
+    escaping = wanted if wanted in ESCAPINGS else openmetrics.UNDERSCORES
+    if media_type == "application/openmetrics-text" and version in ("", "1.0.0"):
+        return partial(openmetrics.generate_latest, escaping=escaping), f"{OPENMETRICS_1_0_0}; escaping={escaping}"
+    if media_type == "text/plain" and version == "1.0.0":
+        return partial(text.generate_latest, escaping=escaping), f"{TEXT_1_0_0}; escaping={escaping}"
+    if media_type in ("text/plain", "text/*", "*/*") and version in ("", "0.0.4"):
+        return text.generate_latest, TEXT_0_0_4
+    return None
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Answer the lifespan protocol: there is nothing to start or stop."""
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return
+
+
+def _tls(certfile: str, keyfile: str | None, client_cafile: str | None, client_auth_required: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certfile, keyfile)
+    if client_cafile is not None:
+        context.load_verify_locations(client_cafile)
+    if client_auth_required:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -68,9 +68,9 @@ class Family:
     @classmethod
     def from_meta(cls, meta: str) -> Family:
         """The family that `meta` describes; what later versions added is ignored."""
-        stored = json.loads(meta)
-        known = {key: stored[key] for key in cls.__dataclass_fields__ if key in stored}
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()})
+        stored = {key: value for key, value in json.loads(meta).items() if key in cls.__dataclass_fields__}
+        tuples: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
+        return cls(**{**stored, **tuples})
 
     @property
     def live(self) -> bool:
@@ -200,7 +200,7 @@ _TYPES = {
 
 def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:
     """Upper bounds as ``le`` spells them."""
-    return tuple(floatToGoString(bound) for bound in bounds)
+    return tuple(floatToGoString(bound) for bound in bounds)  # type: ignore[no-untyped-call]
 
 
 def families(metrics: Mapping[str, Fields], now: float) -> list[Metric]:

@@ -25,7 +25,9 @@ class StoredMetric(MetricWrapperBase):
     """What the metric classes share: a cell per series instead of a value, and samples read from the storage."""
 
     buffer: ClassVar[Buffer] = config.DEFAULT
-    _metrics: Mapping[Sequence[str], Any] = MappingProxyType({})  # children; only a parent has some
+    _pending: Pending
+    _metrics: Any = MappingProxyType({})  # the children; only a parent has some
+    _cell: Any
 
     if not TYPE_CHECKING:  # type checkers see the signatures of prometheus_client
 
@@ -35,8 +37,6 @@ class StoredMetric(MetricWrapperBase):
             if not self._labelnames:
                 self._cell = self._pending.add(self._new_cell("{}"))
             self.buffer.declare(self._pending if self._labelnames else self._cell)
-
-    _pending: Pending
 
     def _metric_init(self) -> None:
         """Do nothing: `__init__` makes the cell once the registry has taken the metric."""
@@ -79,7 +79,7 @@ class StoredMetric(MetricWrapperBase):
         values = tuple(map(clean, values))
         with self._pending.lock:
             if values not in self._metrics:
-                self._metrics[values] = self._new_child(values)  # type: ignore[index]
+                self._metrics[values] = self._new_child(values)
             child: MetricT = self._metrics[values]
         self.buffer.declare(child._cell)
         return child
@@ -128,11 +128,9 @@ class StoredMetric(MetricWrapperBase):
         wanted = {name: clean(value) for name, value in labels.items()}
         with self._pending.lock:
             doomed = [
-                values
-                for values in self._metrics
-                if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
+                values for values in self._metrics if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
             ]
-            cells = [self._metrics.pop(values)._cell for values in doomed]  # type: ignore[attr-defined]
+            cells = [self._metrics.pop(values)._cell for values in doomed]
             self._pending.drop(cells)
         self._pending.remove(dump(wanted))
 
@@ -196,17 +194,15 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         _labelvalues: Sequence[str] | None = None,
         multiprocess_mode: str = "shared",
     ) -> None:
-        super().__init__(
-            name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, multiprocess_mode  # type: ignore[arg-type]
-        )
+        mode: Any = multiprocess_mode
+        super().__init__(name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, mode)
 
     def _family(self) -> Family:
-        return Family(
-            self._name, "gauge", clean(self._documentation), self._unit, self._labelnames, mode=self._multiprocess_mode
-        )
+        mode = str(self._multiprocess_mode)
+        return Family(self._name, "gauge", clean(self._documentation), self._unit, self._labelnames, mode=mode)
 
     def _new_cell(self, labels: str) -> Number | ProcessNumber:
-        return (Number if self._multiprocess_mode == "shared" else ProcessNumber)(self._pending, labels)
+        return (Number if self._pending.family.mode == "shared" else ProcessNumber)(self._pending, labels)
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
@@ -306,7 +302,7 @@ class Enum(StoredMetric, prometheus_client.Enum):
 
 
 def _exemplar(labels: dict[str, str], amount: float) -> str:
-    _validate_exemplar(labels)
+    _validate_exemplar(labels)  # type: ignore[no-untyped-call]
     return exemplar_text({name: clean(value) for name, value in labels.items()}, float(amount), time.time())
 
 

@@ -167,7 +167,7 @@ class RedisStorage:
         if not isinstance(client, (str, redis.Redis, redis.RedisCluster)):
             raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got {client!r}")
         self._own = isinstance(client, str)
-        self.client = _client_from_url(client) if isinstance(client, str) else client
+        self.client: Any = _client_from_url(client) if isinstance(client, str) else client
         self._clustered = isinstance(self.client, redis.RedisCluster)
         self._prefix = prefix
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
@@ -180,7 +180,10 @@ class RedisStorage:
         return f"Redis {where}"
 
     def apply(self, batch: Batch) -> Outcome:
-        outcome, replies = Outcome(), self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
+        outcome, replies = (
+            Outcome(),
+            self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)]),
+        )
         for update, reply in zip(batch.updates, replies[1:], strict=True):
             reason = self._refusal(update.name, reply)
             if reason is not None:
@@ -305,5 +308,3 @@ def _argument(operation: Operation, now: float) -> str:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-

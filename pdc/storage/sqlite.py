@@ -48,7 +48,9 @@ class SqliteStorage:
 
     def __init__(self, database: str | os.PathLike[str] | sqlite3.Connection) -> None:
         if database == ":memory:":
-            raise ValueError("a database in memory belongs to one connection: give setup() a path, or sqlite3.connect(':memory:')")
+            raise ValueError(
+                "a database in memory belongs to one connection: give setup() a path, or sqlite3.connect(':memory:')"
+            )
         self._given = database if isinstance(database, sqlite3.Connection) else None
         self._path = "" if isinstance(database, sqlite3.Connection) else os.path.abspath(os.fspath(database))
         self._owner = os.getpid()
@@ -210,7 +212,9 @@ class _Metric:
             self._delete([field for field in self._fields() if field.startswith(prefixes)])
 
     def _fields(self) -> list[str]:
-        return [field for (field,) in self._connection.execute("SELECT subkey FROM metrics WHERE metric_key = ?", (self._name,))]
+        return [
+            field for (field,) in self._connection.execute("SELECT subkey FROM metrics WHERE metric_key = ?", (self._name,))
+        ]
 
     def _delete(self, fields: list[str]) -> None:
         self._connection.executemany(

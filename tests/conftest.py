@@ -1,0 +1,140 @@
+"""Fixtures: a Redis server of the test run's own, storages to run a contract over, scripts in processes of their own."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from prometheus_client import CollectorRegistry
+
+import pdc
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Return the first true value of `condition`; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{condition} was not true within {seconds} s")
+
+
+class RedisServer:
+    """A `redis-server` on a free port of the loopback interface, without persistence."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
+        self.start()
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        wait_until(self._answers)
+
+    def stop(self) -> None:
+        """Stop the server, losing what it held."""
+        self._process.kill()
+        self._process.wait()
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A client of the server."""
+        return redis.Redis.from_url(self.url, **options)
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def shared_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for the whole run."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(shared_redis_server: RedisServer) -> RedisServer:
+    """The server of the run, emptied."""
+    with shared_redis_server.client() as client:
+        client.flushall()
+    return shared_redis_server
+
+
+@pytest.fixture
+def own_redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, which it may stop, start and break."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The arguments of `pdc.setup` for a new storage of each kind."""
+    if request.param == "sqlite":
+        return {"sqlite": str(tmp_path / "metrics.db")}
+    server: RedisServer = request.getfixturevalue("redis_server")
+    return {"redis": server.url, "redis_prefix": "test"}
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """A registry of the test's own, so that its metrics go with it."""
+    return CollectorRegistry()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """Leave no storage and no metrics behind: a later `setup` would declare them again."""
+    yield
+    pdc.shutdown()
+    gc.collect()
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python source in a process of its own, in an empty folder, and return what it printed.
+
+    The arguments of `pdc.setup` come as keywords; the source calls `setup(**options)` to change some of them.
+    """
+
+    def run(source: str, *, storage: dict[str, Any] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        head = f"import pdc\ndef setup(**options): pdc.setup(**{{**{storage!r}, **options}})\n"
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", head + textwrap.dedent(source)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=check,
+        )
+
+    return run
