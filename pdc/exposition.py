@@ -90,11 +90,11 @@ class Scrape:
         if self.method == "OPTIONS":
             return Response(HTTPStatus.OK, [("Allow", METHODS), ("Content-Length", "0")])
         if self.method not in ("GET", "HEAD"):
-            return _plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
+            return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
         try:
             families = _Families(collect(registry, parse_qs(self.query).get("name[]")))
         except (StorageError, NotConfigured) as error:
-            return self._without_body_of_head(_plain(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
         encode, content_type = negotiate(self.accept)
         headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
         body = encode(families)
@@ -241,7 +241,8 @@ def _restricted(metric: Metric, names: Collection[str]) -> Metric:
     return restricted
 
 
-def _plain(status: HTTPStatus, message: str, *headers: tuple[str, str]) -> Response:
+def plain(status: HTTPStatus, message: str, *headers: tuple[str, str]) -> Response:
+    """A short answer in plain text."""
     body = f"# {message}\n".encode()
     return Response(status, [*headers, ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))], body)
 

@@ -18,6 +18,7 @@ import redis
 from prometheus_client import CollectorRegistry
 
 import pdc
+import pdc.http
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,6 +116,7 @@ def _nothing_left() -> Iterator[None]:
     """Leave no storage and no metrics behind: a later `setup` would declare them again."""
     yield
     pdc.shutdown()
+    pdc.http._families.cache_clear()
     gc.collect()
 
 

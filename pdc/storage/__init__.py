@@ -13,6 +13,9 @@ Fields that start with ``#`` are bookkeeping and are never exported:
 from __future__ import annotations
 
 import json
+import os
+import threading
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,6 +27,10 @@ LIVE = "#live:"
 
 FORGET_WRITER_SECONDS = 3600.0
 """A writer not seen for so long is forgotten, with its live values and its duplicate marks."""
+
+
+FORK_SECONDS = 10.0
+"""How long a fork waits for a storage that another thread is using."""
 
 
 class StorageError(Exception):
@@ -132,6 +139,47 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Let go of connections that the storage opened; the next call opens new ones."""
+
+
+class ForkSafe:
+    """Base of a storage whose driver must not be in the middle of a call, in another thread, when the process forks.
+
+    A child would inherit the locks of the driver as they were, and nobody in it could release them. So a fork waits for
+    `lock`, which the storage holds while it uses the driver; for `FORK_SECONDS` at most, in case a server hangs.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        _fork_safe.add(self)
+
+    def before_fork(self) -> None:
+        """Let go of what a child must not inherit; called with the lock held."""
+
+
+_fork_safe: weakref.WeakSet[ForkSafe] = weakref.WeakSet()
+_held: list[ForkSafe] = []
+
+
+def _before_fork() -> None:
+    for storage in list(_fork_safe):
+        if storage.lock.acquire(timeout=FORK_SECONDS):
+            _held.append(storage)
+            storage.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _held.clear()
+    for storage in list(_fork_safe):
+        storage.lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 class Marks(dict[str, tuple[int, float]]):

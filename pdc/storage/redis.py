@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
-from . import FORGET_WRITER_SECONDS, Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, Update
+from . import FORGET_WRITER_SECONDS, Batch, ForkSafe, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, Update
 
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
@@ -155,7 +155,7 @@ return 0
 """
 
 
-class RedisStorage:
+class RedisStorage(ForkSafe):
     """Metrics under one prefix of a Redis database.
 
     The metric ``requests`` of the prefix ``myapp`` is the hash ``prometheus_myapp_requests``. The names are listed in
@@ -166,6 +166,7 @@ class RedisStorage:
     def __init__(self, client: Any, prefix: str = "", expire: float | None = 3600) -> None:
         if not isinstance(client, (str, redis.Redis, redis.RedisCluster)):
             raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got {client!r}")
+        super().__init__()
         self._own = isinstance(client, str)
         self.client: Any = _client_from_url(client) if isinstance(client, str) else client
         self._clustered = isinstance(self.client, redis.RedisCluster)
@@ -240,10 +241,11 @@ class RedisStorage:
         Raises StorageError for every error but those that `_refusal` knows, which stand among the replies.
         """
         try:
-            replies = self._send(commands)
-            if any(isinstance(reply, NoScriptError) for reply in replies):
-                self._scripts.clear()
+            with self.lock:
                 replies = self._send(commands)
+                if any(isinstance(reply, NoScriptError) for reply in replies):
+                    self._scripts.clear()
+                    replies = self._send(commands)
         except (RedisError, OSError) as error:
             raise self._failed(error) from error
         for reply in replies:

@@ -8,12 +8,26 @@ import os
 import sqlite3
 import threading
 import time
-import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from . import LIVE, META, WRITERS, Batch, Kind, Marks, Operation, Outcome, Snapshot, Stamped, StorageError, Update, labels_of
+from . import (
+    LIVE,
+    META,
+    WRITERS,
+    Batch,
+    ForkSafe,
+    Kind,
+    Marks,
+    Operation,
+    Outcome,
+    Snapshot,
+    Stamped,
+    StorageError,
+    Update,
+    labels_of,
+)
 
 BUSY_SECONDS = 5.0
 """How long one call waits for other writers before it says that the database is busy."""
@@ -35,10 +49,8 @@ _WRITE = {
 }
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
 
-_storages: weakref.WeakSet[SqliteStorage] = weakref.WeakSet()
 
-
-class SqliteStorage:
+class SqliteStorage(ForkSafe):
     """A database file, or a connection that the application made and keeps.
 
     A file is opened in WAL mode, once per process, when it is first needed. A given connection is used as it is:
@@ -51,14 +63,13 @@ class SqliteStorage:
             raise ValueError(
                 "a database in memory belongs to one connection: give setup() a path, or sqlite3.connect(':memory:')"
             )
+        super().__init__()
         self._given = database if isinstance(database, sqlite3.Connection) else None
         self._path = "" if isinstance(database, sqlite3.Connection) else os.path.abspath(os.fspath(database))
         self._owner = os.getpid()
         self._connection = self._given
         self._lent: sqlite3.Connection | None = None
         self._prepared = False
-        self._lock = threading.RLock()
-        _storages.add(self)
 
     def __str__(self) -> str:
         return f"SQLite {self._path or 'connection'}"
@@ -68,7 +79,7 @@ class SqliteStorage:
 
         Raises StorageError where the file cannot be opened.
         """
-        with self._lock, self._explained("open"):
+        with self.lock, self._explained("open"):
             connection = self._for_writing()
             if self._given is not None:
                 return connection
@@ -94,7 +105,7 @@ class SqliteStorage:
 
     def apply(self, batch: Batch) -> Outcome:
         outcome = Outcome()
-        with self._lock, self._explained("write"), self._transaction() as connection:
+        with self.lock, self._explained("write"), self._transaction() as connection:
             for update in batch.updates:
                 if not _Metric(connection, update.name).apply(batch, update):
                     outcome.unknown.add(update.name)
@@ -104,7 +115,7 @@ class SqliteStorage:
         query, parameters = "SELECT metric_key, subkey, value FROM metrics", list(names or ())
         if names is not None:
             query += f" WHERE metric_key IN ({','.join('?' * len(parameters))})"
-        with self._lock, self._explained("read"):
+        with self.lock, self._explained("read"):
             connection = self._for_reading()
             rows = connection.execute(query, parameters).fetchall() if _columns(connection) else []
         metrics: dict[str, dict[str, Any]] = {}
@@ -113,16 +124,20 @@ class SqliteStorage:
         return Snapshot(time.time(), metrics)
 
     def delete(self) -> None:
-        with self._lock, self._explained("write"), self._transaction() as connection:
+        with self.lock, self._explained("write"), self._transaction() as connection:
             connection.execute("DELETE FROM metrics")
 
     def close(self) -> None:
-        with self._lock:
+        with self.lock:
             for connection in (self._connection, self._lent):
                 if connection is not None and connection is not self._given:
                     connection.close()
             self._connection, self._lent = self._given, None
             self._prepared = False
+
+    def before_fork(self) -> None:
+        """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
+        self.close()
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
@@ -290,28 +305,3 @@ def _remedy(error: sqlite3.Error) -> str:
     if "locked" in text or "busy" in text:
         return f". Another program held it for more than {BUSY_SECONDS:g} s."
     return ""
-
-
-_held: list[SqliteStorage] = []
-
-
-def _before_fork() -> None:
-    """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
-    for storage in list(_storages):
-        storage._lock.acquire()
-        storage.close()
-        _held.append(storage)
-
-
-def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop()._lock.release()
-
-
-def _after_fork_in_child() -> None:
-    while _held:
-        _held.pop()._lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

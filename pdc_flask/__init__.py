@@ -1,0 +1,87 @@
+"""Prometheus metrics of a Flask application, shared by all of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Flask, Response, got_request_exception, request, request_started
+from werkzeug.exceptions import HTTPException
+
+from pdc.exposition import scrape_from_wsgi
+from pdc.http import TRACKER, HTTPMetrics, Options, Tracker
+
+__all__ = ["PrometheusMetrics"]
+
+ENDPOINT = "pdc_metrics"
+
+
+class PrometheusMetrics:
+    """Counts and times every request of an application, and serves ``/metrics``.
+
+    Options come from ``app.config``, or from an environment variable of the same name: ``PDC_REDIS_URL`` or
+    ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``,
+    ``PDC_FLUSH_INTERVAL``, ``PDC_METRICS_PATH``, ``PDC_METRICS_TOKEN``, ``PDC_NAMESPACE``, ``PDC_BUCKETS``,
+    ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_ENABLED``.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Instrument the application, before its first request.
+
+        Raises OptionError for a wrong or unknown option, RuntimeError for an application that has this already.
+        """
+        if "pdc" in app.extensions:
+            raise RuntimeError(
+                f"{app} has PrometheusMetrics already: call init_app() or PrometheusMetrics(app) once per application"
+            )
+        options = Options.load(app.config)
+        if not options.enabled:
+            return
+        metrics = app.extensions["pdc"] = HTTPMetrics(options)
+        if options.metrics_path is not None:
+            _mount(app, metrics, options.metrics_path)
+        request_started.connect(_note_route, app)
+        got_request_exception.connect(_note_exception, app)
+        app.handle_user_exception = _watch_exceptions(app.handle_user_exception)  # type: ignore[assignment,method-assign]
+        app.wsgi_app = metrics.wsgi(app.wsgi_app)  # type: ignore[assignment,method-assign]
+
+
+def _mount(app: Flask, metrics: HTTPMetrics, path: str) -> None:
+    def serve() -> Response:
+        answer = metrics.answer(scrape_from_wsgi(request.environ), request.headers.get("Authorization", ""))
+        return Response(answer.body, answer.status, answer.headers)
+
+    methods = ["GET", "HEAD", "OPTIONS"]
+    app.add_url_rule(path, ENDPOINT, serve, methods=methods, provide_automatic_options=False)
+
+
+def _tracker() -> Tracker | None:
+    return request.environ.get(TRACKER)
+
+
+def _note_route(_: Flask, **__: Any) -> None:
+    tracker = _tracker()
+    if tracker is not None and request.url_rule is not None:
+        tracker.route = request.url_rule.rule
+
+
+def _note_exception(_: Flask, exception: BaseException, **__: Any) -> None:
+    tracker = _tracker()
+    if tracker is not None:
+        tracker.raised(exception)
+
+
+def _watch_exceptions(handle: Callable[[Exception], Any]) -> Callable[[Exception], Any]:
+    """Flask has no signal for an exception that an error handler will answer; this method sees every one."""
+
+    def handling(error: Exception) -> Any:
+        tracker = _tracker()
+        if tracker is not None and not isinstance(error, HTTPException):
+            tracker.raised(error)
+        return handle(error)
+
+    return handling

@@ -1,0 +1,254 @@
+"""The options of the HTTP metrics, and the tracking of WSGI requests that any framework shares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.util import FileWrapper
+
+import pytest
+
+import pdc
+from pdc.exposition import Scrape
+from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, HTTPMetrics, OptionError, Options
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> HTTPMetrics:
+    """HTTP metrics with a storage of the test's own, written through."""
+    return HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0))
+
+
+def samples() -> dict[tuple[str, ...], float]:
+    """What the storage says of requests: (name, label values...) to value, but for sums, buckets and times."""
+    metrics = pdc.exposition.collect()
+    return {
+        (sample.name.removeprefix("http_"), *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for metric in metrics
+        for sample in metric.samples
+        if sample.name.endswith(("_total", "_count", "_in_progress"))
+    }
+
+
+def call(app: Any, method: str = "GET", path: str = "/", *, read: bool = True, **environ: Any) -> Iterable[bytes]:
+    """Call a WSGI application as a server does, and read its body unless told otherwise."""
+    body = app({"REQUEST_METHOD": method, "PATH_INFO": path, **environ}, lambda *_: lambda _: None)
+    if read:
+        for _ in body:
+            pass
+        body.close()
+    return body  # type: ignore[no-any-return]
+
+
+def answering(chunks: Callable[[], Iterable[bytes]], status: str = "200 OK", headers: Any = ()) -> Any:
+    """A WSGI application with the route /x that answers these chunks."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ[TRACKER].route = "/x"
+        start_response(status, list(headers))
+        return chunks()
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("REDIS_URL", "redis://localhost", "redis://localhost"),
+        ("SQLITE_PATH", "a.db", "a.db"),
+        ("REDIS_PREFIX", "shop", "shop"),
+        ("REDIS_EXPIRE", "60", 60.0),
+        ("REDIS_EXPIRE", "never", None),
+        ("FLUSH_INTERVAL", "0.5", 0.5),
+        ("METRICS_PATH", "/m", "/m"),
+        ("METRICS_PATH", "", None),
+        ("METRICS_TOKEN", "secret", "secret"),
+        ("NAMESPACE", "shop", "shop"),
+        ("BUCKETS", "0.1, 1,10", (0.1, 1.0, 10.0)),
+        ("EXCLUDE_PATHS", "/health, /ready", ("/health", "/ready")),
+        ("GROUP_STATUS", "true", True),
+        ("ENABLED", "off", False),
+    ],
+)
+def test_an_option_comes_from_the_environment_or_the_settings(name: str, text: str, expected: object) -> None:
+    """An option is parsed from an environment variable; a setting, text or value, goes before it."""
+    read = getattr(Options.load({}, {f"PDC_{name}": text}), name.lower())
+    assert read == expected
+    assert getattr(Options.load({f"PDC_{name}": read}, {f"PDC_{name}": "!"}), name.lower()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", 1),
+        ("REDIS_EXPIRE", 0),
+        ("REDIS_EXPIRE", "soon"),
+        ("FLUSH_INTERVAL", -1),
+        ("FLUSH_INTERVAL", float("nan")),
+        ("FLUSH_INTERVAL", True),
+        ("METRICS_PATH", "metrics"),
+        ("NAMESPACE", "a-b"),
+        ("BUCKETS", []),
+        ("BUCKETS", [2, 1]),
+        ("BUCKETS", "a"),
+        ("EXCLUDE_PATHS", [1]),
+        ("GROUP_STATUS", "perhaps"),
+        ("ENABLED", None),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(name: str, value: object) -> None:
+    """The error quotes the option, the value and what is allowed."""
+    with pytest.raises(OptionError, match=rf"PDC_{name} must be .+, got {re.escape(repr(value))}"):
+        Options.load({f"PDC_{name}": value}, {})
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
+    """A misspelt option is an error that names the right one; settings of others are none of our business."""
+    with pytest.raises(OptionError, match="unknown option PDC_REDIS_ULR; did you mean PDC_REDIS_URL"):
+        Options.load({"PDC_REDIS_ULR": "redis://localhost", "DEBUG": True}, {})
+
+
+def test_an_unknown_environment_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A misspelt environment variable is logged: it may belong to another program."""
+    Options.load({}, {"PDC_BUCKET": "1"})
+    assert "PDC_BUCKET; did you mean PDC_BUCKETS?" in caplog.text
+
+
+def test_two_storages_are_refused_without_showing_the_url() -> None:
+    """A Redis URL, which may hold a password, and a SQLite path exclude each other."""
+    with pytest.raises(OptionError, match="both given") as refused:
+        Options.load({"PDC_REDIS_URL": "redis://:secret@localhost", "PDC_SQLITE_PATH": "a.db"}, {})
+    assert "secret" not in str(refused.value)
+
+
+def test_a_storage_that_the_application_chose_is_kept(tmp_path: Path) -> None:
+    """Options without a storage do not replace the one of an earlier `setup`."""
+    pdc.setup(sqlite=tmp_path / "chosen.db")
+    Options().setup()
+    assert (tmp_path / "chosen.db").samefile(pdc.get_sqlite_conn().execute("PRAGMA database_list").fetchone()[2])
+
+
+def test_a_request_is_counted_once_its_body_has_ended(metrics: HTTPMetrics) -> None:
+    """A request is in progress until the last byte is out, then counted and timed."""
+    body = call(metrics.wsgi(answering(lambda: [b"a", b"b"])), read=False)
+    chunks = iter(body)
+    next(chunks)
+    assert samples() == {("requests_in_progress", "GET"): 1.0}
+    assert list(chunks) == [b"b"]
+    body.close()  # type: ignore[attr-defined]
+    assert samples() == {
+        ("requests_in_progress", "GET"): 0.0,
+        ("requests_total", "GET", "/x", "200"): 1.0,
+        ("request_duration_seconds_count", "GET", "/x", "200"): 1.0,
+    }
+
+
+def test_an_exception_of_the_application_is_a_500(metrics: HTTPMetrics) -> None:
+    """What leaves the application is counted as an exception and as a request with status 500, and goes on."""
+
+    def app(environ: dict[str, Any], _: Any) -> Iterable[bytes]:
+        environ[TRACKER].route = "/x"
+        raise KeyError("gone")
+
+    with pytest.raises(KeyError, match="gone"):
+        call(metrics.wsgi(app))
+    assert samples()["exceptions_total", "KeyError", "GET", "/x"] == 1.0
+    assert samples()["requests_total", "GET", "/x", "500"] == 1.0
+    assert samples()["requests_in_progress", "GET"] == 0.0
+
+
+def test_an_exception_in_mid_stream_is_visible(metrics: HTTPMetrics) -> None:
+    """A body that breaks keeps the status that was sent, and its exception is counted."""
+
+    def chunks() -> Iterator[bytes]:
+        yield b"a"
+        raise OSError("disk")
+
+    body = call(metrics.wsgi(answering(chunks)), read=False)
+    with pytest.raises(OSError, match="disk"):
+        list(body)
+    body.close()  # type: ignore[attr-defined]
+    assert samples()["exceptions_total", "OSError", "GET", "/x"] == 1.0
+    assert samples()["requests_total", "GET", "/x", "200"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "headers", "counted"),
+    [
+        ("GET", "200 OK", [], str(CLIENT_CLOSED_REQUEST)),
+        ("GET", "200 OK", [("Content-Length", "2")], str(CLIENT_CLOSED_REQUEST)),
+        ("GET", "200 OK", [("Content-Length", "1")], "200"),
+        ("GET", "200 OK", [("Content-Length", "?")], str(CLIENT_CLOSED_REQUEST)),
+        ("HEAD", "200 OK", [("Content-Length", "2")], "200"),
+        ("GET", "304 Not Modified", [], "304"),
+    ],
+)
+def test_a_client_that_goes_away_is_counted_as_499(
+    metrics: HTTPMetrics, method: str, status: str, headers: list[tuple[str, str]], counted: str
+) -> None:
+    """A body that is closed before its end counts as 499, unless all that it announced was read."""
+    body = call(metrics.wsgi(answering(lambda: [b"a", b"b"], status, headers)), method, read=False)
+    next(iter(body))
+    body.close()  # type: ignore[attr-defined]
+    assert samples()["requests_total", method, "/x", counted] == 1.0
+
+
+def test_a_file_is_left_to_the_server(metrics: HTTPMetrics, tmp_path: Path) -> None:
+    """A body that the server sends by itself stays what it is, and ends the request when it is closed."""
+    (tmp_path / "file").write_bytes(b"content")
+    with (tmp_path / "file").open("rb") as file:
+        wrapped = FileWrapper(file)
+        environ = {"wsgi.file_wrapper": FileWrapper}
+        assert call(metrics.wsgi(answering(lambda: wrapped)), read=False, **environ) is wrapped
+        wrapped.close()
+        assert file.closed
+    assert samples()["requests_total", "GET", "/x", "200"] == 1.0
+
+
+def test_made_up_methods_and_unknown_paths_add_one_series(metrics: HTTPMetrics) -> None:
+    """Methods outside the standard and paths without a route do not make series of their own."""
+
+    def not_found(_: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("404 Not Found", [])
+        return [b""]
+
+    for number in range(20):
+        call(metrics.wsgi(not_found), f"M{number}", f"/{number}")
+    assert samples() == {
+        ("requests_in_progress", "<other>"): 0.0,
+        ("requests_total", "<other>", "<unmatched>", "404"): 20.0,
+        ("request_duration_seconds_count", "<other>", "<unmatched>", "404"): 20.0,
+    }
+
+
+def test_excluded_paths_are_not_tracked(tmp_path: Path) -> None:
+    """A path is excluded when it is named, or when a compiled pattern matches all of it."""
+    options = Options(sqlite_path=str(tmp_path / "metrics.db"), exclude_paths=("/health", re.compile("/a+")))
+    metrics = HTTPMetrics(options)
+    excluded = [path for path in ("/health", "/healthy", "/aa", "/aab", "/metrics") if metrics.track("GET", path) is None]
+    assert excluded == ["/health", "/aa", "/metrics"]
+
+
+def test_statuses_can_be_grouped(tmp_path: Path) -> None:
+    """With group_status the label says 2xx instead of 201."""
+    metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0, group_status=True))
+    call(metrics.wsgi(answering(lambda: [b""], "201 Created")))
+    assert samples()["requests_total", "GET", "/x", "2xx"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"), [("", 401), ("Bearer wrong", 401), ("Bearer gehéim", 200), ("gehéim", 401), ("Basic x", 401)]
+)
+def test_metrics_need_the_token(tmp_path: Path, authorization: str, status: int) -> None:
+    """With a token, only a scrape that sends it gets metrics."""
+    metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), metrics_token="gehéim"))  # noqa: S106
+    assert metrics.answer(Scrape(), authorization).status == status
+
+
+def test_a_request_goes_on_when_metrics_cannot(metrics: HTTPMetrics, caplog: pytest.LogCaptureFixture) -> None:
+    """After `shutdown`, requests are answered; that they are not counted is logged."""
+    pdc.shutdown()
+    call(metrics.wsgi(answering(lambda: [b"a"])))
+    assert "could not be tracked" in caplog.text
