@@ -1,0 +1,53 @@
+# `make demo` and `make test` build what they need; see CONTRIBUTING.md.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint format check-versions servers clean
+
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST ?= .venv-oldest
+PYTEST ?=
+
+help:  ## Show these targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: $(VENV)/demo.stamp  ## Run Gunicorn with four workers and compare what was sent with what is counted (ONCE=1: end then)
+	$(VENV)/bin/python example_apps/demo.py $(if $(filter-out 0,$(ONCE)),--once)
+
+test: $(VENV)/test.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments)
+	$(VENV)/bin/python -m pytest --cov --cov-report=term $(PYTEST)
+
+lint: $(VENV)/lint.stamp  ## Check style and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the oldest versions of the dependencies
+	$(OLDEST)/bin/python -m pytest $(PYTEST)
+
+# Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes.
+%.stamp: pyproject.toml
+	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --upgrade 'pip>=25.1'
+	$(@D)/bin/python -m pip install --upgrade --editable '.[all]' --group $(*F)
+	@touch $@
+
+# The tests start their own redis-server on a free port, and use promtool of the package prometheus.
+servers:
+	@missing=; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	test -n "$$missing" || exit 0; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "The tests need the commands redis-server and promtool (of Prometheus): please install$$missing." >&2; exit 1; \
+	fi; \
+	sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
+	echo "Installing the Debian packages$$missing"; \
+	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $$missing
+
+clean:  ## Remove what these targets made
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
