@@ -256,7 +256,7 @@ class HTTPMetrics:
 
 
 class Tracker:
-    """One request from its first byte in to its last byte out. Its methods never raise."""
+    """One request, from its start until its last byte is handed to the server. Its methods never raise."""
 
     __slots__ = ("_exception", "_families", "_finished", "_group", "_method", "_start", "body_bytes", "route", "status")
 
@@ -359,6 +359,8 @@ class _Body:
             self._tracker.finish()
             raise
         self._left -= len(chunk)
+        if self._left <= 0:
+            self._tracker.finish()
         return chunk
 
     def close(self) -> None:

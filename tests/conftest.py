@@ -114,10 +114,10 @@ def registry() -> CollectorRegistry:
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """Leave no storage and no metrics behind: a later `setup` would declare them again."""
+    pdc.http._families.cache_clear()
+    gc.collect()  # now, not before: pytest lets go of the values of fixtures only after their teardown
     yield
     pdc.shutdown()
-    pdc.http._families.cache_clear()
-    gc.collect()
 
 
 @pytest.fixture
