@@ -102,15 +102,17 @@ def read_account(port: int) -> Account:
 
 def read_accounts(port: int, sent: int, seconds: float = 10.0) -> list[Account]:
     """Scrape until three workers in a row count what was sent, or time is up; what came before that is out of date."""
-    accounts: dict[str, Account] = {}
+    agreeing: dict[str, Account] = {}
     deadline = time.monotonic() + seconds
-    while len(accounts) < 3 and time.monotonic() < deadline:
+    while True:
         account = read_account(port)
-        if account.total != sent:
-            accounts.clear()
+        if account.total == sent:
+            agreeing[account.worker] = account
+        else:
+            agreeing.clear()
             time.sleep(0.1)
-        accounts[account.worker] = account
-    return list(accounts.values())
+        if len(agreeing) == 3 or time.monotonic() > deadline:
+            return list(agreeing.values()) or [account]
 
 
 def send(port: int, number: int) -> Counter[str]:
