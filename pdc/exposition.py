@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import socket
 import ssl
@@ -148,6 +147,7 @@ def scrape_from_wsgi(environ: WSGIEnvironment) -> Scrape:
 
 def make_asgi_app(registry: CollectorRegistry | None = None, disable_compression: bool = False) -> ASGIApplication:
     """An ASGI app that serves what `make_wsgi_app` does; it reads the storage in a thread."""
+    import asyncio  # only here: it takes longer to import than all of pdc
 
     async def metrics_app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
