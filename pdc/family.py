@@ -200,7 +200,7 @@ _TYPES = {
 
 def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:
     """Upper bounds as ``le`` spells them."""
-    return tuple(floatToGoString(bound) for bound in bounds)  # type: ignore[no-untyped-call]
+    return tuple(floatToGoString(bound) for bound in bounds)
 
 
 def families(metrics: Mapping[str, Fields], now: float) -> list[Metric]:

@@ -302,7 +302,7 @@ class Enum(StoredMetric, prometheus_client.Enum):
 
 
 def _exemplar(labels: dict[str, str], amount: float) -> str:
-    _validate_exemplar(labels)  # type: ignore[no-untyped-call]
+    _validate_exemplar(labels)
     return exemplar_text({name: clean(value) for name, value in labels.items()}, float(amount), time.time())
 
 

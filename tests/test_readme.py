@@ -17,7 +17,8 @@ def block(language: str, *, of: str, number: int = 0) -> str:
     """The code block with that language and number in the section of that title."""
     section = re.split(r"^## ", README, flags=re.MULTILINE)
     (text,) = [text for text in section if text.startswith(f"{of}\n")]
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[number]
+    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return blocks[number]
 
 
 def run(source: str, folder: Path) -> list[str]:
