@@ -31,9 +31,10 @@ check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the old
 
 # Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes.
 %.stamp: pyproject.toml
+	@echo "Installing the dependencies of the group $(*F) in $(@D)"
 	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --upgrade 'pip>=25.1'
-	$(@D)/bin/python -m pip install --upgrade --editable '.[all]' --group $(*F)
+	@$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install --quiet --upgrade --editable '.[all]' --group $(*F)
 	@touch $@
 
 # The tests start their own redis-server on a free port, and use promtool of the package prometheus.
