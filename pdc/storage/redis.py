@@ -186,9 +186,8 @@ class RedisStorage(ForkSafe):
             self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)]),
         )
         for update, reply in zip(batch.updates, replies[1:], strict=True):
-            reason = self._refusal(update.name, reply)
-            if reason is not None:
-                outcome.refused[update.name] = reason
+            if isinstance(reply, ResponseError):
+                outcome.refused[update.name] = self._reason(update.name, reply)
             elif not reply:
                 outcome.unknown.add(update.name)
         return outcome
@@ -238,7 +237,7 @@ class RedisStorage(ForkSafe):
     def _run(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Send commands, or scripts with one key each, in one round trip, and return their replies.
 
-        Raises StorageError for every error but those that `_refusal` knows, which stand among the replies.
+        Raises StorageError for every error but that a key is not ours to use, which stands among the replies.
         """
         try:
             with self.lock:
@@ -249,7 +248,7 @@ class RedisStorage(ForkSafe):
         except (RedisError, OSError) as error:
             raise self._failed(error) from error
         for reply in replies:
-            if isinstance(reply, Exception) and self._refusal("", reply) is None:
+            if isinstance(reply, Exception) and not str(reply).startswith(("PDCPREFIX", "WRONGTYPE")):
                 raise self._failed(reply) from reply
         return replies
 
@@ -277,17 +276,12 @@ class RedisStorage(ForkSafe):
             self._scripts[command] = _text(self.client.script_load(command))
         return "EVALSHA", self._scripts[command], 1, *arguments
 
-    def _refusal(self, name: str, reply: Any) -> str | None:
-        """Why Redis will never take this metric, if so."""
-        if not isinstance(reply, ResponseError):
-            return None
-        text = str(reply)
-        if text.startswith("PDCPREFIX"):
-            owner = text.removeprefix("PDCPREFIX").strip()
-            return f"the key {self._key(name)!r} belongs to the prefix {owner!r}, not {self._prefix!r}: choose another prefix"
-        if text.startswith("WRONGTYPE"):
-            return f"the key {self._key(name)!r} holds something that is not a metric: choose another prefix"
-        return None
+    def _reason(self, name: str, refusal: ResponseError) -> str:
+        key = self._key(name)
+        owner = str(refusal).removeprefix("PDCPREFIX").strip()
+        if owner == str(refusal):
+            return f"the key {key!r} holds something that is not a metric: choose another redis_prefix"
+        return f"the key {key!r} belongs to the redis_prefix {owner!r}, not {self._prefix!r}: choose another one"
 
     def _failed(self, error: Exception) -> StorageError:
         return StorageError(f"{self} failed: {type(error).__name__}: {error}")
