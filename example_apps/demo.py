@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +90,7 @@ def read_account(port: int) -> Account:
     """Scrape ``/metrics`` once."""
     answer = ask(port, "GET /metrics")
     counted: Counter[str] = Counter()
-    buckets: Counter[float] = Counter()
+    buckets: defaultdict[float, float] = defaultdict(float)
     for family in text_string_to_metric_families(answer.body):
         for sample in family.samples:
             if sample.name == "http_requests_total":

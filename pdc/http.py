@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache
 from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -158,7 +158,8 @@ class Options:
         )
         if options.redis_url is not None and options.sqlite_path is not None:
             raise OptionError(
-                f"PDC_REDIS_URL and PDC_SQLITE_PATH={options.sqlite_path!r} are both given: metrics live in one of them, remove the other"
+                f"PDC_REDIS_URL and PDC_SQLITE_PATH={options.sqlite_path!r} are both given, metrics live in one of them: "
+                "remove the other"
             )
         return options
 
@@ -194,7 +195,7 @@ class _Families(NamedTuple):
     exceptions: Counter
 
 
-@lru_cache(maxsize=None)
+@cache
 def _families(namespace: str, buckets: tuple[float, ...]) -> _Families:
     """The metrics of that namespace, once per process, however many applications it has."""
     common: dict[str, Any] = {"namespace": namespace, "registry": None}

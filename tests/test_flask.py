@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import ROOT, RedisServer
 from flask import Blueprint, Flask, Response, abort, send_file, stream_with_context
 from prometheus_client.parser import text_string_to_metric_families
 
 import pdc
-from conftest import ROOT, RedisServer
 from pdc.http import OptionError
 from pdc_flask import PrometheusMetrics
 
@@ -94,6 +94,11 @@ def test_the_duration_lasts_to_the_end_of_a_stream(make_app: Make) -> None:
     assert scraped(app, "http_request_duration_seconds_count") == {("GET", "/stream", "200"): 1.0}
 
 
+def fail() -> str:
+    """A view that raises."""
+    raise KeyError("nothing")
+
+
 def pdc_samples(name: str) -> list[Any]:
     """The samples of that name in the storage."""
     return [sample for metric in pdc.exposition.collect() for sample in metric.samples if sample.name == name]
@@ -103,7 +108,7 @@ def pdc_samples(name: str) -> list[Any]:
 def test_exceptions_are_counted_whether_handled_or_not(make_app: Make, handled: bool) -> None:
     """An exception that leaves a view counts once, with or without an error handler; the status is what was sent."""
     app = make_app()
-    app.add_url_rule("/broken", view_func=lambda: {}["nothing"])
+    app.add_url_rule("/broken", view_func=fail)
     if handled:
         app.register_error_handler(KeyError, lambda _: ("sorry", 418))
     status = str(app.test_client().get("/broken").status_code)
@@ -116,7 +121,7 @@ def test_exceptions_that_propagate_are_counted_once(make_app: Make) -> None:
     """In testing mode, where exceptions reach the server, each still counts once and as status 500."""
     app = make_app()
     app.testing = True
-    app.add_url_rule("/broken", view_func=lambda: {}["nothing"])
+    app.add_url_rule("/broken", view_func=fail)
     with pytest.raises(KeyError):
         app.test_client().get("/broken")
     assert scraped(app, "http_exceptions_total") == {("KeyError", "GET", "/broken"): 1.0}

@@ -201,7 +201,7 @@ def test_a_file_is_left_to_the_server(metrics: HTTPMetrics, tmp_path: Path) -> N
     (tmp_path / "file").write_bytes(b"content")
     with (tmp_path / "file").open("rb") as file:
         wrapped = FileWrapper(file)
-        environ = {"wsgi.file_wrapper": FileWrapper}
+        environ: Any = {"wsgi.file_wrapper": FileWrapper}
         assert call(metrics.wsgi(answering(lambda: wrapped)), read=False, **environ) is wrapped
         wrapped.close()
         assert file.closed
@@ -244,7 +244,7 @@ def test_statuses_can_be_grouped(tmp_path: Path) -> None:
 )
 def test_metrics_need_the_token(tmp_path: Path, authorization: str, status: int) -> None:
     """With a token, only a scrape that sends it gets metrics."""
-    metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), metrics_token="gehéim"))  # noqa: S106
+    metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), metrics_token="gehéim"))
     assert metrics.answer(Scrape(), authorization).status == status
 
 

@@ -181,10 +181,8 @@ class RedisStorage(ForkSafe):
         return f"Redis {where}"
 
     def apply(self, batch: Batch) -> Outcome:
-        outcome, replies = (
-            Outcome(),
-            self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)]),
-        )
+        outcome = Outcome()
+        replies = self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
         for update, reply in zip(batch.updates, replies[1:], strict=True):
             if isinstance(reply, ResponseError):
                 outcome.refused[update.name] = self._reason(update.name, reply)
@@ -217,6 +215,8 @@ class RedisStorage(ForkSafe):
 
     def _names(self) -> list[str]:
         (names,) = self._run([("ZRANGE", self._index, 0, -1)])
+        if isinstance(names, ResponseError):
+            raise self._failed(names)
         return [_text(name) for name in names]
 
     def _listing(self, batch: Batch) -> tuple[Any, ...]:
