@@ -37,14 +37,14 @@ check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the old
 	@$(@D)/bin/python -m pip install --quiet --upgrade --editable '.[all]' --group $(*F)
 	@touch $@
 
-# The tests start their own redis-server on a free port, and use promtool of the package prometheus.
+# The tests start redis-server and prometheus by themselves, on free ports; the package prometheus has promtool too.
 servers:
 	@missing=; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
-	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	test -n "$$missing" || exit 0; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "The tests need the commands redis-server and promtool (of Prometheus): please install$$missing." >&2; exit 1; \
+		echo "The tests need the commands redis-server, prometheus and promtool: please install$$missing." >&2; exit 1; \
 	fi; \
 	sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
 	echo "Installing the Debian packages$$missing"; \
