@@ -83,7 +83,6 @@ class Pending:
         for cell in list(self.cells.values()):
             if discard:
                 cell.reset()
-            cell.fresh = True
 
     def after_fork(self) -> None:
         """Start as a new process: locks that nobody holds, cells with nothing in them."""
@@ -175,7 +174,7 @@ class Number(Cell):
 
     def reset(self) -> None:
         self._set: float | None = None
-        self._added = 0.0
+        self._added = -0.0  # unlike 0.0 it changes nothing it is added to
         self._exemplar = ""
 
     def add(self, amount: float, exemplar: str = "") -> None:
@@ -188,16 +187,22 @@ class Number(Cell):
     def set(self, value: float) -> None:
         with self.lock:
             self._set = value
-            self._added = 0.0
+            self._added = -0.0
         self.changed()
+
+    def restart(self) -> None:
+        """Set a counter to zero, as created now."""
+        with self.lock:
+            self.created = time.time()
+            self.fresh = True
+        self.set(0.0)
 
     def operations(self) -> list[Operation]:
         field = self.subkey(self._suffix)
-        if self._set is not None:
-            value = self._set + self._added if self._added else self._set
-            operations = [Operation(Kind.SET, field, float(value))]
+        if self._set is None:
+            operations = [Operation(Kind.ADD, field, float(self._added))]
         else:
-            operations = [Operation(Kind.ADD if self._added else Kind.INIT, field, float(self._added))]
+            operations = [Operation(Kind.SET, field, float(self._set + self._added))]
         if self._exemplar:
             operations.append(Operation(Kind.SET, EXEMPLAR + field, self._exemplar))
         if self._suffix:
@@ -462,13 +467,19 @@ class Buffer:
 
     def flush(self) -> None:
         """Send all that is pending. Raises StorageError, also for metrics that the storage refuses."""
+        self._retry_at = 0.0
         self.settle()
         if self._refused:
             raise StorageError("; ".join(f"metric {name!r} is refused: {why}" for name, why in self._refused.items()))
 
     def settle(self) -> None:
-        """Send all that is pending, but for what the storage refuses. Raises StorageError."""
+        """Send all that is pending, but for what the storage refuses.
+
+        Raises StorageError; at once where the storage was found down a moment ago, so that scrapes do not queue up.
+        """
         with self._sending:
+            if self._down is not None and time.monotonic() < self._retry_at:
+                raise StorageError(str(self._down)) from self._down
             for pending in self._all_metrics():
                 self._queue.extend(pending.restless(beat=False))
             self._send()

@@ -87,7 +87,7 @@ local function apply()
     elseif kind == 'init' then
       if not current[field] then new = value end
     elseif kind == 'add' then
-      new = text(tonumber(current[field] or '0') + tonumber(value))
+      new = text((tonumber(current[field] or '0') or 0) + tonumber(value))
     elseif kind == 'stamp' then
       local number, age = string.match(value, '^(%S+) (%S+)$')
       new = number .. ' ' .. (age == 'never' and '0' or text(now - tonumber(age)))
@@ -288,7 +288,7 @@ class RedisStorage(ForkSafe):
 
 
 def _client_from_url(url: str) -> Any:
-    retry = Retry(NoBackoff(), 1)  # a connection that died while idle; the buffer does the rest
+    retry = Retry(NoBackoff(), 1, (redis.ConnectionError,))  # one that died while idle; the buffer does the rest
     return redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=retry)
 
 
