@@ -169,7 +169,7 @@ class Counter(StoredMetric, prometheus_client.Counter):
 
     def reset(self) -> None:
         """Set the counter to zero for every process, created now."""
-        self._cell.set(0.0)
+        self._cell.restart()
 
 
 class Gauge(StoredMetric, prometheus_client.Gauge):

@@ -40,12 +40,11 @@ _SCHEMA = """
         PRIMARY KEY (metric_key, subkey)
     ) WITHOUT ROWID
 """
-_INSERT = "INSERT INTO metrics (metric_key, subkey, value) VALUES (?, ?, ?)"
-_CONFLICT = " ON CONFLICT (metric_key, subkey) DO "
+_INSERT = "INSERT INTO metrics (metric_key, subkey, value) VALUES (?1, ?2, {}) ON CONFLICT (metric_key, subkey) DO "
 _WRITE = {
-    Kind.INIT: _INSERT + _CONFLICT + "NOTHING",
-    Kind.SET: _INSERT + _CONFLICT + "UPDATE SET value = excluded.value",
-    Kind.ADD: _INSERT + _CONFLICT + "UPDATE SET value = value + excluded.value",
+    Kind.INIT: _INSERT.format("?3") + "NOTHING",
+    Kind.SET: _INSERT.format("?3") + "UPDATE SET value = ?3",
+    Kind.ADD: _INSERT.format("0.0 + ?3") + "UPDATE SET value = value + ?3",
 }
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
 
