@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar
 
 import pdc
 from pdc.buffer import Buffer
@@ -136,6 +136,7 @@ class Families:
         self._families = list(families)
 
     def collect(self) -> Iterable[Metric]:
+        """The families."""
         return self._families
 
 
@@ -145,36 +146,40 @@ def _shown(argument: Any, shown: Callable[[str], str]) -> Any:
     return {key: shown(value) for key, value in argument.items()} if isinstance(argument, dict) else argument
 
 
-def _exemplars(draw: st.DrawFn) -> tuple[dict[str, str], ...]:
-    return ({"trace_id": draw(texts)},) if draw(st.booleans()) else ()
-
-
-def _update(draw: st.DrawFn, declaration: Declaration, numbers: st.SearchStrategy[float]) -> tuple[str, tuple[Any, ...]]:
+def _update(
+    draw: st.DrawFn, declaration: Declaration, numbers: st.SearchStrategy[float], traces: st.SearchStrategy[str]
+) -> tuple[str, tuple[Any, ...]]:
     """A method that updates a metric of that type, and its arguments."""
     kind = declaration.type
+    exemplars = st.just(()) | traces.map(lambda trace: ({"trace_id": trace},))
     if kind == "Counter":
         if draw(st.integers(0, 4)) == 0:
             return "reset", ()
         amount = draw(numbers)
-        return "inc", (-amount if amount < 0 else amount, *_exemplars(draw))
+        return "inc", (-amount if amount < 0 else amount, *draw(exemplars))
     if kind == "Gauge":
         recent = declaration.mode in ("mostrecent", "livemostrecent")
         return ("set" if recent else draw(st.sampled_from(["set", "inc", "dec"]))), (draw(numbers),)
     if kind in ("Summary", "Histogram"):
-        return "observe", (draw(numbers), *(_exemplars(draw) if kind == "Histogram" else ()))
+        return "observe", (draw(numbers), *(draw(exemplars) if kind == "Histogram" else ()))
     if kind == "Info":
         return "info", (draw(st.dictionaries(st.sampled_from(["version", "host", "zone"]), texts, max_size=3)),)
     return "state", (draw(st.sampled_from(STATES)),)
 
 
 MODES = ("shared", "shared", "shared", "sum", "min", "max", "mostrecent", "livesum", "livemin", "livemax", "livemostrecent")
-buckets = st.lists(st.sampled_from([-2.5, 0.0, 1e-9, 0.25, 1, 10, 1e7, 1e22]), min_size=1, unique=True).map(sorted)
+BOUNDS = (0.0, 1e-9, 0.25, 1, 10, 1e7, 1e22)
 
 
 @st.composite
-def programs(draw: st.DrawFn, numbers: st.SearchStrategy[float]) -> Program:
-    """A program over up to four metrics."""
-    declarations = [_declaration(draw, number) for number in range(draw(st.integers(1, 4)))]
+def programs(
+    draw: st.DrawFn,
+    numbers: st.SearchStrategy[float],
+    traces: st.SearchStrategy[str] = texts,
+    bounds: Sequence[float] = (-2.5, *BOUNDS),
+) -> Program:
+    """A program over up to four metrics, with such numbers, exemplars and buckets."""
+    declarations = [_declaration(draw, number, bounds) for number in range(draw(st.integers(1, 4)))]
     few = draw(st.lists(texts, min_size=2, max_size=3))
     steps = []
     for _ in range(draw(st.integers(0, 12))):
@@ -185,14 +190,14 @@ def programs(draw: st.DrawFn, numbers: st.SearchStrategy[float]) -> Program:
         action = draw(st.sampled_from([*others, *["update"] * 8]))
         arguments: tuple[Any, ...] = ()
         if action == "update":
-            action, arguments = _update(draw, declaration, numbers)
+            action, arguments = _update(draw, declaration, numbers, traces)
         elif action == "remove_by_labels":
             arguments = (draw(st.sets(st.integers(0, len(values) - 1))),)
         steps.append(Step(metric, action, values, arguments, draw(st.booleans())))
     return Program(declarations, steps, draw(st.sets(st.integers(0, 11))))
 
 
-def _declaration(draw: st.DrawFn, number: int) -> Declaration:
+def _declaration(draw: st.DrawFn, number: int, bounds: Sequence[float]) -> Declaration:
     kind = draw(st.sampled_from(TYPES))
     options: dict[str, Any] = {}
     if draw(st.booleans()):
@@ -201,12 +206,14 @@ def _declaration(draw: st.DrawFn, number: int) -> Declaration:
     if kind not in ("Info", "Enum"):
         options["unit"] = draw(st.sampled_from(["", "seconds"]))
     if kind == "Histogram":
-        options["buckets"] = draw(buckets)
+        options["buckets"] = sorted(draw(st.sets(st.sampled_from(bounds), min_size=1)))
     if kind == "Enum":
         options["states"] = STATES
     names = st.lists(st.sampled_from(["b", "a", "path", "résumé"]), max_size=2, unique=True)
     mode = draw(st.sampled_from(MODES)) if kind == "Gauge" else None
-    return Declaration(kind, draw(st.sampled_from(["m", "the_total", "dotted.name"])) + str(number), tuple(draw(names)), options, mode)
+    return Declaration(
+        kind, draw(st.sampled_from(["m", "the_total", "dotted.name"])) + str(number), tuple(draw(names)), options, mode
+    )
 
 
 @dataclass
@@ -234,9 +241,8 @@ def bench(
     if request.param == "sqlite":
         storages: Iterator[dict[str, Any]] = ({"sqlite": tmp_path / f"{number}.db"} for number in itertools.count())
     else:
-        client = shared_redis_server.client()
-        request.addfinalizer(client.close)
-        storages = ({"redis": client, "redis_prefix": f"{tmp_path.name}{number}"} for number in itertools.count())
+        prefixes = (f"{tmp_path.name}{number}" for number in itertools.count())
+        storages = ({"redis": shared_redis_server.url, "redis_prefix": prefix} for prefix in prefixes)
     clock = [0.0]
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: clock[0])
@@ -274,3 +280,75 @@ def test_write_through_renders_as_in_memory(bench: Bench, program: Program) -> N
 def test_buffered_renders_as_in_memory(bench: Bench, program: Program) -> None:
     """With a buffer that is flushed at any time a program shows what it shows in memory."""
     check(*bench.run(program, flush_interval=3600))
+
+
+def samples(families: Iterable[Metric], *, exemplars: bool) -> list[tuple[Any, ...]]:
+    """Every sample, to be compared."""
+    return [
+        (sample.name, sorted(sample.labels.items()), sample.value, *(_exemplar(sample.exemplar) if exemplars else ()))
+        for family in families
+        for sample in family.samples
+    ]
+
+
+def _exemplar(exemplar: Exemplar | None) -> tuple[Any, ...]:
+    return () if exemplar is None else (exemplar.labels, exemplar.value, float(exemplar.timestamp or 0))
+
+
+@quietly(100)
+@given(program=programs(valid_number, st.sampled_from(["", "a b", "é☃😀", "{},= # 1"]), BOUNDS))
+def test_the_parsers_of_prometheus_client_read_back_what_was_counted(bench: Bench, program: Program) -> None:
+    """Both formats are parsed into the very samples that prometheus_client holds.
+
+    Its parser of OpenMetrics takes neither quotes in an exemplar nor a histogram with negative bounds.
+    """
+    registry, expected = bench.run(program, flush_interval=3600)
+    from_openmetrics = parse_openmetrics(openmetrics(registry, escaping=ALLOWUTF8).decode())
+    assert samples(from_openmetrics, exemplars=True) == samples(expected, exemplars=True)
+    from_text = parse_text(prometheus_client.generate_latest(registry, escaping=ALLOWUTF8).decode())
+    assert sorted(samples(from_text, exemplars=False)) == sorted(samples(expected, exemplars=False))
+
+
+def test_promtool_accepts_every_type(bench: Bench) -> None:
+    """`promtool check metrics` finds nothing to say about metrics of all types with hostile labels."""
+    names = ("shop_sales_total", "shop_stock", "shop_basket_bytes", "shop_wait_seconds", "shop_build", "shop_state")
+    updates = (("inc", 2), ("set", -1.5), ("observe", 3), ("observe", 0.25), ("info", {"host": '"'}), ("state", STATES[2]))
+    options: list[dict[str, Any]] = [{}, {}, {}, {}, {}, {"states": STATES}]
+    declarations = [Declaration(kind, name, ("path",), more) for kind, name, more in zip(TYPES, names, options, strict=True)]
+    steps = [
+        Step(number, method, (path,), (argument,)) for number, (method, argument) in enumerate(updates) for path in HOSTILE
+    ]
+    bench.run(Program(declarations, steps))
+    checked = subprocess.run(["promtool", "check", "metrics"], input=pdc.generate_latest(), capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+def test_exemplars_show_in_another_process(
+    storage: dict[str, Any], registry: CollectorRegistry, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """What a process that declared nothing serves as OpenMetrics has the exemplars of others, the last of each bucket."""
+    pdc.setup(**storage)
+    counter = pdc.Counter("sales", "Help", ["path"], registry=registry)
+    counter.labels("/").inc(2, {"trace_id": "a\ud800"})
+    counter.labels("/").inc(3)
+    histogram = pdc.Histogram("wait", "Help", buckets=[1, 2], registry=registry)
+    for value, trace in ((0.25, "b"), (0.5, "c"), (7, "d")):
+        histogram.observe(value, {"trace_id": trace})
+    script = """
+        from pdc.exposition import Scrape
+        setup()
+        print(Scrape(accept="application/openmetrics-text").answer().body.decode())
+        """
+    shown = run_script(script, storage=storage).stdout
+    assert shown.encode().strip() == openmetrics(registry).strip()
+    exemplars = [
+        (sample.name, sample.labels.get("le"), sample.exemplar.labels, sample.exemplar.value)
+        for family in parse_openmetrics(shown.rstrip("\n") + "\n")
+        for sample in family.samples
+        if sample.exemplar
+    ]
+    assert exemplars == [
+        ("sales_total", None, {"trace_id": "a\ufffd"}, 2.0),
+        ("wait_bucket", "1.0", {"trace_id": "c"}, 0.5),
+        ("wait_bucket", "+Inf", {"trace_id": "d"}, 7.0),
+    ]
