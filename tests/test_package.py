@@ -38,7 +38,7 @@ def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
 def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: str) -> None:
     """The group `oldest` pins the lower bound of each requirement, give or take zeros at its end."""
     (bound,) = {match[1] for line in requirements() if (match := re.match(rf"{name}>=([\d.]+)", line))}
-    (tested,) = re.findall(rf'"{name}==([\d.]+)"', PYPROJECT)
+    tested = re.findall(rf'"{name}==([\d.]+)', PYPROJECT)[0]
     assert re.fullmatch(rf"{re.escape(bound)}(\.0)*", tested)
 
 
