@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import sys
@@ -11,11 +12,12 @@ import time
 import weakref
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from .family import EXEMPLAR, LEASE_SECONDS, Family, labels_with
-from .storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, Storage, StorageError, Update
+from .storage import FORK_SECONDS, Batch, Kind, Operation, Outcome, Snapshot, Stamped, Storage, StorageError, Update
 
 logger = logging.getLogger("pdc")
 
@@ -47,6 +49,7 @@ class Pending:
         self.buffer = buffer
         self.family = family
         self.lock = threading.RLock()
+        """Of the cells, for moments in which nothing else can run in the same thread; see `Cell`."""
         self.cells: dict[str, Cell] = {}
         self.computed = False
         self.pending = self
@@ -63,10 +66,15 @@ class Pending:
         return cell
 
     def restless(self, *, beat: bool) -> list[Cell]:
-        """The cells to send though nothing changed them: those that are computed and, on a beat, those with a lease."""
-        if beat and self.family.live:
-            return list(self.cells.values())
-        return [cell for cell in list(self.cells.values()) if isinstance(cell, Computed)] if self.computed else []
+        """The cells to send though nothing changed them: those that are computed and, on a beat, those with a lease.
+
+        Calls the functions of computed cells, so not with a lock of the buffer held: they may take any lock themselves.
+        """
+        cells = list(self.cells.values()) if self.computed or (beat and self.family.live) else []
+        computed = [cell for cell in cells if isinstance(cell, Computed)]
+        for cell in computed:
+            cell.compute()
+        return cells if beat and self.family.live else list(computed)
 
     def drop(self, cells: Iterable[Cell]) -> None:
         """Forget these series; whoever still holds one updates it in vain."""
@@ -78,19 +86,17 @@ class Pending:
         """Remove every series of the storage whose labels include those of `selector` (JSON)."""
         self.buffer.declare(Removal(self, selector))
 
-    def restart(self, *, discard: bool) -> None:
-        """Start every series anew, as for an empty storage; `discard` drops what has been gathered."""
+    def discard(self) -> None:
+        """Drop what has been gathered."""
         for cell in list(self.cells.values()):
-            if discard:
-                cell.reset()
+            cell.reset()
 
     def after_fork(self) -> None:
-        """Start as a new process: locks that nobody holds, cells with nothing in them."""
+        """Start as a new process: a lock that nobody holds, cells with nothing in them."""
         self.lock = threading.RLock()
         for cell in self.cells.values():
-            cell.lock = self.lock
             cell.dirty = False
-        self.restart(discard=True)
+        self.discard()
 
 
 class Removal:
@@ -107,16 +113,18 @@ class Removal:
 class Cell:
     """What one series has gathered since it was last sent.
 
-    An update changes the cell under its lock, then marks it. Marking takes no lock: it may leave the cell in the
-    queue twice, which costs an empty take, but never out of it.
+    An update changes the cell under the lock of its metric, then marks it. Marking takes no lock: it may leave the cell
+    in the queue twice, but never out of it.
+
+    Handlers of signals and finalizers may update metrics, and Python runs them wherever code calls or allocates. So an
+    update does neither while it holds the lock, and `operations` takes away what was gathered before it does either.
     """
 
-    __slots__ = ("buffer", "created", "dirty", "dropped", "fresh", "labels", "lock", "pending")
+    __slots__ = ("buffer", "created", "dirty", "dropped", "fresh", "labels", "pending")
 
     def __init__(self, pending: Pending, labels: str) -> None:
         self.pending = pending
         self.buffer = pending.buffer
-        self.lock = pending.lock
         self.labels = labels
         self.created = time.time()
         self.dirty = False
@@ -129,11 +137,11 @@ class Cell:
         raise NotImplementedError
 
     def operations(self) -> list[Operation]:
-        """What there is to send; called with the lock held."""
+        """Hand over what was gathered; called with the lock held."""
         raise NotImplementedError
 
     def take(self) -> list[Operation]:
-        with self.lock:
+        with self.pending.lock:
             self.dirty = False
             if self.dropped:
                 return []
@@ -143,16 +151,18 @@ class Cell:
 
     def drop(self) -> None:
         """Never send anything again; whoever still holds the series updates it in vain."""
-        with self.lock:
+        with self.pending.lock:
             self.dropped = True
 
     def changed(self) -> None:
         """Mark the cell after a change. Raises NotConfigured."""
-        if self.buffer.write_through:
-            self.buffer.mark(self)
-            self.buffer.write()
+        buffer = self.buffer
+        if buffer.write_through:
+            if not (self.dirty and buffer.down):  # while the storage is down, the queue must not grow with every update
+                buffer.mark(self)
+            buffer.write()
         elif not self.dirty:
-            self.buffer.mark(self)
+            buffer.mark(self)
 
     def subkey(self, suffix: str) -> str:
         """The field of this series with that suffix."""
@@ -178,36 +188,38 @@ class Number(Cell):
         self._exemplar = ""
 
     def add(self, amount: float, exemplar: str = "") -> None:
-        with self.lock:
+        with self.pending.lock:
             self._added += amount
             if exemplar:
                 self._exemplar = exemplar
         self.changed()
 
     def set(self, value: float) -> None:
-        with self.lock:
+        with self.pending.lock:
             self._set = value
             self._added = -0.0
         self.changed()
 
     def restart(self) -> None:
         """Set a counter to zero, as created now."""
-        with self.lock:
-            self.created = time.time()
+        now = time.time()
+        with self.pending.lock:
+            self.created = now
             self.fresh = True
         self.set(0.0)
 
     def operations(self) -> list[Operation]:
+        base, added, exemplar = self._set, self._added, self._exemplar
+        self._set, self._added, self._exemplar = None, -0.0, ""
         field = self.subkey(self._suffix)
-        if self._set is None:
-            operations = [Operation(Kind.ADD, field, float(self._added))]
+        if base is None:
+            operations = [Operation(Kind.ADD, field, float(added))]
         else:
-            operations = [Operation(Kind.SET, field, float(self._set + self._added))]
-        if self._exemplar:
-            operations.append(Operation(Kind.SET, EXEMPLAR + field, self._exemplar))
+            operations = [Operation(Kind.SET, field, float(base + added))]
+        if exemplar:
+            operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplar))
         if self._suffix:
-            operations.append(self.creation(Kind.INIT if self._set is None else Kind.SET))
-        self.reset()
+            operations.append(self.creation(Kind.INIT if base is None else Kind.SET))
         return operations
 
 
@@ -221,20 +233,20 @@ class Observations(Cell):
         self._sum = 0.0
 
     def observe(self, amount: float) -> None:
-        with self.lock:
+        with self.pending.lock:
             self._sum += amount
             self._count += 1
         self.changed()
 
     def operations(self) -> list[Operation]:
-        kind = Kind.ADD if self._count else Kind.INIT
-        operations = [
-            Operation(kind, self.subkey("_count"), float(self._count)),
-            Operation(kind, self.subkey("_sum"), float(self._sum)),
+        count, total = self._count, self._sum
+        self._count, self._sum = 0, 0.0
+        kind = Kind.ADD if count else Kind.INIT
+        return [
+            Operation(kind, self.subkey("_count"), float(count)),
+            Operation(kind, self.subkey("_sum"), float(total)),
             self.creation(),
         ]
-        self.reset()
-        return operations
 
 
 class Buckets(Cell):
@@ -253,11 +265,11 @@ class Buckets(Cell):
 
     def observe(self, amount: float, exemplar: str = "") -> None:
         if amount != amount:  # a NaN is in no bucket, as in prometheus_client
-            with self.lock:
+            with self.pending.lock:
                 self._sum += amount
         else:
             bucket = bisect_left(self._bounds, amount)
-            with self.lock:
+            with self.pending.lock:
                 self._sum += amount
                 self._observed[bucket] += 1
                 if exemplar:
@@ -265,14 +277,17 @@ class Buckets(Cell):
         self.changed()
 
     def operations(self) -> list[Operation]:
-        operations = [Operation(Kind.ADD if self._sum else Kind.INIT, self.subkey("_sum"), float(self._sum)), self.creation()]
-        for bucket, count in enumerate(self._observed):
+        nothing: tuple[list[int], dict[int, str]] = [0] * len(self._bounds), {}
+        total, observed, exemplars = self._sum, self._observed, self._exemplars
+        self._sum = 0.0
+        self._observed, self._exemplars = nothing
+        operations = [Operation(Kind.ADD if total else Kind.INIT, self.subkey("_sum"), float(total)), self.creation()]
+        for bucket, count in enumerate(observed):
             if count:
                 field = self._bucket(bucket)
                 operations.append(Operation(Kind.ADD, field, float(count)))
-                if bucket in self._exemplars:
-                    operations.append(Operation(Kind.SET, EXEMPLAR + field, self._exemplars[bucket]))
-        self.reset()
+                if bucket in exemplars:
+                    operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplars[bucket]))
         return operations
 
     def _bucket(self, index: int) -> str:
@@ -289,15 +304,17 @@ class ProcessNumber(Cell):
         self._set_at: float | None = None
 
     def add(self, amount: float) -> None:
-        with self.lock:
+        now = time.monotonic()
+        with self.pending.lock:
             self._value += amount
-            self._set_at = time.monotonic()
+            self._set_at = now
         self.changed()
 
     def set(self, value: float) -> None:
-        with self.lock:
+        now = time.monotonic()
+        with self.pending.lock:
             self._value = value
-            self._set_at = time.monotonic()
+            self._set_at = now
         self.changed()
 
     def operations(self) -> list[Operation]:
@@ -308,18 +325,22 @@ class ProcessNumber(Cell):
 class Computed(Cell):
     """A gauge whose value is a function, called whenever the buffer is flushed or read and every `BEAT_SECONDS`."""
 
-    __slots__ = ("_function",)
+    __slots__ = ("_function", "_value")
 
     def __init__(self, pending: Pending, labels: str, function: Callable[[], float]) -> None:
         self._function = function
         super().__init__(pending, labels)
         pending.computed = True
 
-    def take(self) -> list[Operation]:
-        return [] if self.dropped else self.operations()
-
     def reset(self) -> None:
-        """There is nothing to forget."""
+        self._value: float | None = None
+
+    def compute(self) -> None:
+        """Call the function; where it fails, the value stays as it was and the error is logged."""
+        try:
+            self._value = float(self._function())
+        except Exception:
+            logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
 
     def add(self, amount: float) -> None:
         """Do nothing: the function alone says the value."""
@@ -328,15 +349,12 @@ class Computed(Cell):
         """Do nothing: the function alone says the value."""
 
     def operations(self) -> list[Operation]:
-        try:
-            value = float(self._function())
-        except Exception:
-            logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
+        if self._value is None:
             return []
         if self.pending.family.mode == "shared":
-            return [Operation(Kind.SET, self.subkey(""), value)]
+            return [Operation(Kind.SET, self.subkey(""), self._value)]
         field = self.pending.family.process_prefix(self.buffer.writer) + self.labels
-        return [Operation(Kind.STAMP, field, Stamped(value, time.monotonic()))]
+        return [Operation(Kind.STAMP, field, Stamped(self._value, time.monotonic()))]
 
 
 class Text(Cell):
@@ -353,13 +371,13 @@ class Text(Cell):
         self._text: str | None = None
 
     def set(self, text: str) -> None:
-        with self.lock:
+        with self.pending.lock:
             self._text = text
         self.changed()
 
     def operations(self) -> list[Operation]:
-        kind, text = (Kind.INIT, self._first) if self._text is None else (Kind.SET, self._text)
-        self.reset()
+        chosen, self._text = self._text, None
+        kind, text = (Kind.INIT, self._first) if chosen is None else (Kind.SET, chosen)
         return [Operation(kind, self.subkey(self._suffix), text)]
 
 
@@ -377,7 +395,7 @@ class Buffer:
         self._interval = 0.0
         self._threaded = True
         self._renew_seconds: float | None = None
-        self._metrics: weakref.WeakSet[Pending] = weakref.WeakSet()
+        self._metrics: weakref.WeakValueDictionary[int, Pending] = weakref.WeakValueDictionary()
         self._leaving = False
         self._start()
 
@@ -390,9 +408,10 @@ class Buffer:
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
         self._refused: dict[str, str] = {}
-        self._adopting = threading.Lock()
         self._sending = threading.RLock()
         self._sender: int | None = None
+        self._unsaid: deque[tuple[int, str, Exception | None]] = deque()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._down: Exception | None = None
@@ -405,14 +424,10 @@ class Buffer:
 
     def adopt(self, pending: Pending) -> None:
         """Know the metric from now on."""
-        with self._adopting:
-            self._metrics.add(pending)
+        self._metrics[id(pending)] = pending
 
     def declare(self, entry: Entry) -> None:
-        """Let the storage show the entry; before `setup` there is nothing to send to, and that is fine.
-
-        To be called with no lock of a metric held: sending takes these locks.
-        """
+        """Let the storage show the entry; before `setup` there is nothing to send to, and that is fine."""
         if self.storage is not None:
             self.mark(entry)
             if self.write_through:
@@ -431,7 +446,14 @@ class Buffer:
         """Send what is queued unless the storage was found down a moment ago; never raise."""
         if self._sender != threading.get_ident() and time.monotonic() >= self._retry_at:
             with self._sending:
-                self._try_to_send()
+                if time.monotonic() >= self._retry_at:  # or another thread found it down while this one waited
+                    self._try_to_send()
+            self._tell()
+
+    @property
+    def down(self) -> bool:
+        """Whether the storage could not be written the last time."""
+        return self._down is not None
 
     # What the application and scrapes call
 
@@ -440,9 +462,9 @@ class Buffer:
 
         Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
         """
-        with self._sending:
+        with self._turn():
             first = self.storage is None
-            self.leave()
+            self._leave()
             self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
             self._threaded = threaded
             self.write_through = interval == 0 or self._leaving
@@ -451,15 +473,18 @@ class Buffer:
             self._refused.clear()
             self._retry_at = self._next_beat = 0.0
             self._next_renewal = time.monotonic() + (renew_seconds or 0.0)
-            self._restart_all(discard=first)
+            if first:
+                for pending in self._all_metrics():
+                    pending.discard()
+            self._restart()
             if self.write_through:
                 self._try_to_send()
         self._wake.set()
 
     def detach(self) -> None:
         """Send what is pending and use no storage any more."""
-        with self._sending:
-            self.leave()
+        with self._turn():
+            self._leave()
             self.storage = None
             self._queue.clear()
             self._in_flight = None
@@ -477,29 +502,32 @@ class Buffer:
 
         Raises StorageError; at once where the storage was found down a moment ago, so that scrapes do not queue up.
         """
-        with self._sending:
-            if self._down is not None and time.monotonic() < self._retry_at:
-                raise StorageError(str(self._down)) from self._down
-            for pending in self._all_metrics():
-                self._queue.extend(pending.restless(beat=False))
-            self._send()
+        self._rouse(beat=False)
+        with self._turn():
+            self._send_unless_down()
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Send what is pending, then read those metrics or all. Raises NotConfigured and StorageError."""
-        self.settle()
-        return self.required().read(names)
+        self._rouse(beat=False)
+        with self._turn():
+            self._send_unless_down()
+            snapshot = self._read(names)
+            if self._lost(snapshot, names):
+                self._restart()
+                self._send()
+                snapshot = self._read(names)
+            return snapshot
 
     def clear(self) -> None:
         """Delete all metrics from the storage; what this process has declared starts again. Raises StorageError."""
-        with self._sending:
-            self.settle()
+        with self._turn():
+            self._send_unless_down()
             self.required().delete()
             self._applied.clear()
             for pending in self._all_metrics():
-                pending.restart(discard=False)
                 self._queue.append(pending)
                 self._queue.extend(cell for cell in pending.cells.values() if not pending.family.labelnames)
-            self.settle()
+            self._send()
 
     def required(self) -> Storage:
         """The storage. Raises NotConfigured where there is none."""
@@ -512,66 +540,110 @@ class Buffer:
 
     def leave(self) -> None:
         """Send what is pending, then take this process's marks and live values out of the storage; never raise."""
-        with self._sending:
-            if self.storage is None:
-                return
-            self._retry_at = 0.0
-            self._try_to_send()
-            if self._in_flight is None and self._applied:
-                updates = [Update(name, self._declared[name]) for name in sorted(self._applied)]
-                self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
-                self._try_to_send()
-                self._applied.clear()
-                if self._in_flight is not None and self._in_flight.leaving:
-                    self._in_flight = None
+        with self._turn():
+            self._leave()
 
     def at_exit(self) -> None:
         """Leave for good: no thread may start any more, and whatever still changes is sent at once."""
         self._leaving = self.write_through = True
         self.leave()
 
-    def after_fork(self) -> None:
-        """Begin as a new process, in the child: nothing pending, another writer, no thread."""
+    def before_fork(self) -> bool:
+        """Let no other thread send while the process forks; return whether that worked within `FORK_SECONDS`."""
+        return self._sending.acquire(timeout=FORK_SECONDS)
+
+    def after_fork_in_parent(self) -> None:
+        """Let other threads send again, where `before_fork` returned true."""
+        self._sending.release()
+
+    def after_fork_in_child(self) -> None:
+        """Begin as a new process: nothing pending, another writer, no thread."""
         self._start()
-        for pending in list(self._metrics):
+        for pending in self._all_metrics():
             pending.after_fork()
 
     # The background thread
 
     def _start_thread(self) -> None:
-        with self._adopting:
-            if self._thread is None and self._threaded and not self._leaving:
-                self._thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
-                self._thread.start()
+        """Start the thread, unless another call is about to; where none can be started, the next update tries again."""
+        if not self._threaded or self._leaving or not self._starting.acquire(blocking=False):
+            return
+        try:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
+                thread.start()
+                self._thread = thread
                 _flush_when_a_multiprocessing_child_ends(self)
+        except RuntimeError as error:
+            logger.debug("no thread can be started to send metrics, they wait for the end of the process: %s", error)
+        finally:
+            self._starting.release()
 
     def _run(self) -> None:
+        last_flush = -math.inf
         while not self._leaving:
-            self._wake.wait(self._interval or BEAT_SECONDS)
+            self._wake.wait(min(self._interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
             self._wake.clear()
             if self.storage is not None:
-                self._beat(time.monotonic())
-                self.write()
+                now = time.monotonic()
+                if self._beat(now) or self.down or now >= last_flush + self._interval:
+                    last_flush = now
+                    self.write()
 
-    def _beat(self, now: float) -> None:
-        """Queue what must be told again though nothing changed: values with a lease, functions, and expiry."""
+    def _beat(self, now: float) -> bool:
+        """Queue what must be told again though nothing changed: values with a lease, functions, and expiry.
+
+        Return whether there is anything.
+        """
+        told = False
         if now >= self._next_beat:
             self._next_beat = now + BEAT_SECONDS
-            for pending in self._all_metrics():
-                self._queue.extend(pending.restless(beat=True))
+            told = self._rouse(beat=True)
         if self._renew_seconds is not None and now >= self._next_renewal:
             self._next_renewal = now + self._renew_seconds
             self._queue.extend(self._all_metrics())
+            told = True
+        return told
 
-    # Sending; the caller holds the lock `_sending`
+    def _rouse(self, *, beat: bool) -> bool:
+        """Queue the cells that no update queues, and return whether there are any; calls functions of the application."""
+        restless = [cell for pending in self._all_metrics() for cell in pending.restless(beat=beat)]
+        self._queue.extend(restless)
+        return bool(restless)
+
+    # Sending. The caller holds the lock `_sending`, and no other. While it does, nothing may run that could wait for a
+    # thread which updates a metric: no function of the application, and no handler of the log.
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the lock, then log what there was to say."""
+        try:
+            with self._sending:
+                yield
+        finally:
+            self._tell()
+
+    def _say(self, level: int, message: str, error: Exception | None = None) -> None:
+        self._unsaid.append((level, message, error))
+
+    def _tell(self) -> None:
+        while self._unsaid:
+            with suppress(IndexError):  # another thread was faster
+                level, message, error = self._unsaid.popleft()
+                logger.log(level, message, exc_info=error)
 
     def _try_to_send(self) -> None:
         try:
             self._send()
         except StorageError:
             return
-        except Exception:
-            logger.exception("metrics could not be sent; they are kept in memory")
+        except Exception as error:  # noqa: BLE001 (it is logged once the lock is free)
+            self._say(logging.ERROR, "metrics could not be sent; they are kept in memory", error)
+
+    def _send_unless_down(self) -> None:
+        if self._down is not None and time.monotonic() < self._retry_at:
+            raise StorageError(str(self._down)) from self._down
+        self._send()
 
     def _send(self) -> None:
         """Send batches until nothing is queued. Raises StorageError; the batch in flight is then kept as it is."""
@@ -584,7 +656,7 @@ class Buffer:
                 forgotten = self._note(batch, self.required().apply(batch))
                 if forgotten and not restarted:
                     restarted = True
-                    self._restart_all(discard=False)
+                    self._restart()
             self._recovered()
         except Exception as error:
             self._failed(error)
@@ -600,9 +672,10 @@ class Buffer:
         return self._in_flight
 
     def _take(self) -> list[Update]:
+        """What is queued, each entry once: in a batch, what is set counts before what is added."""
+        entries = dict.fromkeys(self._queue.popleft() for _ in range(len(self._queue)))
         updates: dict[str, Update] = {}
-        for _ in range(len(self._queue)):
-            entry = self._queue.popleft()
+        for entry in entries:
             family = entry.pending.family
             if family.name in self._refused:
                 continue
@@ -623,35 +696,60 @@ class Buffer:
         self._in_flight = None
         for name, reason in outcome.refused.items():
             self._refused[name] = reason
-            logger.error("metric %s is refused and will not be counted: %s", name, reason)
+            self._say(logging.ERROR, f"metric {name} is refused and will not be counted: {reason}")
         if batch.leaving:
             return False
         forgotten = not self._applied.isdisjoint(outcome.unknown)
-        self._applied.update(update.name for update in batch.updates if update.name not in outcome.refused)
+        self._applied.update(update.name for update in batch.updates)
+        self._applied.difference_update(outcome.refused)
         return forgotten
 
-    def _restart_all(self, *, discard: bool) -> None:
+    def _read(self, names: Collection[str] | None) -> Snapshot:
+        sender, self._sender = self._sender, threading.get_ident()
+        try:
+            return self.required().read(names)
+        finally:
+            self._sender = sender
+
+    def _lost(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
+        """Whether the storage lost a metric that this process has sent, and was asked for."""
+        expected = self._applied if names is None else self._applied.intersection(names)
+        return not expected <= snapshot.metrics.keys()
+
+    def _leave(self) -> None:
+        if self.storage is None:
+            return
+        self._retry_at = 0.0
+        self._try_to_send()
+        if self._in_flight is None and self._applied:
+            updates = [Update(name, self._declared[name]) for name in sorted(self._applied)]
+            self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
+            self._try_to_send()
+            self._applied.clear()
+            if self._in_flight is not None and self._in_flight.leaving:
+                self._in_flight = None
+
+    def _restart(self) -> None:
+        """Queue every series, as for an empty storage."""
         for pending in self._all_metrics():
-            pending.restart(discard=discard)
             self._queue.append(pending)
             self._queue.extend(pending.cells.values())
         if self._queue and self._thread is None:
             self._start_thread()
 
     def _all_metrics(self) -> list[Pending]:
-        with self._adopting:
-            return list(self._metrics)
+        return [pending for reference in self._metrics.valuerefs() if (pending := reference()) is not None]
 
     def _failed(self, error: Exception) -> None:
         if self._down is None:
-            logger.warning("metrics cannot be sent and are kept in memory until they can: %s", error)
+            self._say(logging.WARNING, f"metrics cannot be sent and are kept in memory until they can: {error}")
         self._down = error
         self._retry_at = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)
         self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
 
     def _recovered(self) -> None:
         if self._down is not None:
-            logger.warning("metrics can be sent again; those kept in memory were")
+            self._say(logging.WARNING, "metrics can be sent again; those kept in memory were")
         self._down = None
         self._retry_seconds, self._retry_at = FIRST_RETRY_SECONDS, 0.0
 

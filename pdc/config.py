@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -171,11 +172,25 @@ def _at_exit() -> None:
         storage.close()
 
 
-def _after_fork() -> None:
+_held: dict[int, list[Buffer]] = {}
+"""The buffers that wait for a fork, by the thread that forks."""
+
+
+def _before_fork() -> None:
+    _held[threading.get_ident()] = [buffer for buffer in BUFFERS if buffer.before_fork()]
+
+
+def _after_fork_in_parent() -> None:
+    for buffer in _held.pop(threading.get_ident(), ()):
+        buffer.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    _held.clear()
     for buffer in BUFFERS:
-        buffer.after_fork()
+        buffer.after_fork_in_child()
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # Python calls hooks of `before` last come, first served: storages wait after buffers
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

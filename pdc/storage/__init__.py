@@ -157,19 +157,21 @@ class ForkSafe:
 
 
 _fork_safe: weakref.WeakSet[ForkSafe] = weakref.WeakSet()
-_held: list[ForkSafe] = []
+_held: dict[int, list[ForkSafe]] = {}
+"""The storages that wait for a fork, by the thread that forks."""
 
 
 def _before_fork() -> None:
+    held = _held.setdefault(threading.get_ident(), [])
     for storage in list(_fork_safe):
         if storage.lock.acquire(timeout=FORK_SECONDS):
-            _held.append(storage)
+            held.append(storage)
             storage.before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop().lock.release()
+    for storage in _held.pop(threading.get_ident(), ()):
+        storage.lock.release()
 
 
 def _after_fork_in_child() -> None:
