@@ -26,8 +26,9 @@ format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
+# Random programs are compared with prometheus_client's own output, and so need its newest version.
 check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the oldest versions of the dependencies
-	$(OLDEST)/bin/python -m pytest $(PYTEST)
+	$(OLDEST)/bin/python -m pytest --ignore tests/test_random_programs.py $(PYTEST)
 
 # Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes.
 %.stamp: pyproject.toml
