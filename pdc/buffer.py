@@ -50,7 +50,7 @@ class Pending:
         self.family = family
         self.lock = threading.RLock()
         """Of the cells, for moments in which nothing else can run in the same thread; see `Cell`."""
-        self.cells: dict[str, Cell] = {}
+        self.cells: dict[Cell, None] = {}
         self.computed = False
         self.pending = self
         buffer.adopt(self)
@@ -59,10 +59,8 @@ class Pending:
         return []
 
     def add(self, cell: CellT) -> CellT:
-        """Take in the cell of a series, instead of the one it had."""
-        if before := self.cells.get(cell.labels):
-            before.drop()
-        self.cells[cell.labels] = cell
+        """Take in the cell of a series that has none."""
+        self.cells[cell] = None
         return cell
 
     def restless(self, *, beat: bool) -> list[Cell]:
@@ -70,7 +68,7 @@ class Pending:
 
         Calls the functions of computed cells, so not with a lock of the buffer held: they may take any lock themselves.
         """
-        cells = list(self.cells.values()) if self.computed or (beat and self.family.live) else []
+        cells = list(self.cells) if self.computed or (beat and self.family.live) else []
         computed = [cell for cell in cells if isinstance(cell, Computed)]
         for cell in computed:
             cell.compute()
@@ -80,7 +78,7 @@ class Pending:
         """Forget these series; whoever still holds one updates it in vain."""
         for cell in cells:
             cell.drop()
-            self.cells.pop(cell.labels, None)
+            self.cells.pop(cell, None)
 
     def remove(self, selector: str) -> None:
         """Remove every series of the storage whose labels include those of `selector` (JSON)."""
@@ -88,13 +86,13 @@ class Pending:
 
     def discard(self) -> None:
         """Drop what has been gathered."""
-        for cell in list(self.cells.values()):
+        for cell in list(self.cells):
             cell.reset()
 
     def after_fork(self) -> None:
         """Start as a new process: a lock that nobody holds, cells with nothing in them."""
         self.lock = threading.RLock()
-        for cell in self.cells.values():
+        for cell in self.cells:
             cell.dirty = False
         self.discard()
 
@@ -526,7 +524,7 @@ class Buffer:
             self._applied.clear()
             for pending in self._all_metrics():
                 self._queue.append(pending)
-                self._queue.extend(cell for cell in pending.cells.values() if not pending.family.labelnames)
+                self._queue.extend(() if pending.family.labelnames else list(pending.cells))
             self._send()
 
     def required(self) -> Storage:
@@ -733,7 +731,7 @@ class Buffer:
         """Queue every series, as for an empty storage."""
         for pending in self._all_metrics():
             self._queue.append(pending)
-            self._queue.extend(pending.cells.values())
+            self._queue.extend(list(pending.cells))
         if self._queue and self._thread is None:
             self._start_thread()
 

@@ -77,10 +77,10 @@ class StoredMetric(MetricWrapperBase):
             raise ValueError(f"{self} already has labels set ({labels}); can not chain calls to .labels()")
         self._check_label_count(values)
         values = tuple(map(clean, values))
-        with self._pending.lock:
-            if values not in self._metrics:
-                self._metrics[values] = self._new_child(values)
-            child: MetricT = self._metrics[values]
+        new = self._new_child(values)
+        child: MetricT = self._metrics.setdefault(values, new)
+        if child is new:
+            self._pending.add(child._cell)
         self.buffer.declare(child._cell)
         return child
 
@@ -89,7 +89,7 @@ class StoredMetric(MetricWrapperBase):
         child.__dict__.update(self.__dict__)
         del child.__dict__["_metrics"]
         child._labelvalues = values
-        child._cell = self._pending.add(child._new_cell(dump(dict(zip(self._labelnames, values, strict=True)))))
+        child._cell = child._new_cell(dump(dict(zip(self._labelnames, values, strict=True))))
         return child
 
     def _check_label_count(self, values: Sequence[object]) -> None:
@@ -126,12 +126,13 @@ class StoredMetric(MetricWrapperBase):
 
     def _remove(self, labels: Mapping[str, str]) -> None:
         wanted = {name: clean(value) for name, value in labels.items()}
-        with self._pending.lock:
-            doomed = [
-                values for values in self._metrics if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
-            ]
-            cells = [self._metrics.pop(values)._cell for values in doomed]
-            self._pending.drop(cells)
+        doomed = [
+            values
+            for values in list(self._metrics)
+            if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
+        ]
+        removed = [self._metrics.pop(values, None) for values in doomed]
+        self._pending.drop([child._cell for child in removed if child is not None])
         self._pending.remove(dump(wanted))
 
     def collect(self) -> Iterable[Metric]:
@@ -225,7 +226,9 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
 
         Where `f` raises, the value stays as it was and the error is logged.
         """
-        self._cell = self._pending.add(Computed(self._pending, self._cell.labels, f))
+        before, self._cell = self._cell, self._pending.add(Computed(self._pending, self._cell.labels, f))
+        self._pending.drop([before])
+        self._cell.compute()
         self.buffer.declare(self._cell)
 
 
