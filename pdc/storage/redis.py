@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from . import FORGET_WRITER_SECONDS, Batch, ForkSafe, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, Update
@@ -132,10 +142,11 @@ return stored[2] and 1 or 0
 """
 
 _LIST = """
-local clock, expire, names = redis.call('TIME'), tonumber(ARGV[1]), {}
+local clock, expire, names, missing = redis.call('TIME'), tonumber(ARGV[1]), {}, {}
 for i = 2, #ARGV do
   names[#names + 1] = clock[1]
   names[#names + 1] = ARGV[i]
+  if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then missing[#missing + 1] = ARGV[i] end
 end
 for first = 1, #names, 1000 do
   redis.call('ZADD', KEYS[1], unpack(names, first, math.min(first + 999, #names)))
@@ -146,7 +157,7 @@ if expire > 0 then
 else
   redis.call('PERSIST', KEYS[1])
 end
-return 1
+return missing
 """
 
 _DELETE = """
@@ -165,7 +176,8 @@ class RedisStorage(ForkSafe):
 
     def __init__(self, client: Any, prefix: str = "", expire: float | None = 3600) -> None:
         if not isinstance(client, (str, redis.Redis, redis.RedisCluster)):
-            raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got {client!r}")
+            kind = f"{type(client).__module__}.{type(client).__qualname__}"
+            raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got a {kind}")
         super().__init__()
         self._own = isinstance(client, str)
         self.client: Any = _client_from_url(client) if isinstance(client, str) else client
@@ -176,14 +188,20 @@ class RedisStorage(ForkSafe):
         self._scripts: dict[str, str] = {}
 
     def __str__(self) -> str:
-        options = getattr(getattr(self.client, "connection_pool", None), "connection_kwargs", {})
-        where = options.get("path") or f"{options.get('host', 'cluster')}:{options.get('port', '')}"
-        return f"Redis {where}"
+        if self._clustered:
+            return "Redis cluster"
+        pool = self.client.connection_pool
+        options = pool.connection_kwargs
+        where = options.get("path") or getattr(pool, "service_name", None)  # a socket, or what a sentinel is asked for
+        return f"Redis {where}" if where else f"Redis {options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
     def apply(self, batch: Batch) -> Outcome:
         outcome = Outcome()
-        replies = self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
-        for update, reply in zip(batch.updates, replies[1:], strict=True):
+        missing, *replies = self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
+        if isinstance(missing, ResponseError):
+            raise self._failed(missing)
+        outcome.unknown.update(map(_text, missing))
+        for update, reply in zip(batch.updates, replies, strict=True):
             if isinstance(reply, ResponseError):
                 outcome.refused[update.name] = self._reason(update.name, reply)
             elif not reply:
@@ -245,7 +263,7 @@ class RedisStorage(ForkSafe):
                 if any(isinstance(reply, NoScriptError) for reply in replies):
                     self._scripts.clear()
                     replies = self._send(commands)
-        except (RedisError, OSError) as error:
+        except (RedisError, RedisClusterException, OSError) as error:
             raise self._failed(error) from error
         for reply in replies:
             if isinstance(reply, Exception) and not str(reply).startswith(("PDCPREFIX", "WRONGTYPE")):
@@ -284,12 +302,27 @@ class RedisStorage(ForkSafe):
         return f"the key {key!r} belongs to the redis_prefix {owner!r}, not {self._prefix!r}: choose another one"
 
     def _failed(self, error: Exception) -> StorageError:
-        return StorageError(f"{self} failed: {type(error).__name__}: {error}")
+        remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
+        return StorageError(f"{self} failed: {type(error).__name__}: {error}{remedy}")
+
+
+_REMEDIES: list[tuple[Any, str]] = [
+    ((AuthenticationError, NoPermissionError), ". Check the user, the password and what they may do."),
+    (ReadOnlyError, ". This is a replica: give setup() the primary."),
+    (OutOfMemoryError, ". Raise maxmemory, or let it evict keys; what is pending is kept in memory until then."),
+    (redis.TimeoutError, ". It did not answer in time: check its load and the network."),
+    ((redis.ConnectionError, RedisClusterException, OSError), ". Check that it runs and can be reached at this address."),
+]
 
 
 def _client_from_url(url: str) -> Any:
     retry = Retry(NoBackoff(), 1, (redis.ConnectionError,))  # one that died while idle; the buffer does the rest
-    return redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=retry)
+    try:
+        return redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=retry)
+    except ValueError:
+        shown = re.sub(r"(?<=//).*@|(?<=password=)[^&]*", "***", url)
+        expected = "expected one like redis://:password@localhost:6379/0"
+    raise ValueError(f"setup(redis={shown!r}) cannot use this URL: {expected}")
 
 
 def _argument(operation: Operation, now: float) -> str:

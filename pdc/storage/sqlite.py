@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from . import (
@@ -58,9 +59,16 @@ class SqliteStorage(ForkSafe):
     """
 
     def __init__(self, database: str | os.PathLike[str] | sqlite3.Connection) -> None:
-        if database == ":memory:":
+        if isinstance(database, (str, os.PathLike)) and os.fspath(database) in ("", ":memory:"):
             raise ValueError(
-                "a database in memory belongs to one connection: give setup() a path, or sqlite3.connect(':memory:')"
+                f"setup(sqlite={database!r}) names no file: give it a path, or a connection such as sqlite3.connect(':memory:')"
+            )
+        if not isinstance(database, (str, os.PathLike, sqlite3.Connection)):
+            raise TypeError(f"setup(sqlite=...) takes a path or a sqlite3.Connection, got {database!r}")
+        if getattr(database, "autocommit", None) is False:
+            raise ValueError(
+                "setup(sqlite=...) got a connection with autocommit=False, on which a transaction is always open: "
+                "open it with autocommit=True, or give setup() a path"
             )
         super().__init__()
         self._given = database if isinstance(database, sqlite3.Connection) else None
@@ -68,6 +76,7 @@ class SqliteStorage(ForkSafe):
         self._owner = os.getpid()
         self._connection = self._given
         self._lent: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._prepared = False
 
     def __str__(self) -> str:
@@ -79,9 +88,9 @@ class SqliteStorage(ForkSafe):
         Raises StorageError where the file cannot be opened.
         """
         with self.lock, self._explained("open"):
-            connection = self._for_writing()
+            self._for_writing()
             if self._given is not None:
-                return connection
+                return self._given
             if self._lent is None:
                 self._lent = self._connect()
             return self._lent
@@ -94,7 +103,8 @@ class SqliteStorage(ForkSafe):
             try:
                 connection.execute("SELECT 1")
             except sqlite3.ProgrammingError as error:
-                refusals.append(error)
+                if "thread" in str(error):
+                    refusals.append(error)
 
         if self._given is not None:
             thread = threading.Thread(target=probe, args=(self._given,))
@@ -104,9 +114,9 @@ class SqliteStorage(ForkSafe):
 
     def apply(self, batch: Batch) -> Outcome:
         outcome = Outcome()
-        with self.lock, self._explained("write"), self._transaction() as connection:
+        with self.lock, self._explained("write"), self._transaction() as cursor:
             for update in batch.updates:
-                if not _Metric(connection, update.name).apply(batch, update):
+                if not _Metric(cursor, update.name).apply(batch, update):
                     outcome.unknown.add(update.name)
         return outcome
 
@@ -115,24 +125,23 @@ class SqliteStorage(ForkSafe):
         if names is not None:
             query += f" WHERE metric_key IN ({','.join('?' * len(parameters))})"
         with self.lock, self._explained("read"):
-            connection = self._for_reading()
-            rows = connection.execute(query, parameters).fetchall() if _columns(connection) else []
+            cursor = self._for_reading()
+            rows = cursor.execute(query, parameters).fetchall() if _columns(cursor) else []
         metrics: dict[str, dict[str, Any]] = {}
         for name, field, value in rows:
             metrics.setdefault(name, {})[field] = math.nan if value is None else value
         return Snapshot(time.time(), metrics)
 
     def delete(self) -> None:
-        with self.lock, self._explained("write"), self._transaction() as connection:
-            connection.execute("DELETE FROM metrics")
+        with self.lock, self._explained("write"), self._transaction() as cursor:
+            cursor.execute("DELETE FROM metrics")
 
     def close(self) -> None:
         with self.lock:
-            for connection in (self._connection, self._lent):
-                if connection is not None and connection is not self._given:
-                    connection.close()
-            self._connection, self._lent = self._given, None
-            self._prepared = False
+            self._disconnect()
+            if self._lent is not None:
+                self._lent.close()
+                self._lent = None
 
     def before_fork(self) -> None:
         """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
@@ -140,57 +149,70 @@ class SqliteStorage(ForkSafe):
 
     @contextmanager
     def _explained(self, action: str) -> Iterator[None]:
-        """Turn errors of the driver into a StorageError that names the file and what may help."""
+        """Turn errors of the driver into a StorageError that names the file and what may help; then connect anew."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
+            with suppress(sqlite3.Error):
+                self._disconnect()
             raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        connection = self._for_writing()
-        with _immediate(connection):
-            yield connection
+    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+        cursor = self._for_writing()
+        with _immediate(cursor):
+            yield cursor
 
-    def _for_reading(self) -> sqlite3.Connection:
-        """The connection of this process."""
+    def _for_reading(self) -> sqlite3.Cursor:
+        """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
+        if self._given is None and self._connection is not None and self._file != _identity(self._path):
+            self.close()  # the file was moved away or deleted, and this connection would write to what is left of it
         if self._connection is None:
             self._connection = self._connect()
-        return self._connection
+            self._file = _identity(self._path)
+        cursor = self._connection.cursor()
+        cursor.row_factory = None
+        return cursor
 
-    def _for_writing(self) -> sqlite3.Connection:
-        """The connection of this process, with the table in it and no transaction open."""
-        connection = self._for_reading()
-        if connection.in_transaction:
+    def _for_writing(self) -> sqlite3.Cursor:
+        """The same, with the table there and no transaction open."""
+        cursor = self._for_reading()
+        if cursor.connection.in_transaction:
             raise StorageError(
                 f"cannot write {self}: the application has an open transaction on it; commit it, or give setup() a path"
             )
         if not self._prepared:
             if self._given is None:
-                _use_wal(connection)
-            _create_table(connection)
+                _use_wal(cursor)
+            _create_table(cursor)
             self._prepared = True
-        return connection
+        return cursor
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 
+    def _disconnect(self) -> None:
+        if self._given is None and self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._prepared = False
+
 
 class _Metric:
     """The rows of one metric, inside a transaction."""
 
-    def __init__(self, connection: sqlite3.Connection, name: str) -> None:
-        self._connection = connection
+    def __init__(self, cursor: sqlite3.Cursor, name: str) -> None:
+        self._cursor = cursor
         self._name = name
 
     def apply(self, batch: Batch, update: Update) -> bool:
         """Apply the update unless the batch was seen before; return whether the metric was known."""
         stored = dict(
-            self._connection.execute(
+            self._cursor.execute(
                 "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey IN (?, ?)", (self._name, META, WRITERS)
             )
         )
@@ -210,7 +232,7 @@ class _Metric:
             self._delete_matching([json.loads(operation.field) for operation in operations])
         else:
             rows = ((self._name, operation.field, _stored(operation.value, now)) for operation in operations)
-            self._connection.executemany(_WRITE[kind], rows)
+            self._cursor.executemany(_WRITE[kind], rows)
 
     def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
         doomed = [
@@ -226,12 +248,10 @@ class _Metric:
             self._delete([field for field in self._fields() if field.startswith(prefixes)])
 
     def _fields(self) -> list[str]:
-        return [
-            field for (field,) in self._connection.execute("SELECT subkey FROM metrics WHERE metric_key = ?", (self._name,))
-        ]
+        return [field for (field,) in self._cursor.execute("SELECT subkey FROM metrics WHERE metric_key = ?", (self._name,))]
 
     def _delete(self, fields: list[str]) -> None:
-        self._connection.executemany(
+        self._cursor.executemany(
             "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?", ((self._name, field) for field in fields)
         )
 
@@ -243,54 +263,65 @@ def _stored(value: float | str | Stamped, now: float) -> float | str:
     return f"{value.number!r} {0.0 if age is None else now - age!r}"
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
+def _use_wal(cursor: sqlite3.Cursor) -> None:
     """Switch to WAL, which is kept in the file; SQLite does not wait by itself for others who do the same."""
     deadline = time.monotonic() + BUSY_SECONDS
-    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 
 
-def _columns(connection: sqlite3.Connection) -> dict[str, bool]:
+def _columns(cursor: sqlite3.Cursor) -> dict[str, bool]:
     """The columns of the table, and whether each refuses NULL; nothing where there is no table."""
-    return {name: bool(not_null) for _, name, _, not_null, _, _ in connection.execute("PRAGMA table_info(metrics)")}
+    return {name: bool(not_null) for _, name, _, not_null, _, _ in cursor.execute("PRAGMA table_info(metrics)")}
 
 
-def _create_table(connection: sqlite3.Connection) -> None:
+def _create_table(cursor: sqlite3.Cursor) -> None:
     """Create the table, or rebuild one of prometheus-distributed-client 2, whose values may be neither NaN nor text."""
-    columns = _columns(connection)
+    columns = _columns(cursor)
     if columns and not columns.get("value"):
         return
-    with _immediate(connection):
-        before = _columns(connection)
+    with _immediate(cursor):
+        before = _columns(cursor)
         if before.get("value"):
-            connection.execute("ALTER TABLE metrics RENAME TO metrics_before")
-        connection.execute(_SCHEMA)
+            cursor.execute("ALTER TABLE metrics RENAME TO metrics_before")
+        cursor.execute(_SCHEMA)
         if before.get("value"):
-            connection.execute("INSERT INTO metrics SELECT metric_key, subkey, value FROM metrics_before")
-            connection.execute("DROP TABLE metrics_before")
+            cursor.execute("INSERT INTO metrics SELECT metric_key, subkey, value FROM metrics_before")
+            cursor.execute("DROP TABLE metrics_before")
 
 
 @contextmanager
-def _immediate(connection: sqlite3.Connection) -> Iterator[None]:
+def _immediate(cursor: sqlite3.Cursor) -> Iterator[None]:
     """A transaction that takes the write lock at once, so that it cannot fail half way because of another writer."""
-    connection.execute("BEGIN IMMEDIATE")
+    cursor.execute("BEGIN IMMEDIATE")
     try:
         yield
-        connection.execute("COMMIT")
+        cursor.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
-            connection.execute("ROLLBACK")
+            cursor.execute("ROLLBACK")
         raise
 
 
-def _remedy(error: sqlite3.Error) -> str:
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file the path leads to at the moment."""
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _remedy(error: Exception) -> str:
     """What may help against an error, as the end of its message."""
     text = str(error)
+    if "closed" in text:
+        return " Call setup() again with an open one, or with a path."
     if "thread" in text:
         return " Open it with check_same_thread=False, or give setup() a path."
     if "unable to open" in text:
