@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ TEXT_1_0_0 = text.CONTENT_TYPE_PLAIN_1_0_0
 OPENMETRICS_1_0_0 = openmetrics.CONTENT_TYPE_LATEST
 ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, openmetrics.VALUES)
 METHODS = "GET, HEAD, OPTIONS"
+CLIENT_SECONDS = 30.0
+"""How long the HTTP server waits for a client that says nothing."""
 
 
 def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
@@ -87,7 +90,7 @@ class Scrape:
     def answer(self, registry: CollectorRegistry | None = None, *, compress: bool = True) -> Response:
         """Read the storage once and render it as the client asked; 503 with the reason where it cannot be read."""
         if self.method == "OPTIONS":
-            return Response(HTTPStatus.OK, [("Allow", METHODS), ("Content-Length", "0")])
+            return plain(HTTPStatus.OK, METHODS, ("Allow", METHODS))
         if self.method not in ("GET", "HEAD"):
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
         try:
@@ -195,9 +198,9 @@ def start_http_server(
     server_class = type("MetricsServer", (_ThreadingServer,), {"address_family": family})
     server: WSGIServer = make_server(str(address[0]), port, make_wsgi_app(registry), server_class, handler_class=_SilentHandler)
     if certfile is not None:
-        server.socket = _tls(certfile, keyfile, client_cafile, client_auth_required).wrap_socket(
-            server.socket, server_side=True
-        )
+        context = _tls(certfile, keyfile, client_cafile, client_auth_required)
+        # The handshake is for the thread of the connection, lest a client that says nothing hold up all others.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, name="pdc-http", daemon=True)
     thread.start()
     return server, thread
@@ -206,8 +209,15 @@ def start_http_server(
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report errors, but not of clients that hang up, or whose TLS fails."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
 
 class _SilentHandler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: a scrape every few seconds is no news."""
 

@@ -1,0 +1,468 @@
+"""Scrapes: what is rendered, in which format, and how it is served."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import http.client
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import prometheus_client
+import pytest
+from conftest import RedisServer
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+import pdc
+import pdc.sqlite
+from pdc.exposition import Scrape, _SilentHandler
+from pdc.storage.redis import RedisStorage
+from pdc.storage.sqlite import SqliteStorage
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+TEXT_1 = "text/plain; version=1.0.0; charset=utf-8; escaping="
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping="
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+PROMETHEUS_3_PROTOBUF = (
+    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,"
+    "text/plain;version=1.0.0;escaping=underscores;q=0.5,application/openmetrics-text;version=1.0.0;q=0.4,*/*;q=0.2"
+)
+ALLOWED = "GET, HEAD, OPTIONS"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+
+
+class Answer(NamedTuple):
+    """What a client got."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+Client = Callable[..., Answer]
+"""Sends a method, a query and headers to `/metrics` of an app that serves the registry."""
+
+
+def over_wsgi(registry: CollectorRegistry, method: str, query: str, headers: Mapping[str, str]) -> Answer:
+    """Ask the WSGI app, with the validator of the standard library between."""
+    environ: dict[str, Any] = {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": "/metrics", "QUERY_STRING": query}
+    environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()}
+    setup_testing_defaults(environ)
+    started: list[Any] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], *_: Any) -> Callable[[bytes], object]:
+        started.append((int(status.split()[0]), {name.lower(): value for name, value in headers}))
+        return lambda _: None
+
+    chunks = validator(pdc.make_wsgi_app(registry))(environ, start_response)
+    body = b"".join(chunks)
+    chunks.close()  # type: ignore[attr-defined]
+    ((status, answered),) = started
+    return Answer(status, answered, body)
+
+
+def over_asgi(registry: CollectorRegistry, method: str, query: str, headers: Mapping[str, str]) -> Answer:
+    """Ask the ASGI app."""
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    scope = {"type": "http", "method": method, "path": "/metrics", "query_string": query.encode(), "headers": raw}
+    start, *bodies = run_asgi(registry, scope, [{"type": "http.request", "body": b"", "more_body": False}])
+    assert [start["type"], *(body["type"] for body in bodies)] == ["http.response.start", "http.response.body"]
+    answered = {name.decode("latin-1"): value.decode("latin-1") for name, value in start["headers"]}
+    return Answer(start["status"], answered, bodies[0]["body"])
+
+
+def run_asgi(registry: CollectorRegistry, scope: dict[str, Any], events: list[dict[str, Any]]) -> list[Any]:
+    """Call the ASGI app with these events, and return what it sent."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return events.pop(0)
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    asyncio.run(pdc.make_asgi_app(registry)(scope, receive, send))  # type: ignore[arg-type]
+    return sent
+
+
+def over_http(registry: CollectorRegistry, method: str, query: str, headers: Mapping[str, str]) -> Answer:
+    """Ask the HTTP server."""
+    with serving(registry=registry) as port:
+        return ask(http.client.HTTPConnection("127.0.0.1", port, timeout=10), method, query, headers)
+
+
+class serving:  # noqa: N801  a context manager, used as a function
+    """Run `start_http_server` on a free port, which `with` gives."""
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+
+    def __enter__(self) -> int:
+        self._server, self._thread = pdc.start_http_server(0, "127.0.0.1", **self._options)
+        return int(self._server.server_port)
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+def ask(
+    connection: http.client.HTTPConnection, method: str = "GET", query: str = "", headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Send one request and close the connection."""
+    try:
+        connection.request(method, f"/metrics?{query}", headers={"Accept-Encoding": "identity", **(headers or {})})
+        response = connection.getresponse()
+        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+    finally:
+        connection.close()
+
+
+@pytest.fixture(params=[over_wsgi, over_asgi, over_http])
+def client(request: pytest.FixtureRequest, registry: CollectorRegistry) -> Client:
+    """A client of each kind of server."""
+
+    def scrape(method: str = "GET", query: str = "", **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer: Answer = request.param(registry, method, query, named)
+        return answer
+
+    return scrape
+
+
+@pytest.fixture
+def counted(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """Have a counter and a gauge in SQLite."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    pdc.Counter("sales", "Help", ["path"], registry=registry).labels("/").inc(2)
+    pdc.Gauge("stock", "Help", registry=registry).set(7)
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", TEXT),
+        ("*/*", TEXT),
+        ("text/*", TEXT),
+        ("text/plain", TEXT),
+        ("text/plain; version=0.0.4", TEXT),
+        (BROWSER, TEXT),
+        ("image/png", TEXT),
+        (",;,=;q", TEXT),
+        ("application/openmetrics-text;q=0", TEXT),
+        ("application/openmetrics-text;q=nonsense", TEXT),
+        ("application/openmetrics-text; version=0.0.1", TEXT),
+        (PROMETHEUS_2, OPENMETRICS + "underscores"),
+        (PROMETHEUS_3, OPENMETRICS + "allow-utf-8"),
+        (PROMETHEUS_3_PROTOBUF, TEXT_1 + "underscores"),
+        ("application/openmetrics-text", OPENMETRICS + "underscores"),
+        ('Application/OpenMetrics-Text; Version="1.0.0"; Escaping=dots', OPENMETRICS + "dots"),
+        ("application/openmetrics-text;q=0.4, text/plain;version=1.0.0;q=0.5", TEXT_1 + "underscores"),
+        ("text/plain;q=0.3, application/openmetrics-text;version=1.0.0;q=0.5", OPENMETRICS + "underscores"),
+        ("text/plain;version=1.0.0;escaping=values", TEXT_1 + "values"),
+        ("text/plain;version=1.0.0;escaping=unknown", TEXT_1 + "underscores"),
+        ("*/*, application/openmetrics-text;q=0.9", TEXT),
+    ],
+)
+def test_accept_chooses_format_and_escaping(
+    tmp_path: Path, registry: CollectorRegistry, accept: str, content_type: str
+) -> None:
+    """The best of what the client accepts is served, in prometheus_client's rendering; else text 0.0.4."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    pdc.Gauge("dotted.name", "Help", ["é"], registry=registry).labels("\n").set(1)
+    answer = Scrape(accept=accept).answer()
+    assert dict(answer.headers)["Content-Type"] == content_type
+    encode = openmetrics if "openmetrics" in content_type else prometheus_client.generate_latest
+    options = {"escaping": content_type.rpartition("escaping=")[2]} if "escaping" in content_type else {}
+    (rendered,) = (family for family in encode(registry, **options).split(b"# HELP ") if family)
+    assert rendered.removesuffix(b"# EOF\n") in answer.body
+    assert answer.body.endswith(b"# EOF\n") == ("openmetrics" in content_type)
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "compressed"),
+    [
+        ("gzip", True),
+        ("GZIP;q=0.5, identity", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("*", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0", False),
+        ("gzip;q=0, *", False),
+        ("*;q=0", False),
+        ("br, zstd", False),
+        ("gzip;q=x", False),
+    ],
+)
+@pytest.mark.usefixtures("counted")
+def test_accept_encoding_chooses_gzip(accept_encoding: str, compressed: bool) -> None:
+    """Metrics are compressed for those who accept gzip, and caches are told what decided."""
+    answer = Scrape(accept_encoding=accept_encoding).answer()
+    headers = dict(answer.headers)
+    assert headers["Vary"] == "Accept, Accept-Encoding"
+    assert headers["Content-Length"] == str(len(answer.body))
+    assert (headers.get("Content-Encoding") == "gzip") is compressed
+    assert b'sales_total{path="/"} 2.0\n' in (gzip.decompress(answer.body) if compressed else answer.body)
+
+
+@pytest.mark.usefixtures("counted")
+def test_every_server_answers_what_the_client_asks(client: Client) -> None:
+    """Servers pass on what the client accepts and which samples it wants, and every header of the answer."""
+    answer = client(query="name[]=stock", Accept=PROMETHEUS_2, Accept_Encoding="gzip")
+    assert answer.status == 200
+    assert gzip.decompress(answer.body) == b"# HELP stock Help\n# TYPE stock gauge\nstock 7.0\n# EOF\n"
+    expected = {"content-type": OPENMETRICS + "underscores", "content-encoding": "gzip", "vary": "Accept, Accept-Encoding"}
+    assert expected.items() <= answer.headers.items()
+    assert answer.headers["content-length"] == str(len(answer.body))
+
+
+@pytest.mark.usefixtures("counted")
+def test_compression_can_be_disabled(registry: CollectorRegistry) -> None:
+    """`disable_compression` sends plain text to those who accept gzip, too."""
+    environ: dict[str, Any] = {"HTTP_ACCEPT_ENCODING": "gzip"}
+    setup_testing_defaults(environ)
+    app = pdc.make_wsgi_app(registry, disable_compression=True)
+    assert b"sales_total" in b"".join(app(environ, lambda *_: lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("", {"sales_total", "sales_created", "stock"}),
+        ("name[]=", {"sales_total", "sales_created", "stock"}),
+        ("name[]=stock", {"stock"}),
+        ("name%5B%5D=sales_total&name[]=stock&name[]=unknown", {"sales_total", "stock"}),
+        ("name[]=unknown", set()),
+        ("name[]=sales", set()),
+    ],
+)
+@pytest.mark.usefixtures("counted")
+def test_names_choose_samples(query: str, shown: set[str]) -> None:
+    """With `name[]` only the samples of these names are shown, and no family that has none of them."""
+    answer = Scrape(query=query, accept="application/openmetrics-text").answer()
+    families = [family for family in text_string_to_metric_families(answer.body.decode()) if not family.name.startswith("pdc")]
+    assert all(family.samples for family in families)
+    assert {sample.name for family in families for sample in family.samples} == shown
+
+
+@pytest.mark.usefixtures("counted")
+def test_head_is_a_get_without_body(client: Client) -> None:
+    """HEAD answers the headers of GET, with the length of the body that it leaves out."""
+    head, get = client("HEAD"), client("GET")
+    assert (head.status, head.body) == (200, b"")
+    unsteady = ("date", "content-length")
+    assert [item for item in head.headers.items() if item[0] not in unsteady] == [
+        item for item in get.headers.items() if item[0] not in unsteady
+    ]
+    assert int(head.headers["content-length"]) > 0
+
+
+@pytest.mark.parametrize(("method", "status"), [("OPTIONS", 200), ("POST", 405), ("DELETE", 405), ("TRACE", 405)])
+def test_other_methods_are_told_what_is_allowed(client: Client, method: str, status: int) -> None:
+    """OPTIONS and methods that are not allowed get the list of those that are, without a read of the storage."""
+    answer = client(method)
+    assert (answer.status, answer.headers["allow"]) == (status, ALLOWED)
+    assert answer.body == (f"# {ALLOWED}\n".encode() if status == 200 else f"# {method} is not one of {ALLOWED}\n".encode())
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_with_nothing_set_up_a_scrape_says_what_to_call(client: Client, method: str) -> None:
+    """Before `setup` a scrape is a 503 that names it."""
+    answer = client(method)
+    assert answer.status == 503
+    assert (b"pdc.setup" in answer.body) is (method == "GET")
+
+
+def test_a_storage_that_cannot_be_read_is_a_503(client: Client, tmp_path: Path, own_redis_server: RedisServer) -> None:
+    """A scrape that cannot read the storage is a 503 with the reason, never an empty or partial 200."""
+    (tmp_path / "broken.db").write_bytes(b"this is no database" * 100)
+    pdc.setup(sqlite=tmp_path / "broken.db")
+    answer = client()
+    assert (answer.status, answer.headers["content-type"]) == (503, "text/plain; charset=utf-8")
+    assert b"broken.db" in answer.body
+    pdc.setup(redis=own_redis_server.url)
+    assert client().status == 200
+    own_redis_server.stop()
+    answer = client()
+    assert answer.status == 503
+    assert str(own_redis_server.port).encode() in answer.body
+
+
+def test_a_scrape_reads_the_storage_once(storage: dict[str, Any], client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many metrics there are, a scrape is one read; a wrong method is none."""
+    pdc.setup(**storage)
+    counters = [pdc.Counter(f"sales{number}", "Help", registry=None) for number in range(3)]
+    reads: list[object] = []
+    for kind in (RedisStorage, SqliteStorage):
+
+        def read(self: Any, names: Any = None, original: Callable[..., Any] = kind.read) -> Any:
+            reads.append(names)
+            return original(self, names)
+
+        monkeypatch.setattr(kind, "read", read)
+    assert client().body.count(b"_total 0.0") == len(counters)
+    assert reads == [None]
+    client("POST")
+    client("OPTIONS")
+    assert reads == [None]
+
+
+def test_the_asgi_app_takes_part_in_the_lifespan(registry: CollectorRegistry) -> None:
+    """Start-up and shutdown are completed, so that servers can mount the app alone; other protocols are refused."""
+    sent = run_asgi(registry, {"type": "lifespan"}, [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    assert sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
+    with pytest.raises(ValueError, match="websocket"):
+        run_asgi(registry, {"type": "websocket"}, [])
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A certificate for 127.0.0.1 that signed itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    paths = str(folder / "cert.pem"), str(folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "2"]
+    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-out", paths[0], "-keyout", paths[1]]
+    subprocess.run([*command, *more], check=True, capture_output=True)
+    return paths
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_server_speaks_tls(certificate: tuple[str, str]) -> None:
+    """With a certificate metrics are served over TLS, and a client that connects but says nothing holds up nobody."""
+    certfile, keyfile = certificate
+    trusting = ssl.create_default_context(cafile=certfile)
+    with serving(certfile=certfile, keyfile=keyfile) as port, socket.create_connection(("127.0.0.1", port)):
+        answer = ask(http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=10))
+        assert answer.status == 200
+        assert b'sales_total{path="/"} 2.0\n' in answer.body
+        with pytest.raises(ssl.SSLCertVerificationError):
+            ask(http.client.HTTPSConnection("127.0.0.1", port, timeout=10))
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_server_hangs_up_on_clients_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that sends no request is closed after a while."""
+    monkeypatch.setattr(_SilentHandler, "timeout", 0.1)
+    with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_server_can_demand_certificates_of_clients(certificate: tuple[str, str]) -> None:
+    """With `client_auth_required` only clients with a certificate of `client_cafile` get metrics."""
+    certfile, keyfile = certificate
+    trusting, known = ssl.create_default_context(cafile=certfile), ssl.create_default_context(cafile=certfile)
+    known.load_cert_chain(certfile, keyfile)
+    with serving(certfile=certfile, keyfile=keyfile, client_cafile=certfile, client_auth_required=True) as port:
+        assert ask(http.client.HTTPSConnection("127.0.0.1", port, context=known, timeout=10)).status == 200
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+            ask(http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=10))
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_port_in_use_is_an_error() -> None:
+    """The server raises where it cannot listen."""
+    with serving() as port, pytest.raises(OSError, match="in use"):
+        pdc.start_http_server(port, "127.0.0.1")
+
+
+def test_a_process_that_declared_nothing_shows_everything(
+    storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Name, type, help, unit and series of all metrics are in the storage: any process renders the same."""
+    declare = """
+        setup()
+        pdc.Counter("sales", "Sold things", ["path"], unit="bytes").labels("/").inc()
+        pdc.Gauge("stock", "Help\\nwith lines")
+        pdc.Summary("basket", "", unit="bytes").observe(3)
+        pdc.Histogram("wait", "Help", buckets=[1, 2]).observe(1.5)
+        pdc.Info("build", "Help").info({"version": "1"})
+        pdc.Enum("state", "Help", states=["on", "off"]).state("off")
+        pdc.Counter("idle", "A parent with no child yet", ["path"])
+        """
+    show = """
+        from pdc.exposition import Scrape
+        print(pdc.generate_latest().decode() + Scrape(accept="application/openmetrics-text").answer().body.decode(), end="")
+        """
+    first = run_script(f"{declare}\n{show}", storage=storage).stdout
+    assert run_script(f"        setup()\n{show}", storage=storage).stdout == first
+    for line in (
+        *("# HELP sales_bytes_total Sold things", "# TYPE sales_bytes_total counter", 'sales_bytes_total{path="/"} 1.0'),
+        *(
+            "# UNIT sales_bytes bytes",
+            "# HELP stock Help\\nwith lines",
+            "# TYPE stock gauge",
+            "stock 0.0",
+            "basket_bytes_sum 3.0",
+        ),
+        *('wait_bucket{le="2.0"} 1.0', 'build_info{version="1"} 1.0', 'state{state="off"} 1.0', "# TYPE idle_total counter"),
+        "# TYPE state stateset",
+    ):
+        assert f"{line}\n" in first
+
+
+class Temperature:
+    """A collector of the application's own."""
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge of its own, and one that the storage has, too."""
+        yield GaugeMetricFamily("temperature", "Help", 21)
+        yield GaugeMetricFamily("stock", "Another help", 99)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_registry_adds_its_other_collectors(registry: CollectorRegistry) -> None:
+    """`generate_latest(registry)` adds collectors, metrics in memory and target info; it shows no family twice."""
+    alone = pdc.generate_latest()
+    assert pdc.generate_latest(registry) == alone
+    registry.set_target_info({"env": "test"})
+    registry.register(Temperature())
+    prometheus_client.Counter("local", "In memory", registry=registry).inc()
+    shown = pdc.generate_latest(registry)
+    assert shown.startswith(alone)
+    for line in (b'target_info{env="test"} 1.0\n', b"temperature 21.0\n", b"local_total 1.0\n", b"stock 7.0\n"):
+        assert shown.count(line) == 1
+    assert b"stock 99" not in shown
+    names = [line.split()[2] for line in shown.splitlines() if line.startswith(b"# TYPE")]
+    assert len(names) == len(set(names))
+
+
+def test_metrics_of_the_other_storage_come_from_the_registry(
+    registry: CollectorRegistry, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """A registry with metrics of both storages shows both, whichever `setup` chose last."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    pdc.sqlite.Counter("in_sqlite", "Help", registry=registry).inc(2)
+    pdc.setup(redis=redis_server.url)
+    pdc.Counter("in_redis", "Help", registry=registry).inc(3)
+    assert b"in_sqlite" not in pdc.generate_latest()
+    shown = pdc.generate_latest(registry)
+    assert b"in_sqlite_total 2.0\n" in shown
+    assert b"in_redis_total 3.0\n" in shown
+
+
+def test_importing_pdc_imports_no_framework_and_no_driver(run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """`import pdc` is for every program: drivers come with `setup`, frameworks never."""
+    unwanted = ("redis", "sqlite3", "flask", "werkzeug", "django", "starlette", "fastapi", "gunicorn", "celery")
+    source = f"import sys\nprint([name for name in {unwanted} if name in sys.modules])"
+    assert run_script(source).stdout == "[]\n"
