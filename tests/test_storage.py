@@ -1,0 +1,559 @@
+"""The contract of a storage, over each of them, and what the storages of Redis and SQLite do by themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import RedisServer, free_port, wait_until
+from prometheus_client import CollectorRegistry
+from redis._parsers import _RESP2Parser, _RESP3Parser
+
+import pdc
+import pdc.storage
+import pdc.storage.redis
+from pdc import config
+from pdc.storage import LIVE, Batch, Kind, Operation, Snapshot, Stamped, Storage, StorageError, Update
+from pdc.storage.redis import RedisStorage
+from pdc.storage.sqlite import SqliteStorage
+
+REDIS_CLIENTS: dict[str, dict[str, Any]] = {
+    "redis": {},
+    "redis-text": {"decode_responses": True},
+    "redis-python-parser": {"parser_class": _RESP2Parser},
+    "redis-resp2": {"protocol": 2},
+    "redis-resp3": {"protocol": 3},
+    "redis-resp3-python-parser-text": {"protocol": 3, "parser_class": _RESP3Parser, "decode_responses": True},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.RedisCluster]:
+    """A client of a Redis Cluster that is one node with all slots."""
+    server = RedisServer(tmp_path_factory.mktemp("cluster"), "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with server.client(decode_responses=True) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: client.cluster("info")["cluster_state"] == "ok")
+    with redis.RedisCluster(host="127.0.0.1", port=server.port) as client:
+        yield client
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "sqlite-connection", *REDIS_CLIENTS, "redis-cluster"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+    """A storage of each kind, with nothing in it."""
+    if request.param == "sqlite":
+        storage = SqliteStorage(tmp_path / "metrics.db")
+        yield storage
+        storage.close()
+    elif request.param == "sqlite-connection":
+        connection = sqlite3.connect(tmp_path / "metrics.db")
+        connection.row_factory = lambda _, row: {"row": row}  # whatever the application likes its rows to be
+        yield SqliteStorage(connection)
+        connection.close()
+    elif request.param == "redis-cluster":
+        client = request.getfixturevalue("cluster")
+        client.flushall()
+        yield RedisStorage(client, "test")
+    else:
+        server: RedisServer = request.getfixturevalue("redis_server")
+        with server.client(**REDIS_CLIENTS[request.param]) as client:
+            yield RedisStorage(client, "test")
+
+
+def update(*operations: Operation, name: str = "m", meta: str = '{"version":1}', declare: bool = False) -> Update:
+    """An update of a metric."""
+    return Update(name, meta, list(operations), declare)
+
+
+def batch(sequence: int, *operations: Operation, writer: str = "1-a", leaving: bool = False) -> Batch:
+    """A batch that updates the metric `m`."""
+    return Batch(writer, sequence, [update(*operations)], leaving)
+
+
+def numbers(snapshot: Snapshot, name: str = "m") -> dict[str, str]:
+    """The fields of a metric but for bookkeeping, with the shortest text of their numbers."""
+    fields = {field: value for field, value in snapshot.metrics.get(name, {}).items() if not field.startswith("#")}
+    return {field: repr(float(value)) for field, value in fields.items()}
+
+
+def series(suffix: str, **labels: str) -> str:
+    """A subkey, as documented."""
+    return f"{suffix}:{json.dumps(labels, sort_keys=True, separators=(',', ':'))}"
+
+
+A, B = series("_total", path="/", method="GET"), series("_total", path="/b", method="GET")
+EVERY_KIND: dict[str, tuple[list[list[Operation]], dict[str, str]]] = {
+    "init creates": ([[Operation(Kind.INIT, A, 1.5)]], {A: "1.5"}),
+    "init keeps": ([[Operation(Kind.ADD, A, 2.0)], [Operation(Kind.INIT, A, 0.0)]], {A: "2.0"}),
+    "set creates and replaces": (
+        [[Operation(Kind.SET, A, 2.0)], [Operation(Kind.SET, A, -3.0), Operation(Kind.SET, B, 1.0)]],
+        {A: "-3.0", B: "1.0"},
+    ),
+    "the last set wins": ([[Operation(Kind.SET, A, 2.0), Operation(Kind.SET, A, 1.0)]], {A: "1.0"}),
+    "add creates and adds": ([[Operation(Kind.ADD, A, 2.0)], [Operation(Kind.ADD, A, 0.5)]], {A: "2.5"}),
+    "add twice in a batch": ([[Operation(Kind.ADD, A, 2.0), Operation(Kind.ADD, A, 0.5)]], {A: "2.5"}),
+    "add counts a text as 0": ([[Operation(Kind.SET, A, "text")], [Operation(Kind.ADD, A, 2.0)]], {A: "2.0"}),
+    "deletes, then inits, sets, adds": (
+        [
+            [Operation(Kind.SET, A, 9.0), Operation(Kind.SET, B, 9.0)],
+            [
+                Operation(Kind.ADD, A, 1.0),
+                Operation(Kind.SET, A, 5.0),
+                Operation(Kind.INIT, A, 7.0),
+                Operation(Kind.DELETE, "{}"),
+            ],
+        ],
+        {A: "6.0"},
+    ),
+    "delete takes the series with these labels": (
+        [[Operation(Kind.SET, A, 1.0), Operation(Kind.SET, B, 1.0)], [Operation(Kind.DELETE, '{"path":"/b"}')]],
+        {A: "1.0"},
+    ),
+    "delete takes the series with all of these labels": (
+        [[Operation(Kind.SET, A, 1.0), Operation(Kind.SET, B, 1.0)], [Operation(Kind.DELETE, '{"method":"GET","path":"/c"}')]],
+        {A: "1.0", B: "1.0"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EVERY_KIND)
+def test_operations(store: Storage, case: str) -> None:
+    """Every kind of operation does what its documentation says, in the documented order, and once however often applied."""
+    batches, expected = EVERY_KIND[case]
+    for sequence, operations in enumerate(batches, 1):
+        outcomes = [store.apply(batch(sequence, *operations)) for _ in range(2)]
+        assert [outcome.unknown for outcome in outcomes] == [{"m"} if sequence == 1 else set(), set()]
+        assert not any(outcome.refused for outcome in outcomes)
+    assert numbers(store.read()) == numbers(store.read(["m", "missing"])) == expected
+
+
+def test_a_late_duplicate_changes_nothing(store: Storage) -> None:
+    """A batch that comes again after later ones, of its writer and of others, is not applied again."""
+    first = batch(1, Operation(Kind.ADD, A, 1.0), Operation(Kind.DELETE, "{}"))
+    for one in (first, batch(2, Operation(Kind.ADD, A, 10.0)), batch(1, Operation(Kind.ADD, A, 100.0), writer="2-b"), first):
+        store.apply(one)
+    assert numbers(store.read()) == {A: "111.0"}
+
+
+SPECIAL = [
+    *([0.1, 0.2], [1e-20], [1.0, 1e-20, -1.0], [1e308, 1e308], [math.inf, 1.0], [math.inf, -math.inf], [math.nan, 1.0]),
+    *([-0.0], [0.0, -0.0], [5e-324, 5e-324], [2.0**53, 1.0, 1.0], [1e15, 0.3], [123456789012345678.0]),
+    [random.Random(1).uniform(-1, 1) * 10.0 ** random.Random(2).randint(-20, 20) for _ in range(50)],
+]
+
+
+@pytest.mark.parametrize("values", SPECIAL, ids=lambda values: f"{len(values)}:{values[0]!r}")
+def test_sums_are_those_of_ieee_doubles(store: Storage, values: list[float]) -> None:
+    """Adding gives bit for bit what Python gets, and what is set comes back as it was."""
+    for sequence, value in enumerate(values, 1):
+        store.apply(batch(sequence, Operation(Kind.ADD, A, value), Operation(Kind.SET, B, value)))
+    assert numbers(store.read()) == {A: repr(reduce(add, values, 0.0)), B: repr(values[-1])}
+
+
+def test_texts_come_back_as_they_were(store: Storage) -> None:
+    """A field may hold any text, and a field may have any labels."""
+    text, field = 'a "quoted" \\ \n é 🎉 \x00 12', series("_info", é='a{"b":1}')
+    store.apply(batch(1, Operation(Kind.SET, field, text)))
+    assert store.read().metrics["m"][field] == text
+    store.apply(batch(2, Operation(Kind.DELETE, json.dumps({"é": 'a{"b":1}'}))))
+    assert field not in store.read().metrics["m"]
+
+
+def test_stamps_tell_when_a_number_was_set(store: Storage) -> None:
+    """A stamp keeps the number, and the time it was set by the storage's clock; 0 for never."""
+    set_at = time.monotonic() - 100
+    stamps = {"#process:1-a:{}": Stamped(-1.5, set_at), "#process:2-b:{}": Stamped(math.inf, None)}
+    store.apply(batch(1, *(Operation(Kind.STAMP, field, stamp) for field, stamp in stamps.items())))
+    snapshot = store.read()
+    number, _, stamp = snapshot.metrics["m"]["#process:1-a:{}"].partition(" ")
+    age = time.monotonic() - set_at
+    assert float(number) == -1.5
+    assert 100 <= snapshot.now - float(stamp) <= age + 1
+    assert abs(snapshot.now - time.time()) < 10
+    assert [float(part) for part in snapshot.metrics["m"]["#process:2-b:{}"].split(" ")] == [math.inf, 0.0]
+
+
+def test_a_leaving_writer_takes_its_live_values_along(store: Storage) -> None:
+    """A batch of a leaving writer removes its mark and its live values; what others hold, and totals, stay."""
+    for writer in ("1-a", "2-b"):
+        live = Operation(Kind.STAMP, f"{LIVE}{writer}:{{}}", Stamped(1.0, None))
+        kept = Operation(Kind.STAMP, f"#process:{writer}:{{}}", Stamped(1.0, None))
+        store.apply(batch(1, live, kept, Operation(Kind.ADD, A, 1.0), writer=writer))
+    store.apply(batch(2, Operation(Kind.ADD, A, 1.0), writer="1-a", leaving=True))
+    fields = store.read().metrics["m"]
+    assert sorted(field for field in fields if field.startswith((LIVE, "#process"))) == [
+        "#live:2-b:{}",
+        "#process:1-a:{}",
+        "#process:2-b:{}",
+    ]
+    assert list(json.loads(fields["#writers"])) == ["2-b"]
+    assert float(fields[A]) == 3.0
+
+
+def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next batch of any writer forgets the marks and the live values of those not seen for long."""
+    store.apply(batch(1, Operation(Kind.STAMP, f"{LIVE}1-a:{{}}", Stamped(1.0, None)), Operation(Kind.ADD, A, 1.0)))
+    for module in (pdc.storage, pdc.storage.redis):
+        monkeypatch.setattr(module, "FORGET_WRITER_SECONDS", 0.1)
+    time.sleep(0.2)
+    store.apply(batch(1, writer="2-b"))
+    fields = store.read().metrics["m"]
+    assert list(json.loads(fields["#writers"])) == ["2-b"]
+    assert f"{LIVE}1-a:{{}}" not in fields
+    assert float(fields[A]) == 1.0
+
+
+def test_metadata_is_that_of_the_last_declaration(store: Storage) -> None:
+    """The metadata is stored where there is none, and replaced by who declares it."""
+    for number, declare, expected in ((1, False, "1"), (2, False, "1"), (3, True, "3")):
+        store.apply(Batch("1-a", number, [update(meta=str(number), declare=declare)]))
+        assert store.read().metrics["m"]["#meta"] == expected
+
+
+def test_a_batch_may_be_huge(store: Storage) -> None:
+    """A batch of 20,000 fields is applied at once, twice, and deleted at once."""
+    operations = [Operation(Kind.ADD, series("_total", path=str(number)), float(number)) for number in range(20_000)]
+    for sequence in (1, 2):
+        store.apply(batch(sequence, *operations))
+    assert numbers(store.read()) == {operation.field: repr(2.0 * index) for index, operation in enumerate(operations)}
+    store.apply(batch(3, Operation(Kind.DELETE, "{}")))
+    assert numbers(store.read()) == {}
+
+
+def test_metrics_are_read_by_name_and_deleted_together(store: Storage) -> None:
+    """A read gives the metrics that are asked for and are there; after `delete` and `close` the storage begins again."""
+    assert store.read().metrics == {}
+    store.apply(Batch("1-a", 1, [update(Operation(Kind.ADD, A, 1.0), name=name) for name in ("one", "two", "three_")]))
+    assert set(store.read().metrics) == {"one", "two", "three_"}
+    assert set(store.read(["one", "four"]).metrics) == {"one"}
+    assert store.read([]).metrics == {}
+    store.delete()
+    assert store.read().metrics == store.read(["one"]).metrics == {}
+    store.close()
+    assert store.apply(batch(1, Operation(Kind.ADD, A, 1.0))).unknown == {"m"}
+    assert numbers(store.read()) == {A: "1.0"}
+
+
+def test_several_storages_see_the_same(tmp_path: Path, redis_server: RedisServer) -> None:
+    """What one client of a database wrote, any other reads, whatever its protocol, parser and encoding."""
+    clients = [redis_server.client(**options) for options in REDIS_CLIENTS.values()]
+    groups: list[list[Storage]] = [
+        [RedisStorage(client, "test") for client in clients],
+        [SqliteStorage(tmp_path / "metrics.db"), SqliteStorage(str(tmp_path / "metrics.db"))],
+    ]
+    for group in groups:
+        for index, writer in enumerate(group):
+            writer.apply(batch(1, Operation(Kind.ADD, A, 1.0), writer=f"{index}-w"))
+        assert [numbers(reader.read()) for reader in group] == [{A: repr(float(len(group)))}] * len(group)
+        for storage in group:
+            storage.close()
+    for client in clients:
+        client.close()
+
+
+# What stands in the databases
+
+
+def declared(registry: CollectorRegistry) -> pdc.Counter:
+    """Some metrics of the registry; the counter has a series."""
+    counter = pdc.Counter("requests", "Requests.", ["method", "endpoint"], registry=registry)
+    counter.labels("GET", "/é").inc(42)
+    pdc.Gauge("temperature", "Degrees.", registry=registry).set(-1.5)
+    histogram = pdc.Histogram("latency", "Seconds.", ["route"], buckets=(0.5, 1), registry=registry)
+    for amount in (0.25, 0.25, 0.75, 5):
+        histogram.labels("/").observe(amount)
+    pdc.Summary("size", "Bytes.", registry=registry).observe(2.5)
+    pdc.Info("build", "Version.", registry=registry).info({"version": "1"})
+    pdc.Enum("state", "State.", states=["on", "off"], registry=registry).state("off")
+    return counter
+
+
+STORED: dict[str, dict[str, float | str]] = {
+    "requests": {r'_total:{"endpoint":"/\u00e9","method":"GET"}': 42.0},
+    "temperature": {":{}": -1.5},
+    "latency": {
+        '_sum:{"route":"/"}': 6.25,
+        '_bucket:{"le":"0.5","route":"/"}': 2.0,
+        '_bucket:{"le":"1.0","route":"/"}': 1.0,
+        '_bucket:{"le":"+Inf","route":"/"}': 1.0,
+    },
+    "size": {"_sum:{}": 2.5, "_count:{}": 1.0},
+    "build": {"_info:{}": '{"version":"1"}'},
+    "state": {":{}": "off"},
+}
+
+
+def as_documented(fields: dict[str, Any]) -> dict[str, float | str]:
+    """The fields of a metric but for bookkeeping and times of creation, numbers as such."""
+    return {
+        field: value if field.startswith("_info") or value == "off" else float(value)
+        for field, value in fields.items()
+        if not field.startswith(("#", "_created"))
+    }
+
+
+def test_the_format_in_redis(redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """A metric is one hash with the documented key and fields; all keys expire; the index is no metric key."""
+    pdc.setup(redis=redis_server.url, redis_prefix="myapp")
+    declared(registry)
+    with redis_server.client(decode_responses=True) as client:
+        keys = set(client.keys())
+        assert keys == {f"prometheus_myapp_{name}" for name in STORED} | {"prometheus#myapp"}
+        assert {name: as_documented(client.hgetall(f"prometheus_myapp_{name}")) for name in STORED} == STORED
+        assert client.hget("prometheus_myapp_requests", r'_total:{"endpoint":"/\u00e9","method":"GET"}') == "42"
+        created = float(client.hget("prometheus_myapp_requests", r'_created:{"endpoint":"/\u00e9","method":"GET"}') or 0)
+        assert abs(created - time.time()) < 60
+        assert all(3500 < client.ttl(key) <= 3600 for key in keys)
+        pdc.setup(redis=client)
+        pdc.Counter("plain", "No prefix.", registry=registry)
+        assert client.type("prometheus_plain") == "hash"
+
+
+def test_the_format_in_sqlite(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """A metric is the rows of its name, with the documented subkeys and values."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    declared(registry)
+    with sqlite3.connect(tmp_path / "metrics.db") as connection:
+        stored: dict[str, dict[str, Any]] = {}
+        for name, field, value in connection.execute("SELECT metric_key, subkey, value FROM metrics"):
+            stored.setdefault(name, {})[field] = value
+    connection.close()
+    assert {name: as_documented(fields) for name, fields in stored.items()} == STORED
+
+
+def test_a_table_of_version_2_is_taken_over(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """The numbers in a table of prometheus-distributed-client 2 count on, and the table may then hold NaN and texts."""
+    connection = sqlite3.connect(tmp_path / "metrics.db")
+    connection.execute(
+        "CREATE TABLE metrics (metric_key TEXT NOT NULL, subkey TEXT NOT NULL, value REAL NOT NULL, "
+        "PRIMARY KEY (metric_key, subkey))"
+    )
+    subkey = r'_total:{"endpoint":"/\u00e9","method":"GET"}'
+    connection.execute("INSERT INTO metrics VALUES ('requests', ?, 100)", (subkey,))
+    connection.commit()
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    declared(registry).labels("GET", "/é").inc()
+    pdc.Gauge("nothing", "Not a number.", registry=registry).set(math.nan)
+    values = dict(connection.execute("SELECT metric_key || subkey, value FROM metrics"))
+    connection.close()
+    assert values["requests" + subkey] == 143
+    assert "nothing NaN" in pdc.generate_latest().decode()
+    assert 'build_info{version="1"} 1.0' in pdc.generate_latest().decode()
+
+
+def calls(client: Any, command: str) -> int:
+    """How often clients and scripts have called a command."""
+    stats: dict[str, dict[str, int]] = client.info("commandstats")
+    return stats.get(f"cmdstat_{command}", {"calls": 0})["calls"]
+
+
+@pytest.mark.parametrize("metrics", [1, 3])
+def test_a_batch_is_one_script_per_metric_and_one_for_the_index(
+    redis_server: RedisServer, registry: CollectorRegistry, metrics: int
+) -> None:
+    """However many updates of however many series, a metric takes one call; a read takes one per metric, and writes nothing."""
+    pdc.setup(redis=redis_server.url, flush_interval=60)
+    histograms = [pdc.Histogram(f"h{number}", "Seconds.", ["route"], registry=registry) for number in range(metrics)]
+    for histogram in histograms:
+        histogram.labels("/")
+    pdc.flush()
+    with redis_server.client() as client:
+        before = {command: calls(client, command) for command in ("evalsha", "hgetall")}
+        for histogram in histograms:
+            for number in range(100):
+                histogram.labels(f"/{number % 10}").observe(number)
+        pdc.flush()
+        assert calls(client, "evalsha") - before["evalsha"] == metrics + 1
+        written = [calls(client, command) for command in ("evalsha", "hset", "pexpire", "zadd")]
+        pdc.generate_latest()
+        assert calls(client, "hgetall") - before["hgetall"] == metrics
+        assert [calls(client, command) for command in ("evalsha", "hset", "pexpire", "zadd")] == written
+
+
+def test_writes_renew_expiry_and_reads_do_not(redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """A write of a metric renews its expiry in the same call, without `redis_expire` there is none, a read changes nothing."""
+    counter = pdc.Counter("requests", "Requests.", registry=registry)
+    key, index = "prometheus_test_requests", "prometheus#test"
+    with redis_server.client() as client:
+        pdc.setup(redis=redis_server.url, redis_prefix="test", redis_expire=5000)
+        for name in (key, index):
+            assert 4000 < client.ttl(name) <= 5000
+            client.expire(name, 100)
+        pdc.generate_latest()
+        assert client.ttl(key) <= 100
+        counter.inc()
+        assert client.ttl(key) > 4000
+        assert client.ttl(index) > 4000
+        pdc.setup(redis=redis_server.url, redis_prefix="test", redis_expire=None)
+        counter.inc()
+        assert client.ttl(key) == client.ttl(index) == -1
+
+
+def test_idle_metrics_live_as_long_as_their_process(redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """The background thread renews the expiry of metrics that nobody updates, however short it is."""
+    pdc.setup(redis=redis_server.url, redis_prefix="test", redis_expire=1)
+    pdc.Counter("requests", "Requests.", registry=registry).inc()
+    with redis_server.client() as client:
+        before = calls(client, "pexpire")
+        wait_until(lambda: calls(client, "pexpire") >= before + 8)  # two keys each time: at least three expiries later
+        assert client.exists("prometheus_test_requests")
+        pdc.shutdown()
+        wait_until(lambda: not client.keys())
+
+
+def test_prefixes_that_spell_the_same_key_do_not_mix(
+    redis_server: RedisServer,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """The second of two programs with one key is refused: logged once, told by every flush, and nothing is mixed."""
+    first = {"redis": redis_server.url, "redis_prefix": "app"}
+    run_script("setup(); pdc.Counter('a_b', 'Of the first.').inc(5)", storage=first)
+    refused = pdc.Counter("b", "Of the second.", registry=registry)
+    fine = pdc.Counter("c", "Of the second.", registry=registry)
+    pdc.setup(redis=redis_server.url, redis_prefix="app_a")
+    with caplog.at_level(logging.ERROR, "pdc"):
+        for _ in range(3):
+            refused.inc()
+            fine.inc()
+            with pytest.raises(StorageError, match=r"metric 'b' is refused: .*'prometheus_app_a_b'.*'app'.*not 'app_a'"):
+                pdc.flush()
+    assert len([record for record in caplog.records if "metric b is refused" in record.getMessage()]) == 1
+    assert [line for line in pdc.generate_latest().decode().splitlines() if "_total " in line] == [
+        *("# HELP c_total Of the second.", "# TYPE c_total counter", "c_total 3.0")
+    ]
+    pdc.clear()
+    read = run_script("setup(); print(pdc.generate_latest().decode())", storage=first)
+    assert "a_b_total 5.0" in read.stdout
+    assert "c_total" not in read.stdout
+
+
+def test_a_key_of_another_type_is_refused(redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """A metric whose key holds something else is refused and stays as it is; the others go on."""
+    with redis_server.client() as client:
+        client.set("prometheus_test_b", "precious")
+        pdc.setup(redis=redis_server.url, redis_prefix="test")
+        for name in ("a", "b", "c"):
+            pdc.Counter(name, "Letters.", registry=registry).inc()
+        with pytest.raises(
+            StorageError, match="metric 'b' is refused: the key 'prometheus_test_b' holds something that is not"
+        ):
+            pdc.flush()
+        text = pdc.generate_latest().decode()
+        assert "a_total 1.0" in text
+        assert "c_total 1.0" in text
+        assert "b_total" not in text
+        pdc.clear()
+        assert client.get("prometheus_test_b") == b"precious"
+
+
+@pytest.mark.parametrize("command", ["SET prometheus#test text", "LPUSH prometheus#test text"])
+def test_an_index_of_another_type_is_an_error(redis_server: RedisServer, command: str, registry: CollectorRegistry) -> None:
+    """Where the key of the index holds something else, a flush and a read say so, and nothing is lost once it is gone."""
+    counter = pdc.Counter("requests", "Requests.", registry=registry)
+    with redis_server.client() as client:
+        client.execute_command(*command.split())
+        pdc.setup(redis=redis_server.url, redis_prefix="test")
+        counter.inc()
+        for call in (pdc.flush, pdc.generate_latest):
+            with pytest.raises(StorageError, match="WRONGTYPE"):
+                call()
+        client.delete("prometheus#test")
+    pdc.flush()
+    assert "requests_total 1.0" in pdc.generate_latest().decode()
+
+
+# Storages that lose what they hold
+
+
+def _redis(*command: str) -> Callable[[dict[str, Any]], None]:
+    def damage(storage: dict[str, Any]) -> None:
+        with redis.Redis.from_url(storage["redis"]) as client:
+            client.execute_command(*command)
+
+    return damage
+
+
+def _sqlite(statement: str) -> Callable[[dict[str, Any]], None]:
+    def damage(_: dict[str, Any]) -> None:
+        pdc.get_sqlite_conn().execute(statement)
+
+    return damage
+
+
+def _unlink(storage: dict[str, Any]) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        Path(storage["sqlite"] + suffix).unlink()
+
+
+DAMAGES = [
+    ("redis", "all", _redis("FLUSHALL")),
+    ("redis", "nothing", _redis("DEL", "prometheus#test")),
+    ("redis", "requests", _redis("DEL", "prometheus_test_requests")),
+    ("redis", "latency", _redis("DEL", "prometheus_test_latency")),
+    ("redis", "nothing", _redis("SCRIPT", "FLUSH")),
+    ("sqlite", "all", _sqlite("DELETE FROM metrics")),
+    ("sqlite", "requests", _sqlite("DELETE FROM metrics WHERE metric_key = 'requests'")),
+    ("sqlite", "all", _unlink),
+]
+
+
+@pytest.mark.parametrize("by", ["update", "scrape"])
+@pytest.mark.parametrize(("storage", "lost", "damage"), DAMAGES, indirect=["storage"])
+def test_what_a_storage_loses_comes_back(
+    storage: dict[str, Any], lost: str, damage: Callable[[dict[str, Any]], None], by: str, registry: CollectorRegistry
+) -> None:
+    """With the next flush of what was lost, or the next scrape, all metadata is back, and metrics without labels are at 0."""
+    pdc.setup(**storage, flush_interval=60)
+    counter = pdc.Counter("requests", "Requests.", registry=registry)
+    labelled = pdc.Counter("hits", "Hits.", ["route"], registry=registry)
+    histogram = pdc.Histogram("latency", "Seconds.", buckets=[1], registry=registry)
+    pdc.Gauge("idle", "Nobody sets this one.", registry=registry)
+    counter.inc(7)
+    labelled.labels("/").inc(3)
+    histogram.observe(0.5)
+    pdc.flush()
+    before = pdc.generate_latest().decode().splitlines()
+    damage(storage)
+    if by == "update":
+        histogram.observe(0.5)
+        counter.inc(0)
+        pdc.flush()
+        assert set(config.DEFAULT.required().read().metrics) == {"requests", "hits", "latency", "idle"}
+    after = pdc.generate_latest().decode().splitlines()
+    assert [line for line in after if line.startswith("#")] == [line for line in before if line.startswith("#")]
+    observed = (0 if lost in ("all", "latency") else 1) + (by == "update")
+    assert f"requests_total {0.0 if lost in ('all', 'requests') else 7.0}" in after
+    assert f'hits_total{{route="/"}} {0.0 if lost == "all" else 3.0}' in after
+    assert f'latency_bucket{{le="+Inf"}} {observed:.1f}' in after
+    assert f"latency_count {observed:.1f}" in after
+    assert "idle 0.0" in after
+
+
+def test_a_redis_that_starts_again_empty(own_redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """After a restart that lost all data and all scripts, updates count from there on, and all metrics are there."""
+    pdc.setup(redis=own_redis_server.url)
+    counter = pdc.Counter("requests", "Requests.", registry=registry)
+    pdc.Gauge("idle", "Nobody sets this one.", registry=registry)
+    counter.inc(7)
+    own_redis_server.stop()
+    own_redis_server.start()
+    counter.inc(2)
+    pdc.flush()
+    text = pdc.generate_latest().decode()
+    assert "requests_total 2.0" in text
+    assert "idle 0.0" in text
