@@ -55,7 +55,7 @@ def query(address: str, expression: str) -> float | None:
     """The value of an expression, None as long as there is none."""
     try:
         found: list[Any] = requests.get(f"{address}/api/v1/query", {"query": expression}, timeout=10).json()["data"]["result"]
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.JSONDecodeError):  # while it starts it answers nothing, or in plain text
         return None
     return float(found[0]["value"][1]) if found else None
 

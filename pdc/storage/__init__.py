@@ -96,7 +96,8 @@ class Batch:
     """Updates of any number of metrics, each of them at most once.
 
     Applying a batch twice is applying it once: ``sequence`` grows with every batch of a ``writer``, and a metric
-    ignores a sequence that it has seen. A writer that is ``leaving`` takes its marks and its live values along.
+    ignores a sequence that it has seen. A writer that is ``leaving`` takes its marks and its live values along, and
+    declares nothing.
     """
 
     writer: str

@@ -36,6 +36,7 @@ local stored = redis.call('HMGET', key, '#prefix', '#meta', '#writers')
 if stored[1] and stored[1] ~= prefix then
   return redis.error_reply('PDCPREFIX ' .. stored[1])
 end
+if leaving == '1' and not stored[2] then return 0 end
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 

@@ -216,6 +216,8 @@ class _Metric:
                 "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey IN (?, ?)", (self._name, META, WRITERS)
             )
         )
+        if batch.leaving and META not in stored:
+            return False
         marks = Marks.loads(stored.get(WRITERS))
         now = time.time()
         if not marks.applied(batch):
