@@ -521,8 +521,14 @@ class Buffer:
         with self._turn():
             self._send_unless_down()
             self.required().delete()
+            self.start_again()
+
+    def start_again(self) -> None:
+        """Start as in a storage that has just been emptied. Raises StorageError."""
+        with self._turn():
             self._applied.clear()
             for pending in self._all_metrics():
+                pending.discard()
                 self._queue.append(pending)
                 self._queue.extend(() if pending.family.labelnames else list(pending.cells))
             self._send()

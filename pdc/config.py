@@ -95,6 +95,8 @@ def clear() -> None:
     """
     _settle_others(DEFAULT)
     DEFAULT.clear()
+    for other in _others(DEFAULT):
+        other.start_again()
 
 
 def shutdown() -> None:
@@ -117,9 +119,13 @@ def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
 
 def _settle_others(buffer: Buffer) -> None:
     """Send what the other buffers of this process have pending for the same storage."""
-    for other in BUFFERS:
-        if other is not buffer and other.storage is not None and other.storage is buffer.storage:
-            other.settle()
+    for other in _others(buffer):
+        other.settle()
+
+
+def _others(buffer: Buffer) -> list[Buffer]:
+    """The other buffers of this process that send to the same storage."""
+    return [other for other in BUFFERS if other is not buffer and other.storage is not None and other.storage is buffer.storage]
 
 
 def _attach_sqlite(database: Any, interval: float) -> None:

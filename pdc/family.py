@@ -98,7 +98,7 @@ class Family:
         suffixes, _ = _TYPES[self.type]
         for field, value in fields.items():
             suffix, _, text = field.partition(":")
-            if suffix in suffixes:
+            if suffix in suffixes and self.mode == "shared":
                 labels = json.loads(text)
                 le = labels.pop("le", "") if suffix == "_bucket" else ""
                 stored = Stored(value, fields.get(EXEMPLAR + field))
@@ -128,6 +128,14 @@ class Stored(NamedTuple):
     value: Any = 0.0
     exemplar: str | None = None
 
+    @property
+    def number(self) -> float:
+        """The value; 0 where it is a text, which the metric left when it was an enum."""
+        try:
+            return float(self.value)
+        except ValueError:
+            return 0.0
+
 
 Values = dict[tuple[str, str], Stored]
 """The fields of one series, by suffix and bucket bound."""
@@ -137,12 +145,12 @@ Samples = Iterator[tuple[str, dict[str, str], float, Exemplar | None]]
 
 def _counter(_: Family, values: Values) -> Samples:
     total = values.get(("_total", ""), Stored())
-    yield "_total", {}, float(total.value), _exemplar(total)
+    yield "_total", {}, total.number, _exemplar(total)
     yield from _created(values)
 
 
 def _gauge(_: Family, values: Values) -> Samples:
-    yield "", {}, float(values["", ""].value), None
+    yield "", {}, values["", ""].number, None
 
 
 def _summary(_: Family, values: Values) -> Samples:
@@ -156,7 +164,7 @@ def _histogram(family: Family, values: Values) -> Samples:
     bounds = sorted({le for suffix, le in values if suffix == "_bucket"}.union(family.bounds), key=float)
     for le in bounds:
         bucket = values.get(("_bucket", le), Stored())
-        count += float(bucket.value)
+        count += bucket.number
         yield "_bucket", {"le": le}, count, _exemplar(bucket)
     yield "_count", {}, count, None
     if float(bounds[0]) >= 0:
@@ -180,7 +188,7 @@ def _created(values: Values) -> Samples:
 
 
 def _number(values: Values, suffix: str) -> float:
-    return float(values.get((suffix, ""), Stored()).value)
+    return values.get((suffix, ""), Stored()).number
 
 
 def _exemplar(stored: Stored) -> Exemplar | None:

@@ -2,33 +2,706 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import prometheus_client
 import pytest
+from conftest import ROOT, RedisServer
 from prometheus_client import CollectorRegistry
 
 import pdc
+import pdc.family
+import pdc.redis
+import pdc.sqlite
+
+RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
+TYPES = ("Counter", "Gauge", "Summary", "Histogram", "Info", "Enum")
+UPDATES: dict[str, Callable[[Any], object]] = {
+    "Counter": lambda metric: metric.inc(),
+    "Gauge": lambda metric: metric.set(1),
+    "Summary": lambda metric: metric.observe(1),
+    "Histogram": lambda metric: metric.observe(1),
+    "Info": lambda metric: metric.info({"version": "1"}),
+    "Enum": lambda metric: metric.state("off"),
+}
+"""One update of a metric of each type."""
 
 
-def test_a_counter_renders_as_in_memory(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """A counter renders byte for byte as prometheus_client's, apart from the time of creation."""
+def make(kind: str, *arguments: Any, module: Any = pdc, **options: Any) -> Any:
+    """A metric of that type called `m`."""
+    if kind == "Enum":
+        options.setdefault("states", ["on", "off"])
+    return getattr(module, kind)("m", "Help", *arguments, **options)
+
+
+def shown(name: str = "") -> dict[str, float]:
+    """The samples of the storage whose names start with this, but for times of creation."""
+    lines = [line for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#")]
+    samples = dict(line.rsplit(" ", 1) for line in lines if "_created" not in line and line.startswith(name))
+    return {sample: float(value) for sample, value in samples.items()}
+
+
+@pytest.fixture(params=[0, 3600], ids=["write-through", "buffered"])
+def ready(request: pytest.FixtureRequest, storage: dict[str, Any]) -> None:
+    """A storage that is set up, with and without a buffer."""
+    pdc.setup(**storage, flush_interval=request.param)
+
+
+@pytest.fixture
+def without_created() -> Iterator[None]:
+    """Have no `_created` series."""
+    prometheus_client.disable_created_metrics()
+    yield
+    prometheus_client.enable_created_metrics()
+
+
+@pytest.fixture
+def start_script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a script that stays alive until it is sent a line, or killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str, storage: dict[str, Any]) -> subprocess.Popen[str]:
+        code = f"import pdc\npdc.setup(**{storage!r})\n{textwrap.dedent(source)}\nprint('ready', flush=True)\ninput()"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("Gauge", {"multiprocess_mode": "median"}, "multiprocess mode"),
+        ("Counter", {"labelnames": ["__reserved"]}, "Reserved"),
+        ("Summary", {"labelnames": ["quantile"]}, "Reserved"),
+        ("Histogram", {"labelnames": ["le"]}, "Reserved"),
+        ("Histogram", {"buckets": [2, 1]}, "sorted"),
+        ("Histogram", {"buckets": []}, "two buckets"),
+        ("Info", {"unit": "bytes"}, "unit"),
+        ("Enum", {"unit": "bytes"}, "unit"),
+        ("Enum", {"states": []}, "states"),
+        ("Enum", {"labelnames": ["m"]}, "Overlapping"),
+    ],
+)
+@pytest.mark.usefixtures("ready")
+def test_wrong_arguments_are_refused(registry: CollectorRegistry, kind: str, options: dict[str, Any], message: str) -> None:
+    """What prometheus_client refuses is refused, and leaves nothing in the registry and the storage."""
+    with pytest.raises(ValueError, match=message):
+        make(kind, registry=registry, **options)
+    assert pdc.generate_latest(registry) == b""
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("labelnames", [(), ("path",)])
+@pytest.mark.usefixtures("ready", "without_created")
+def test_series_show_before_their_first_update(registry: CollectorRegistry, kind: str, labelnames: tuple[str, ...]) -> None:
+    """Metrics without labels, and series that `labels()` named, are shown at once; a parent shows help and type."""
+    reference = CollectorRegistry()
+    parent = make(kind, labelnames, "ns", "sub", registry=registry)
+    in_memory = make(kind, labelnames, "ns", "sub", registry=reference, module=prometheus_client)
+    assert pdc.generate_latest() == prometheus_client.generate_latest(reference)
+    if labelnames:
+        assert parent.labels("/") is parent.labels(path="/")
+        in_memory.labels("/")
+        assert pdc.generate_latest() == prometheus_client.generate_latest(reference)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.usefixtures("ready")
+def test_a_parent_refuses_updates(registry: CollectorRegistry, kind: str) -> None:
+    """An update of a metric with labels, but without their values, is a ValueError that says what is missing."""
+    parent = make(kind, ["path"], registry=registry)
+    with pytest.raises(ValueError, match="missing label values"):
+        UPDATES[kind](parent)
+    assert shown() == {}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda parent: parent.labels(), ValueError, "label count"),
+        (lambda parent: parent.labels("a"), ValueError, "label count"),
+        (lambda parent: parent.labels("a", "b", "c"), ValueError, "label count"),
+        (lambda parent: parent.labels("a", b="b"), ValueError, "both"),
+        (lambda parent: parent.labels(a="a"), ValueError, "label names"),
+        (lambda parent: parent.labels(a="a", c="c"), ValueError, "label names"),
+        (lambda parent: parent.labels("a", "b").labels("a", "b"), ValueError, "already has labels"),
+        (lambda parent: parent.remove("a"), ValueError, "label count"),
+        (lambda parent: parent.remove_by_labels({"c": "c"}), ValueError, "Unknown label names"),
+        (lambda parent: parent.remove_by_labels(["a"]), TypeError, "dict"),
+    ],
+)
+def test_wrong_labels_are_refused(
+    registry: CollectorRegistry, tmp_path: Path, kind: str, call: Callable[[Any], object], error: type[Exception], message: str
+) -> None:
+    """Labels that are not those of the metric are refused, and nothing is removed."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    parent = make(kind, ["a", "b"], registry=registry)
+    parent.labels("a", "b")
+    before = pdc.generate_latest()
+    with pytest.raises(error, match=message):
+        call(parent)
+    assert pdc.generate_latest() == before
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_metric_without_labels_has_none_to_name_or_remove(registry: CollectorRegistry, tmp_path: Path, kind: str) -> None:
+    """`labels`, `remove` and `remove_by_labels` are refused without label names; `clear` does nothing."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    metric = make(kind, registry=registry)
+    UPDATES[kind](metric)
+    before = pdc.generate_latest()
+    for call in (
+        lambda: metric.labels("a"),
+        lambda: metric.labels(a="a"),
+        lambda: metric.remove("a"),
+        lambda: metric.remove_by_labels({}),
+    ):
+        with pytest.raises(ValueError, match="No label names"):
+            call()
+    metric.clear()
+    assert pdc.generate_latest() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "call", "error"),
+    [
+        ("Counter", {}, lambda metric: metric.inc(-1), ValueError),
+        ("Counter", {}, lambda metric: metric.inc("1"), TypeError),
+        ("Counter", {}, lambda metric: metric.inc(10**400), OverflowError),
+        ("Counter", {}, lambda metric: metric.inc(1, {"a": "x" * 128}), ValueError),
+        ("Counter", {}, lambda metric: metric.inc(1, {"__a": "x"}), ValueError),
+        ("Counter", {}, lambda metric: metric.inc(-1, {"a": "x"}), ValueError),
+        ("Gauge", {}, lambda metric: metric.set("one"), ValueError),
+        ("Gauge", {}, lambda metric: metric.inc(None), TypeError),
+        ("Gauge", {}, lambda metric: metric.dec("1"), TypeError),
+        ("Gauge", {"multiprocess_mode": "mostrecent"}, lambda metric: metric.inc(), RuntimeError),
+        ("Gauge", {"multiprocess_mode": "livemostrecent"}, lambda metric: metric.dec(), RuntimeError),
+        ("Gauge", {"multiprocess_mode": "sum"}, lambda metric: metric.inc("1"), TypeError),
+        ("Summary", {}, lambda metric: metric.observe("1"), TypeError),
+        ("Histogram", {}, lambda metric: metric.observe("1"), TypeError),
+        ("Histogram", {}, lambda metric: metric.observe(10**400), OverflowError),
+        ("Histogram", {}, lambda metric: metric.observe(1, {"a": "x" * 128}), ValueError),
+        ("Info", {}, lambda metric: metric.info({"version": None}), ValueError),
+        ("Enum", {}, lambda metric: metric.state("unknown"), ValueError),
+    ],
+)
+@pytest.mark.usefixtures("ready")
+def test_a_wrong_update_counts_nothing(
+    registry: CollectorRegistry, kind: str, options: dict[str, Any], call: Callable[[Any], object], error: type[Exception]
+) -> None:
+    """An update that raises leaves the metric as it was, and the next one is counted."""
+    metric = make(kind, registry=registry, **options)
+    before = pdc.generate_latest()
+    with pytest.raises(error):
+        call(metric)
+    assert pdc.generate_latest() == before
+    UPDATES[kind](metric)
+    assert pdc.generate_latest() != before
+
+
+@pytest.mark.usefixtures("ready")
+def test_an_info_refuses_keys_that_are_its_labels(registry: CollectorRegistry) -> None:
+    """A key of an info metric that is one of its labels is refused."""
+    info = pdc.Info("m", "Help", ["host"], registry=registry).labels("a")
+    with pytest.raises(ValueError, match=r"Overlapping labels.*host"):
+        info.info({"host": "b"})
+    assert shown() == {'m_info{host="a"}': 1.0}
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_nan_is_in_the_sum_and_in_no_bucket(registry: CollectorRegistry) -> None:
+    """A NaN that is observed makes the sum NaN, and counts in a summary, but not in a histogram."""
+    make("Histogram", registry=registry, buckets=[1]).observe(float("nan"))
+    pdc.Summary("s", "Help", registry=registry).observe(float("nan"))
+    assert re.sub("(?m)^#.*\n|.*_created.*\n", "", pdc.generate_latest().decode()) == (
+        'm_bucket{le="1.0"} 0.0\nm_bucket{le="+Inf"} 0.0\nm_count 0.0\nm_sum NaN\ns_count 1.0\ns_sum NaN\n'
+    )
+
+
+@pytest.mark.usefixtures("ready")
+def test_zero_keeps_its_sign_as_in_ieee_754(registry: CollectorRegistry) -> None:
+    """-0.0 plus -0.0 is -0.0, and plus 0.0 it is 0.0."""
+    gauge = make("Gauge", registry=registry)
+    for amount, expected in ((-0.0, b"m -0.0\n"), (0.0, b"m 0.0\n")):
+        gauge.set(-0.0)
+        assert pdc.generate_latest().endswith(b"m -0.0\n")
+        gauge.inc(amount)
+        assert pdc.generate_latest().endswith(expected)
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_child_collects_its_own_samples(registry: CollectorRegistry) -> None:
+    """`collect` of a child gives the samples of its series alone, without its labels."""
+    parent = make("Histogram", ["a", "b"], registry=registry, buckets=[1])
+    child = parent.labels("1", "2")
+    child.observe(0.5)
+    parent.labels("1", "3").observe(7)
+    (family,) = child.collect()
+    samples = [(sample.name, sample.labels, sample.value) for sample in family.samples if sample.name != "m_created"]
+    assert samples == [
+        ("m_bucket", {"le": "1.0"}, 1.0),
+        ("m_bucket", {"le": "+Inf"}, 1.0),
+        ("m_count", {}, 1.0),
+        ("m_sum", {}, 0.5),
+    ]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    ("removal", "left"),
+    [
+        ("remove('1', '2')", {("1", "3"), ("2", "3")}),
+        ("remove_by_labels({'a': '1'})", {("2", "3")}),
+        ("remove_by_labels({'a': 1, 'b': 3})", {("1", "2"), ("2", "3")}),
+        ("remove_by_labels({})", {("1", "2"), ("1", "3"), ("2", "3")}),
+        ("clear()", set()),
+    ],
+)
+def test_a_removal_reaches_other_processes(
+    kind: str,
+    removal: str,
+    left: set[tuple[str, str]],
+    storage: dict[str, Any],
+    registry: CollectorRegistry,
+    run_script: RunScript,
+) -> None:
+    """Series that one process removes are gone for all, and start again with the next update."""
+    pdc.setup(**storage)
+    parent = make(kind, ["a", "b"], registry=registry)
+    children = {values: parent.labels(*values) for values in (("1", "2"), ("1", "3"), ("2", "3"))}
+    for child in children.values():
+        UPDATES[kind](child)
+    before = pdc.generate_latest()
+    options = ", states=['on', 'off']" if kind == "Enum" else ""
+    run_script(f"setup()\npdc.{kind}('m', 'Help', ['a', 'b']{options}).{removal}", storage=storage)
+    text = pdc.generate_latest().decode()
+    assert set(re.findall('a="(.)",b="(.)"', text)) == left
+    for values in children.keys() - left:
+        UPDATES[kind](children[values])
+    again = pdc.generate_latest()
+    strip = re.compile(rb"(?m)^m_created.*\n")
+    assert strip.sub(b"", again) == strip.sub(b"", before)
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_child_that_was_removed_is_inert(registry: CollectorRegistry) -> None:
+    """Who holds a child after its removal updates it in vain; `labels` gives a new one."""
+    parent = make("Counter", ["path"], registry=registry)
+    held = parent.labels("/")
+    held.inc(3)
+    parent.remove("/")
+    held.inc(3)
+    assert shown() == {}
+    parent.labels("/").inc()
+    held.inc(3)
+    assert shown() == {'m_total{path="/"}': 1.0}
+
+
+def test_a_reset_reaches_other_processes(storage: dict[str, Any], registry: CollectorRegistry, run_script: RunScript) -> None:
+    """A counter that one process resets is zero for all, and created anew."""
+    pdc.setup(**storage)
+    counter = make("Counter", registry=registry)
+    counter.inc(3)
+    before = registry.get_sample_value("m_created")
+    run_script("setup()\npdc.Counter('m', 'Help').reset()", storage=storage)
+    assert shown() == {"m_total": 0.0}
+    assert before is not None
+    assert before < (registry.get_sample_value("m_created") or 0)
+    counter.inc(2)
+    assert shown() == {"m_total": 2.0}
+
+
+def test_processes_share_every_type(storage: dict[str, Any], registry: CollectorRegistry, run_script: RunScript) -> None:
+    """Counters, summaries and histograms of processes add up; of gauges, infos and enums the last one wins."""
+    pdc.setup(**storage)
+    metrics = {kind: getattr(pdc, kind)(kind.lower(), "Help", registry=registry) for kind in TYPES[:3]}
+    metrics["Histogram"] = pdc.Histogram("histogram", "Help", buckets=[1, 3], registry=registry)
+    metrics["Info"] = pdc.Info("info", "Help", registry=registry)
+    metrics["Enum"] = pdc.Enum("enum", "Help", states=["on", "off"], registry=registry)
+    for kind, metric in metrics.items():
+        UPDATES[kind](metric)
+    source = """
+        setup()
+        pdc.Counter("counter", "Help").inc(2)
+        pdc.Gauge("gauge", "Help").inc(2)
+        pdc.Summary("summary", "Help").observe(2)
+        pdc.Histogram("histogram", "Help", buckets=[2, 3]).observe(2)
+        pdc.Info("info", "Help").info({"host": "b"})
+        pdc.Enum("enum", "Help", states=["on", "off"]).state("on")
+        """
+    run_script(source, storage=storage)
+    assert shown() == {
+        "counter_total": 3.0,
+        "gauge": 3.0,
+        "summary_count": 2.0,
+        "summary_sum": 3.0,
+        'histogram_bucket{le="1.0"}': 1.0,
+        'histogram_bucket{le="2.0"}': 2.0,
+        'histogram_bucket{le="3.0"}': 2.0,
+        'histogram_bucket{le="+Inf"}': 2.0,
+        "histogram_count": 2.0,
+        "histogram_sum": 3.0,
+        'info_info{host="b"}': 1.0,
+        'enum{enum="on"}': 1.0,
+        'enum{enum="off"}': 0.0,
+    }
+
+
+@pytest.mark.parametrize("kind", ["Counter", "Summary", "Histogram"])
+def test_created_is_the_time_of_the_first_process(
+    kind: str, storage: dict[str, Any], registry: CollectorRegistry, run_script: RunScript
+) -> None:
+    """Processes that come later leave the time of creation as it is; where it is disabled it is not shown."""
+    earliest = time.time()
+    pdc.setup(**storage, flush_interval=3600)
+    metric = make(kind, registry=registry)
+    declared = time.time()
+    UPDATES[kind](metric)
+    pdc.flush()
+    created = registry.get_sample_value("m_created")
+    assert created is not None
+    assert earliest <= created <= declared
+    run_script(
+        f"setup()\nmetric = pdc.{kind}('m', 'Help')\n(getattr(metric, 'inc', None) or metric.observe)(1)", storage=storage
+    )
+    assert registry.get_sample_value("m_created") == created
     prometheus_client.disable_created_metrics()
     try:
-        pdc.setup(**storage)
-        reference = CollectorRegistry()
-        for module, target in ((pdc, registry), (prometheus_client, reference)):
-            counter = module.Counter("requests", 'Help "quoted"\n', ["path"], registry=target)
-            counter.labels("/\n\\\"").inc(2.5)
-        expected = prometheus_client.generate_latest(reference)
-        assert prometheus_client.generate_latest(registry) == expected
-        assert pdc.generate_latest() == expected
+        assert b"_created" not in pdc.generate_latest()
     finally:
         prometheus_client.enable_created_metrics()
+    assert b"_created" in pdc.generate_latest()
 
 
-def test_an_update_before_setup_says_what_to_call(registry: CollectorRegistry) -> None:
-    """With nothing set up the first update raises an error that names setup, and counts nothing."""
-    counter = pdc.Counter("requests", "Help", registry=registry)
+def test_series_that_start_again_are_created_anew(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """After `pdc.clear()`, or in the storage of another `setup`, counting starts at zero, so it is created then."""
+    pdc.setup(**storage)
+    counter = make("Counter", registry=registry)
+    counter.inc()
+    other: dict[str, Any] = {"redis_prefix": "other"} if "redis" in storage else {"sqlite": storage["sqlite"] + "2"}
+    for start_again in (pdc.clear, lambda: pdc.setup(**{**storage, **other})):
+        before = time.time()
+        start_again()
+        counter.inc()
+        assert registry.get_sample_value("m_total") == 1.0
+        assert before <= (registry.get_sample_value("m_created") or 0) <= time.time()
+
+
+MODES = ("all", "min", "max", "sum", "mostrecent", "liveall", "livemin", "livemax", "livesum", "livemostrecent", "shared")
+SET_ALL = f"""
+gauges = [pdc.Gauge("g_" + mode, "Help", ["path"], multiprocess_mode=mode) for mode in {MODES}]
+for gauge in gauges:
+    gauge.labels("/").set(VALUE)
+"""
+
+
+def test_gauge_modes_over_processes(
+    storage: dict[str, Any],
+    run_script: RunScript,
+    start_script: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each mode merges the values of processes as prometheus_client does; the live ones count who lives.
+
+    A process that exits goes at once, one that is killed when its lease is over.
+    """
+    pdc.setup(**storage)
+
+    def modes() -> dict[str, float | list[float]]:
+        found: dict[str, Any] = {}
+        for sample, value in shown("g_").items():
+            mode = sample.removeprefix("g_").partition("{")[0]
+            if mode.endswith("all"):
+                assert re.search(r'path="/",pid="\d+-[0-9a-f]+"', sample)
+                found[mode] = sorted([*found.get(mode, []), value])
+            else:
+                assert sample.endswith('{path="/"}')
+                found[mode] = value
+        return found
+
+    def of(values: list[float], last: float) -> list[Any]:
+        return [sorted(values), min(values), max(values), sum(values), last]
+
+    run_script("setup()\n" + SET_ALL.replace("VALUE", "9"), storage=storage)
+    leaving = start_script(SET_ALL.replace("VALUE", "7"), storage)
+    killed = start_script(SET_ALL.replace("VALUE", "5"), storage)
+    run_script("setup()\n" + SET_ALL.replace("VALUE", "1"), storage=storage)
+    everyone = of([9, 7, 5, 1], 1)
+    assert modes() == dict(zip(MODES, [*everyone, *of([7, 5], 5), 1], strict=True))
+    leaving.communicate("\n")
+    assert leaving.returncode == 0
+    assert modes() == dict(zip(MODES, [*everyone, *of([5], 5), 1], strict=True))
+    killed.kill()
+    killed.wait()
+    monkeypatch.setattr(pdc.family, "LEASE_SECONDS", 0.0)
+    assert modes() == dict(zip((*MODES[:5], "shared"), [*everyone, 1], strict=True))
+
+
+@pytest.mark.parametrize("mode", ["shared", "all", "livesum", "max"])
+def test_a_function_is_the_value_of_a_gauge(
+    mode: str, storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The function is called for every scrape and flush; other updates do nothing; where it fails the value stays."""
+    pdc.setup(**storage, flush_interval=3600)
+    gauge = pdc.Gauge("m", "Help", ["path"], registry=registry, multiprocess_mode=mode)
+    values: list[Any] = [2, 3]
+    gauge.labels("/").set(9)
+    gauge.labels("/").set_function(lambda: values[0])
+    gauge.labels("/").inc(5)
+    gauge.labels("/").set(5)
+    assert list(shown().values()) == [2.0]
+    values.pop(0)
+    pdc.flush()
+    assert list(shown().values()) == [3.0]
+    values.clear()
+    assert list(shown().values()) == [3.0]
+    assert "the function of the gauge m failed" in caplog.text
+    gauge.remove("/")
+    values.append(4)
+    assert shown() == {}
+
+
+def test_functions_of_processes_are_merged(
+    storage: dict[str, Any], registry: CollectorRegistry, start_script: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """In a mode with a value for each process the functions of all living processes count."""
+    pdc.setup(**storage)
+    pdc.Gauge("m", "Help", registry=registry, multiprocess_mode="livesum").set_function(lambda: 2)
+    other = start_script("pdc.Gauge('m', 'Help', multiprocess_mode='livesum').set_function(lambda: 40)", storage)
+    assert shown() == {"m": 42.0}
+    other.communicate("\n")
+    assert shown() == {"m": 2.0}
+
+
+def test_sets_and_incs_of_a_gauge_keep_their_order(
+    storage: dict[str, Any], registry: CollectorRegistry, run_script: RunScript
+) -> None:
+    """`inc` adds to what was set before, by whichever process, and `set` forgets it."""
+    pdc.setup(**storage, flush_interval=3600)
+    gauge = make("Gauge", registry=registry)
+    for expected in (12.0, 1.5):
+        gauge.inc(100)
+        gauge.set(10)
+        gauge.inc(3)
+        gauge.dec()
+        assert shown() == {"m": 12.0}
+        run_script("setup()\ngauge = pdc.Gauge('m', 'Help')\ngauge.set(2)\ngauge.dec(0.5)", storage=storage)
+        assert shown() == {"m": 1.5}
+        gauge.inc(-1.5 + expected)
+        assert shown() == {"m": expected}
+
+
+@pytest.mark.parametrize("mode", ["shared", "sum", "all"])
+def test_clear_starts_again(mode: str, storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """`pdc.clear()` deletes everything: what has no labels shows zero, the rest comes back with its next update."""
+    pdc.setup(**storage)
+    by_hand = pdc.redis if "redis" in storage else pdc.sqlite
+    counter, tied = make("Counter", registry=registry), by_hand.Counter("tied", "Help", registry=registry)
+    gauge = pdc.Gauge("g", "Help", registry=registry, multiprocess_mode=mode)
+    labelled = pdc.Gauge("labelled", "Help", ["path"], registry=registry, multiprocess_mode=mode)
+    for update in (counter.inc, tied.inc, gauge.inc, labelled.labels("/").inc):
+        update(3)
+    pdc.clear()
+    assert sorted(shown().values()) == [0.0, 0.0, 0.0]
+    for update in (counter.inc, tied.inc, gauge.inc, labelled.labels("/").inc):
+        update(2)
+    assert sorted(shown().values()) == [2.0, 2.0, 2.0, 2.0]
+
+
+def test_one_process_uses_both_storages(
+    registry: CollectorRegistry, tmp_path: Path, redis_server: RedisServer, run_script: RunScript
+) -> None:
+    """`pdc.redis.*` and `pdc.sqlite.*` keep to their storage, whichever `setup` chose last; `clear` is for the last."""
+    redis, sqlite = {"redis": redis_server.url}, {"sqlite": str(tmp_path / "metrics.db")}
+    metrics = [
+        module.Counter(f"m{number}", "Help", registry=registry) for number, module in enumerate((pdc.redis, pdc.sqlite, pdc))
+    ]
+    pdc.setup(redis=redis["redis"])
+    pdc.setup(sqlite=sqlite["sqlite"])
+    for metric in metrics:
+        metric.inc(2)
+    show = "setup()\nprint([line for line in pdc.generate_latest().decode().splitlines() if '_total 2.0' in line])"
+    assert run_script(show, storage=redis).stdout == "['m0_total 2.0']\n"
+    assert run_script(show, storage=sqlite).stdout == "['m1_total 2.0', 'm2_total 2.0']\n"
+    assert pdc.get_redis_conn().connection_pool.connection_kwargs["port"] == redis_server.port
+    pdc.clear()
+    assert [registry.get_sample_value(f"m{number}_total") for number in range(3)] == [2.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("interval", [0, 3600])
+def test_setup_again_moves_to_another_storage(
+    interval: float, storage: dict[str, Any], registry: CollectorRegistry, tmp_path: Path
+) -> None:
+    """What is pending goes to the storage before; metrics are declared in the new one, and count there from zero."""
+    pdc.setup(**storage, flush_interval=interval)
+    counter, labelled = make("Counter", registry=registry), pdc.Gauge("g", "Help", ["path"], registry=registry)
+    counter.inc(3)
+    labelled.labels("/").inc(3)
+    pdc.setup(sqlite=tmp_path / "other.db", flush_interval=interval)
+    assert shown() == {"m_total": 0.0, 'g{path="/"}': 0.0}
+    counter.inc(2)
+    assert shown("m") == {"m_total": 2.0}
+    pdc.setup(**storage, flush_interval=interval)
+    assert shown() == {"m_total": 3.0, 'g{path="/"}': 3.0}
+    counter.inc()
+    assert shown("m") == {"m_total": 4.0}
+
+
+def test_metrics_may_be_declared_before_setup(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Metrics and series that were declared before `setup` are shown after it."""
+    metrics = {kind: getattr(pdc, kind) for kind in TYPES[:3]}
+    for kind, factory in metrics.items():
+        factory(kind.lower(), "Help", registry=registry)
+    pdc.Counter("labelled", "Help", ["path"], registry=registry).labels("/")
+    pdc.setup(**storage)
+    assert shown() == {
+        "counter_total": 0.0,
+        "gauge": 0.0,
+        "summary_count": 0.0,
+        "summary_sum": 0.0,
+        'labelled_total{path="/"}': 0.0,
+    }
+
+
+def test_an_update_before_setup_says_what_to_call(registry: CollectorRegistry, storage: dict[str, Any]) -> None:
+    """With nothing set up an update, a read and a flush of nothing name `setup`; the update is not counted later."""
+    counter = make("Counter", registry=registry)
+    for call in (
+        counter.inc,
+        pdc.generate_latest,
+        pdc.clear,
+        pdc.get_redis_conn,
+        pdc.get_sqlite_conn,
+        lambda: list(registry.collect()),
+    ):
+        with pytest.raises(pdc.NotConfigured, match=r"pdc\.setup"):
+            call()
+    pdc.setup(**storage)
+    assert shown() == {"m_total": 0.0}
+    pdc.shutdown()
     with pytest.raises(pdc.NotConfigured, match=r"pdc\.setup"):
         counter.inc()
+
+
+@pytest.mark.usefixtures("ready")
+def test_context_managers_and_decorators(registry: CollectorRegistry) -> None:
+    """Exceptions are counted, calls in progress are tracked, and durations observed, around blocks and functions."""
+    exceptions, progress = pdc.Counter("failures", "Help", registry=registry), pdc.Gauge("progress", "Help", registry=registry)
+    last = pdc.Gauge("last", "Help", registry=registry)
+    timers = [pdc.Summary("s", "Help", registry=registry), pdc.Histogram("h", "Help", ["path"], registry=registry).labels("/")]
+
+    def work(error: type[Exception] | None = None) -> None:
+        assert shown("progress") == {"progress": 1.0}
+        if error is not None:
+            raise error
+
+    for decorate in (
+        last.time(),
+        timers[1].time(),
+        timers[0].time(),
+        progress.track_inprogress(),
+        exceptions.count_exceptions(KeyError),
+    ):
+        work = decorate(work)
+    work()
+    for error in (KeyError, OSError):
+        with pytest.raises(error):
+            work(error)
+    with pytest.raises(OSError, match="seen"), exceptions.count_exceptions(), timers[0].time():
+        raise OSError("seen")
+    with progress.track_inprogress():
+        assert shown("progress") == {"progress": 1.0}
+    samples = shown()
+    assert (samples["failures_total"], samples["progress"]) == (2.0, 0.0)
+    assert (samples["s_count"], samples['h_count{path="/"}']) == (4.0, 3.0)
+    assert samples["s_sum"] >= 0
+    assert samples["last"] >= 0
+    for parent in (
+        pdc.Counter("c", "Help", ["a"], registry=registry).count_exceptions,
+        pdc.Gauge("g", "Help", ["a"], registry=registry).track_inprogress,
+    ):
+        with pytest.raises(ValueError, match="missing label values"):
+            parent()
+
+
+@pytest.mark.usefixtures("ready")
+def test_an_ordinary_registry_holds_the_metrics(registry: CollectorRegistry) -> None:
+    """prometheus_client's registry collects, restricts, looks up and unregisters the metrics as its own."""
+    counter = make("Counter", ["path"], registry=registry)
+    counter.labels("/").inc(2)
+    gauge = pdc.Gauge("g", "Help", registry=registry)
+    assert registry.get_sample_value("m_total", {"path": "/"}) == 2.0
+    assert registry.get_sample_value("m_total", {"path": "?"}) is None
+    assert b"g 0.0" in prometheus_client.generate_latest(registry.restricted_registry(["g"]))
+    registry.unregister(gauge)
+    assert [family.name for family in registry.collect()] == ["m"]
+    assert isinstance(counter, prometheus_client.Counter)
+    assert [family.name for family in counter.describe()] == ["m"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.usefixtures("ready")
+def test_a_duplicate_is_refused_and_leaves_the_storage_alone(registry: CollectorRegistry, kind: str) -> None:
+    """A second metric of the same name in a registry is an error; the first one goes on as it was."""
+    metric = make("Counter", ["path"], registry=registry)
+    metric.labels("/").inc(2)
+    before = pdc.generate_latest()
+    with pytest.raises(ValueError, match="Duplicated"):
+        make(kind, registry=registry)
+    assert pdc.generate_latest() == before
+    metric.labels("/").inc()
+    assert shown() == {'m_total{path="/"}': 3.0}
+
+
+@pytest.mark.parametrize("before", TYPES)
+@pytest.mark.parametrize("after", TYPES)
+def test_a_metric_may_change_its_type(before: str, after: str, storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A program whose new version gives a name to another type counts on, whatever the old version left."""
+    pdc.setup(**storage)
+    UPDATES[before](make(before, registry=None))
+    pdc.shutdown()
+    gc.collect()
+    pdc.setup(**storage)
+    metric = make(after, registry=registry)
+    assert metric._type in {family.type for family in registry.collect()}
+    assert pdc.generate_latest() == prometheus_client.generate_latest(registry)
+    update: Callable[[Any], object] = (lambda gauge: gauge.inc()) if after == "Gauge" else UPDATES[after]
+    update(metric)
+    pdc.flush()
+    assert pdc.generate_latest() == prometheus_client.generate_latest(registry)
+
+
+def test_a_gauge_may_change_its_mode(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A gauge with a value for each process shows nothing of the time when it had one for all."""
+    pdc.setup(**storage)
+    make("Gauge", ["path"], registry=None).labels("/").set(5)
+    pdc.shutdown()
+    gc.collect()
+    pdc.setup(**storage)
+    make("Gauge", ["path"], registry=registry, multiprocess_mode="sum").labels("?").set(2)
+    assert shown() == {'m{path="?"}': 2.0}
