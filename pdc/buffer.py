@@ -86,8 +86,9 @@ class Pending:
 
     def discard(self) -> None:
         """Drop what has been gathered."""
-        for cell in list(self.cells):
-            cell.reset()
+        with self.lock:
+            for cell in list(self.cells):
+                cell.reset()
 
     def after_fork(self) -> None:
         """Start as a new process: a lock that nobody holds, cells with nothing in them."""
@@ -460,8 +461,10 @@ class Buffer:
 
         Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
         """
+        first = self.storage is None
+        if first:
+            self._start()  # with locks of now: gevent may have replaced them since this module was imported
         with self._turn():
-            first = self.storage is None
             self._leave()
             self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
             self._threaded = threaded
@@ -483,7 +486,7 @@ class Buffer:
         """Send what is pending and use no storage any more."""
         with self._turn():
             self._leave()
-            self.storage = None
+            self.storage = self._thread = None
             self._queue.clear()
             self._in_flight = None
         self._wake.set()
@@ -574,18 +577,18 @@ class Buffer:
             return
         try:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
+                self._thread.start()
                 _flush_when_a_multiprocessing_child_ends(self)
         except RuntimeError as error:
+            self._thread = None
             logger.debug("no thread can be started to send metrics, they wait for the end of the process: %s", error)
         finally:
             self._starting.release()
 
     def _run(self) -> None:
         last_flush = -math.inf
-        while not self._leaving:
+        while self._thread is threading.current_thread() and not self._leaving:
             self._wake.wait(min(self._interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
             self._wake.clear()
             if self.storage is not None:

@@ -1,0 +1,404 @@
+"""Many processes, threads, forks, signals and finalizers: no update is lost, doubled or stuck."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pdc
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+WRITE_THROUGH, BUFFERED = 0, 0.01
+INTERVALS = pytest.mark.parametrize("interval", [WRITE_THROUGH, BUFFERED], ids=["write-through", "buffered"])
+
+# Python warns of every fork of a process with threads, from 3.12 on; here they are what is tested.
+FORKS = """
+import warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+"""
+
+
+def totals(storage: dict[str, Any]) -> dict[str, float]:
+    """The samples in the storage, by name and labels, as a process that declares nothing reads them."""
+    pdc.setup(**storage)
+    lines = [line for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if "_created" not in name}
+
+
+def run_quietly(run_script: Run, source: str, storage: dict[str, Any]) -> str:
+    """Run the script; it must succeed, and neither raise in a thread nor log a warning."""
+    result = run_script(FORKS + source, storage=storage, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
+
+
+@INTERVALS
+def test_eight_processes_of_four_threads_count_exactly(storage: dict[str, Any], run_script: Run, interval: float) -> None:
+    """All 64,000 updates of 32 threads are there, and no scrape meanwhile sees a histogram whose buckets and count differ."""
+    source = f"""
+import multiprocessing, threading
+
+hits = pdc.Counter("hits", "Hits.", ["path"])
+latency = pdc.Histogram("latency", "Seconds.", ["path"], buckets=(1, 2, 3))
+level = pdc.Gauge("level", "Ups and downs.")
+
+def update(path):
+    for number in range(500):
+        hits.labels(path).inc()
+        latency.labels(path).observe(number % 5)
+        level.inc(2)
+        level.dec()
+
+def work():
+    setup(flush_interval={interval})
+    threads = [threading.Thread(target=update, args=(str(number),)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+context = multiprocessing.get_context("fork")
+workers = [context.Process(target=work) for _ in range(8)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+assert [worker.exitcode for worker in workers] == [0] * 8
+"""
+    pdc.setup(**storage)
+    scrapes: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(run_quietly, run_script, source, storage)
+        while not running.done():
+            scrapes.append(pdc.generate_latest().decode())
+        running.result()
+    seen = dict.fromkeys("0123", 0.0)
+    for scrape in scrapes:
+        counts = dict(re.findall(r'^latency_count{path="(\d)"} (\S+)', scrape, re.MULTILINE))
+        assert counts == dict(re.findall(r'^latency_bucket{le="\+Inf",path="(\d)"} (\S+)', scrape, re.MULTILINE))
+        assert all(seen[path] <= float(count) for path, count in counts.items())
+        seen.update((path, float(count)) for path, count in counts.items())
+    found = totals(storage)
+    for path in seen:
+        assert found[f'hits_total{{path="{path}"}}'] == 4000
+        assert [found[f'latency_bucket{{le="{le}",path="{path}"}}'] for le in ("1.0", "2.0", "3.0", "+Inf")] == [
+            *(1600, 2400, 3200, 4000)
+        ]
+        assert found[f'latency_count{{path="{path}"}}'] == 4000
+        assert found[f'latency_sum{{path="{path}"}}'] == 8000
+    assert found["level"] == 16000
+
+
+@pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("", 0), ("sys.exit(3)", 3), ("raise ValueError('unhandled')", 1), ("threading.Thread(target=hits.inc).start()", 0)],
+    ids=["plain", "exit", "exception", "thread"],
+)
+def test_a_process_that_ends_leaves_its_counts(
+    storage: dict[str, Any], run_script: Run, interval: float, end: str, code: int
+) -> None:
+    """However a script ends, what it counted is in the storage; handlers of atexit may count too."""
+    source = f"""
+import atexit, sys, threading
+hits = pdc.Counter("hits", "Hits.")
+atexit.register(hits.inc, 10)
+setup(flush_interval={interval})
+hits.inc()
+{end}
+"""
+    assert run_script(source, storage=storage, check=False).returncode == code
+    assert totals(storage) == {"hits_total": 12.0 if "Thread" in end else 11.0}
+
+
+def test_a_first_update_at_exit_is_counted(storage: dict[str, Any], run_script: Run) -> None:
+    """An update from a handler of atexit counts even where it is the first, whichever handler comes first."""
+    source = """
+import atexit
+late = []
+atexit.register(lambda: late[0].inc())
+hits = pdc.Counter("hits", "Hits.")
+late.append(hits)
+atexit.register(hits.inc)
+setup(flush_interval=3600)
+"""
+    run_quietly(run_script, "import atexit\natexit.register(lambda: hits.inc(100))\n" + source, storage)
+    assert totals(storage) == {"hits_total": 102.0}
+
+
+CHILDREN = {
+    "os.fork": """
+children = []
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        work.increment()
+        sys.exit()
+    children.append(child)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 3
+""",
+    **{
+        f"Process-{method}": f"""
+context = multiprocessing.get_context({method!r})
+children = [context.Process(target=work.increment, args=(arguments,)) for _ in range(3)]
+for child in children:
+    child.start()
+for child in children:
+    child.join()
+assert [child.exitcode for child in children] == [0] * 3
+"""
+        for method in ("fork", "spawn", "forkserver")
+    },
+    **{
+        f"Pool-{method}": f"""
+pool = multiprocessing.get_context({method!r}).Pool(2)
+pool.map(work.increment, [arguments] * 3, chunksize=1)
+pool.close()
+pool.join()
+"""
+        for method in ("fork", "spawn")
+    },
+    **{
+        f"ProcessPoolExecutor-{method}": f"""
+with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context({method!r})) as pool:
+    list(pool.map(work.increment, [arguments] * 3))
+"""
+        for method in ("fork", "spawn")
+    },
+}
+
+
+@pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
+@pytest.mark.parametrize("way", CHILDREN)
+def test_children_begin_with_nothing_pending(
+    storage: dict[str, Any], run_script: Run, tmp_path: Path, way: str, interval: float
+) -> None:
+    """Of a parent with 10 pending and three children that count 1 each, 13 are counted, however the children are made."""
+    (tmp_path / "work.py").write_text(
+        """
+import multiprocessing
+import pdc
+
+hits = pdc.Counter("hits", "Hits.")
+
+def increment(arguments=None):
+    if multiprocessing.get_start_method(allow_none=True) and arguments and pdc.config.DEFAULT.storage is None:
+        pdc.setup(**arguments)
+    hits.inc()
+"""
+    )
+    source = f"""
+import concurrent.futures, multiprocessing, os, sys
+import work
+arguments = {{**{storage!r}, "flush_interval": {interval}}}
+pdc.setup(**arguments)
+work.hits.inc(10)
+"""
+    run_quietly(run_script, source + CHILDREN[way], storage)
+    assert totals(storage) == {"hits_total": 13.0}
+
+
+@INTERVALS
+def test_a_fork_amid_updates_and_flushes(storage: dict[str, Any], run_script: Run, interval: float) -> None:
+    """A process whose threads update, flush and scrape may fork at any time; parent and children count exactly."""
+    source = f"""
+import os, sys, threading
+hits = pdc.Counter("hits", "Hits.", ["who"])
+latency = pdc.Histogram("latency", "Seconds.")
+setup(flush_interval={interval})
+stop = threading.Event()
+counted = [0] * 4
+
+def update(index):
+    while not stop.is_set():
+        hits.labels("parent").inc()
+        latency.observe(1)
+        counted[index] += 1
+        if counted[index] % 50 == 0:
+            (pdc.flush if index % 2 else pdc.generate_latest)()
+
+threads = [threading.Thread(target=update, args=(index,)) for index in range(4)]
+for thread in threads:
+    thread.start()
+children = []
+for _ in range(20):
+    child = os.fork()
+    if not child:
+        for _ in range(3):
+            hits.labels("child").inc()
+            latency.observe(1)
+        pdc.generate_latest()
+        threading.main_thread()  # the other threads are not in this process
+        sys.exit()
+    children.append(child)
+assert [os.waitpid(child, 0)[1] for child in children] == [0] * 20
+stop.set()
+for thread in threads:
+    thread.join()
+print(sum(counted))
+"""
+    parent = float(run_quietly(run_script, source, storage))
+    found = totals(storage)
+    assert found['hits_total{who="parent"}'] == parent
+    assert found['hits_total{who="child"}'] == 60
+    assert found["latency_count"] == found['latency_bucket{le="+Inf"}'] == parent + 60
+
+
+def test_connections_are_not_shared_with_children(storage: dict[str, Any], run_script: Run) -> None:
+    """A child has no open file of the database, and connections of its own; those of the parent stay usable."""
+    connected = "pdc.get_redis_conn().client_id()" if "redis" in storage else "os.getpid()"
+    source = f"""
+import os, sys
+from pathlib import Path
+
+hits = pdc.Counter("hits", "Hits.")
+setup()
+hits.inc()
+in_parent = {connected}
+pid = os.fork()
+if not pid:
+    opened = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+    assert not any("metrics.db" in path for path in opened), opened
+    hits.inc()
+    assert {connected} != in_parent, "the child uses the connection of its parent"
+    sys.exit()
+assert os.waitpid(pid, 0)[1] == 0
+hits.inc()
+"""
+    run_quietly(run_script, source, storage)
+    assert totals(storage) == {"hits_total": 3.0}
+
+
+@INTERVALS
+def test_signal_handlers_and_finalizers_may_update(storage: dict[str, Any], run_script: Run, interval: float) -> None:
+    """Updates that interrupt updates, flushes and scrapes in the same thread neither block nor are lost."""
+    source = f"""
+import gc, signal, threading
+hits = pdc.Counter("hits", "Hits.", ["who"])
+latency = pdc.Histogram("latency", "Seconds.", buckets=(1,))
+level = pdc.Gauge("level", "Ups.", multiprocess_mode="sum")
+setup(flush_interval={interval})
+counted = dict.fromkeys(["handler", "finalizer", "main", "thread"], 0)
+
+def update(who):
+    hits.labels(who).inc()
+    latency.observe(0.5)
+    level.inc()
+    counted[who] += 1
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        update("finalizer")
+
+def work():
+    for _ in range(300):
+        update("thread")
+
+def interrupt(*_):
+    update("handler")
+    if not done:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)  # not sooner, or a slow machine would do nothing else
+
+done = []
+signal.signal(signal.SIGALRM, interrupt)
+thread = threading.Thread(target=work)
+thread.start()
+gc.set_threshold(50)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+for number in range(600):
+    Cycle()
+    update("main")
+    if number % 20 == 0:
+        pdc.generate_latest()
+        hits.labels(f"extra {{number}}")
+        pdc.flush()
+        hits.remove(f"extra {{number}}")
+thread.join()
+done.append(True)
+signal.setitimer(signal.ITIMER_REAL, 0)
+gc.collect()
+pdc.flush()
+assert all(counted.values()), counted
+print(*counted.values())
+"""
+    counts = [float(count) for count in run_quietly(run_script, source, storage).split()]
+    found = totals(storage)
+    assert [found[f'hits_total{{who="{who}"}}'] for who in ("handler", "finalizer", "main", "thread")] == counts
+    assert found["latency_count"] == found['latency_bucket{le="1.0"}'] == found["latency_sum"] * 2 == sum(counts)
+
+
+@INTERVALS
+def test_setup_again_amid_updates(run_script: Run, tmp_path: Path, interval: float) -> None:
+    """While threads update, the storage may be changed any number of times: every update is in one of them."""
+    source = f"""
+import threading
+hits = pdc.Counter("hits", "Hits.")
+setup()
+done = threading.Event()
+counted = [0] * 2
+
+def update(index):
+    while not done.is_set():
+        hits.inc()
+        counted[index] += 1
+
+threads = [threading.Thread(target=update, args=(index,)) for index in range(2)]
+for thread in threads:
+    thread.start()
+for number in range(9):
+    pdc.setup(sqlite=f"{{number % 3}}.db", flush_interval={interval})
+done.set()
+for thread in threads:
+    thread.join()
+pdc.flush()
+print(sum(counted))
+"""
+    counted = float(run_quietly(run_script, source, {"sqlite": str(tmp_path / "0.db")}))
+    assert counted == sum(totals({"sqlite": tmp_path / f"{number}.db"})["hits_total"] for number in range(3))
+
+
+@INTERVALS
+@pytest.mark.parametrize("patched", ["before", "after"])
+def test_greenlets_count_exactly(storage: dict[str, Any], run_script: Run, interval: float, patched: str) -> None:
+    """Under gevent, patched before pdc is imported or after, updates of many greenlets are exact."""
+    patch = "from gevent import monkey; monkey.patch_all()"
+    source = f"""
+import gevent
+{patch if patched == "after" else ""}
+hits = pdc.Counter("hits", "Hits.")
+latency = pdc.Histogram("latency", "Seconds.", buckets=(1,))
+setup(flush_interval={interval})
+
+def update():
+    for _ in range(20):
+        hits.inc()
+        latency.observe(2)
+        gevent.sleep(0)
+
+gevent.joinall([gevent.spawn(update) for _ in range(50)], raise_error=True)
+pdc.flush()
+"""
+    if patched == "before":
+        source = f"""
+import subprocess, sys
+script = {patch!r} + "\\nimport pdc; setup = lambda **options: pdc.setup(**{{**{storage!r}, **options}})\\n" + {source!r}
+sys.exit(subprocess.run([sys.executable, "-c", script], check=False).returncode)
+"""
+    run_quietly(run_script, source, storage)
+    assert totals(storage) == {
+        "hits_total": 1000.0,
+        'latency_bucket{le="1.0"}': 0.0,
+        'latency_bucket{le="+Inf"}': 1000.0,
+        "latency_count": 1000.0,
+        "latency_sum": 2000.0,
+    }
