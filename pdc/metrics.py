@@ -282,7 +282,7 @@ class Info(StoredMetric, prometheus_client.Info):
             raise ValueError(f"Overlapping labels for Info metric {self._name}: {sorted(overlapping)}")
         if nones := [key for key, value in val.items() if value is None]:
             raise ValueError(f"Label value cannot be None: {nones} of Info metric {self._name}")
-        self._cell.set(dump({key: clean(str(value)) for key, value in val.items()}))
+        self._cell.set(dump({clean(key): clean(str(value)) for key, value in val.items()}))
 
 
 class Enum(StoredMetric, prometheus_client.Enum):

@@ -175,12 +175,13 @@ def test_a_metric_without_labels_has_none_to_name_or_remove(registry: CollectorR
     metric = make(kind, registry=registry)
     UPDATES[kind](metric)
     before = pdc.generate_latest()
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: metric.labels("a"),
         lambda: metric.labels(a="a"),
         lambda: metric.remove("a"),
         lambda: metric.remove_by_labels({}),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(ValueError, match="No label names"):
             call()
     metric.clear()
@@ -231,6 +232,16 @@ def test_an_info_refuses_keys_that_are_its_labels(registry: CollectorRegistry) -
     with pytest.raises(ValueError, match=r"Overlapping labels.*host"):
         info.info({"host": "b"})
     assert shown() == {'m_info{host="a"}': 1.0}
+
+
+@pytest.mark.usefixtures("ready")
+def test_texts_that_no_format_carries_are_mended(registry: CollectorRegistry) -> None:
+    """Lone surrogates in help, labels, keys and states do not break a scrape in UTF-8."""
+    pdc.Info("m", "\ud800", ["path"], registry=registry).labels("\ud800").info({"\ud800": "\ud800"})
+    pdc.Enum("e", "\ud800", states=["\ud800", "on"], registry=registry).state("\ud800")
+    text = prometheus_client.generate_latest(registry, escaping="allow-utf-8").decode()
+    assert 'm_info{path="\ufffd","\ufffd"="\ufffd"} 1.0\n' in text
+    assert 'e{e="\ufffd"} 1.0\n' in text
 
 
 @pytest.mark.usefixtures("ready")

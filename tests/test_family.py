@@ -1,0 +1,161 @@
+"""Families: how a metric is described in a storage, and how its fields become samples."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from prometheus_client.samples import Exemplar
+
+from pdc.family import LEASE_SECONDS, Family, clean, dump, exemplar_text, families, labels_with
+from pdc.storage import META
+
+NOW = 1000.0
+
+
+def values(family: Family, fields: dict[str, object], now: float = NOW) -> dict[tuple[str, ...], float]:
+    """The samples of the family, by name and label values."""
+    return {(sample.name, *sample.labels.values()): sample.value for sample in family.metric(fields, now).samples}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        Family("sales_bytes", "counter", "Help", "bytes", ("path", "é")),
+        Family("stock", "gauge", 'A "help"\n', mode="livesum"),
+        Family("wait", "histogram", "", bounds=("-1.0", "0.5", "+Inf")),
+        Family("state", "stateset", "", states=("on", "off")),
+    ],
+)
+def test_a_family_comes_back_from_its_meta(family: Family) -> None:
+    """What `#meta` keeps is the whole family, and what a later version may add to it is ignored."""
+    assert Family.from_meta(family.meta) == family
+    later = json.dumps({**json.loads(family.meta), "added": [1]})
+    assert Family.from_meta(later) == family
+    assert families({family.name: {META: later}}, NOW)[0].name == family.name
+
+
+def test_families_are_sorted_and_known() -> None:
+    """Families come sorted by name; fields of which nobody said what they are stay out."""
+    metrics = {name: {META: Family(name, "counter", "").meta} for name in ("b", "a")}
+    assert [metric.name for metric in families({**metrics, "unknown": {"_total:{}": 1.0}}, NOW)] == ["a", "b"]
+
+
+def test_series_are_sorted_by_the_values_of_their_labels() -> None:
+    """Series come in the order of their label values, and bookkeeping is no series."""
+    fields = {f'_total:{{"a":"{value}"}}': 1.0 for value in ("b", "a", "c")}
+    samples = Family("m", "counter", "", labelnames=("a",)).metric({**fields, "#writers": "{}", "other:{}": "x"}, NOW).samples
+    assert [sample.labels["a"] for sample in samples] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("", ""), ("é☃😀\0", "é☃😀\0"), ("a\ud800b", "a\ufffdb"), ("\udc00\ud800", "\ufffd\ufffd"), ("\ud83d\ude00", "😀")],
+)
+def test_lone_surrogates_are_replaced(text: str, shown: str) -> None:
+    """Text that no format can carry is replaced, and only that."""
+    assert clean(text) == shown
+
+
+def test_labels_are_spelt_in_one_way() -> None:
+    """Labels are JSON in ASCII, sorted by name, without spaces, so that every process finds the same field."""
+    assert dump({"b": "é", "a": '"'}) == dump({"a": '"', "b": "é"}) == '{"a":"\\"","b":"\\u00e9"}'
+    assert labels_with('{"z":"1"}', "le", "+Inf") == '{"le":"+Inf","z":"1"}'
+
+
+def test_histograms_with_other_bounds_add_up() -> None:
+    """Buckets of every process are cumulated over the bounds of all; `_count` is their sum, so it cannot disagree."""
+    family = Family("m", "histogram", "", bounds=("1.0", "2.0", "+Inf"))
+    fields = {
+        '_bucket:{"le":"1.0"}': 1.0,
+        '_bucket:{"le":"1.5"}': 2.0,
+        '_bucket:{"le":"10.0"}': 4.0,
+        '_bucket:{"le":"+Inf"}': "8",
+        "_sum:{}": 99.5,
+    }
+    assert values(family, fields) == {
+        ("m_bucket", "1.0"): 1.0,
+        ("m_bucket", "1.5"): 3.0,
+        ("m_bucket", "2.0"): 3.0,
+        ("m_bucket", "10.0"): 7.0,
+        ("m_bucket", "+Inf"): 15.0,
+        ("m_count",): 15.0,
+        ("m_sum",): 99.5,
+    }
+
+
+def test_a_histogram_that_may_fall_has_no_sum() -> None:
+    """With a negative bound the sum is not shown, as in prometheus_client: it would not be a counter."""
+    assert values(Family("m", "histogram", "", bounds=("-1.0", "+Inf")), {"_sum:{}": 1.0}) == {
+        ("m_bucket", "-1.0"): 0.0,
+        ("m_bucket", "+Inf"): 0.0,
+        ("m_count",): 0.0,
+    }
+
+
+PROCESSES = {"1-a": "3.0 900.0", "2-b": "1.0 950.0", "3-c": "2.0 940.0"}
+SEEN = {"1-a": NOW - LEASE_SECONDS - 1, "2-b": NOW - LEASE_SECONDS, "3-c": NOW}
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("all", {("m", "1-a"): 3.0, ("m", "2-b"): 1.0, ("m", "3-c"): 2.0}),
+        ("sum", {("m",): 6.0}),
+        ("min", {("m",): 1.0}),
+        ("max", {("m",): 3.0}),
+        ("mostrecent", {("m",): 1.0}),
+        ("liveall", {("m", "2-b"): 1.0, ("m", "3-c"): 2.0}),
+        ("livesum", {("m",): 3.0}),
+        ("livemin", {("m",): 1.0}),
+        ("livemax", {("m",): 2.0}),
+        ("livemostrecent", {("m",): 1.0}),
+    ],
+)
+def test_values_of_processes_are_merged(mode: str, expected: dict[tuple[str, ...], float]) -> None:
+    """Each mode merges the processes that count: all, or those whose lease is not over."""
+    family = Family("m", "gauge", "", mode=mode)
+    fields: dict[str, object] = {family.process_prefix(writer) + "{}": value for writer, value in PROCESSES.items()}
+    fields["#writers"] = json.dumps({writer: [1, seen] for writer, seen in SEEN.items()})
+    fields[":{}"] = 77.0  # of the time when it was shared
+    assert values(family, fields) == expected
+
+
+@pytest.mark.parametrize("mode", ["liveall", "livesum", "livemin", "livemax", "livemostrecent"])
+def test_nobody_alive_is_no_series(mode: str) -> None:
+    """A live mode without a living process shows no series; a process without a mark is not alive."""
+    family = Family("m", "gauge", "", mode=mode)
+    assert values(family, {family.process_prefix("1-a") + "{}": "3.0 900.0"}) == {}
+
+
+def test_infinities_of_processes_make_a_sum_nan() -> None:
+    """Values of processes add up as IEEE doubles do."""
+    family = Family("m", "gauge", "", mode="sum")
+    fields: dict[str, object] = {family.process_prefix(str(value)) + "{}": f"{value} 1" for value in (math.inf, -math.inf)}
+    assert math.isnan(values(family, fields)["m",])
+
+
+def test_exemplars_belong_to_their_field() -> None:
+    """An exemplar is shown with the sample of its field and no other."""
+    family = Family("m", "histogram", "", bounds=("1.0", "+Inf"))
+    field = '_bucket:{"le":"1.0"}'
+    fields = {field: 1.0, f"#exemplar{field}": exemplar_text({"trace_id": "é"}, math.inf, 12.5), '_bucket:{"le":"+Inf"}': 1.0}
+    exemplars = [sample.exemplar for sample in family.metric(fields, NOW).samples]
+    assert exemplars == [Exemplar({"trace_id": "é"}, math.inf, 12.5), None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "expected"),
+    [
+        (Family("m", "gauge", ""), {":{}": "on"}, {("m",): 0.0}),
+        (Family("m", "stateset", "", states=("on", "off")), {":{}": 1.0}, {("m", "on"): 0.0, ("m", "off"): 0.0}),
+        (Family("m", "counter", ""), {"_sum:{}": 5.0, "_created:{}": 1.0}, {("m_total",): 0.0, ("m_created",): 1.0}),
+        (Family("m", "info", ""), {"_created:{}": 1.0}, {}),
+    ],
+)
+def test_what_another_type_left_does_no_harm(
+    family: Family, fields: dict[str, object], expected: dict[tuple[str, ...], float]
+) -> None:
+    """Fields of the time when a name belonged to another type are left out, or count as zero."""
+    assert values(family, fields) == expected
