@@ -212,8 +212,9 @@ def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:
 
 
 def families(metrics: Mapping[str, Fields], now: float) -> list[Metric]:
-    """The families of a snapshot, sorted by name; fields of no known metric are left out."""
-    return [Family.from_meta(fields[META]).metric(fields, now) for _, fields in sorted(metrics.items()) if META in fields]
+    """The families of a snapshot, sorted by name, without fields of no metric and types of later versions."""
+    known = [(Family.from_meta(fields[META]), fields) for _, fields in sorted(metrics.items()) if META in fields]
+    return [family.metric(fields, now) for family, fields in known if family.type in _TYPES]
 
 
 def exemplar_text(labels: Mapping[str, str], value: float, timestamp: float) -> str:

@@ -42,6 +42,13 @@ def test_families_are_sorted_and_known() -> None:
     assert [metric.name for metric in families({**metrics, "unknown": {"_total:{}": 1.0}}, NOW)] == ["a", "b"]
 
 
+def test_types_of_later_versions_are_left_out() -> None:
+    """A metric of a type that this version does not know leaves the others alone."""
+    later = json.dumps({**json.loads(Family("later", "gauge", "").meta), "type": "nativehistogram"})
+    shown = families({"later": {META: later}, "now": {META: Family("now", "gauge", "").meta}}, NOW)
+    assert [metric.name for metric in shown] == ["now"]
+
+
 def test_series_are_sorted_by_the_values_of_their_labels() -> None:
     """Series come in the order of their label values, and bookkeeping is no series."""
     fields = {f'_total:{{"a":"{value}"}}': 1.0 for value in ("b", "a", "c")}
