@@ -1,0 +1,390 @@
+"""The buffer, over a storage that does what a test tells it to."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from prometheus_client import CollectorRegistry
+
+import pdc
+from pdc import buffer as buffer_module
+from pdc.buffer import Buffer, Entry, Pending
+from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, StorageError
+
+
+class Recorder:
+    """A storage that keeps the batches it was sent, after doing what the test put in `during`."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.during: Callable[[], None] = lambda: None
+        self.outcomes: list[Outcome] = []
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Keep the batch."""
+        self.batches.append(batch)
+        self.during()
+        return self.outcomes.pop(0) if self.outcomes else Outcome()
+
+    def read(self, names: Collection[str] | None = None) -> Snapshot:
+        """Know all metrics that were sent."""
+        known = {update.name for batch in self.batches for update in batch.updates}
+        return Snapshot(time.time(), {name: {} for name in known if names is None or name in names})
+
+    def delete(self) -> None:
+        """Do what the test wants."""
+        self.during()
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+    def sent(self, suffix: str) -> list[tuple[str, Any]]:
+        """Kind and value of every operation that was sent for the fields of a suffix."""
+        return [(kind.value, value) for kind, field, value in self.operations() if field.startswith(f"{suffix}:")]
+
+    def total(self) -> float:
+        """What was added to counters."""
+        total: float = sum(value for _, value in self.sent("_total"))
+        return total
+
+    def operations(self) -> Iterator[Operation]:
+        """Every operation, once however often it was sent, in the order in which it counts."""
+        for batch in {batch.sequence: batch for batch in self.batches}.values():
+            for update in batch.updates:
+                for _, operations in update.by_kind():
+                    yield from operations
+
+
+def fail() -> None:
+    """What the storage does that is down."""
+    raise StorageError("the storage is down")
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """A storage that is up."""
+    return Recorder()
+
+
+@pytest.fixture
+def buffer(recorder: Recorder) -> Iterator[Buffer]:
+    """A buffer that writes through to the recorder."""
+    buffer = Buffer()
+    buffer.attach(recorder, 0.0, None)
+    yield buffer
+    recorder.during = lambda: None
+    buffer.detach()
+
+
+@pytest.fixture
+def counter(buffer: Buffer, registry: CollectorRegistry) -> pdc.Counter:
+    """A counter of the buffer."""
+    metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
+    return metric("hits", "Hits.", registry=registry)
+
+
+@pytest.fixture
+def gauge(buffer: Buffer, registry: CollectorRegistry) -> pdc.Gauge:
+    """A gauge of the buffer."""
+    metric: type[pdc.Gauge] = type("Gauge", (pdc.Gauge,), {"buffer": buffer})
+    return metric("level", "Level.", registry=registry)
+
+
+def in_another_thread(function: Callable[[], Any]) -> None:
+    """Let another thread call the function, and wait until it has."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "the thread is stuck"
+
+
+def test_write_through_sends_before_the_update_returns(recorder: Recorder, counter: pdc.Counter) -> None:
+    """Without an interval every update is one batch, in order, of one writer."""
+    for number in range(3):
+        counter.inc(number)
+    assert recorder.sent("_total")[1:] == [("add", 0.0), ("add", 1.0), ("add", 2.0)]
+    assert [batch.sequence for batch in recorder.batches] == [1, 2, 3, 4]
+    assert len({batch.writer for batch in recorder.batches}) == 1
+
+
+def test_buffered_updates_are_sent_together(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+    """With an interval, updates make one batch with one operation per field."""
+    buffer.attach(recorder, 3600.0, None)
+    buffer.flush()
+    recorder.batches.clear()
+    for _ in range(1000):
+        counter.inc(2)
+    assert recorder.batches == []
+    buffer.flush()
+    assert recorder.sent("_total") == [("add", 2000.0)]
+
+
+def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+    """With an interval, nobody has to flush; the thread ends with the buffer."""
+    buffer.attach(recorder, 0.01, None)
+    counter.inc(5)
+    wait_until(lambda: ("add", 5.0) in recorder.sent("_total"))
+    threads = [thread for thread in threading.enumerate() if thread.name == "pdc-flush"]
+    buffer.detach()
+    wait_until(lambda: not any(thread.is_alive() for thread in threads))
+
+
+def test_a_batch_of_unknown_fate_is_sent_again_as_it_was(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge
+) -> None:
+    """After an error the same batch goes first, with its writer and sequence; later updates come in one after it."""
+    recorder.batches.clear()
+    recorder.during = fail
+    gauge.set(1)
+    for _ in range(5):
+        counter.inc()
+        gauge.inc()
+        gauge.set(7)
+        gauge.dec(2)
+    with pytest.raises(StorageError, match="the storage is down"):
+        buffer.flush()
+    recorder.during = lambda: None
+    buffer.flush()
+    *failed, again, rest = recorder.batches
+    assert all(batch is again for batch in failed)
+    assert rest.sequence == again.sequence + 1
+    recorder.batches = [again, rest]
+    assert recorder.sent("_total") == [("add", 5.0)]
+    assert recorder.sent("") == [("set", 1.0), ("set", 5.0)]
+
+
+def test_an_interrupted_batch_is_sent_again(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+    """Where Ctrl-C interrupts an update, it is raised, and what was being sent is sent again as it was."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    recorder.during = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        counter.inc()
+    recorder.during = lambda: None
+    counter.inc()
+    assert recorder.batches[-3] is recorder.batches[-2]
+    assert recorder.sent("_total")[-1:] == [("add", 1.0)]
+    buffer.flush()
+
+
+def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge) -> None:
+    """An update while a batch is made goes into the next one, even where its series is queued twice."""
+
+    class Meanwhile:
+        def __init__(self, pending: Pending) -> None:
+            self.pending = pending
+
+        def take(self) -> list[Operation]:
+            gauge.set(3)
+            return []
+
+    entry: Entry = Meanwhile(gauge._pending)
+    buffer.attach(recorder, 3600.0, None)
+    buffer.flush()
+    recorder.batches.clear()
+    gauge.inc(2)
+    for queued in (entry, gauge._cell):
+        buffer.mark(queued)
+    buffer.flush()
+    buffer.flush()
+    assert recorder.sent("") == [("add", 2.0), ("set", 3.0)]
+
+
+def test_an_outage_is_bounded_by_series_and_logged_once(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the storage is down, updates neither raise nor pile up; each change of state is one line of the log."""
+    with caplog.at_level(logging.DEBUG, "pdc"):
+        for _ in range(2):
+            recorder.during = fail
+            for _ in range(1000):
+                counter.inc()
+            assert len(buffer._queue) <= 2
+            recorder.during = lambda: None
+            buffer.flush()
+    assert [record.getMessage() for record in caplog.records] == [
+        "metrics cannot be sent and are kept in memory until they can: the storage is down",
+        "metrics can be sent again; those kept in memory were",
+    ] * 2
+    assert recorder.total() == 2000
+
+
+def test_only_one_thread_waits_for_a_storage_that_hangs(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+    """The threads that queued up behind an update which found the storage down do not try it again one by one."""
+    entered, release = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        entered.set()
+        release.wait(10)
+        fail()
+
+    recorder.batches.clear()
+    recorder.during = hang
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(counter.inc)
+        assert entered.wait(10)
+        for _ in range(4):
+            pool.submit(counter.inc)
+        wait_until(lambda: len(buffer._queue) == 4)
+        release.set()
+    assert len(recorder.batches) == 1
+
+
+def test_handlers_of_the_log_may_wait_for_threads_that_update(
+    recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge
+) -> None:
+    """A handler of the log that counts lines, and any lock it takes, never blocks the buffer that logs."""
+
+    class Counting(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            in_another_thread(counter.inc)
+            counter.inc()
+
+    handler = Counting()
+    logging.getLogger("pdc").addHandler(handler)
+    try:
+        recorder.during = fail
+        gauge.inc()
+        recorder.during = lambda: None
+        counter.buffer.flush()
+    finally:
+        logging.getLogger("pdc").removeHandler(handler)
+    counter.buffer.flush()
+    assert recorder.total() == 4
+
+
+def test_functions_of_gauges_may_wait_for_threads_that_update(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge
+) -> None:
+    """A function that takes any lock, or updates metrics itself, never blocks the buffer that calls it."""
+
+    def function() -> float:
+        in_another_thread(counter.inc)
+        counter.inc()
+        return 42
+
+    gauge.set_function(function)
+    for call in (buffer.flush, buffer.settle, buffer.read, buffer.clear):
+        call()
+    assert set(recorder.sent("")[1:]) == {("set", 42.0)}
+    assert recorder.total() == 8
+
+
+def test_a_function_that_fails_leaves_the_value(
+    buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error of a function is logged with the name of the gauge, and the last value stays."""
+    values = [1.0]
+    gauge.set_function(values.pop)
+    buffer.flush()
+    assert set(recorder.sent("")[1:]) == {("set", 1.0)}
+    assert "the function of the gauge level failed" in caplog.text
+
+
+def test_a_refused_metric_does_not_hold_up_the_others(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A metric that the storage refuses is sent no more until the next setup; flush tells, a scrape goes on."""
+    recorder.outcomes = [Outcome(refused={"hits": "because"})]
+    counter.inc()
+    recorder.batches.clear()
+    for _ in range(10):
+        counter.inc()
+        gauge.inc()
+    assert {update.name for batch in recorder.batches for update in batch.updates} == {"level"}
+    with pytest.raises(StorageError, match="metric 'hits' is refused: because"):
+        buffer.flush()
+    buffer.settle()
+    assert [record.getMessage() for record in caplog.records] == ["metric hits is refused and will not be counted: because"]
+    buffer.attach(recorder, 0.0, None)
+    assert recorder.total() == 10
+    buffer.flush()
+
+
+def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge) -> None:
+    """Where the storage did not know a metric that it had, all metrics are told again, without what was sent before."""
+    counter.inc(5)
+    recorder.batches.clear()
+    recorder.outcomes = [Outcome(unknown={"level"})]
+    gauge.inc()
+    assert {update.name for update in recorder.batches[1].updates} == {"hits", "level"}
+    assert recorder.sent("_total") == [("add", 0.0)]
+    assert recorder.sent("") == [("add", 1.0), ("add", 0.0)]
+
+
+def test_live_values_are_told_again_however_long_the_interval(
+    buffer: Buffer, recorder: Recorder, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process tells that it is alive more often than its lease ends, also where it flushes more seldom."""
+    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 0.02)
+    buffer.attach(recorder, 3600.0, None)
+    live = type("Gauge", (pdc.Gauge,), {"buffer": buffer})("live", "Live.", registry=registry, multiprocess_mode="livesum")
+    live.set(3)
+    wait_until(lambda: len(recorder.batches) > 5)
+    assert all(kind is Kind.STAMP for kind, _, _ in recorder.operations())
+
+
+def test_metrics_are_renewed_though_nobody_updates_them(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+    """Every `renew_seconds` each metric is told again, without operations."""
+    buffer.attach(recorder, 3600.0, 0.02)
+    counter.inc()
+    buffer.flush()
+    wait_until(lambda: sum(batch.updates[0].operations == [] for batch in recorder.batches) > 5)
+    assert recorder.total() == 1
+
+
+def test_where_no_thread_can_start_updates_wait(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update never raises because there are too many threads, or because the interpreter ends."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    buffer.detach()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        buffer.attach(recorder, 0.01, None)
+        counter.inc(5)
+        buffer.leave()
+    assert recorder.sent("_total")[-1] == ("add", 5.0)
+    counter.inc(6)
+    wait_until(lambda: recorder.sent("_total")[-1] == ("add", 6.0))
+
+
+def test_what_is_pending_goes_to_the_storage_before(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+    """Another storage starts at zero, or with what the one before could not be sent."""
+    buffer.attach(recorder, 3600.0, None)
+    counter.inc(5)
+    second, third = Recorder(), Recorder()
+    buffer.attach(second, 3600.0, None)
+    assert recorder.total() == 5
+    second.during = fail
+    counter.inc(6)
+    buffer.attach(third, 0.0, None)
+    assert third.total() == 6
+
+
+def test_an_error_that_no_storage_should_raise_is_logged(
+    recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An unforeseen exception of a storage does not reach the application; the log has its traceback, nothing is lost."""
+
+    def break_down() -> None:
+        raise ZeroDivisionError("a bug")
+
+    recorder.during = break_down
+    counter.inc(2)
+    assert "ZeroDivisionError: a bug" in caplog.text
+    recorder.during = lambda: None
+    counter.buffer.flush()
+    assert recorder.total() == 2
