@@ -1,0 +1,315 @@
+"""`setup` and what it refuses, connections for the application, `shutdown`."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+from conftest import RedisServer, wait_until
+from prometheus_client import CollectorRegistry
+
+import pdc
+import pdc.redis
+import pdc.sqlite
+from pdc.storage import StorageError
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that the application made."""
+    connection = sqlite3.connect(tmp_path / "metrics.db")
+    yield connection
+    connection.close()
+
+
+def total(name: str = "hits") -> float | None:
+    """The counter without labels, as a scrape shows it."""
+    found = re.search(rf"^{name}_total (\S+)$", pdc.generate_latest().decode(), re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "exactly one of redis= and sqlite=, got neither"),
+        ({"redis": "redis://localhost", "sqlite": "metrics.db"}, ValueError, "exactly one of redis= and sqlite=, got both"),
+        ({"sqlite": ""}, ValueError, "sqlite=''. names no file: give it a path"),
+        ({"sqlite": ":memory:"}, ValueError, "sqlite=':memory:'. names no file: .*sqlite3.connect"),
+        ({"sqlite": 5}, TypeError, "sqlite=.* takes a path or a sqlite3.Connection, got 5"),
+        ({"redis": 5}, TypeError, "redis=.* takes a redis.Redis, a redis.RedisCluster or a URL, got a builtins.int"),
+        ({"redis": redis.asyncio.Redis()}, TypeError, "takes a redis.Redis.*, got a redis.asyncio.client.Redis"),
+        ({"redis": "localhost:6379"}, ValueError, "redis='localhost:6379'.* expected one like redis://"),
+        ({"redis": "http://localhost:6379"}, ValueError, "redis='http://localhost:6379'.* expected one like redis://"),
+        ({"redis": "redis://localhost", "redis_prefix": None}, TypeError, "redis_prefix must be a str, got None"),
+        ({"redis": "redis://localhost", "redis_prefix": 1}, TypeError, "redis_prefix must be a str, got 1"),
+        ({"redis": "redis://localhost", "redis_expire": 0}, ValueError, "redis_expire must be a number of seconds.*got 0"),
+        ({"redis": "redis://localhost", "redis_expire": "1h"}, ValueError, "redis_expire must be a number of .*got '1h'"),
+        ({"sqlite": "metrics.db", "flush_interval": -1}, ValueError, "flush_interval must be .* at least 0, got -1"),
+        ({"sqlite": "metrics.db", "flush_interval": "1"}, ValueError, "flush_interval must be a number .*got '1'"),
+        ({"sqlite": "metrics.db", "flush_interval": True}, ValueError, "flush_interval must be a number .*got True"),
+        ({"sqlite": "metrics.db", "flush_interval": float("nan")}, ValueError, "flush_interval must be .*got nan"),
+        ({"sqlite": "metrics.db", "flush_interval": float("inf")}, ValueError, "flush_interval must be .*got inf"),
+        ({"sqlite": "metrics.db", "flush_interval": None}, ValueError, "flush_interval must be a number .*got None"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    arguments: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, registry: CollectorRegistry
+) -> None:
+    """The message quotes what was got and says what is taken; what was set up before stays."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    counter.inc()
+    with pytest.raises(error, match=message):
+        pdc.setup(**arguments)
+    counter.inc()
+    assert total() == 2
+
+
+@pytest.mark.parametrize("url", ["redis://u:s3cret@host:port", "redis://:p@s3cret@h:1x/0", "http://host?password=s3cret"])
+def test_a_wrong_url_is_shown_without_its_password(url: str) -> None:
+    """The message quotes the URL, but never the password, nor does what caused it."""
+    with pytest.raises(ValueError, match="expected one like redis://") as raised:
+        pdc.setup(redis=url)
+    assert "s3cret" not in str(raised.value)
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("call", [pdc.get_redis_conn, pdc.get_sqlite_conn, pdc.generate_latest, pdc.clear])
+def test_nothing_works_before_setup(call: Callable[[], Any]) -> None:
+    """What needs a storage says what to call; what only sends what is pending does nothing."""
+    with pytest.raises(pdc.NotConfigured, match=r"pdc\.setup\(sqlite='metrics\.db'\)"):
+        call()
+    pdc.flush()
+    pdc.shutdown()
+
+
+def test_setup_again_changes_the_storage(tmp_path: Path, redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """What is pending goes to the storage before, the metrics are declared in the next one, and nothing is counted twice."""
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    storages: list[dict[str, Any]] = [
+        {"sqlite": tmp_path / "1.db"},
+        {"redis": redis_server.url},
+        {"sqlite": str(tmp_path / "2.db")},
+        {"redis": redis_server.url, "redis_prefix": "other"},
+    ]
+    for round_ in range(2):
+        for number, storage in enumerate(storages, 1):
+            pdc.setup(**storage, flush_interval=3600)
+            assert total() == round_ * number
+            counter.inc(number)
+    for number, storage in enumerate(storages, 1):
+        pdc.setup(**storage)
+        assert total() == 2 * number
+
+
+def test_one_process_may_use_both(tmp_path: Path, redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """The metrics of `pdc.redis` and `pdc.sqlite` keep to their storage; those of `pdc` use what was chosen last."""
+    with pytest.raises(pdc.NotConfigured):
+        pdc.redis.Counter("early", "Early.", registry=registry).inc()
+    pdc.setup(redis=redis_server.url)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    for number, module in enumerate((pdc, pdc.redis, pdc.sqlite), 1):
+        module.Counter(f"of_{module.__name__.replace('.', '_')}", "Hits.", registry=registry).inc(number)
+    assert [total(name) for name in ("of_pdc", "of_pdc_redis", "of_pdc_sqlite")] == [1, None, 3]
+    pdc.setup(redis=redis_server.url)
+    assert [total(name) for name in ("of_pdc", "of_pdc_redis", "of_pdc_sqlite", "early")] == [0, 2, None, 0]
+
+
+def test_the_client_of_redis_is_for_the_application_too(redis_server: RedisServer) -> None:
+    """`get_redis_conn` gives the client that was given, or one for the URL; shutdown leaves a given client open."""
+    pdc.setup(redis=redis_server.url)
+    assert pdc.get_redis_conn().ping()
+    with redis_server.client() as client:
+        pdc.setup(redis=client)
+        assert pdc.get_redis_conn() is client
+        pdc.shutdown()
+        assert client.ping()
+
+
+@pytest.mark.parametrize("commit", [True, False])
+@pytest.mark.parametrize("given", ["path", "connection", "shared connection"])
+def test_the_connection_of_sqlite_is_for_the_application_too(
+    tmp_path: Path, registry: CollectorRegistry, given: str, commit: bool
+) -> None:
+    """DELETE FROM metrics works, with and without commit() where it needs none, and counting goes on afterwards."""
+    path = tmp_path / "metrics.db"
+    own = sqlite3.connect(path, check_same_thread=given == "connection", isolation_level=None)
+    pdc.setup(sqlite=path if given == "path" else own)
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    counter.inc(5)
+    connection = pdc.get_sqlite_conn()
+    assert (connection is own) == (given != "path")
+    connection.execute("DELETE FROM metrics")
+    if commit:
+        connection.commit()
+    assert connection.execute("SELECT count(*) FROM metrics").fetchone() == (0,)
+    counter.inc()
+    assert total() == 1
+    own.close()
+
+
+def test_a_given_connection_is_used_as_it_is(connection: sqlite3.Connection, registry: CollectorRegistry) -> None:
+    """Pragmas, factories and open transactions of the application stay; updates wait until it has committed."""
+    connection.row_factory = sqlite3.Row
+    connection.execute("CREATE TABLE theirs (value)")
+    settings = ["journal_mode", "synchronous", "busy_timeout"]
+    before = [tuple(connection.execute(f"PRAGMA {name}").fetchone()) for name in settings]
+    pdc.setup(sqlite=connection)
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    counter.inc()
+    connection.execute("INSERT INTO theirs VALUES (1)")
+    counter.inc()
+    assert connection.in_transaction
+    for call in (pdc.flush, pdc.get_sqlite_conn):
+        with pytest.raises(StorageError, match=r"SQLite connection: the application has an open transaction.* commit it"):
+            call()
+    connection.rollback()
+    assert connection.execute("SELECT count(*) FROM theirs").fetchone()[0] == 0
+    pdc.flush()
+    assert total() == 2
+    assert [tuple(connection.execute(f"PRAGMA {name}").fetchone()) for name in settings] == before
+    assert connection.row_factory is sqlite3.Row
+    pdc.shutdown()
+    connection.execute("SELECT 1")
+
+
+def test_a_connection_bound_to_its_thread(connection: sqlite3.Connection, registry: CollectorRegistry) -> None:
+    """It works write-through from its own thread; a background thread is refused at setup, other threads have to wait."""
+    with pytest.raises(ValueError, match=r"flush_interval=1 needs a connection .*check_same_thread=False, or give setup"):
+        pdc.setup(sqlite=connection, flush_interval=1)
+    pdc.setup(sqlite=connection)
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    counter.inc()
+    errors: list[str] = []
+
+    def other_thread() -> None:
+        counter.inc()
+        try:
+            pdc.flush()
+        except StorageError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=other_thread)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+    assert re.search("SQLite connection: .*thread.* Open it with check_same_thread=False, or give setup.. a path", errors[0])
+    pdc.flush()
+    assert total() == 2
+
+
+def test_a_connection_of_all_threads_may_be_buffered(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """The background thread uses a connection that was opened with check_same_thread=False."""
+    connection = sqlite3.connect(tmp_path / "metrics.db", check_same_thread=False)
+    pdc.setup(sqlite=connection, flush_interval=0.01)
+    pdc.Counter("hits", "Hits.", registry=registry).inc(3)
+    with sqlite3.connect(tmp_path / "metrics.db") as reader:
+        query = "SELECT value FROM metrics WHERE subkey LIKE '_total:%'"
+        wait_until(lambda: reader.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,))
+        wait_until(lambda: reader.execute(query).fetchall() == [(3.0,)])
+    reader.close()
+    pdc.shutdown()
+    connection.close()
+
+
+def test_a_database_in_memory(registry: CollectorRegistry) -> None:
+    """A connection to a database in memory serves one process, for tests and notebooks."""
+    connection = sqlite3.connect(":memory:")
+    pdc.setup(sqlite=connection)
+    pdc.Counter("hits", "Hits.", registry=registry).inc(3)
+    assert total() == 3
+    pdc.shutdown()
+    connection.close()
+
+
+def test_a_given_connection_is_refused_after_a_fork(run_script: Run) -> None:
+    """In a child the error says to set up again; the parent goes on, and nothing is counted twice."""
+    source = """
+import os, sqlite3, sys
+connection = sqlite3.connect("metrics.db")
+pdc.setup(sqlite=connection)
+hits = pdc.Counter("hits", "Hits.")
+hits.inc()
+pid = os.fork()
+if not pid:
+    hits.inc()
+    try:
+        pdc.flush()
+    except pdc.StorageError as error:
+        print(error)
+    pdc.setup(sqlite="metrics.db")
+    sys.exit()
+os.waitpid(pid, 0)
+hits.inc()
+print(pdc.generate_latest().decode())
+"""
+    result = run_script(source)
+    assert "cannot use SQLite connection after a fork: call setup() in the child process, or give it a path" in result.stdout
+    assert "hits_total 3.0" in result.stdout
+
+
+def test_a_closed_connection(connection: sqlite3.Connection, registry: CollectorRegistry) -> None:
+    """Updates never raise where the application has closed its connection; a flush and a scrape say what to do."""
+    pdc.setup(sqlite=connection)
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    connection.close()
+    counter.inc()
+    for call in (pdc.flush, pdc.generate_latest, pdc.get_sqlite_conn):
+        with pytest.raises(StorageError, match=r"closed database.* Call setup\(\) again with an open one, or with a path"):
+            call()
+
+
+def test_redis_may_not_be_installed(run_script: Run) -> None:
+    """Without redis-py, SQLite works, and setup(redis=...) names the extra to install."""
+    source = """
+import sys
+sys.modules["redis"] = None  # what `import redis` finds is an ImportError
+setup()
+pdc.Counter("hits", "Hits.").inc()
+try:
+    pdc.setup(redis="redis://localhost")
+except ImportError as error:
+    print(error)
+print(pdc.generate_latest().decode())
+"""
+    result = run_script(source, storage={"sqlite": "metrics.db"})
+    assert "pip install 'prometheus-distributed-client[redis]'" in result.stdout
+    assert "hits_total 1.0" in result.stdout
+
+
+def test_shutdown_and_setup_again(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """After shutdown an update says what to call and counts nothing; after another setup counting goes on."""
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    for number in range(1, 4):
+        pdc.setup(**storage, flush_interval=3600)
+        counter.inc()
+        pdc.shutdown()
+        with pytest.raises(pdc.NotConfigured):
+            counter.inc()
+        pdc.setup(**storage)
+        assert total() == number
+        pdc.shutdown()
+
+
+def test_clear_empties_the_storage_and_starts_again(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """What others declared is gone, metrics without labels are at 0, series with labels come back with an update."""
+    pdc.setup(**storage)
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    labelled = pdc.Counter("paths", "Paths.", ["path"], registry=registry)
+    counter.inc(3)
+    labelled.labels("/").inc(3)
+    pdc.clear()
+    lines = [line for line in pdc.generate_latest().decode().splitlines() if "_created" not in line]
+    assert [line for line in lines if not line.startswith("#")] == ["hits_total 0.0"]
+    assert "# TYPE paths_total counter" in lines
+    labelled.labels("/").inc()
+    assert 'paths_total{path="/"} 1.0' in pdc.generate_latest().decode()
