@@ -304,7 +304,7 @@ class RedisStorage(ForkSafe):
 
     def _failed(self, error: Exception) -> StorageError:
         remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
-        return StorageError(f"{self} failed: {type(error).__name__}: {error}{remedy}")
+        return StorageError(f"{self} failed: {type(error).__name__}: {str(error).rstrip('.')}{remedy}")
 
 
 _REMEDIES: list[tuple[Any, str]] = [

@@ -1,0 +1,343 @@
+"""Storages that are down, full, broken or forbidden: the application goes on, operators are told, nothing is lost."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from conftest import RedisServer, wait_until
+from prometheus_client import CollectorRegistry
+
+import pdc
+from pdc.exposition import Scrape
+from pdc.storage import StorageError
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
+DOWN = "metrics cannot be sent and are kept in memory until they can: "
+UP = "metrics can be sent again; those kept in memory were"
+
+
+class Application:
+    """Some metrics that are updated whatever the storage does."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+        self.latency = pdc.Histogram("latency", "Seconds.", buckets=(1, 2), registry=registry)
+        self.level = pdc.Gauge("level", "Level.", registry=registry)
+        self.rounds = 0
+
+    def update(self, times: int = 10) -> None:
+        """Update all; none of this may raise."""
+        for _ in range(times):
+            self.rounds += 1
+            self.hits.labels("/").inc(2)
+            self.latency.observe(1.5)
+            self.level.inc(100)
+            self.level.set(self.rounds)
+            self.level.inc(0.5)
+
+    def check(self) -> None:
+        """Assert that the storage has it all."""
+        pdc.flush()
+        lines = pdc.generate_latest().decode().splitlines()
+        expected = {
+            f'hits_total{{path="/"}} {2.0 * self.rounds}',
+            *(
+                f'latency_bucket{{le="{le}"}} {count:.1f}'
+                for le, count in (("1.0", 0), ("2.0", self.rounds), ("+Inf", self.rounds))
+            ),
+            f"latency_count {self.rounds:.1f}",
+            f"latency_sum {1.5 * self.rounds}",
+            f"level {self.rounds + 0.5}",
+        }
+        assert expected <= set(lines)
+
+
+@contextmanager
+def told(caplog: pytest.LogCaptureFixture, *starts: str) -> Iterator[None]:
+    """Assert that the log gets lines with these beginnings meanwhile, and no others."""
+    caplog.clear()
+    yield
+    wait_until(lambda: len(caplog.messages) >= len(starts))  # the background thread may be the one that logs
+    lines = caplog.messages
+    assert len(lines) == len(starts), lines
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
+
+
+def refuse(*words: str) -> str:
+    """Assert that flush and scrape say what is wrong in these words, and return what flush says."""
+    with pytest.raises(StorageError) as flushed:
+        pdc.flush()
+    with pytest.raises(StorageError) as scraped:
+        pdc.generate_latest()
+    response = Scrape().answer()
+    assert response.status == 503
+    for message in (str(flushed.value), str(scraped.value), response.body.decode()):
+        for word in words:
+            assert word in message, message
+    return str(flushed.value)
+
+
+@INTERVALS
+def test_a_redis_that_stops_and_starts_again(
+    own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    """Metrics are made and updated before Redis is up, and again while it is down; then all is there, each time one line."""
+    own_redis_server.stop()
+    for _ in range(2):
+        with told(caplog, DOWN):
+            pdc.setup(redis=own_redis_server.url, flush_interval=interval)
+            application = Application(CollectorRegistry())
+            application.update()
+            refuse(f"Redis 127.0.0.1:{own_redis_server.port} failed", "Check that it runs and can be reached")
+            application.update()
+            refuse("Connection refused")
+        with told(caplog, UP):
+            own_redis_server.start()
+            application.check()
+            application.update()
+            application.check()
+        own_redis_server.stop()
+        del application
+    pdc.shutdown()
+
+
+def test_a_redis_that_starts_again_is_found_without_a_flush(own_redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """The background thread tries again by itself."""
+    own_redis_server.stop()
+    pdc.setup(redis=own_redis_server.url, flush_interval=0.05)
+    application = Application(registry)
+    application.update()
+    own_redis_server.start()
+    with own_redis_server.client(decode_responses=True) as client:
+        wait_until(lambda: client.hget("prometheus_hits", '_total:{"path":"/"}') == "20")
+    application.check()
+
+
+def test_a_server_that_never_answers(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """Timeouts of the URL are kept; while the storage is known to hang, updates and scrapes do not wait for it again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        pdc.setup(redis=f"redis://{address}/0?socket_timeout=0.1&socket_connect_timeout=0.1")
+        with told(caplog, DOWN):
+            application = Application(registry)
+            application.update(1000)
+            refuse(f"Redis {address} failed", "TimeoutError", "It did not answer in time")
+    pdc.shutdown()
+
+
+@pytest.mark.parametrize("user", ["", "somebody"])
+def test_a_wrong_password_is_not_shown(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, user: str
+) -> None:
+    """Neither the error nor the log shows the password; with the right one all is there."""
+    server = RedisServer(tmp_path)
+    with server.client() as client:
+        client.config_set("requirepass", "right-s3cret")
+    try:
+        pdc.setup(redis=f"redis://{user}:wrong-s3cret@127.0.0.1:{server.port}/0")
+        application = Application(registry)
+        application.update()
+        refuse(f"Redis 127.0.0.1:{server.port} failed", "Check the user, the password and what they may do")
+        with pytest.raises(StorageError) as raised:
+            pdc.flush()
+        assert "s3cret" not in caplog.text + str(raised.value)
+        pdc.setup(redis=f"redis://:right-s3cret@127.0.0.1:{server.port}/0")
+        application.check()
+    finally:
+        server.stop()
+
+
+def test_a_redis_out_of_memory(own_redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """While Redis has no memory, updates wait; what it holds can be read by who has nothing to send."""
+    pdc.setup(redis=own_redis_server.url)
+    application = Application(registry)
+    application.update()
+    with own_redis_server.client() as client:
+        client.config_set("maxmemory", "1")
+        application.update()
+        refuse("Redis", "OutOfMemoryError", "Raise maxmemory")
+        client.config_set("maxmemory", "0")
+    application.check()
+
+
+def test_a_replica_can_be_scraped_but_not_written(
+    own_redis_server: RedisServer, tmp_path: Path, registry: CollectorRegistry, run_script: Run
+) -> None:
+    """A process that declares nothing scrapes a read-only replica; one that declares is told to use the primary."""
+    pdc.setup(redis=own_redis_server.url)
+    application = Application(registry)
+    application.update()
+    expected = pdc.generate_latest().decode()
+    with own_redis_server.client() as primary:
+        primary.config_set("repl-diskless-sync-delay", "0")
+    replica = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(own_redis_server.port))
+    try:
+        with replica.client() as client:
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+        read = run_script("setup(); print(pdc.generate_latest().decode(), end='')", storage={"redis": replica.url})
+        assert read.stdout == expected
+        pdc.setup(redis=replica.url)
+        application.update()
+        refuse("ReadOnlyError", "This is a replica: give setup() the primary")
+    finally:
+        pdc.setup(redis=own_redis_server.url)
+        replica.stop()
+    application.check()
+
+
+@INTERVALS
+def test_a_folder_that_is_missing(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    """The error names the file and says to look at the folder; once it is made, all is there."""
+    path = tmp_path / "missing" / "metrics.db"
+    with told(caplog, DOWN, UP):
+        pdc.setup(sqlite=path, flush_interval=interval)
+        application = Application(registry)
+        application.update()
+        refuse(f"SQLite {path}: unable to open database file. Check that the folder exists and may be written")
+        with pytest.raises(StorageError, match=r"cannot open SQLite .*metrics\.db"):
+            pdc.get_sqlite_conn()
+        path.parent.mkdir()
+        application.check()
+
+
+@INTERVALS
+@pytest.mark.parametrize(
+    "content", [b"not a database" * 100, b"SQLite format 3\x00" + b"garbage" * 2000], ids=["text", "garbage"]
+)
+def test_a_file_that_is_no_database(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float, content: bytes
+) -> None:
+    """The error says to move the file away, which is never overwritten; once it is away, all is there, in a new file."""
+    path = tmp_path / "metrics.db"
+    path.write_bytes(content)
+    with told(caplog, DOWN, UP):
+        pdc.setup(sqlite=path, flush_interval=interval)
+        application = Application(registry)
+        application.update()
+        refuse(f"SQLite {path}: ", "Move the file away; a new one is made by itself")
+        assert path.read_bytes() == content
+        path.rename(tmp_path / "broken.db")
+        application.check()
+
+
+def test_a_file_that_is_corrupted_later(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """Where the file of a running process is damaged, flush and scrape say so; moved away, counting goes on in a new one."""
+    path = tmp_path / "metrics.db"
+    pdc.setup(sqlite=path)
+    application = Application(registry)
+    for number in range(200):
+        application.hits.labels(f"/{number}").inc()
+    pdc.shutdown()
+    damaged = bytearray(path.read_bytes())
+    damaged[100:] = b"\xff" * (len(damaged) - 100)
+    path.write_bytes(damaged)
+    pdc.setup(sqlite=path)
+    application.update()
+    refuse(f"SQLite {path}: ", "malformed", "Move the file away")
+    for suffix in ("", "-wal", "-shm"):
+        if (file := Path(f"{path}{suffix}")).exists():
+            file.rename(tmp_path / f"broken.db{suffix}")
+    application.check()
+
+
+@INTERVALS
+def test_a_disk_that_is_full(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    """While there is no space left, updates wait in memory; with space again all is there, the order of set and add kept."""
+    connection = sqlite3.connect(tmp_path / "metrics.db", check_same_thread=False)
+    pdc.setup(sqlite=connection, flush_interval=interval)
+    application = Application(registry)
+    application.update()
+    pdc.flush()
+    with told(caplog, DOWN, UP):
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the size that the file has
+        for number in range(500):
+            application.hits.labels(f"/{number}").inc()
+        application.update()
+        message = refuse("SQLite connection: ", "is full", "Free some space; what is pending is kept in memory until then")
+        assert "cannot write" in message
+        connection.execute("PRAGMA max_page_count = 100000")
+        application.check()
+    text = pdc.generate_latest().decode()
+    assert all(f'hits_total{{path="/{number}"}} 1.0\n' in text for number in range(500))
+    pdc.shutdown()
+    connection.close()
+
+
+def test_a_database_that_another_program_holds(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another program holds the write lock for long, updates wait in memory and a flush tells."""
+    monkeypatch.setattr("pdc.storage.sqlite.BUSY_SECONDS", 0.05)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    application = Application(registry)
+    application.update()
+    other = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with told(caplog, DOWN, UP):
+        application.update()
+        refuse("database is locked", "Another program held it for more than 0.05 s")
+        other.execute("ROLLBACK")
+        application.check()
+    other.close()
+
+
+@INTERVALS
+@pytest.mark.parametrize(
+    ("forbidden", "remedy"),
+    [
+        ("file", "Check the permissions of the file and its folder."),
+        ("folder", "Check that the folder exists and may be written."),
+    ],
+)
+def test_a_database_that_may_not_be_written(run_script: Run, forbidden: str, remedy: str, interval: float) -> None:
+    """A user who may read but not write is told to look at the permissions; updates never raise; later all is there."""
+    with TemporaryDirectory() as folder:
+        database = Path(folder) / "metrics.db"
+        if forbidden == "file":
+            database.touch(0o444)
+        Path(folder).chmod(0o777 if forbidden == "file" else 0o555)
+        source = f"""
+import os, sqlite3, sys
+import pdc.storage.sqlite
+from pathlib import Path
+
+folder, superuser = Path({folder!r}), os.getuid() == 0
+if superuser:  # whom no permission stops
+    os.seteuid(65534)
+setup(flush_interval={interval})
+hits = pdc.Counter("hits", "Hits.")
+hits.inc(3)
+for _ in range(2):
+    try:
+        pdc.flush()
+    except pdc.StorageError as error:
+        print(error)
+if superuser:
+    os.seteuid(0)
+folder.chmod(0o777)
+for file in folder.iterdir():
+    file.chmod(0o666)
+if superuser:
+    os.seteuid(65534)
+hits.inc()
+pdc.flush()
+print(pdc.generate_latest().decode())
+"""
+        result = run_script(source, storage={"sqlite": str(database)}, check=False)
+    errors, _, text = result.stdout.partition("# HELP")
+    assert errors.count(f"SQLite {database}: ") == errors.count(remedy) == 2, result
+    assert "hits_total 4.0" in text
+    assert [line.partition(":")[0] + ": " for line in result.stderr.splitlines()] == [DOWN, UP + ": "]
