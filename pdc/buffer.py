@@ -88,13 +88,12 @@ class Pending:
         """Drop what has been gathered."""
         with self.lock:
             for cell in list(self.cells):
+                cell.dirty = False
                 cell.reset()
 
     def after_fork(self) -> None:
         """Start as a new process: a lock that nobody holds, cells with nothing in them."""
         self.lock = threading.RLock()
-        for cell in self.cells:
-            cell.dirty = False
         self.discard()
 
 
@@ -396,6 +395,7 @@ class Buffer:
         self._renew_seconds: float | None = None
         self._metrics: weakref.WeakValueDictionary[int, Pending] = weakref.WeakValueDictionary()
         self._leaving = False
+        self._used = False
         self._start()
 
     def _start(self) -> None:
@@ -461,10 +461,11 @@ class Buffer:
 
         Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
         """
-        first = self.storage is None
-        if first:
+        if not self._used:
+            self._used = True
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
         with self._turn():
+            first = self.storage is None
             self._leave()
             self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
             self._threaded = threaded
@@ -489,6 +490,9 @@ class Buffer:
             self.storage = self._thread = None
             self._queue.clear()
             self._in_flight = None
+            self._reset_retries()
+            for pending in self._all_metrics():
+                pending.discard()
         self._wake.set()
 
     def flush(self) -> None:
@@ -757,6 +761,9 @@ class Buffer:
     def _recovered(self) -> None:
         if self._down is not None:
             self._say(logging.WARNING, "metrics can be sent again; those kept in memory were")
+        self._reset_retries()
+
+    def _reset_retries(self) -> None:
         self._down = None
         self._retry_seconds, self._retry_at = FIRST_RETRY_SECONDS, 0.0
 
