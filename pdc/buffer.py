@@ -486,7 +486,7 @@ class Buffer:
     def detach(self) -> None:
         """Send what is pending and use no storage any more."""
         with self._turn():
-            self._leave()
+            self._leave_for_good()
             self.storage = self._thread = None
             self._queue.clear()
             self._in_flight = None
@@ -557,7 +557,8 @@ class Buffer:
     def at_exit(self) -> None:
         """Leave for good: no thread may start any more, and whatever still changes is sent at once."""
         self._leaving = self.write_through = True
-        self.leave()
+        with self._turn():
+            self._leave_for_good()
 
     def before_fork(self) -> bool:
         """Let no other thread send while the process forks; return whether that worked within `FORK_SECONDS`."""
@@ -739,6 +740,11 @@ class Buffer:
             self._applied.clear()
             if self._in_flight is not None and self._in_flight.leaving:
                 self._in_flight = None
+
+    def _leave_for_good(self) -> None:
+        self._leave()
+        if self._down is not None and (self._queue or self._in_flight is not None):
+            self._say(logging.ERROR, f"metrics that could not be sent are lost: {self._down}")
 
     def _restart(self) -> None:
         """Queue every series, as for an empty storage."""

@@ -374,14 +374,17 @@ def test_what_is_pending_goes_to_the_storage_before(buffer: Buffer, recorder: Re
     assert third.total() == 6
 
 
-def test_what_cannot_be_sent_before_a_shutdown_is_dropped(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
-    """After a shutdown in an outage, updates say that nothing is set up, and the next storage starts at zero."""
+def test_what_cannot_be_sent_before_a_shutdown_is_dropped(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shutdown in an outage logs that; updates then say that nothing is set up, and the next storage starts at zero."""
     buffer.attach(recorder, 3600.0, None)
     recorder.during = fail
     counter.inc(5)
     buffer.detach()
     with pytest.raises(pdc.NotConfigured):
         counter.inc(6)
+    assert caplog.messages[-1] == "metrics that could not be sent are lost: the storage is down"
     second = Recorder()
     buffer.attach(second, 0.0, None)
     counter.inc(7)

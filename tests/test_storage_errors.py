@@ -341,3 +341,17 @@ print(pdc.generate_latest().decode())
     assert errors.count(f"SQLite {database}: ") == errors.count(remedy) == 2, result
     assert "hits_total 4.0" in text
     assert [line.partition(":")[0] + ": " for line in result.stderr.splitlines()] == [DOWN, UP + ": "]
+
+
+@INTERVALS
+@pytest.mark.parametrize(
+    "target", [{"sqlite": "missing/metrics.db"}, {"redis": "redis://127.0.0.1:1/0"}], ids=["sqlite", "redis"]
+)
+def test_a_script_that_ends_in_an_outage(run_script: Run, interval: float, target: dict[str, str]) -> None:
+    """It ends as it would without metrics, and the log says that they are lost."""
+    result = run_script(f"setup(flush_interval={interval})\npdc.Counter('hits', 'Hits.').inc()\nprint('done')", storage=target)
+    assert result.stdout == "done\n"
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == [
+        DOWN.rstrip(": "),
+        "metrics that could not be sent are lost",
+    ]
