@@ -9,7 +9,8 @@ from flask import Flask, Response, got_request_exception, request, request_start
 from werkzeug.exceptions import HTTPException
 
 from pdc.exposition import scrape_from_wsgi
-from pdc.http import TRACKER, HTTPMetrics, Options, Tracker
+from pdc.http import TRACKER, HTTPMetrics, Tracker
+from pdc.options import Options
 
 __all__ = ["PrometheusMetrics"]
 
@@ -65,8 +66,10 @@ def _tracker() -> Tracker | None:
 
 def _note_route(_: Flask, **__: Any) -> None:
     tracker = _tracker()
-    if tracker is not None and request.url_rule is not None:
-        tracker.route = request.url_rule.rule
+    if tracker is not None:
+        tracker.request = request._get_current_object()  # type: ignore[attr-defined]
+        if request.url_rule is not None:
+            tracker.route = request.url_rule.rule
 
 
 def _note_exception(_: Flask, exception: BaseException, **__: Any) -> None:

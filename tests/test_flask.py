@@ -16,7 +16,7 @@ from flask import Blueprint, Flask, Response, abort, send_file, stream_with_cont
 from prometheus_client.parser import text_string_to_metric_families
 
 import pdc
-from pdc.http import OptionError
+from pdc.options import OptionError
 from pdc_flask import PrometheusMetrics
 
 Make = Callable[..., Flask]

@@ -12,7 +12,8 @@ import pytest
 
 import pdc
 from pdc.exposition import Scrape
-from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, HTTPMetrics, OptionError, Options
+from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, HTTPMetrics
+from pdc.options import OptionError, Options
 
 
 @pytest.fixture
