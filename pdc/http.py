@@ -30,6 +30,8 @@ OVERFLOW = "<overflow>"
 CLIENT_CLOSED_REQUEST = 499
 SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
 """64 bytes to 64 MiB."""
+WEBSOCKET_BUCKETS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
+"""A tenth of a second to a day."""
 TRACKER = "pdc.tracker"
 """Where a WSGI environment or an ASGI scope keeps the tracker of its request."""
 
@@ -68,6 +70,30 @@ def _families(namespace: str, buckets: tuple[float, ...], labels: tuple[str, ...
     )
 
 
+class _WebSocketFamilies(NamedTuple):
+    connections: Counter
+    in_progress: Gauge
+    duration: Histogram
+
+
+@cache
+def _websocket_families(namespace: str, labels: tuple[str, ...]) -> _WebSocketFamilies:
+    """The metrics of WebSockets, which only a process that had one declares."""
+    common: dict[str, Any] = {"namespace": namespace, "registry": None}
+    route = ["route", *labels]
+    return _WebSocketFamilies(
+        Counter("websocket_connections", "WebSocket connections that were accepted.", route, **common),
+        Gauge("websocket_connections_in_progress", "Open WebSocket connections.", multiprocess_mode="livesum", **common),
+        Histogram(
+            "websocket_duration_seconds",
+            "Time from the acceptance of a WebSocket connection to its end.",
+            route,
+            buckets=WEBSOCKET_BUCKETS,
+            **common,
+        ),
+    )
+
+
 class HTTPMetrics:
     """Counts and times the requests of an application, and answers its scrapes."""
 
@@ -83,9 +109,10 @@ class HTTPMetrics:
 
     def track(self, method: str, path: str) -> Tracker | None:
         """Begin to track a request; None for one that is excluded."""
-        if path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns):
-            return None
-        return Tracker(self, method if method in METHODS else OTHER_METHOD)
+        return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD)
+
+    def _excludes(self, path: str) -> bool:
+        return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
 
     def bounded(self, metric: MetricT, *values: str) -> MetricT:
         """The series of a metric with these label values, or one for all that are over the limit of its series."""
@@ -159,33 +186,57 @@ class HTTPMetrics:
     ) -> None:
         """Track an HTTP request of an ASGI application; the framework finds its tracker in ``scope[TRACKER]``.
 
-        `look` tells the tracker the route and the request: when the answer starts, or the application ends without one.
+        `look` tells the tracker the route and the request. It is called once, when they are first needed: when the answer
+        starts, an exception is counted, or the application ends without an answer.
         """
-        tracker = self.track(scope["method"], scope["path"])
+        tracker = scope[TRACKER] = self.track(scope["method"], asgi_path(scope))
         if tracker is None:
             await app(scope, receive, send)
             return
-        scope[TRACKER] = tracker
-        channel = _Channel(tracker, receive, send, look)
+        tracker.look = look
+        channel = _Channel(tracker, receive, send)
         try:
             await app(scope, channel.receive, channel.send)
         except BaseException as error:
-            look(tracker)
             channel.ended(error)
             raise
-        look(tracker)
         channel.ended(None)
+
+    async def websocket(
+        self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Callable[[Connection], None]
+    ) -> None:
+        """Count and time a WebSocket connection of an ASGI application; one that is never accepted is none.
+
+        `look` tells the route and the request when the connection is accepted.
+        """
+        scope[TRACKER] = None
+        if self._excludes(asgi_path(scope)):
+            await app(scope, receive, send)
+            return
+        connection = Connection(self)
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "websocket.accept":
+                look(connection)
+                connection.opened()
+            await send(message)
+
+        try:
+            await app(scope, receive, watched)
+        finally:
+            connection.closed()
 
 
 class Tracker:
     """One request, from its start until its last byte is handed to the server. Its methods never raise.
 
-    The framework says what it knows: `request`, as callables for labels take it, and `route`.
+    The framework says what it knows: `request`, as callables for labels take it, and `route`; or it sets `look`, which
+    does so when they are first needed.
     """
 
     __slots__ = (
         *("_exception", "_exemplar", "_finished", "_labels", "_method", "_metrics", "_start"),
-        *("body_bytes", "received", "request", "route", "sent", "status"),
+        *("body_bytes", "gone", "look", "received", "request", "route", "sent", "status"),
     )
 
     def __init__(self, metrics: HTTPMetrics, method: str) -> None:
@@ -195,6 +246,8 @@ class Tracker:
         self._exemplar: dict[str, str] | None = None
         self._exception: BaseException | None = None
         self._finished = False
+        self.look: Callable[[Tracker], None] = lambda _: None
+        self.gone = False
         self.request: Any = None
         self.route = UNMATCHED
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -211,14 +264,14 @@ class Tracker:
         """Note the start of the answer, while the request is being handled."""
         self.status = status
         self.body_bytes = 0.0 if self._method == "HEAD" else _body_bytes(status, headers)
-        self._look()
+        self._labelled()
 
     def raised(self, error: BaseException) -> None:
-        """Count an exception that left the view, once however often it is seen; exits are none."""
-        if error is self._exception or self._finished or not isinstance(error, Exception):
+        """Count an exception that left the view, once however often it is seen; exits are none, nor is a client that went."""
+        if error is self._exception or self._finished or self.gone or not isinstance(error, Exception):
             return
         self._exception = error
-        metrics, labels = self._metrics, self._look()
+        metrics, labels = self._metrics, self._labelled()
         try:
             metrics.bounded(metrics.families.exceptions, self._method, self.route, type(error).__name__, *labels).inc()
         except Exception:
@@ -229,7 +282,7 @@ class Tracker:
         if self._finished:
             return
         duration = perf_counter() - self._start
-        labels = self._look()
+        labels = self._labelled()
         self._finished = True
         metrics, families = self._metrics, self._metrics.families
         status = f"{self.status // 100}xx" if metrics.options.group_status else str(self.status)
@@ -243,18 +296,70 @@ class Tracker:
         except Exception:
             logger.exception("a request could not be counted")
 
+    def forget(self) -> None:
+        """Do not count the request after all."""
+        if not self._finished:
+            self._finished = True
+            self._metrics.families.in_progress.labels(self._method).dec()
+
     def fail(self, error: BaseException) -> None:
         """End a request whose application raised: nothing but an error 500 can have come of it."""
         self.raised(error)
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.finish()
 
-    def _look(self) -> tuple[str, ...]:
-        """The application's labels, found out with the exemplar when they are first needed."""
+    def discard(self) -> None:
+        """Do not count the request after all."""
+        if not self._finished:
+            self._finished = True
+            self._metrics.families.in_progress.labels(self._method).dec()
+
+    def _labelled(self) -> tuple[str, ...]:
+        """The application's labels, found out with the route and the exemplar when they are first needed."""
         if self._labels is None:
+            self.look(self)
             self._labels = self._metrics.labels(self.request)
             self._exemplar = self._metrics.exemplar()
         return self._labels
+
+
+class Connection:
+    """One WebSocket connection; the framework says `request` and `route`. Its methods never raise."""
+
+    __slots__ = ("_labels", "_metrics", "_start", "request", "route")
+
+    def __init__(self, metrics: HTTPMetrics) -> None:
+        self._metrics = metrics
+        self._labels: tuple[str, ...] = ()
+        self._start: float | None = None
+        self.request: Any = None
+        self.route = UNMATCHED
+
+    def opened(self) -> None:
+        """Count the connection."""
+        self._labels = (self.route, *self._metrics.labels(self.request))
+        self._start = perf_counter()
+        try:
+            self._metrics.bounded(self._families.connections, *self._labels).inc()
+            self._families.in_progress.inc()
+        except Exception:
+            logger.exception("a WebSocket connection could not be counted")
+            self._start = None
+
+    def closed(self) -> None:
+        """Time the connection, if it was ever opened."""
+        if self._start is None:
+            return
+        try:
+            self._families.in_progress.dec()
+            self._metrics.bounded(self._families.duration, *self._labels).observe(perf_counter() - self._start)
+        except Exception:
+            logger.exception("a WebSocket connection could not be timed")
+
+    @property
+    def _families(self) -> _WebSocketFamilies:
+        options = self._metrics.options
+        return _websocket_families(options.namespace, tuple(options.labels))
 
 
 def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iterable[bytes]:
@@ -317,42 +422,50 @@ class _Body:
 class _Channel:
     """The messages of one ASGI request, which are watched."""
 
-    def __init__(self, tracker: Tracker, receive: Receive, send: Send, look: Callable[[Tracker], None]) -> None:
+    def __init__(self, tracker: Tracker, receive: Receive, send: Send) -> None:
         self._tracker = tracker
         self._receive = receive
         self._send = send
-        self._look = look
-        self._gone = False
 
     async def receive(self) -> MutableMapping[str, Any]:
         message = await self._receive()
-        self._gone = self._gone or message["type"] == "http.disconnect"
+        if message["type"] == "http.disconnect":
+            self._tracker.gone = True
         self._tracker.received += len(message.get("body", b""))
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         tracker = self._tracker
         if message["type"] == "http.response.start":
-            self._look(tracker)
             headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ()))
             tracker.started(message["status"], headers)
         try:
             await self._send(message)
         except OSError:  # what a server raises for a client that is gone (ASGI 2.4)
-            self._gone = True
+            tracker.gone = True
             raise
         if message["type"] == "http.response.body":
             tracker.sent += len(message.get("body", b""))
             if not message.get("more_body", False):
                 tracker.finish()
+        elif message["type"] == "http.response.pathsend":  # a file that the server sends by itself is all of the body
+            tracker.sent = int(tracker.body_bytes) if math.isfinite(tracker.body_bytes) else 0
+            tracker.finish()
 
     def ended(self, error: BaseException | None) -> None:
         """Finish the request, unless its answer was complete; a server cancels one whose client is gone."""
-        if self._gone or (error is not None and not isinstance(error, Exception)):
+        if self._tracker.gone or (error is not None and not isinstance(error, Exception)):
             self._tracker.status = CLIENT_CLOSED_REQUEST
         elif error is not None:
             self._tracker.raised(error)
         self._tracker.finish()
+
+
+def asgi_path(scope: Scope) -> str:
+    """The path of an ASGI request below the `root_path` of its application."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
 def _body_bytes(status: int, headers: Iterable[tuple[str, str]]) -> float:
