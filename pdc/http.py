@@ -6,11 +6,13 @@ import hmac
 import importlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cache
 from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from prometheus_client.registry import CollectorRegistry
 
 from .exposition import ASGIApplication, Receive, Response, Scope, Scrape, Send, plain
 from .metrics import Counter, Gauge, Histogram, StoredMetric
@@ -150,13 +152,16 @@ class HTTPMetrics:
             self._complained.add(message)
             logger.warning(message, exc_info=exc_info)
 
-    def answer(self, scrape: Scrape, authorization: str = "") -> Response:
-        """Answer a scrape whose header Authorization is given; 401 without the right token."""
+    def answer(self, scrape: Scrape, authorization: str = "", registry: CollectorRegistry | None = None) -> Response:
+        """Answer a scrape whose header Authorization is given; 401 without the right token.
+
+        With a registry, its collectors come after what the storage holds.
+        """
         token = self.options.metrics_token
         if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             challenge = ("WWW-Authenticate", "Bearer")
             return plain(HTTPStatus.UNAUTHORIZED, "metrics need the header Authorization: Bearer <token>", challenge)
-        return scrape.answer()
+        return scrape.answer(registry)
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
         """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``."""
@@ -166,7 +171,7 @@ class HTTPMetrics:
             if tracker is None:
                 return app(environ, start_response)
             environ[TRACKER] = tracker
-            tracker.received = _length(environ.get("CONTENT_LENGTH", ""))
+            tracker.received = content_length(environ.get("CONTENT_LENGTH", ""))
 
             def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
                 tracker.started(int(status[:3]), headers)
@@ -213,11 +218,10 @@ class HTTPMetrics:
         if self._excludes(asgi_path(scope)):
             await app(scope, receive, send)
             return
-        connection = Connection(self)
+        connection = Connection(self, look)
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "websocket.accept":
-                look(connection)
                 connection.opened()
             await send(message)
 
@@ -298,9 +302,13 @@ class Tracker:
 
     def forget(self) -> None:
         """Do not count the request after all."""
-        if not self._finished:
-            self._finished = True
+        if self._finished:
+            return
+        self._finished = True
+        try:
             self._metrics.families.in_progress.labels(self._method).dec()
+        except Exception:
+            logger.exception("a request could not be left out")
 
     def fail(self, error: BaseException) -> None:
         """End a request whose application raised: nothing but an error 500 can have come of it."""
@@ -308,28 +316,26 @@ class Tracker:
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.finish()
 
-    def discard(self) -> None:
-        """Do not count the request after all."""
-        if not self._finished:
-            self._finished = True
-            self._metrics.families.in_progress.labels(self._method).dec()
-
     def _labelled(self) -> tuple[str, ...]:
         """The application's labels, found out with the route and the exemplar when they are first needed."""
         if self._labels is None:
-            self.look(self)
+            try:
+                self.look(self)
+            except Exception:
+                logger.exception("the route of a request could not be found")
             self._labels = self._metrics.labels(self.request)
             self._exemplar = self._metrics.exemplar()
         return self._labels
 
 
 class Connection:
-    """One WebSocket connection; the framework says `request` and `route`. Its methods never raise."""
+    """One WebSocket connection; `look` is called to set `request` and `route`. Its methods never raise."""
 
-    __slots__ = ("_labels", "_metrics", "_start", "request", "route")
+    __slots__ = ("_labels", "_look", "_metrics", "_start", "request", "route")
 
-    def __init__(self, metrics: HTTPMetrics) -> None:
+    def __init__(self, metrics: HTTPMetrics, look: Callable[[Connection], None]) -> None:
         self._metrics = metrics
+        self._look = look
         self._labels: tuple[str, ...] = ()
         self._start: float | None = None
         self.request: Any = None
@@ -337,14 +343,15 @@ class Connection:
 
     def opened(self) -> None:
         """Count the connection."""
-        self._labels = (self.route, *self._metrics.labels(self.request))
-        self._start = perf_counter()
         try:
+            self._look(self)
+            self._labels = (self.route, *self._metrics.labels(self.request))
             self._metrics.bounded(self._families.connections, *self._labels).inc()
             self._families.in_progress.inc()
         except Exception:
             logger.exception("a WebSocket connection could not be counted")
-            self._start = None
+        else:
+            self._start = perf_counter()
 
     def closed(self) -> None:
         """Time the connection, if it was ever opened."""
@@ -368,7 +375,7 @@ def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iter
     What the server would send by itself from a file (PEP 3333, ``wsgi.file_wrapper``) is left as it is.
     """
     if not (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        return _Body(tracker, body)
+        return Body(tracker, body)
     file: Any = body
     close: Callable[[], None] | None = getattr(file, "close", None)
 
@@ -383,32 +390,26 @@ def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iter
     return body
 
 
-class _Body:
-    """A WSGI body that is watched: read to its end, broken by an exception, or left by a client that went away."""
+class _AnyBody:
+    """A body that is watched: read to its end, broken by an exception, or left by a client that went away."""
 
-    def __init__(self, tracker: Tracker, body: Iterable[bytes]) -> None:
+    def __init__(self, tracker: Tracker, body: Any) -> None:
         self._tracker = tracker
         self._body = body
-        self._iterator = iter(body)
         self._left = tracker.body_bytes
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            chunk = next(self._iterator)
-        except BaseException as error:
-            self._left = 0
-            if not isinstance(error, StopIteration):
-                self._tracker.raised(error)
-            self._tracker.finish()
-            raise
+    def _passed(self, chunk: bytes) -> bytes:
         self._tracker.sent += len(chunk)
         self._left -= len(chunk)
         if self._left <= 0:
             self._tracker.finish()
         return chunk
+
+    def _ended(self, error: BaseException | None) -> None:
+        self._left = 0
+        if error is not None:
+            self._tracker.raised(error)
+        self._tracker.finish()
 
     def close(self) -> None:
         """Finish the request; the server calls this whatever became of it (PEP 3333)."""
@@ -417,6 +418,48 @@ class _Body:
         self._tracker.finish()
         if hasattr(self._body, "close"):
             self._body.close()
+
+
+class Body(_AnyBody):
+    """The watched body of a WSGI answer."""
+
+    def __init__(self, tracker: Tracker, body: Iterable[bytes]) -> None:
+        super().__init__(tracker, body)
+        self._iterator = iter(body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return self._passed(next(self._iterator))
+        except BaseException as error:
+            self._ended(None if isinstance(error, StopIteration) else error)
+            raise
+
+
+class AsyncBody(_AnyBody):
+    """The watched body of an answer that is made asynchronously; what is dropped unread was left, too."""
+
+    def __init__(self, tracker: Tracker, body: AsyncIterable[bytes]) -> None:
+        super().__init__(tracker, body)
+        self._iterator = body.__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return self._passed(await self._iterator.__anext__())
+        except StopAsyncIteration:
+            self._ended(None)
+            raise
+        except Exception as error:
+            self._ended(error)
+            raise
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class _Channel:
@@ -476,7 +519,7 @@ def _body_bytes(status: int, headers: Iterable[tuple[str, str]]) -> float:
     return float(lengths[0]) if lengths else math.inf
 
 
-def _length(header: str) -> int:
+def content_length(header: str) -> int:
     """The value of a header Content-Length, 0 for none or one that is malformed."""
     return int(header) if header.isdecimal() else 0
 
