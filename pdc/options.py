@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from . import config
 from .metrics import Histogram
@@ -22,6 +22,8 @@ Label = str | Callable[[Any], object]
 
 OWN_LABELS = ("method", "route", "status", "exception", "le")
 OWN = ", ".join(OWN_LABELS)
+
+OptionsT = TypeVar("OptionsT", bound="Options")
 
 
 def from_header(name: str, *, allowed: Collection[str] | None = None, default: str = "") -> Callable[[Any], str]:
@@ -164,7 +166,7 @@ class Options:
     enabled: bool = _option(True, _flag, "true or false")
 
     @classmethod
-    def load(cls, settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Options:
+    def load(cls: type[OptionsT], settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> OptionsT:
         """Read the options from the settings of a framework or, where it has none, from the environment.
 
         Raises OptionError for an unknown setting that starts with ``PDC_``, for a value that is not allowed, and for
