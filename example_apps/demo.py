@@ -26,7 +26,7 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 HOST = "127.0.0.1"
-APPS = {"flask_app": "sync", "starlette_app": "uvicorn_worker.UvicornWorker"}
+APPS = {"flask_app": "sync", "django_app": "sync", "starlette_app": "uvicorn_worker.UvicornWorker"}
 """The applications, each with Gunicorn's class of workers for it."""
 WORKERS = 4
 CLIENTS = 8
