@@ -26,7 +26,8 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 HOST = "127.0.0.1"
-APP = Path(__file__).parent / "flask_app"
+APPS = {"flask_app": "sync", "django_app": "sync", "starlette_app": "uvicorn_worker.UvicornWorker"}
+"""The applications, each with Gunicorn's class of workers for it."""
 WORKERS = 4
 CLIENTS = 8
 MIX = [
@@ -149,11 +150,13 @@ def free_port(wanted: int) -> int:
     raise SystemExit("no free port")
 
 
-def start(port: int, environment: dict[str, str], options: list[str]) -> subprocess.Popen[bytes]:
+def start(app: str, port: int, environment: dict[str, str], options: list[str]) -> subprocess.Popen[bytes]:
     """Start Gunicorn and wait until it listens."""
-    bind = ["--bind", f"{HOST}:{port}", "--workers", str(WORKERS), "--log-level", "warning"]
+    folder = Path(__file__).parent / app
+    workers = ["--workers", str(WORKERS), "--worker-class", APPS[app]]
+    bind = ["--bind", f"{HOST}:{port}", "--log-level", "warning"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--chdir", str(APP), *bind, *options, "app:app"],
+        [sys.executable, "-m", "gunicorn", "--chdir", str(folder), *bind, *workers, *options, "app:app"],
         env={**os.environ, **environment},
     )
     for _ in range(300):
@@ -171,6 +174,7 @@ def start(port: int, environment: dict[str, str], options: list[str]) -> subproc
 def main() -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--app", choices=APPS, default="flask_app", help="which application to run (flask_app)")
     parser.add_argument("--once", action="store_true", help="end after the account")
     parser.add_argument("--requests", type=int, default=400, help="how many to send (400)")
     parser.add_argument("--port", type=int, default=8000, help="where to listen (8000, or another one if that is taken)")
@@ -179,7 +183,7 @@ def main() -> int:
     port = free_port(options.port)
     with tempfile.TemporaryDirectory(prefix="pdc-demo-") as folder:
         environment = {} if "PDC_REDIS_URL" in os.environ else {"PDC_SQLITE_PATH": f"{folder}/metrics.db"}
-        server = start(port, environment, options.gunicorn)
+        server = start(options.app, port, environment, options.gunicorn)
         try:
             print(
                 f"Gunicorn serves with {WORKERS} workers; metrics are in {environment.get('PDC_SQLITE_PATH', 'Redis')}",

@@ -2,190 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
 import hmac
+import importlib
 import logging
 import math
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cache
 from http import HTTPStatus
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from . import config
-from .exposition import Response, Scrape, plain
-from .metrics import Counter, Gauge, Histogram
+from prometheus_client.registry import CollectorRegistry
+
+from .exposition import ASGIApplication, Receive, Response, Scope, Scrape, Send, plain
+from .metrics import Counter, Gauge, Histogram, StoredMetric
+from .options import Label, OptionError, Options
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger("pdc")
 
+MetricT = TypeVar("MetricT", bound=StoredMetric)
+
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 OTHER_METHOD = "<other>"
 UNMATCHED = "<unmatched>"
+OVERFLOW = "<overflow>"
 CLIENT_CLOSED_REQUEST = 499
+SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
+"""64 bytes to 64 MiB."""
+WEBSOCKET_BUCKETS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
+"""A tenth of a second to a day."""
 TRACKER = "pdc.tracker"
-"""Where a WSGI environment keeps the tracker of its request."""
-
-
-class OptionError(ValueError):
-    """An option has a value that is not allowed, or a name that does not exist."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """How an option is read: `parse` takes a value or the text of an environment variable, or raises."""
-
-    parse: Callable[[Any], Any]
-    allowed: str
-
-
-def _option(default: Any, parse: Callable[[Any], Any], allowed: str) -> Any:
-    return field(default=default, metadata={"option": Option(parse=parse, allowed=allowed)})
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
-
-
-def _path(value: Any) -> str:
-    return _text(os.fspath(value))
-
-
-def _flag(value: Any) -> bool:
-    flags = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    return flags[str(value).strip().lower()]
-
-
-def _seconds(value: Any) -> float:
-    seconds = float(value)
-    if isinstance(value, bool) or not 0 <= seconds < math.inf:
-        raise ValueError(value)
-    return seconds
-
-
-def _expiry(value: Any) -> float | None:
-    if value is None or str(value).strip().lower() == "never":
-        return None
-    seconds = _seconds(value)
-    if seconds == 0:
-        raise ValueError(value)
-    return seconds
-
-
-def _url_path(value: Any) -> str | None:
-    if value is None or value == "":
-        return None
-    if not _text(value).startswith("/"):
-        raise ValueError(value)
-    return _text(value)
-
-
-def _items(value: Any) -> list[Any]:
-    """The items of an iterable, or of a text separated by commas."""
-    if isinstance(value, str):
-        return [item for part in value.split(",") if (item := part.strip())]
-    return list(value)
-
-
-def _bounds(value: Any) -> tuple[float, ...]:
-    bounds = tuple(float(bound) for bound in _items(value))
-    if not bounds or list(bounds) != sorted(set(bounds)) or any(math.isnan(bound) for bound in bounds):
-        raise ValueError(value)
-    return bounds
-
-
-def _patterns(value: Any) -> tuple[str | re.Pattern[str], ...]:
-    patterns = tuple(_items(value))
-    if not all(isinstance(pattern, (str, re.Pattern)) for pattern in patterns):
-        raise TypeError(value)
-    return patterns
-
-
-def _namespace(value: Any) -> str:
-    if not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", _text(value)):
-        raise ValueError(value)
-    return _text(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What can be configured. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
-
-    redis_url: str | None = _option(None, _text, "a URL such as redis://localhost:6379/0")
-    sqlite_path: str | None = _option(None, _path, "the path of a file")
-    redis_prefix: str = _option("", _text, "a text")
-    redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
-    flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
-    metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
-    metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send")
-    namespace: str = _option("", _namespace, "letters, digits and underscores")
-    buckets: tuple[float, ...] = _option(Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds")
-    exclude_paths: tuple[str | re.Pattern[str], ...] = _option(
-        (), _patterns, "paths, or compiled patterns that must match fully"
-    )
-    group_status: bool = _option(False, _flag, "true or false")
-    enabled: bool = _option(True, _flag, "true or false")
-
-    @classmethod
-    def load(cls, settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Options:
-        """Read the options from the settings of a framework or, where it has none, from the environment.
-
-        Raises OptionError for an unknown setting that starts with ``PDC_``, for a value that is not allowed, and for
-        two storages. Unknown environment variables may belong to others: they are logged.
-        """
-        environ = os.environ if environ is None else environ
-        known = {f"PDC_{option.name.upper()}": option for option in fields(cls)}
-        for name in settings:
-            if str(name).startswith("PDC_") and name not in known:
-                raise OptionError(f"unknown option {_with_hint(name, known)}")
-        for name in environ:
-            if name.startswith("PDC_") and name not in known:
-                logger.warning("the environment variable %s means nothing to pdc", _with_hint(name, known))
-        options = cls(
-            **{
-                option.name: _parsed(name, source[name], option.metadata["option"])
-                for name, option in known.items()
-                for source in [settings if name in settings else environ]
-                if name in source
-            }
-        )
-        if options.redis_url is not None and options.sqlite_path is not None:
-            raise OptionError(
-                f"PDC_REDIS_URL and PDC_SQLITE_PATH={options.sqlite_path!r} are both given, metrics live in one of them: "
-                "remove the other"
-            )
-        return options
-
-    def setup(self) -> None:
-        """Use the storage of these options; without one keep what `pdc.setup` was called with, or use ``metrics.db``."""
-        if self.redis_url is not None:
-            config.setup(
-                redis=self.redis_url,
-                redis_prefix=self.redis_prefix,
-                redis_expire=self.redis_expire,
-                flush_interval=self.flush_interval,
-            )
-        elif self.sqlite_path is not None or config.DEFAULT.storage is None:
-            config.setup(sqlite=self.sqlite_path or "metrics.db", flush_interval=self.flush_interval)
-
-
-def _with_hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{name}; did you mean {close[0]}?" if close else f"{name}; there are {', '.join(known)}"
-
-
-def _parsed(name: str, value: Any, option: Option) -> Any:
-    try:
-        return option.parse(value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise OptionError(f"{name} must be {option.allowed}, got {value!r}") from error
+"""Where a WSGI environment or an ASGI scope keeps the tracker of its request."""
 
 
 class _Families(NamedTuple):
@@ -193,23 +43,56 @@ class _Families(NamedTuple):
     duration: Histogram
     in_progress: Gauge
     exceptions: Counter
+    sizes: tuple[Histogram, Histogram] | None
 
 
 @cache
-def _families(namespace: str, buckets: tuple[float, ...]) -> _Families:
-    """The metrics of that namespace, once per process, however many applications it has."""
+def _families(namespace: str, buckets: tuple[float, ...], labels: tuple[str, ...], sizes: bool) -> _Families:
+    """The metrics of such options, once per process, however many applications it has."""
     common: dict[str, Any] = {"namespace": namespace, "registry": None}
+    answer = ["method", "route", "status", *labels]
+
+    def size(name: str, documentation: str) -> Histogram:
+        return Histogram(name, documentation, answer, unit="bytes", buckets=SIZE_BUCKETS, **common)
+
     return _Families(
-        Counter("http_requests", "Requests that were answered.", ["method", "route", "status"], **common),
+        Counter("http_requests", "Requests that were answered.", answer, **common),
         Histogram(
             "http_request_duration_seconds",
             "Time from the start of a request to the last byte of its answer.",
-            ["method", "route", "status"],
+            answer,
             buckets=buckets,
             **common,
         ),
         Gauge("http_requests_in_progress", "Requests in progress.", ["method"], multiprocess_mode="livesum", **common),
-        Counter("http_exceptions", "Exceptions that left a view.", ["method", "route", "exception"], **common),
+        Counter("http_exceptions", "Exceptions that left a view.", ["method", "route", "exception", *labels], **common),
+        (size("http_request_size", "Bytes of request bodies."), size("http_response_size", "Bytes of response bodies."))
+        if sizes
+        else None,
+    )
+
+
+class _WebSocketFamilies(NamedTuple):
+    connections: Counter
+    in_progress: Gauge
+    duration: Histogram
+
+
+@cache
+def _websocket_families(namespace: str, labels: tuple[str, ...]) -> _WebSocketFamilies:
+    """The metrics of WebSockets, which only a process that had one declares."""
+    common: dict[str, Any] = {"namespace": namespace, "registry": None}
+    route = ["route", *labels]
+    return _WebSocketFamilies(
+        Counter("websocket_connections", "WebSocket connections that were accepted.", route, **common),
+        Gauge("websocket_connections_in_progress", "Open WebSocket connections.", multiprocess_mode="livesum", **common),
+        Histogram(
+            "websocket_duration_seconds",
+            "Time from the acceptance of a WebSocket connection to its end.",
+            route,
+            buckets=WEBSOCKET_BUCKETS,
+            **common,
+        ),
     )
 
 
@@ -217,26 +100,68 @@ class HTTPMetrics:
     """Counts and times the requests of an application, and answers its scrapes."""
 
     def __init__(self, options: Options) -> None:
-        options.setup()
         self.options = options
-        self._families = _families(options.namespace, options.buckets)
+        self._current_exemplar = _exemplar_source(options)
+        options.setup()
+        self.families = _families(options.namespace, options.buckets, tuple(options.labels), options.sizes)
         exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
+        self._complained: set[str] = set()
 
     def track(self, method: str, path: str) -> Tracker | None:
         """Begin to track a request; None for one that is excluded."""
-        if path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns):
-            return None
-        return Tracker(self._families, method if method in METHODS else OTHER_METHOD, self.options.group_status)
+        return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD)
 
-    def answer(self, scrape: Scrape, authorization: str = "") -> Response:
-        """Answer a scrape whose header Authorization is given; 401 without the right token."""
+    def _excludes(self, path: str) -> bool:
+        return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
+
+    def bounded(self, metric: MetricT, *values: str) -> MetricT:
+        """The series of a metric with these label values, or one for all that are over the limit of its series."""
+        if len(metric._metrics) >= self.options.max_series and values not in metric._metrics:
+            self._complain(f"{metric} has {self.options.max_series} series (PDC_MAX_SERIES): new ones count as {OVERFLOW!r}")
+            values = (OVERFLOW,) * len(values)
+        return metric.labels(*values)
+
+    def labels(self, request: Any) -> tuple[str, ...]:
+        """The values of the application's own labels for a request, empty where a callable has none or fails."""
+        return tuple(self._label(name, label, request) for name, label in self.options.labels.items())
+
+    def _label(self, name: str, label: Label, request: Any) -> str:
+        if isinstance(label, str):
+            return label
+        try:
+            value = None if request is None else label(request)
+            return "" if value is None else str(value)
+        except Exception:  # noqa: BLE001 - a label must not break a request; the log has the traceback
+            self._complain(f"the label {name!r} failed and is left empty", exc_info=True)
+            return ""
+
+    def exemplar(self) -> dict[str, str] | None:
+        """The exemplar for the request that is being handled, if there is one."""
+        try:
+            found = self._current_exemplar()
+            return None if found is None else {name: str(value) for name, value in found.items()}
+        except Exception:  # noqa: BLE001 - nor must an exemplar
+            self._complain("the exemplar failed and is left out", exc_info=True)
+            return None
+
+    def _complain(self, message: str, *, exc_info: bool = False) -> None:
+        """Log a fault of the configuration, once per application."""
+        if message not in self._complained:
+            self._complained.add(message)
+            logger.warning(message, exc_info=exc_info)
+
+    def answer(self, scrape: Scrape, authorization: str = "", registry: CollectorRegistry | None = None) -> Response:
+        """Answer a scrape whose header Authorization is given; 401 without the right token.
+
+        With a registry, its collectors come after what the storage holds.
+        """
         token = self.options.metrics_token
         if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             challenge = ("WWW-Authenticate", "Bearer")
             return plain(HTTPStatus.UNAUTHORIZED, "metrics need the header Authorization: Bearer <token>", challenge)
-        return scrape.answer()
+        return scrape.answer(registry)
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
         """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``."""
@@ -246,44 +171,113 @@ class HTTPMetrics:
             if tracker is None:
                 return app(environ, start_response)
             environ[TRACKER] = tracker
+            tracker.received = content_length(environ.get("CONTENT_LENGTH", ""))
+
+            def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+                tracker.started(int(status[:3]), headers)
+                return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
             try:
-                body = app(environ, tracker.watch(start_response))
+                body = app(environ, start)
             except BaseException as error:
                 tracker.fail(error)
                 raise
-            return tracker.watch_body(body, environ.get("wsgi.file_wrapper"))
+            return _watched(body, tracker, environ.get("wsgi.file_wrapper"))
 
         return tracked
 
+    async def asgi(
+        self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Callable[[Tracker], None]
+    ) -> None:
+        """Track an HTTP request of an ASGI application; the framework finds its tracker in ``scope[TRACKER]``.
+
+        `look` tells the tracker the route and the request. It is called once, when they are first needed: when the answer
+        starts, an exception is counted, or the application ends without an answer.
+        """
+        tracker = scope[TRACKER] = self.track(scope["method"], asgi_path(scope))
+        if tracker is None:
+            await app(scope, receive, send)
+            return
+        tracker.look = look
+        channel = _Channel(tracker, receive, send)
+        try:
+            await app(scope, channel.receive, channel.send)
+        except BaseException as error:
+            channel.ended(error)
+            raise
+        channel.ended(None)
+
+    async def websocket(
+        self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Callable[[Connection], None]
+    ) -> None:
+        """Count and time a WebSocket connection of an ASGI application; one that is never accepted is none.
+
+        `look` tells the route and the request when the connection is accepted.
+        """
+        scope[TRACKER] = None
+        if self._excludes(asgi_path(scope)):
+            await app(scope, receive, send)
+            return
+        connection = Connection(self, look)
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "websocket.accept":
+                connection.opened()
+            await send(message)
+
+        try:
+            await app(scope, receive, watched)
+        finally:
+            connection.closed()
+
 
 class Tracker:
-    """One request, from its start until its last byte is handed to the server. Its methods never raise."""
+    """One request, from its start until its last byte is handed to the server. Its methods never raise.
 
-    __slots__ = ("_exception", "_families", "_finished", "_group", "_method", "_start", "body_bytes", "route", "status")
+    The framework says what it knows: `request`, as callables for labels take it, and `route`; or it sets `look`, which
+    does so when they are first needed.
+    """
 
-    def __init__(self, families: _Families, method: str, group_status: bool) -> None:
-        self._families = families
+    __slots__ = (
+        *("_exception", "_exemplar", "_finished", "_labels", "_method", "_metrics", "_start"),
+        *("body_bytes", "gone", "look", "received", "request", "route", "sent", "status"),
+    )
+
+    def __init__(self, metrics: HTTPMetrics, method: str) -> None:
+        self._metrics = metrics
         self._method = method
-        self._group = group_status
+        self._labels: tuple[str, ...] | None = None
+        self._exemplar: dict[str, str] | None = None
         self._exception: BaseException | None = None
         self._finished = False
+        self.look: Callable[[Tracker], None] = lambda _: None
+        self.gone = False
+        self.request: Any = None
         self.route = UNMATCHED
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.body_bytes = math.inf
+        self.received = self.sent = 0
         self._start = perf_counter()
         try:
-            families.in_progress.labels(method).inc()
+            metrics.families.in_progress.labels(method).inc()
         except Exception:
             logger.exception("a request could not be tracked")
             self._finished = True
 
+    def started(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        """Note the start of the answer, while the request is being handled."""
+        self.status = status
+        self.body_bytes = 0.0 if self._method == "HEAD" else _body_bytes(status, headers)
+        self._labelled()
+
     def raised(self, error: BaseException) -> None:
-        """Count an exception that left the view, once however often it is seen; exits are none."""
-        if error is self._exception or not isinstance(error, Exception):
+        """Count an exception that left the view, once however often it is seen; exits are none, nor is a client that went."""
+        if error is self._exception or self._finished or self.gone or not isinstance(error, Exception):
             return
         self._exception = error
+        metrics, labels = self._metrics, self._labelled()
         try:
-            self._families.exceptions.labels(self._method, self.route, type(error).__name__).inc()
+            metrics.bounded(metrics.families.exceptions, self._method, self.route, type(error).__name__, *labels).inc()
         except Exception:
             logger.exception("an exception could not be counted")
 
@@ -291,16 +285,30 @@ class Tracker:
         """Count and time the request; only the first call does."""
         if self._finished:
             return
-        self._finished = True
         duration = perf_counter() - self._start
-        status = f"{self.status // 100}xx" if self._group else str(self.status)
-        families = self._families
+        labels = self._labelled()
+        self._finished = True
+        metrics, families = self._metrics, self._metrics.families
+        status = f"{self.status // 100}xx" if metrics.options.group_status else str(self.status)
+        values = (self._method, self.route, status, *labels)
         try:
             families.in_progress.labels(self._method).dec()
-            families.requests.labels(self._method, self.route, status).inc()
-            families.duration.labels(self._method, self.route, status).observe(duration)
+            metrics.bounded(families.requests, *values).inc(1, self._exemplar)
+            metrics.bounded(families.duration, *values).observe(duration, self._exemplar)
+            for size, count in zip(families.sizes or (), (self.received, self.sent), strict=False):
+                metrics.bounded(size, *values).observe(count)
         except Exception:
             logger.exception("a request could not be counted")
+
+    def forget(self) -> None:
+        """Do not count the request after all."""
+        if self._finished:
+            return
+        self._finished = True
+        try:
+            self._metrics.families.in_progress.labels(self._method).dec()
+        except Exception:
+            logger.exception("a request could not be left out")
 
     def fail(self, error: BaseException) -> None:
         """End a request whose application raised: nothing but an error 500 can have come of it."""
@@ -308,61 +316,100 @@ class Tracker:
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.finish()
 
-    def watch(self, start_response: StartResponse) -> StartResponse:
-        """Note the status that a WSGI application sends."""
-
-        def watching(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
-            self.status = int(status[:3])
-            self.body_bytes = 0.0 if self._method == "HEAD" else _body_bytes(self.status, headers)
-            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
-
-        return watching
-
-    def watch_body(self, body: Iterable[bytes], file_wrapper: Any) -> Iterable[bytes]:
-        """The body of a WSGI answer, which finishes the request at its end.
-
-        What the server would send by itself from a file (PEP 3333, ``wsgi.file_wrapper``) is left as it is.
-        """
-        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
-            file: Any = body
-            file.close = self._finish_then(getattr(file, "close", None))
-            return body
-        return _Body(self, body)
-
-    def _finish_then(self, close: Callable[[], None] | None) -> Callable[[], None]:
-        def closing() -> None:
-            self.finish()
-            if close is not None:
-                close()
-
-        return closing
+    def _labelled(self) -> tuple[str, ...]:
+        """The application's labels, found out with the route and the exemplar when they are first needed."""
+        if self._labels is None:
+            try:
+                self.look(self)
+            except Exception:
+                logger.exception("the route of a request could not be found")
+            self._labels = self._metrics.labels(self.request)
+            self._exemplar = self._metrics.exemplar()
+        return self._labels
 
 
-class _Body:
-    """A WSGI body that is watched: read to its end, broken by an exception, or left by a client that went away."""
+class Connection:
+    """One WebSocket connection; `look` is called to set `request` and `route`. Its methods never raise."""
 
-    def __init__(self, tracker: Tracker, body: Iterable[bytes]) -> None:
+    __slots__ = ("_labels", "_look", "_metrics", "_start", "request", "route")
+
+    def __init__(self, metrics: HTTPMetrics, look: Callable[[Connection], None]) -> None:
+        self._metrics = metrics
+        self._look = look
+        self._labels: tuple[str, ...] = ()
+        self._start: float | None = None
+        self.request: Any = None
+        self.route = UNMATCHED
+
+    def opened(self) -> None:
+        """Count the connection."""
+        try:
+            self._look(self)
+            self._labels = (self.route, *self._metrics.labels(self.request))
+            self._metrics.bounded(self._families.connections, *self._labels).inc()
+            self._families.in_progress.inc()
+        except Exception:
+            logger.exception("a WebSocket connection could not be counted")
+        else:
+            self._start = perf_counter()
+
+    def closed(self) -> None:
+        """Time the connection, if it was ever opened."""
+        if self._start is None:
+            return
+        try:
+            self._families.in_progress.dec()
+            self._metrics.bounded(self._families.duration, *self._labels).observe(perf_counter() - self._start)
+        except Exception:
+            logger.exception("a WebSocket connection could not be timed")
+
+    @property
+    def _families(self) -> _WebSocketFamilies:
+        options = self._metrics.options
+        return _websocket_families(options.namespace, tuple(options.labels))
+
+
+def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iterable[bytes]:
+    """The body of a WSGI answer, which finishes the request at its end.
+
+    What the server would send by itself from a file (PEP 3333, ``wsgi.file_wrapper``) is left as it is.
+    """
+    if not (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
+        return Body(tracker, body)
+    file: Any = body
+    close: Callable[[], None] | None = getattr(file, "close", None)
+
+    def finish_and_close() -> None:
+        if math.isfinite(tracker.body_bytes):
+            tracker.sent = int(tracker.body_bytes)
+        tracker.finish()
+        if close is not None:
+            close()
+
+    file.close = finish_and_close
+    return body
+
+
+class _AnyBody:
+    """A body that is watched: read to its end, broken by an exception, or left by a client that went away."""
+
+    def __init__(self, tracker: Tracker, body: Any) -> None:
         self._tracker = tracker
         self._body = body
-        self._iterator = iter(body)
         self._left = tracker.body_bytes
 
-    def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            chunk = next(self._iterator)
-        except BaseException as error:
-            self._left = 0
-            if not isinstance(error, StopIteration):
-                self._tracker.raised(error)
-            self._tracker.finish()
-            raise
+    def _passed(self, chunk: bytes) -> bytes:
+        self._tracker.sent += len(chunk)
         self._left -= len(chunk)
         if self._left <= 0:
             self._tracker.finish()
         return chunk
+
+    def _ended(self, error: BaseException | None) -> None:
+        self._left = 0
+        if error is not None:
+            self._tracker.raised(error)
+        self._tracker.finish()
 
     def close(self) -> None:
         """Finish the request; the server calls this whatever became of it (PEP 3333)."""
@@ -373,9 +420,125 @@ class _Body:
             self._body.close()
 
 
+class Body(_AnyBody):
+    """The watched body of a WSGI answer."""
+
+    def __init__(self, tracker: Tracker, body: Iterable[bytes]) -> None:
+        super().__init__(tracker, body)
+        self._iterator = iter(body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return self._passed(next(self._iterator))
+        except BaseException as error:
+            self._ended(None if isinstance(error, StopIteration) else error)
+            raise
+
+
+class AsyncBody(_AnyBody):
+    """The watched body of an answer that is made asynchronously; what is dropped unread was left, too."""
+
+    def __init__(self, tracker: Tracker, body: AsyncIterable[bytes]) -> None:
+        super().__init__(tracker, body)
+        self._iterator = body.__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return self._passed(await self._iterator.__anext__())
+        except StopAsyncIteration:
+            self._ended(None)
+            raise
+        except Exception as error:
+            self._ended(error)
+            raise
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Channel:
+    """The messages of one ASGI request, which are watched."""
+
+    def __init__(self, tracker: Tracker, receive: Receive, send: Send) -> None:
+        self._tracker = tracker
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._tracker.gone = True
+        self._tracker.received += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        tracker = self._tracker
+        if message["type"] == "http.response.start":
+            headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ()))
+            tracker.started(message["status"], headers)
+        try:
+            await self._send(message)
+        except OSError:  # what a server raises for a client that is gone (ASGI 2.4)
+            tracker.gone = True
+            raise
+        if message["type"] == "http.response.body":
+            tracker.sent += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                tracker.finish()
+        elif message["type"] == "http.response.pathsend":  # a file that the server sends by itself is all of the body
+            tracker.sent = int(tracker.body_bytes) if math.isfinite(tracker.body_bytes) else 0
+            tracker.finish()
+
+    def ended(self, error: BaseException | None) -> None:
+        """Finish the request, unless its answer was complete; a server cancels one whose client is gone."""
+        if self._tracker.gone or (error is not None and not isinstance(error, Exception)):
+            self._tracker.status = CLIENT_CLOSED_REQUEST
+        elif error is not None:
+            self._tracker.raised(error)
+        self._tracker.finish()
+
+
+def asgi_path(scope: Scope) -> str:
+    """The path of an ASGI request below the `root_path` of its application."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if path.startswith(f"{root}/") else path
+
+
 def _body_bytes(status: int, headers: Iterable[tuple[str, str]]) -> float:
     """How long the body will be; infinite where only its end can tell."""
     if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
         return 0.0
-    lengths = [value for name, value in headers if name.lower() == "content-length"]
-    return float(lengths[0]) if lengths and lengths[0].isdecimal() else math.inf
+    lengths = [value for name, value in headers if name.lower() == "content-length" and value.isdecimal()]
+    return float(lengths[0]) if lengths else math.inf
+
+
+def content_length(header: str) -> int:
+    """The value of a header Content-Length, 0 for none or one that is malformed."""
+    return int(header) if header.isdecimal() else 0
+
+
+def _exemplar_source(options: Options) -> Callable[[], Mapping[str, str] | None]:
+    """What gives the exemplar of the current request. Raises OptionError where OpenTelemetry is wanted but missing."""
+    if callable(options.exemplars):
+        return options.exemplars
+    if not options.exemplars:
+        return lambda: None
+    try:
+        trace = importlib.import_module("opentelemetry.trace")
+    except ImportError as error:
+        raise OptionError(
+            "PDC_EXEMPLARS=True needs OpenTelemetry: pip install opentelemetry-api, or give a callable"
+        ) from error
+
+    def current() -> dict[str, str] | None:
+        span = trace.get_current_span().get_span_context()
+        return {"trace_id": trace.format_trace_id(span.trace_id)} if span.is_valid and span.trace_flags.sampled else None
+
+    return current

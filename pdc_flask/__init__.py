@@ -8,24 +8,32 @@ from typing import Any
 from flask import Flask, Response, got_request_exception, request, request_started
 from werkzeug.exceptions import HTTPException
 
+from pdc import Info, config
 from pdc.exposition import scrape_from_wsgi
-from pdc.http import TRACKER, HTTPMetrics, Options, Tracker
+from pdc.http import TRACKER, HTTPMetrics, Tracker
+from pdc.options import Options
+
+from .views import ViewMetrics, ViewT
 
 __all__ = ["PrometheusMetrics"]
 
 ENDPOINT = "pdc_metrics"
+EXCLUDED = "pdc_excluded"
+"""The attribute of a view whose requests are not counted."""
 
 
-class PrometheusMetrics:
+class PrometheusMetrics(ViewMetrics):
     """Counts and times every request of an application, and serves ``/metrics``.
 
     Options come from ``app.config``, or from an environment variable of the same name: ``PDC_REDIS_URL`` or
     ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``,
     ``PDC_FLUSH_INTERVAL``, ``PDC_METRICS_PATH``, ``PDC_METRICS_TOKEN``, ``PDC_NAMESPACE``, ``PDC_BUCKETS``,
-    ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_ENABLED``.
+    ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``, ``PDC_SIZES``, ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``,
+    ``PDC_ENABLED``.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
+        self._infos: list[tuple[Info, dict[str, str]]] = []
         if app is not None:
             self.init_app(app)
 
@@ -42,12 +50,27 @@ class PrometheusMetrics:
         if not options.enabled:
             return
         metrics = app.extensions["pdc"] = HTTPMetrics(options)
+        for info, labels in self._infos:
+            info.info(labels)
         if options.metrics_path is not None:
             _mount(app, metrics, options.metrics_path)
-        request_started.connect(_note_route, app)
+        request_started.connect(_note_request, app)
         got_request_exception.connect(_note_exception, app)
         app.handle_user_exception = _watch_exceptions(app.handle_user_exception)  # type: ignore[assignment,method-assign]
         app.wsgi_app = metrics.wsgi(app.wsgi_app)  # type: ignore[assignment,method-assign]
+
+    def exclude(self, view: ViewT) -> ViewT:
+        """Do not count the requests of this view (a decorator, below ``@app.route``)."""
+        view.__dict__[EXCLUDED] = True
+        return view
+
+    def info(self, name: str, documentation: str, **labels: str) -> Info:
+        """Declare an info metric with these labels, for example the version of the application, and return it."""
+        info = Info(name, documentation, registry=None)
+        self._infos.append((info, labels))
+        if config.DEFAULT.storage is not None:
+            info.info(labels)
+        return info
 
 
 def _mount(app: Flask, metrics: HTTPMetrics, path: str) -> None:
@@ -63,10 +86,15 @@ def _tracker() -> Tracker | None:
     return request.environ.get(TRACKER)
 
 
-def _note_route(_: Flask, **__: Any) -> None:
+def _note_request(app: Flask, **_: Any) -> None:
     tracker = _tracker()
-    if tracker is not None and request.url_rule is not None:
+    if tracker is None:
+        return
+    tracker.request = request._get_current_object()  # type: ignore[attr-defined]
+    if request.url_rule is not None:
         tracker.route = request.url_rule.rule
+        if getattr(app.view_functions.get(request.url_rule.endpoint), EXCLUDED, False):
+            tracker.forget()
 
 
 def _note_exception(_: Flask, exception: BaseException, **__: Any) -> None:

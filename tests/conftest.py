@@ -126,6 +126,7 @@ def registry() -> CollectorRegistry:
 def _nothing_left() -> Iterator[None]:
     """Leave no storage and no metrics behind: a later `setup` would declare them again."""
     pdc.http._families.cache_clear()
+    pdc.http._websocket_families.cache_clear()
     gc.collect()  # now, not before: pytest lets go of the values of fixtures only after their teardown
     yield
     pdc.shutdown()

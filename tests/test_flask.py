@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,11 +13,12 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, RedisServer
-from flask import Blueprint, Flask, Response, abort, send_file, stream_with_context
+from flask import Blueprint, Flask, Response, abort, request, send_file, stream_with_context
+from opentelemetry import trace
 from prometheus_client.parser import text_string_to_metric_families
 
 import pdc
-from pdc.http import OptionError
+from pdc.options import OptionError, from_header
 from pdc_flask import PrometheusMetrics
 
 Make = Callable[..., Flask]
@@ -228,3 +230,129 @@ def test_the_demo_counts_every_request(storage: dict[str, Any], redis_server: Re
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Every worker counts what was sent: yes" in done.stdout
+
+
+def test_views_can_be_measured_by_decorators(make_app: Make) -> None:
+    """Counter, gauge, histogram and summary measure a view, with labels from texts, the request and the response."""
+    app = make_app()
+    metrics = PrometheusMetrics()
+    during: list[float] = []
+
+    @app.get("/<name>")
+    @metrics.counter("visits", "Visits.", {"name": lambda: request.view_args["name"], "status": lambda r: r.status_code})  # type: ignore[index]
+    @metrics.gauge("visiting", "Visitors.", {"kind": "view"})
+    @metrics.histogram("visit_seconds", "Time.", buckets=[1, 2])
+    @metrics.summary("visit_summary", "Time.", {"broken": fail})
+    def visit(name: str) -> Any:
+        during.append(pdc_samples("visiting")[0].value)
+        if name == "nobody":
+            abort(404)
+        if name == "nothing":
+            fail()
+        return name, 201
+
+    for name in ("tea", "nobody", "nothing"):
+        app.test_client().get(f"/{name}")
+    assert scraped(app, "visits_total") == {("tea", "201"): 1.0, ("nobody", "404"): 1.0, ("nothing", "500"): 1.0}
+    assert during == [1.0, 1.0, 1.0]
+    assert scraped(app, "visiting") == {("view",): 0.0}
+    assert scraped(app, "visit_seconds_count") == {(): 3.0}
+    assert scraped(app, "visit_summary_count") == {("",): 3.0}
+
+
+def test_an_async_view_can_be_measured(make_app: Make) -> None:
+    """The decorators leave an async view async and count when it is done."""
+    app = make_app()
+
+    @app.get("/")
+    @PrometheusMetrics().counter("answers", "Answers.")
+    async def view() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    assert app.test_client().get("/").text == "done"
+    assert scraped(app, "answers_total") == {(): 1.0}
+
+
+def test_a_gauge_cannot_have_a_label_of_the_response() -> None:
+    """A gauge is there before the response, so a label that needs it is refused where it is written."""
+    with pytest.raises(ValueError, match=r"labels \['status'\] must be callables of no argument"):
+        PrometheusMetrics().gauge("visiting", "Visitors.", {"status": lambda response: response.status_code})
+
+
+def test_a_view_can_be_excluded(make_app: Make) -> None:
+    """The requests of a view that is excluded leave no trace."""
+    app = make_app()
+    app.add_url_rule("/health", view_func=PrometheusMetrics().exclude(lambda: "fine"))
+    assert app.test_client().get("/health").text == "fine"
+    assert scraped(app, "http_requests_total") == {}
+    assert scraped(app, "http_requests_in_progress") == {("GET",): 0.0}
+
+
+def test_an_info_metric_may_be_declared_before_the_application(make_app: Make) -> None:
+    """`info` shows its labels, whether it is called before or after `init_app`."""
+    metrics = PrometheusMetrics()
+    first = metrics.info("shop_build", "The build.", version="1.2")
+    app = make_app(enabled=False)
+    app.config["PDC_ENABLED"] = True
+    metrics.init_app(app)
+    second = metrics.info("shop_place", "The place.", region="eu")
+    assert scraped(app, "shop_build_info") == {("1.2",): 1.0}
+    assert scraped(app, "shop_place_info") == {("eu",): 1.0}
+    assert [str(info) for info in (first, second)] == ["info:shop_build", "info:shop_place"]
+
+
+def test_labels_of_the_application(make_app: Make) -> None:
+    """Static labels, callables of the request and headers with allowed values; one that fails or has none is empty."""
+    labels = {
+        "env": "test",
+        "agent": from_header("X-Agent", allowed={"app", "web"}, default="other"),
+        "none": lambda _: None,
+        "broken": lambda _: fail(),
+    }
+    app = make_app(labels=labels)
+    app.add_url_rule("/", view_func=lambda: "fine")
+    for agent in ("app", "spider"):
+        app.test_client().get("/", headers={"X-Agent": agent})
+    assert scraped(app, "http_requests_total") == {
+        (agent, "", "test", "GET", "", "/", "200"): 1.0 for agent in ("app", "other")
+    }
+
+
+def test_sizes_and_exemplars(make_app: Make) -> None:
+    """When asked for, sizes of bodies are observed, and the counter and the histogram have exemplars."""
+    app = make_app(sizes=True, exemplars=lambda: {"trace_id": "abc"})
+    app.add_url_rule("/", view_func=lambda: "seven b", methods=["POST"])
+    assert app.test_client().post("/", data=b"four").text == "seven b"
+    assert scraped(app, "http_request_size_bytes_sum") == {("POST", "/", "200"): 4.0}
+    assert scraped(app, "http_response_size_bytes_sum") == {("POST", "/", "200"): 7.0}
+    page = app.test_client().get("/metrics", headers={"Accept": "application/openmetrics-text"}).text
+    assert len(re.findall(r'^http_(?:requests_total|request_duration_seconds_bucket){.* # {trace_id="abc"}', page, re.M)) == 2
+
+
+def test_series_are_bounded(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """What is over PDC_MAX_SERIES goes to one series, and is logged once a metric."""
+    app = make_app(max_series=2, labels={"n": lambda r: r.args["n"]})
+    app.add_url_rule("/", view_func=lambda: "fine")
+    for number in range(10):
+        app.test_client().get(f"/?n={number}")
+    counted = scraped(app, "http_requests_total")
+    assert sorted(counted.values()) == [1.0, 1.0, 8.0]
+    assert counted[("<overflow>",) * 4] == 8.0
+    assert caplog.text.count("http_requests has 2 series (PDC_MAX_SERIES)") == 1
+
+
+def test_opentelemetry_gives_exemplars(make_app: Make) -> None:
+    """With PDC_EXEMPLARS true the trace of the current sampled span is the exemplar."""
+    trace_id = 0xABC
+    span = trace.NonRecordingSpan(trace.SpanContext(trace_id, 1, False, trace.TraceFlags(trace.TraceFlags.SAMPLED)))
+    app = make_app(exemplars=True)
+
+    @app.get("/")
+    def view() -> str:
+        return "fine"
+
+    with trace.use_span(span):
+        app.test_client().get("/")
+    page = app.test_client().get("/metrics", headers={"Accept": "application/openmetrics-text"}).text
+    assert f'# {{trace_id="{trace_id:032x}"}}' in page

@@ -12,7 +12,8 @@ import pytest
 
 import pdc
 from pdc.exposition import Scrape
-from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, HTTPMetrics, OptionError, Options
+from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, HTTPMetrics
+from pdc.options import OptionError, Options
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def samples() -> dict[tuple[str, ...], float]:
         (sample.name.removeprefix("http_"), *(value for _, value in sorted(sample.labels.items()))): sample.value
         for metric in metrics
         for sample in metric.samples
-        if sample.name.endswith(("_total", "_count", "_in_progress"))
+        if sample.name.startswith("http_") and sample.name.endswith(("_total", "_count", "_in_progress"))
     }
 
 

@@ -29,12 +29,12 @@ def test_the_metadata_of_the_installed_distribution_is_that_of_the_checkout() ->
 
 
 def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
-    """Without extras only prometheus_client is required; the extras that exist are redis, flask and all."""
+    """Without extras only prometheus_client is required; the extras that exist are one for each driver and framework, and all."""
     assert {requirement for requirement in requirements() if "extra==" not in requirement} == {"prometheus_client>=0.23.1"}
-    assert set(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ()) == {"redis", "flask", "all"}
+    assert set(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ()) == {"redis", "flask", "django", "starlette", "all"}
 
 
-@pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask"])
+@pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask", "django", "starlette"])
 def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: str) -> None:
     """The group `oldest` pins the lower bound of each requirement, give or take zeros at its end."""
     (bound,) = {match[1] for line in requirements() if (match := re.match(rf"{name}>=([\d.]+)", line))}

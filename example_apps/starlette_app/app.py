@@ -1,0 +1,74 @@
+"""A small shop in FastAPI.
+
+Run it with ``gunicorn --chdir example_apps/starlette_app --workers 4 -k uvicorn_worker.UvicornWorker app:app``.
+Metrics are in ``metrics.db``; set ``PDC_SQLITE_PATH`` or ``PDC_REDIS_URL`` for another place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
+
+import pdc
+from pdc_starlette import instrument
+
+orders = pdc.Counter("shop_orders", "Orders that were placed.", ["item"])
+items = APIRouter()
+app = FastAPI()
+
+
+@app.get("/")
+async def index() -> Response:
+    """Say hello."""
+    return PlainTextResponse("A small shop. Try /items/tea, /report, /broken and /metrics.\n")
+
+
+@items.get("/{name}")
+async def item(name: str) -> dict[str, str | int]:
+    """Show an item, which takes a moment."""
+    if name == "nothing":
+        raise HTTPException(404)
+    await asyncio.sleep(random.uniform(0.001, 0.02))
+    return {"name": name, "price": len(name)}
+
+
+@items.post("/{name}/order", status_code=201)
+async def order(name: str) -> dict[str, str]:
+    """Order an item."""
+    orders.labels(name).inc()
+    return {"ordered": name}
+
+
+@app.get("/report")
+async def report() -> Response:
+    """Stream a report, line by line."""
+
+    async def lines() -> AsyncIterator[str]:
+        for number in range(5):
+            await asyncio.sleep(0.002)
+            yield f"line {number}\n"
+
+    return StreamingResponse(lines(), media_type="text/plain")
+
+
+@app.get("/broken")
+async def broken() -> Response:
+    """Fail."""
+    raise RuntimeError("this page is broken on purpose")
+
+
+@app.middleware("http")
+async def name_worker(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Tell which process answered."""
+    response = await call_next(request)
+    response.headers["X-Worker"] = str(os.getpid())
+    return response
+
+
+app.include_router(items, prefix="/items")
+instrument(app)

@@ -1,0 +1,220 @@
+"""The options of the frameworks' extensions: one list, read from settings or the environment, checked at start-up."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from . import config
+from .metrics import Histogram
+
+logger = logging.getLogger("pdc")
+
+
+Label = str | Callable[[Any], object]
+"""The value of a label of the application's own: a text, or a callable that takes the request of the framework."""
+
+OWN_LABELS = ("method", "route", "status", "exception", "le")
+OWN = ", ".join(OWN_LABELS)
+
+OptionsT = TypeVar("OptionsT", bound="Options")
+
+
+def from_header(name: str, *, allowed: Collection[str] | None = None, default: str = "") -> Callable[[Any], str]:
+    """A label whose value is a header of the request, `default` where there is none or it is not `allowed`.
+
+    Whoever sends requests chooses the header: without `allowed`, each value makes a series of its own.
+    """
+
+    def label(request: Any) -> str:
+        value = request.headers.get(name)
+        return default if value is None or (allowed is not None and value not in allowed) else str(value)
+
+    return label
+
+
+class OptionError(ValueError):
+    """An option has a value that is not allowed, or a name that does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """How an option is read: `parse` takes a value or the text of an environment variable, or raises."""
+
+    parse: Callable[[Any], Any]
+    allowed: str
+
+
+def _option(default: Any, parse: Callable[[Any], Any], allowed: str) -> Any:
+    return field(default_factory=lambda: default, metadata={"option": Option(parse=parse, allowed=allowed)})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _path(value: Any) -> str:
+    return _text(os.fspath(value))
+
+
+def _flag(value: Any) -> bool:
+    flags = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    return flags[str(value).strip().lower()]
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if isinstance(value, bool) or not 0 <= seconds < math.inf:
+        raise ValueError(value)
+    return seconds
+
+
+def _expiry(value: Any) -> float | None:
+    if value is None or str(value).strip().lower() == "never":
+        return None
+    seconds = _seconds(value)
+    if seconds == 0:
+        raise ValueError(value)
+    return seconds
+
+
+def _url_path(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if not _text(value).startswith("/"):
+        raise ValueError(value)
+    return _text(value)
+
+
+def _items(value: Any) -> list[Any]:
+    """The items of an iterable, or of a text separated by commas."""
+    if isinstance(value, str):
+        return [item for part in value.split(",") if (item := part.strip())]
+    return list(value)
+
+
+def _bounds(value: Any) -> tuple[float, ...]:
+    bounds = tuple(float(bound) for bound in _items(value))
+    if not bounds or list(bounds) != sorted(set(bounds)) or any(math.isnan(bound) for bound in bounds):
+        raise ValueError(value)
+    return bounds
+
+
+def _patterns(value: Any) -> tuple[str | re.Pattern[str], ...]:
+    patterns = tuple(_items(value))
+    if not all(isinstance(pattern, (str, re.Pattern)) for pattern in patterns):
+        raise TypeError(value)
+    return patterns
+
+
+def _namespace(value: Any) -> str:
+    if not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", _text(value)):
+        raise ValueError(value)
+    return _text(value)
+
+
+def _labels(value: Any) -> dict[str, Label]:
+    """Labels by name; a text is ``name=value`` pairs separated by commas."""
+    labels = dict(item.split("=", 1) for item in _items(value)) if isinstance(value, str) else dict(value)
+    for name, label in labels.items():
+        if not re.fullmatch(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", _text(name)) or name in OWN_LABELS:
+            raise ValueError(value)
+        if not callable(label):
+            _text(label)
+    return labels
+
+
+def _exemplars(value: Any) -> bool | Callable[[], Mapping[str, str] | None]:
+    return value if callable(value) else _flag(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+        raise ValueError(value)
+    return int(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be configured. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
+
+    redis_url: str | None = _option(None, _text, "a URL such as redis://localhost:6379/0")
+    sqlite_path: str | None = _option(None, _path, "the path of a file")
+    redis_prefix: str = _option("", _text, "a text")
+    redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
+    flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
+    metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
+    metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send")
+    namespace: str = _option("", _namespace, "letters, digits and underscores")
+    buckets: tuple[float, ...] = _option(Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds")
+    exclude_paths: tuple[str | re.Pattern[str], ...] = _option(
+        (), _patterns, "paths, or compiled patterns that must match fully"
+    )
+    group_status: bool = _option(False, _flag, "true or false")
+    labels: dict[str, Label] = _option({}, _labels, "a dict of label names and texts or callables; not one of " + OWN)
+    sizes: bool = _option(False, _flag, "true or false")
+    exemplars: bool | Callable[[], Mapping[str, str] | None] = _option(False, _exemplars, "true, false or a callable")
+    max_series: int = _option(10_000, _count, "a whole number, at least 1")
+    enabled: bool = _option(True, _flag, "true or false")
+
+    @classmethod
+    def load(cls: type[OptionsT], settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> OptionsT:
+        """Read the options from the settings of a framework or, where it has none, from the environment.
+
+        Raises OptionError for an unknown setting that starts with ``PDC_``, for a value that is not allowed, and for
+        two storages. Unknown environment variables may belong to others: they are logged.
+        """
+        environ = os.environ if environ is None else environ
+        known = {f"PDC_{option.name.upper()}": option for option in fields(cls)}
+        for name in settings:
+            if str(name).startswith("PDC_") and name not in known:
+                raise OptionError(f"unknown option {_with_hint(name, known)}")
+        for name in environ:
+            if name.startswith("PDC_") and name not in known:
+                logger.warning("the environment variable %s means nothing to pdc", _with_hint(name, known))
+        options = cls(
+            **{
+                option.name: _parsed(name, source[name], option.metadata["option"])
+                for name, option in known.items()
+                for source in [settings if name in settings else environ]
+                if name in source
+            }
+        )
+        if options.redis_url is not None and options.sqlite_path is not None:
+            raise OptionError(
+                f"PDC_REDIS_URL and PDC_SQLITE_PATH={options.sqlite_path!r} are both given, metrics live in one of them: "
+                "remove the other"
+            )
+        return options
+
+    def setup(self) -> None:
+        """Use the storage of these options; without one keep what `pdc.setup` was called with, or use ``metrics.db``."""
+        if self.redis_url is not None:
+            config.setup(
+                redis=self.redis_url,
+                redis_prefix=self.redis_prefix,
+                redis_expire=self.redis_expire,
+                flush_interval=self.flush_interval,
+            )
+        elif self.sqlite_path is not None or config.DEFAULT.storage is None:
+            config.setup(sqlite=self.sqlite_path or "metrics.db", flush_interval=self.flush_interval)
+
+
+def _with_hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"{name}; did you mean {close[0]}?" if close else f"{name}; there are {', '.join(known)}"
+
+
+def _parsed(name: str, value: Any, option: Option) -> Any:
+    try:
+        return option.parse(value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise OptionError(f"{name} must be {option.allowed}, got {value!r}") from error

@@ -1,0 +1,1 @@
+"""Prometheus metrics of a Django project, shared by all of its processes."""

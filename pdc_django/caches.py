@@ -1,0 +1,103 @@
+"""Counts and times what caches are asked, on backends as they are: no other BACKEND is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from functools import cache, partial, wraps
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from django.core.cache import BaseCache, caches
+
+from pdc import Counter, Histogram
+
+from . import conf
+
+OPERATIONS = (
+    *("add", "clear", "decr", "delete", "delete_many", "get", "get_many"),
+    *("has_key", "incr", "set", "set_many", "touch"),
+)
+"""What is timed; other methods, and coroutines, call these."""
+_inside: ContextVar[bool] = ContextVar("pdc_inside_cache_operation", default=False)
+_missing = object()
+
+
+class _Families(NamedTuple):
+    hits: Counter
+    misses: Counter
+    duration: Histogram
+
+
+@cache
+def _families(namespace: str) -> _Families:
+    common: dict[str, Any] = {"namespace": namespace, "registry": None}
+    return _Families(
+        Counter("django_cache_hits", "Keys that were asked for and found.", ["alias"], **common),
+        Counter("django_cache_misses", "Keys that were asked for and not found.", ["alias"], **common),
+        Histogram(
+            "django_cache_operation_duration_seconds",
+            "Time of an operation, with those it calls in turn.",
+            ["alias", "operation"],
+            buckets=conf.DURATION_BUCKETS,
+            **common,
+        ),
+    )
+
+
+def watch() -> None:
+    """Watch every backend that ``django.core.cache.caches`` makes from now on, where PDC_DJANGO_CACHES asks for it."""
+    create = caches.create_connection
+
+    def create_connection(alias: str) -> BaseCache:
+        backend = create(alias)
+        with conf.harmless():
+            if conf.options().django_caches and conf.http_metrics() is not None:
+                for operation in OPERATIONS:
+                    setattr(backend, operation, _timed(getattr(backend, operation), operation, alias))
+        return backend
+
+    caches.create_connection = create_connection  # type: ignore[method-assign]
+
+
+def _timed(call: Callable[..., Any], operation: str, alias: str) -> Callable[..., Any]:
+    """The operation of a backend, which is counted unless another one calls it."""
+    counted = {"get": partial(_get, call, alias), "get_many": partial(_get_many, call, alias)}.get(operation, call)
+
+    @wraps(call)
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        if _inside.get():
+            return call(*arguments, **keywords)
+        token = _inside.set(True)
+        start = perf_counter()
+        try:
+            return counted(*arguments, **keywords)
+        finally:
+            _inside.reset(token)
+            seconds = perf_counter() - start
+            with conf.harmless():
+                _families(conf.options().namespace).duration.labels(alias, operation).observe(seconds)
+
+    return timed
+
+
+def _get(call: Callable[..., Any], alias: str, key: Any, default: Any = None, *rest: Any, **keywords: Any) -> Any:
+    value = call(key, _missing, *rest, **keywords)
+    _count(alias, 0 if value is _missing else 1, 1)
+    return default if value is _missing else value
+
+
+def _get_many(call: Callable[..., Any], alias: str, keys: Iterable[Any], *rest: Any, **keywords: Any) -> Any:
+    keys = list(keys)
+    found = call(keys, *rest, **keywords)
+    _count(alias, len(found), len(set(keys)))
+    return found
+
+
+def _count(alias: str, hits: int, keys: int) -> None:
+    with conf.harmless():
+        families = _families(conf.options().namespace)
+        if hits:
+            families.hits.labels(alias).inc(hits)
+        if keys > hits:
+            families.misses.labels(alias).inc(keys - hits)

@@ -1,0 +1,139 @@
+"""The middleware that counts and times every request, and the hooks that show it exceptions others answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.apps import apps
+from django.core.exceptions import BadRequest, ImproperlyConfigured, PermissionDenied, SuspiciousOperation
+from django.core.handlers.base import BaseHandler
+from django.http import Http404, HttpRequest
+from django.http.multipartparser import MultiPartParserError
+from django.http.response import HttpResponseBase
+from django.urls import ResolverMatch, resolve
+
+from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, AsyncBody, Body, Tracker, content_length
+
+from . import conf
+
+ANSWERS = (Http404, PermissionDenied, BadRequest, SuspiciousOperation, MultiPartParserError)
+"""Exceptions by which Django makes an answer of status 4xx."""
+
+
+class PrometheusMiddleware:
+    """Counts and times every request, under WSGI and ASGI. It belongs first in MIDDLEWARE."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        if not apps.is_installed("pdc_django"):
+            raise ImproperlyConfigured("PrometheusMiddleware needs 'pdc_django' in INSTALLED_APPS")
+        conf.http_metrics()  # wrong options are refused at start-up
+        self._get_response = get_response
+        self._is_async = iscoroutinefunction(get_response)
+        if self._is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        """Answer the request; a coroutine does where Django runs asynchronously."""
+        if self._is_async:
+            return self._call_async(request)
+        with _tracked(request) as answered:
+            return answered(self._get_response(request))
+
+    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
+        with _tracked(request) as answered:
+            return answered(await self._get_response(request))
+
+
+@contextmanager
+def _tracked(request: HttpRequest) -> Iterator[Callable[[HttpResponseBase], HttpResponseBase]]:
+    """Track a request; give the function that takes its response and returns it."""
+    metrics = conf.http_metrics()
+    tracker = None if metrics is None else metrics.track(request.method or "", request.path_info)
+    if tracker is None:
+        yield lambda response: response
+        return
+    request.META[TRACKER] = tracker
+    tracker.look = partial(_look, request)
+    tracker.received = content_length(request.META.get("CONTENT_LENGTH") or "")
+    try:
+        yield partial(_answered, tracker, request)
+    except asyncio.CancelledError:  # the client is gone
+        tracker.status = CLIENT_CLOSED_REQUEST
+        tracker.finish()
+        raise
+    except BaseException as error:
+        tracker.fail(error)
+        raise
+
+
+def _look(request: HttpRequest, tracker: Tracker) -> None:
+    tracker.request = request
+    match = request.resolver_match or _resolved(request)
+    if match is not None:
+        tracker.route = match.route if match.route.startswith("^") else f"/{match.route}"
+
+
+def _resolved(request: HttpRequest) -> ResolverMatch | None:
+    """What the request would have been matched with, had not a middleware answered it."""
+    try:
+        return resolve(request.path_info, getattr(request, "urlconf", None))
+    except Exception:  # noqa: BLE001 - no route matches, or it has a converter that fails
+        return None
+
+
+def _answered(tracker: Tracker, request: HttpRequest, response: Any) -> HttpResponseBase:
+    """Finish a request whose response is complete, or watch the response's stream to its end."""
+    tracker.started(response.status_code, response.items())
+    if not response.streaming:
+        tracker.sent = int(min(len(response.content), tracker.body_bytes))
+        tracker.finish()
+    elif getattr(response, "file_to_stream", None) is not None and request.META.get("wsgi.file_wrapper"):
+        response._resource_closers.append(partial(_file_sent, tracker))  # the server sends the file by itself
+    else:
+        body = (AsyncBody if response.is_async else Body)(tracker, response.streaming_content)
+        response.streaming_content = body
+    return response  # type: ignore[no-any-return]
+
+
+def _file_sent(tracker: Tracker) -> None:
+    if math.isfinite(tracker.body_bytes):
+        tracker.sent = int(tracker.body_bytes)
+    tracker.finish()
+
+
+def watch_views() -> None:
+    """Note every exception that leaves a view, also one that a ``process_exception`` is about to answer.
+
+    Django asks the middleware that comes last first, and nobody after an answer: the first middleware would not be asked.
+    """
+    handle = BaseHandler.process_exception_by_middleware
+
+    @wraps(handle)
+    def noting(self: BaseHandler, exception: Exception, request: HttpRequest) -> Any:
+        _note(request, exception)
+        return handle(self, exception, request)
+
+    BaseHandler.process_exception_by_middleware = noting  # type: ignore[method-assign]
+
+
+def note_unhandled(*, request: HttpRequest | None, **_: Any) -> None:
+    """Receive the signal ``got_request_exception``: nobody answered, or a middleware raised."""
+    error = sys.exc_info()[1]
+    if request is not None and error is not None:
+        _note(request, error)
+
+
+def _note(request: HttpRequest, error: BaseException) -> None:
+    tracker = request.META.get(TRACKER)
+    if tracker is not None and not isinstance(error, ANSWERS):
+        tracker.raised(error)

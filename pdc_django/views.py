@@ -1,0 +1,31 @@
+"""The metrics page."""
+
+from __future__ import annotations
+
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_exempt
+
+from pdc.exposition import scrape_from_wsgi
+from pdc.http import TRACKER
+
+from . import conf, migration_state
+
+
+@csrf_exempt
+@never_cache
+@transaction.non_atomic_requests
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Answer a scrape, which is not counted. Under ASGI Django runs this in a thread, as all that is no coroutine."""
+    if (tracker := request.META.get(TRACKER)) is not None:
+        tracker.forget()
+    http = conf.http_metrics()
+    if http is None:
+        return HttpResponse("# PDC_ENABLED is false\n", "text/plain; charset=utf-8", status=404)
+    scrape = scrape_from_wsgi(request.META)
+    answer = http.answer(scrape, request.headers.get("Authorization", ""), migration_state.registry)
+    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
+
+
+metrics.login_required = False  # type: ignore[attr-defined] # LoginRequiredMiddleware asks; PDC_METRICS_TOKEN is the guard

@@ -1,0 +1,113 @@
+"""Prometheus metrics of a Starlette or FastAPI application, shared by all of its processes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pdc.exposition import scrape_from_asgi
+from pdc.http import TRACKER, Connection, HTTPMetrics, Tracker
+from pdc.options import OptionError, Options
+
+from .exceptions import watch
+from .routes import RouteFinder
+
+__all__ = ["PrometheusMiddleware", "instrument", "metrics"]
+
+METRICS = "pdc.metrics"
+"""Where a scope keeps the HTTPMetrics of its application, None where they are switched off."""
+
+
+class PrometheusMiddleware:
+    """Counts and times every request and WebSocket connection; add it last, so that it sees what other middlewares do.
+
+    Options are keywords, or environment variables such as ``PDC_REDIS_URL`` for ``redis_url``: ``redis_url`` or
+    ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``,
+    ``metrics_path`` (not counted), ``metrics_token``, ``namespace``, ``buckets``, ``exclude_paths``, ``group_status``,
+    ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``enabled``.
+
+    A wrong or unknown one fails the start of the application.
+    """
+
+    def __init__(self, app: ASGIApp, /, **options: Any) -> None:
+        self.app = app
+        self._routes = RouteFinder(app)
+        self._metrics: HTTPMetrics | None = None
+        self._refusal: str | None = None
+        self._watching = False
+        try:
+            loaded = _load(options)
+            self._metrics = HTTPMetrics(loaded) if loaded.enabled else None
+        except OptionError as error:  # raised here, a server would take the application for one without lifespan, and go on
+            self._refusal = str(error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Track what is asked for, unless another instance of this middleware does already."""
+        if self._refusal is not None:
+            await _refuse(self._refusal, scope, receive, send)
+        if scope["type"] not in ("http", "websocket") or METRICS in scope:
+            await self.app(scope, receive, send)
+            return
+        scope[METRICS] = self._metrics
+        if self._metrics is None:
+            await self.app(scope, receive, send)
+            return
+        if not self._watching:
+            self._watching = True
+            watch(self.app)
+        track = self._metrics.asgi if scope["type"] == "http" else self._metrics.websocket
+        await track(self.app, scope, receive, send, partial(self._look, scope))
+
+    def _look(self, scope: Scope, seen: Tracker | Connection) -> None:
+        seen.request = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
+        seen.route = self._routes.template(scope)
+
+
+async def metrics(request: Request) -> Response:
+    """Answer a scrape; it is not counted, wherever this is mounted."""
+    scope = request.scope
+    if METRICS not in scope:
+        raise RuntimeError("metrics() needs the middleware: call app.add_middleware(PrometheusMiddleware) or instrument(app)")
+    if scope[METRICS] is None:
+        raise HTTPException(404, "metrics are switched off (PDC_ENABLED)")
+    if scope[TRACKER] is not None:
+        scope[TRACKER].forget()
+    authorization = request.headers.get("authorization", "")
+    answer = await run_in_threadpool(scope[METRICS].answer, scrape_from_asgi(scope), authorization)
+    response = Response(answer.body, answer.status)
+    response.raw_headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+    return response
+
+
+def instrument(app: Starlette, **options: Any) -> None:
+    """Add the middleware with these options, and the metrics page.
+
+    Raises OptionError for a wrong or unknown option, RuntimeError for an application that has the middleware already.
+    """
+    added: list[Any] = [middleware.cls for middleware in app.user_middleware]
+    if PrometheusMiddleware in added:
+        raise RuntimeError(f"{app} has PrometheusMiddleware already: add it once per application")
+    path = _load(options).metrics_path
+    app.add_middleware(PrometheusMiddleware, **options)
+    if path is not None:  # before all other routes: one of them may take every path
+        app.router.routes.insert(0, Route(path, metrics, methods=["GET", "HEAD", "OPTIONS"], include_in_schema=False))
+
+
+def _load(options: dict[str, Any]) -> Options:
+    return Options.load({f"PDC_{name.upper()}": value for name, value in options.items()})
+
+
+async def _refuse(reason: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Fail the start of the application, or any request where the server has no lifespan."""
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": reason})
+    raise OptionError(reason)

@@ -1,0 +1,90 @@
+"""Telling the tracker of exceptions that leave a view, also those that the application handles."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette._utils import is_async_callable
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Host, Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pdc.http import TRACKER
+
+from .routes import effective
+
+
+def watch(app: Any) -> None:
+    """Watch the exceptions of an application and of those mounted in it.
+
+    Starlette has no signal for them. Handlers are called around each view, so each one is wrapped; what has no handler
+    is seen on its way out, before a middleware can turn it into an answer.
+    """
+    while app is not None:
+        if isinstance(app, Starlette):
+            if app.middleware_stack is None:  # as its own first request would do
+                app.middleware_stack = app.build_middleware_stack()
+            app = app.middleware_stack
+        elif isinstance(app, ExceptionMiddleware):
+            _watch_handlers(app)
+            app = app.app
+        elif isinstance(getattr(app, "routes", None), list):
+            for route in effective(app.routes):
+                if isinstance(route, (Mount, Host)):
+                    watch(route.app)
+            return
+        else:
+            app = getattr(app, "app", None)
+
+
+def _watch_handlers(middleware: ExceptionMiddleware) -> None:
+    if isinstance(middleware.app, _Watched):  # two applications mount this one
+        return
+    handlers: Any
+    for handlers in (middleware._exception_handlers, middleware._status_handlers):
+        for key, handler in handlers.items():
+            handlers[key] = _watched(handler)
+    middleware.app = _Watched(middleware.app)
+
+
+class _Watched:
+    """An application whose exceptions are noted."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            _note(scope, error)
+            raise
+
+
+def _watched(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """An exception handler whose exceptions are noted."""
+
+    async def watched(connection: Any, error: Exception) -> Any:
+        _note(connection.scope, error)
+        if is_async_callable(handler):
+            return await handler(connection, error)
+        return await run_in_threadpool(handler, connection, error)
+
+    return watched
+
+
+def _note(scope: Scope, error: Exception) -> None:
+    tracker = scope.get(TRACKER)
+    if tracker is not None and not isinstance(error, _answers()):
+        tracker.raised(error)
+
+
+def _answers() -> tuple[type[Exception], ...]:
+    """The exceptions that stand for an answer of status 4xx: they are the way to give one."""
+    fastapi = sys.modules.get("fastapi.exceptions")
+    return (HTTPException,) if fastapi is None else (HTTPException, fastapi.RequestValidationError)

@@ -1,0 +1,123 @@
+"""The template of the route that a request took, as the framework writes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from starlette.routing import BaseRoute, Host, Mount
+from starlette.types import Scope
+
+from pdc.http import UNMATCHED, asgi_path
+
+
+class RouteFinder:
+    """Finds templates in a flat table of an application's routes.
+
+    The framework says the endpoint it took in ``scope["endpoint"]``, and the table what templates lead there. It says
+    nothing where a middleware in between answered itself or handed on a copy of the scope: then the path is matched.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._table = _Table([])
+
+    def template(self, scope: Scope) -> str:
+        """The template for a request that was handled, ``<unmatched>`` if no route is for it."""
+        endpoint = scope.get("endpoint")
+        if endpoint is None and "router" in scope:  # routing took place, and found nothing
+            return UNMATCHED
+        routes = routes_of(scope.get("router") or scope.get("app") or self._app)
+        if self._table.is_outdated(routes, endpoint):
+            self._table = _Table(routes)
+        candidates = self._table.by_endpoint.get(id(endpoint)) or self._table.entries
+        if len(candidates) == 1:
+            return candidates[0].template
+        path = asgi_path({**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))})
+        return _match(candidates, scope["type"], scope.get("method"), path)
+
+
+def routes_of(app: Any) -> list[BaseRoute]:
+    """The routes of an application or a mount, also behind middlewares; none for what is not Starlette's."""
+    for _ in range(100):  # as deep as anyone stacks middlewares
+        routes = getattr(app, "routes", None)
+        if isinstance(routes, list) and routes:
+            return routes
+        app = getattr(app, "app", None)
+    return []
+
+
+def effective(routes: Iterable[Any]) -> Iterator[Any]:
+    """The routes, with those of included routers in their place: FastAPI keeps these apart since 0.137."""
+    for route in routes:
+        if hasattr(route, "effective_route_contexts"):
+            yield from (context.starlette_route or context for context in route.effective_route_contexts())
+        else:
+            yield route
+
+
+class _Entry(NamedTuple):
+    template: str
+    endpoint: Any
+    types: Collection[str]
+    methods: Collection[str]
+    patterns: tuple[re.Pattern[str], ...]
+    """Those of the mounts around the route, and its own."""
+
+    def matches(self, path: str) -> bool:
+        for pattern in self.patterns:
+            found = pattern.match(path)
+            if found is None:
+                return False
+            path = "/" + (found.groupdict().get("path") or "")  # what a mount leaves to its routes
+        return True
+
+
+class _Table:
+    def __init__(self, routes: list[BaseRoute]) -> None:
+        self._routes = routes
+        self._size = len(routes)
+        self.entries = list(_entries(routes))
+        self.by_endpoint: dict[int, list[_Entry]] = {}
+        for entry in self.entries:
+            same = self.by_endpoint.setdefault(id(entry.endpoint), [])
+            if entry.template != UNMATCHED:
+                same.append(entry)
+
+    def is_outdated(self, routes: list[BaseRoute], endpoint: Any) -> bool:
+        """Whether routes were added since, as far as can be told without reading all of them."""
+        unknown = endpoint is not None and id(endpoint) not in self.by_endpoint
+        return unknown or routes is not self._routes or len(routes) != self._size
+
+
+def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern[str], ...] = ()) -> Iterator[_Entry]:
+    for route in effective(routes):
+        if isinstance(route, Host):
+            yield from _entries(routes_of(route), prefix, patterns)
+            continue
+        pattern = getattr(route, "path_regex", None)
+        if pattern is None:
+            continue
+        template, chain = prefix + route.path, (*patterns, pattern)
+        if isinstance(route, Mount):
+            inside = routes_of(route)
+            yield from _entries(inside, template, chain)
+            nothing_else = UNMATCHED if inside else template or "/"
+            yield _Entry(nothing_else, route.app, ("http", "websocket"), (), chain)
+        else:
+            kind = "http" if hasattr(route, "methods") else "websocket"
+            yield _Entry(template, route.endpoint, (kind,), route.methods or () if kind == "http" else (), chain)
+
+
+def _match(entries: Iterable[_Entry], kind: str, method: str | None, path: str) -> str:
+    """The template of the first entry for this path, and for this method if there is one, as the framework decides."""
+    other_method = None
+    for entry in entries:
+        if kind not in entry.types or not entry.matches(path):
+            continue
+        if entry.methods and method not in entry.methods:
+            other_method = other_method or entry.template
+        elif entry.template != UNMATCHED or other_method is None:
+            return entry.template
+    return other_method or UNMATCHED

@@ -1,0 +1,715 @@
+"""The middleware for Starlette and FastAPI, over equivalent applications of both, and under a real Gunicorn."""
+
+# ruff: noqa: ARG001 - views, handlers and applications take what the framework gives them
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, RedisServer
+from fastapi import APIRouter, FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+import pdc
+from pdc.exposition import Scrape
+from pdc.options import OptionError, from_header
+from pdc_starlette import PrometheusMiddleware, instrument, metrics
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Starlette 1 would rather have httpx2, which the oldest Starlette does not know
+    from starlette.testclient import TestClient
+
+View = Callable[[Request], Awaitable[Response]]
+Routes = dict[str, View]
+Message = MutableMapping[str, Any]
+ASGI = Any
+Make = Callable[..., Starlette]
+
+
+async def fine(request: Request) -> Response:
+    """Answer with the parameters of the path."""
+    return PlainTextResponse(repr(request.path_params))
+
+
+async def fail(request: Request) -> Response:
+    """Raise what no view should."""
+    raise KeyError(request.url.path)
+
+
+def add(app: Any, path: str, view: View, methods: list[str] | None = None) -> None:
+    """Add a route as the framework of the application or router would have it."""
+    if isinstance(app, (FastAPI, APIRouter)):
+        app.add_api_route(path, view, methods=methods or ["GET"], response_model=None)
+    else:
+        app.add_route(path, view, methods=methods or ["GET"])
+
+
+def nest(app: Any, prefix: str, router: Any) -> None:
+    """Put a router below a prefix: FastAPI includes it, Starlette mounts it."""
+    if isinstance(app, (FastAPI, APIRouter)):
+        app.include_router(router, prefix=prefix)
+    else:
+        app.mount(prefix, router)
+
+
+@pytest.fixture(params=["starlette", "fastapi"])
+def framework(request: pytest.FixtureRequest) -> str:
+    """The framework of the application."""
+    return str(request.param)
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> dict[str, Any]:
+    """Options for a storage of the test's own, written through."""
+    return {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+
+
+@pytest.fixture
+def make_app(framework: str, options: dict[str, Any]) -> Make:
+    """Make an instrumented application with these routes; `inner` middlewares are inside ours, other keywords are options."""
+
+    def make(routes: Routes | None = None, inner: list[Middleware] | None = None, **more: Any) -> Starlette:
+        app = (FastAPI if framework == "fastapi" else Starlette)(middleware=inner)
+        for path, view in (routes or {}).items():
+            add(app, path, view)
+        instrument(app, **{**options, **more})
+        return app
+
+    return make
+
+
+def client(app: ASGI, **more: Any) -> TestClient:
+    """A client that neither raises what the application raises nor follows redirects."""
+    return TestClient(app, raise_server_exceptions=False, follow_redirects=False, **more)
+
+
+def stored(name: str) -> dict[tuple[str, ...], float]:
+    """The samples of that name in the storage: label values, sorted by label name, to value."""
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for metric in pdc.exposition.collect()
+        for sample in metric.samples
+        if sample.name == name
+    }
+
+
+def requests() -> dict[tuple[str, ...], float]:
+    """The requests that were counted, when nothing is in progress."""
+    assert set(stored("http_requests_in_progress").values()) <= {0.0}
+    assert stored("http_requests_total") == stored("http_request_duration_seconds_count")
+    return stored("http_requests_total")
+
+
+def scope(path: str, method: str = "GET", **more: Any) -> dict[str, Any]:
+    """The scope of a request as a server makes it."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"testserver")],
+        "client": ("127.0.0.1", 1),
+        "server": ("testserver", 80),
+        **more,
+    }
+
+
+async def never() -> Message:
+    """Receive nothing, as from a client that waits."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def ignore(_: Message) -> None:
+    """Send into the void."""
+
+
+class ScopeCopy:
+    """A middleware that hands on a copy of the scope."""
+
+    def __init__(self, app: ASGI) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        """Pass on."""
+        await self.app(dict(scope), receive, send)
+
+
+class TooMany:
+    """A middleware that answers by itself."""
+
+    def __init__(self, app: ASGI) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        """Refuse."""
+        await PlainTextResponse("too many", 429)(scope, receive, send)
+
+
+class Swallow(BaseHTTPMiddleware):
+    """A middleware that makes answers of exceptions."""
+
+    async def dispatch(self, request: Request, call_next: Any) -> Response:
+        """Answer."""
+        try:
+            return await call_next(request)  # type: ignore[no-any-return]
+        except KeyError:
+            return PlainTextResponse("sorry", 418)
+
+
+def test_requests_are_counted_by_method_route_and_status(make_app: Make, framework: str) -> None:
+    """Every request counts once under the template of its path, whatever its method; redirects to a slash have no route."""
+    app = make_app()
+    add(app, "/users/{id}", fine, ["GET", "POST"])
+    web = client(app)
+    for method in ("GET", "GET", "POST", "HEAD", "OPTIONS", "DELETE", "BREW"):
+        web.request(method, "/users/7")
+    for path in ("/nowhere", "/elsewhere", "/users/1/", "/users/2/"):
+        web.get(path)
+    head = "405" if framework == "fastapi" else "200"
+    assert requests() == {
+        ("GET", "/users/{id}", "200"): 2.0,
+        ("POST", "/users/{id}", "200"): 1.0,
+        ("HEAD", "/users/{id}", head): 1.0,
+        ("OPTIONS", "/users/{id}", "405"): 1.0,
+        ("DELETE", "/users/{id}", "405"): 1.0,
+        ("<other>", "/users/{id}", "405"): 1.0,
+        ("GET", "<unmatched>", "404"): 2.0,
+        ("GET", "<unmatched>", "307"): 2.0,
+    }
+
+
+@pytest.mark.parametrize("inner", [[], [Middleware(ScopeCopy)], [Middleware(TooMany)]])
+@pytest.mark.parametrize(("root_path", "before"), [("", ""), ("/proxy", ""), ("/proxy", "/proxy")])
+def test_templates_have_the_prefixes_of_routers_and_mounts(
+    make_app: Make, framework: str, inner: list[Middleware], root_path: str, before: str
+) -> None:
+    """A template has every prefix as it is written and never that of a proxy, whatever middlewares make of the scope."""
+    new = APIRouter if framework == "fastapi" else Router
+    leaf, branch, part = new(), new(), Starlette(routes=[Route("/{id}", fine)])
+    add(leaf, "/items/{name:path}", fine)
+    nest(branch, "/v1", leaf)
+    app = make_app(inner=inner)
+    nest(app, "/api", branch)
+    nest(app, "/old", leaf)
+    app.mount("/shops/{id}", CORSMiddleware(part))
+    app.mount("/parts", part)
+    app.mount("/raw", raw)
+    web = client(app, root_path=root_path)
+    paths = ["/api/v1/items/a/b", "/old/items/c", "/shops/7/8", "/parts/9", "/raw/file", "/shops/7/8/9", "/api/v2", "/"]
+    for path in paths:
+        web.get(before + path)
+    assert {route for _, route, _ in requests()} == {
+        *("/api/v1/items/{name:path}", "/old/items/{name:path}", "/shops/{id}/{id}", "/parts/{id}", "/raw", "<unmatched>"),
+    }
+
+
+async def raw(scope: Message, receive: Any, send: Any) -> None:
+    """An application that knows nothing of Starlette, and sends no headers."""
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": b"raw"})
+
+
+@pytest.mark.parametrize("inner", [[], [Middleware(ScopeCopy)], [Middleware(TooMany)]])
+def test_one_view_may_have_several_routes(make_app: Make, inner: list[Middleware]) -> None:
+    """Where a view has several templates, the first that matches path and method counts."""
+    app = make_app({"/users/me": fine, "/users/{id}": fine}, inner)
+    add(app, "/users/{name}", fine, ["PUT"])
+    for method, path in [("GET", "/users/7"), ("GET", "/users/me"), ("PUT", "/users/me"), ("PATCH", "/users/7")]:
+        client(app).request(method, path)
+    assert {key[:2] for key in requests()} == {
+        ("GET", "/users/{id}"),
+        ("GET", "/users/me"),
+        ("PUT", "/users/{name}"),
+        ("PATCH", "/users/{id}"),
+    }
+
+
+def test_routes_may_be_added_late(make_app: Make) -> None:
+    """Routes that are added after the first request have their templates, also in nested routers."""
+    app, router = make_app({"/": fine}), Router()
+    app.mount("/nested", router)
+    web = client(app)
+    web.get("/")
+    add(app, "/late/{id}", fine)
+    router.add_route("/later/{id}", fine)
+    for path in ("/late/1", "/nested/later/1"):
+        web.get(path)
+    assert {route for _, route, _ in requests()} == {"/", "/late/{id}", "/nested/later/{id}"}
+
+
+def test_hosts_have_routes(make_app: Make) -> None:
+    """The template of a route that is for one host is that of its path."""
+    app = make_app()
+    app.router.routes.append(Host("api.example.org", Router([Route("/things/{id}", fine)])))
+    client(app, base_url="http://api.example.org").get("/things/1")
+    client(app).get("/things/1")
+    assert requests() == {("GET", "/things/{id}", "200"): 1.0, ("GET", "<unmatched>", "404"): 1.0}
+
+
+def sorry(request: Request, error: Exception) -> Response:
+    """Handle an exception, in a thread."""
+    return PlainTextResponse("sorry", 418)
+
+
+def failed(request: Request, error: Exception) -> Response:
+    """Answer with another page for status 500."""
+    return PlainTextResponse("failed", 500)
+
+
+async def sorry_async(request: Request, error: Exception) -> Response:
+    """Handle an exception."""
+    return PlainTextResponse("sorry", 418)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(
+    ("handled", "status"), [(None, "500"), (sorry, "418"), (sorry_async, "418"), (Swallow, "418"), (Exception, "500")]
+)
+def test_exceptions_are_counted_whether_handled_or_not(make_app: Make, handled: Any, status: str, copied: bool) -> None:
+    """An exception that leaves a view counts once, whoever makes what answer of it."""
+    inner = [Middleware(ScopeCopy)] if copied else []
+    app = make_app({"/broken/{id}": fail}, inner + ([Middleware(Swallow)] if handled is Swallow else []))
+    if handled in (sorry, sorry_async):
+        app.add_exception_handler(LookupError, handled)
+    elif handled is Exception:
+        app.add_exception_handler(Exception, failed)
+    assert str(client(app).get("/broken/1").status_code) == status
+    assert stored("http_exceptions_total") == {("KeyError", "GET", "/broken/{id}"): 1.0}
+    assert requests() == {("GET", "/broken/{id}", status): 1.0}
+
+
+def test_exceptions_of_mounted_applications_are_counted(make_app: Make) -> None:
+    """An exception that a mounted application handles counts under the whole template, once wherever it is mounted."""
+    part = Starlette(routes=[Route("/broken", fail)], exception_handlers={KeyError: sorry})
+    app = make_app()
+    app.mount("/a", part)
+    app.mount("/b", CORSMiddleware(part))
+    for path in ("/a/broken", "/b/broken"):
+        assert client(app).get(path).status_code == 418
+    assert stored("http_exceptions_total") == {("KeyError", "GET", f"/{prefix}/broken"): 1.0 for prefix in "ab"}
+
+
+def test_an_http_exception_is_an_answer(make_app: Make) -> None:
+    """HTTPException is a status, also where the application has a handler for it."""
+
+    async def missing(request: Request) -> Response:
+        raise HTTPException(404)
+
+    app = make_app({"/missing": missing})
+    app.add_exception_handler(404, sorry)
+    assert client(app).get("/missing").status_code == 418
+    assert stored("http_exceptions_total") == {}
+    assert requests() == {("GET", "/missing", "418"): 1.0}
+
+
+def test_input_that_fastapi_refuses_is_no_exception(options: dict[str, Any]) -> None:
+    """A request that does not validate is a status 422; an answer that does not is an exception."""
+    app = FastAPI()
+    instrument(app, **options)
+
+    @app.get("/number/{number}")
+    async def number(number: int) -> int:
+        return "no number"  # type: ignore[return-value]
+
+    for path in ("/number/x", "/number/1"):
+        client(app).get(path)
+    assert stored("http_exceptions_total") == {("ResponseValidationError", "GET", "/number/{number}"): 1.0}
+    assert requests() == {("GET", "/number/{number}", status): 1.0 for status in ("422", "500")}
+
+
+def test_a_stream_is_in_progress_until_its_last_byte(make_app: Make) -> None:
+    """A streamed body is in progress until its end; then it is counted, before background tasks run."""
+    seen: list[tuple[float, int]] = []
+
+    def look() -> None:
+        seen.append((stored("http_requests_in_progress")[("GET",)], len(stored("http_requests_total"))))
+
+    async def stream(request: Request) -> Response:
+        async def chunks() -> AsyncIterator[str]:
+            yield "a"
+            look()
+            yield "b"
+
+        return StreamingResponse(chunks(), background=BackgroundTask(look))
+
+    assert client(make_app({"/stream": stream})).get("/stream").text == "ab"
+    assert seen == [(1.0, 0), (0.0, 1)]
+    assert requests() == {("GET", "/stream", "200"): 1.0}
+
+
+async def broken_stream(request: Request) -> Response:
+    """Fail in mid-stream."""
+
+    async def chunks() -> AsyncIterator[str]:
+        yield "a"
+        raise KeyError("b")
+
+    return StreamingResponse(chunks())
+
+
+def test_a_failure_in_mid_stream_is_an_exception(make_app: Make) -> None:
+    """When a stream breaks the status was sent already; the exception is counted."""
+    client(make_app({"/stream": broken_stream})).get("/stream")
+    assert stored("http_exceptions_total") == {("KeyError", "GET", "/stream"): 1.0}
+    assert requests() == {("GET", "/stream", "200"): 1.0}
+
+
+async def endless(request: Request) -> Response:
+    """Stream for as long as anyone listens."""
+
+    async def chunks() -> AsyncIterator[str]:
+        while True:
+            yield "more"
+            await asyncio.sleep(0)
+
+    return StreamingResponse(chunks())
+
+
+async def upload(request: Request) -> Response:
+    """Wait for the body."""
+    return PlainTextResponse(await request.body())
+
+
+@pytest.mark.parametrize("path", ["/endless", "/upload"])
+@pytest.mark.parametrize("spec_version", ["2.0", "2.4"])
+@pytest.mark.parametrize("inner", [[], [Middleware(Swallow)]])
+def test_a_client_that_goes_away_is_a_499(make_app: Make, path: str, spec_version: str, inner: list[Middleware]) -> None:
+    """When a client leaves while it sends or is sent a body the status is 499, and nothing else is to blame."""
+    app = make_app({"/endless": endless}, inner)
+    add(app, "/upload", upload, ["GET"])
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        while path == "/endless" and len(sent) < 3:
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) > 3:
+            raise OSError("the client is gone")
+
+    async def run() -> None:
+        asgi = {"version": "3.0", "spec_version": spec_version}
+        try:
+            await app(scope(path, asgi=asgi), receive, send)
+        except Exception as error:  # noqa: BLE001 - what reaches the server differs from one version to the next
+            assert isinstance(error, (OSError, ClientDisconnect)), error  # noqa: PT017
+
+    asyncio.run(run())
+    assert requests() == {("GET", path, "499"): 1.0}
+    assert stored("http_exceptions_total") == {}
+
+
+def test_a_request_that_is_cancelled_is_a_499(make_app: Make) -> None:
+    """A server that cancels a request leaves it counted as 499."""
+
+    async def run() -> None:
+        entered = asyncio.Event()
+
+        async def wait(request: Request) -> Response:
+            entered.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        task = asyncio.create_task(make_app({"/wait": wait})(scope("/wait"), never, ignore))
+        await entered.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert requests() == {("GET", "/wait", "499"): 1.0}
+
+
+@pytest.mark.parametrize("length", [b"many", b"-1", "²".encode("latin-1")])
+def test_a_malformed_length_is_no_matter(make_app: Make, length: bytes) -> None:
+    """A Content-Length that is no number, asked or answered, breaks nothing; bodies are measured as they pass."""
+
+    async def odd(request: Request) -> Response:
+        response = Response(await request.body())
+        response.raw_headers = [(b"content-length", length)]
+        return response
+
+    app, messages = make_app({"/odd": odd}, sizes=True), [{"type": "http.request", "body": b"12345"}]
+
+    async def receive() -> Message:
+        return messages.pop()
+
+    asyncio.run(app(scope("/odd", headers=[(b"content-length", length)]), receive, ignore))
+    assert requests() == {("GET", "/odd", "200"): 1.0}
+    for size in ("http_request_size_bytes_sum", "http_response_size_bytes_sum"):
+        assert stored(size) == {("GET", "/odd", "200"): 5.0}
+
+
+def test_a_file_that_the_server_sends_is_counted(make_app: Make) -> None:
+    """With the extension http.response.pathsend the message that names the file ends the answer."""
+
+    async def sendfile(scope: Message, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"7")]})
+        await send({"type": "http.response.pathsend", "path": "/some/file"})
+        assert requests() == {("GET", "/files", "200"): 1.0}
+
+    app = make_app(sizes=True)
+    app.mount("/files", sendfile)
+    asyncio.run(app(scope("/files/a"), never, ignore))
+    assert stored("http_response_size_bytes_sum") == {("GET", "/files", "200"): 7.0}
+
+
+def test_websockets_are_counted_apart(make_app: Make) -> None:
+    """A WebSocket counts when it is accepted, is in progress until it ends, and is never a request; one refused is nothing."""
+
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(str(stored("websocket_connections_in_progress")[()]))
+
+    async def refuse(websocket: WebSocket) -> None:
+        await websocket.close()
+
+    async def broken(websocket: WebSocket) -> None:
+        await websocket.accept()
+        raise KeyError(websocket.url.path)
+
+    app = make_app({"/rooms/{room}": fine}, exclude_paths=["/quiet"])
+    for path, endpoint in {"/rooms/{room}": echo, "/refused": refuse, "/broken": broken, "/quiet": echo}.items():
+        app.router.routes.append(WebSocketRoute(path, endpoint))
+    web = client(app)
+    with web.websocket_connect("/rooms/1") as websocket:
+        assert websocket.receive_text() == "1.0"
+    for path, error in {"/refused": WebSocketDisconnect, "/nowhere": WebSocketDisconnect, "/broken": KeyError}.items():
+        with pytest.raises(error), web.websocket_connect(path):
+            pass
+    with web.websocket_connect("/quiet") as websocket:
+        assert websocket.receive_text() == "0.0"
+    assert stored("websocket_connections_total") == {("/rooms/{room}",): 1.0, ("/broken",): 1.0}
+    assert stored("websocket_duration_seconds_count") == {("/rooms/{room}",): 1.0, ("/broken",): 1.0}
+    assert stored("websocket_connections_in_progress") == {(): 0.0}
+    assert requests() == {}
+
+
+def page(app: ASGI, path: str = "/metrics", **headers: str) -> Any:
+    """The metrics page."""
+    return client(app).get(path, headers=headers)
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/internal/metrics", "/sub/metrics"])
+def test_scrapes_are_not_counted_wherever_they_are(make_app: Make, path: str) -> None:
+    """The page is no request, whether it is where the option says or mounted by hand, in the application or below."""
+    app = make_app({"/": fine}, metrics_path=path if path == "/metrics" else None)
+    if path == "/internal/metrics":
+        add(app, path, metrics)
+    elif path == "/sub/metrics":
+        app.mount("/sub", Starlette(routes=[Route("/metrics", metrics)]))
+    client(app).get("/")
+    for _ in range(2):
+        answer = page(app, path)
+        assert answer.status_code == 200
+        samples = {sample.name: sample for family in text_string_to_metric_families(answer.text) for sample in family.samples}
+        assert samples["http_requests_total"].labels["route"] == "/"
+        assert samples["http_requests_in_progress"].value == 0.0
+    assert requests() == {("GET", "/", "200"): 1.0}
+
+
+def test_the_page_is_before_routes_for_every_path(make_app: Make) -> None:
+    """The page answers GET, HEAD and OPTIONS, also where the application has a route for whatever comes."""
+    web = client(make_app({"/{anything:path}": fine}))
+    statuses = {method: web.request(method, "/metrics").status_code for method in ("GET", "HEAD", "OPTIONS", "POST")}
+    assert statuses == {"GET": 200, "HEAD": 200, "OPTIONS": 200, "POST": 405}
+    assert web.head("/metrics").headers["content-length"] == web.get("/metrics").headers["content-length"]
+    assert requests() == {}
+
+
+def test_the_page_negotiates_and_asks_for_the_token(make_app: Make) -> None:
+    """The page answers in OpenMetrics when asked to, and with 401 without the token."""
+    app = make_app(metrics_token="secret")
+    assert page(app).status_code == page(app, authorization="Bearer secre").status_code == 401
+    answer = page(app, authorization="Bearer secret", accept="application/openmetrics-text")
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.text.endswith("# EOF\n")
+
+
+def test_the_page_reads_the_storage_in_a_thread(make_app: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop goes on while the storage is read."""
+    threads: list[int] = []
+    answer = Scrape.answer
+
+    def watched(*arguments: Any) -> Any:
+        threads.append(threading.get_ident())
+        return answer(*arguments)
+
+    monkeypatch.setattr(Scrape, "answer", watched)
+
+    async def run() -> int:
+        await make_app()(scope("/metrics"), never, ignore)
+        return threading.get_ident()
+
+    loop = asyncio.run(run())
+    assert len(threads) == 1
+    assert loop not in threads
+
+
+def test_a_storage_that_cannot_be_read_is_a_503(make_app: Make) -> None:
+    """Without its storage the application answers requests, and the metrics page says what is wrong."""
+    app = make_app({"/": fine}, sqlite_path="/nonexistent/metrics.db")
+    assert client(app).get("/").status_code == 200
+    answer = page(app)
+    assert answer.status_code == 503
+    assert "/nonexistent/metrics.db" in answer.text
+
+
+def test_the_page_needs_the_middleware() -> None:
+    """Without the middleware the page says what to add."""
+    app = Starlette(routes=[Route("/metrics", metrics)])
+    with pytest.raises(RuntimeError, match=r"add_middleware\(PrometheusMiddleware\)"):
+        TestClient(app).get("/metrics")
+
+
+def test_options_are_keywords(make_app: Make) -> None:
+    """Options are keywords, labels may be callables that take the request."""
+    app = make_app(
+        {"/": fine, "/health": fine},
+        namespace="shop",
+        group_status=True,
+        exclude_paths=["/health"],
+        labels={"tier": from_header("x-tier"), "place": "here"},
+    )
+    for path in ("/", "/health"):
+        client(app).get(path, headers={"x-tier": "gold"})
+    assert stored("shop_http_requests_total") == {("GET", "here", "/", "2xx", "gold"): 1.0}
+
+
+def test_options_come_from_the_environment(framework: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no keyword comes from an environment variable."""
+    monkeypatch.setenv("PDC_NAMESPACE", "shop")
+    app = (FastAPI if framework == "fastapi" else Starlette)()
+    app.add_middleware(PrometheusMiddleware, **options)
+    app.add_route("/metrics", metrics)
+    client(app).get("/nowhere")
+    assert 'shop_http_requests_total{method="GET",route="<unmatched>",status="404"} 1.0' in page(app).text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"bucket": [1]}, "unknown option PDC_BUCKET; did you mean PDC_BUCKETS"), ({"buckets": [2, 1]}, "PDC_BUCKETS must be")],
+)
+def test_wrong_options_fail_the_start(make_app: Make, framework: str, wrong: dict[str, Any], message: str) -> None:
+    """A wrong option is refused at once by `instrument`, by the middleware when the server starts, or at each request."""
+    with pytest.raises(OptionError, match=message):
+        make_app(**wrong)
+    app = (FastAPI if framework == "fastapi" else Starlette)()
+    app.add_middleware(PrometheusMiddleware, **wrong)
+    with pytest.raises(OptionError, match=message):
+        asyncio.run(app(scope("/"), never, ignore))
+    sent: list[Message] = []
+
+    async def start() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(answer: Message) -> None:
+        sent.append(answer)
+
+    with pytest.raises(OptionError):
+        asyncio.run(app({"type": "lifespan", "state": {}}, start, send))
+    assert sent[0]["type"] == "lifespan.startup.failed"
+    assert message in sent[0]["message"]
+
+
+def test_the_middleware_can_be_switched_off(make_app: Make) -> None:
+    """With `enabled=False` nothing is counted, and there is no page."""
+    app = make_app({"/": fine}, enabled=False)
+    assert client(app).get("/").status_code == 200
+    assert page(app).status_code == 404
+
+
+def test_applications_share_metrics_and_count_once(make_app: Make) -> None:
+    """Two applications of one process count into the same metrics; one mounted in the other does not count twice."""
+    first, second = make_app({"/": fine}), make_app({"/": fine})
+    for app in (first, second):
+        client(app).get("/")
+    first.mount("/second", second)
+    client(first).get("/second/")
+    assert requests() == {("GET", "/", "200"): 2.0, ("GET", "/second/", "200"): 1.0}
+    with pytest.raises(RuntimeError, match="already"):
+        instrument(first)
+
+
+def test_an_application_may_be_wrapped(framework: str, options: dict[str, Any]) -> None:
+    """The middleware may also be around an application, mounted or not; exceptions that it answers are seen."""
+    app = (FastAPI if framework == "fastapi" else Starlette)()
+    app.add_exception_handler(KeyError, sorry)
+    add(app, "/broken/{id}", fail)
+    wrapped = PrometheusMiddleware(CORSMiddleware(app), **options)
+    client(wrapped).get("/broken/1")
+    client(Starlette(routes=[Mount("/outer", wrapped)])).get("/outer/broken/1")
+    client(wrapped).options("/broken/1", headers={"Origin": "http://here", "Access-Control-Request-Method": "GET"})
+    assert requests() == {
+        ("GET", "/broken/{id}", "418"): 1.0,
+        ("GET", "/outer/broken/{id}", "418"): 1.0,
+        ("OPTIONS", "/broken/{id}", "400"): 1.0,
+    }
+    assert len(stored("http_exceptions_total")) == 2
+
+
+def test_lifespan_passes_through(framework: str, options: dict[str, Any]) -> None:
+    """Start and end of the application are its own, with the state it gives."""
+    events = []
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[dict[str, str]]:
+        events.append("start")
+        yield {"who": "me"}
+        events.append("end")
+
+    async def who(request: Request) -> Response:
+        return PlainTextResponse(request.state.who)
+
+    app = (FastAPI if framework == "fastapi" else Starlette)(lifespan=lifespan)
+    add(app, "/", who)
+    instrument(app, **options)
+    with TestClient(app) as web:
+        assert web.get("/").text == "me"
+    assert events == ["start", "end"]
+    assert requests() == {("GET", "/", "200"): 1.0}
+
+
+@pytest.mark.parametrize("more", [[], ["--", "--preload"]])
+def test_the_demo_counts_every_request(storage: dict[str, Any], redis_server: RedisServer, more: list[str]) -> None:
+    """Under Gunicorn with four Uvicorn workers, also preloaded, any worker counts what was sent."""
+    environment = {"PDC_REDIS_URL": redis_server.url} if "redis" in storage else {}
+    command = [sys.executable, str(ROOT / "example_apps" / "demo.py"), "--app", "starlette_app", "--once", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--requests", "300", *more],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Every worker counts what was sent: yes" in done.stdout
