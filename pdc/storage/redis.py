@@ -227,7 +227,7 @@ class RedisStorage(ForkSafe):
 
     def close(self) -> None:
         if self._own:
-            self.client.close()
+            self.client.connection_pool.disconnect()  # the oldest redis-py closes no connection in `client.close()`
 
     def _key(self, name: str) -> str:
         return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"
