@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from prometheus_client.registry import CollectorRegistry
+from prometheus_client.validation import _validate_exemplar
 
 from .exposition import ASGIApplication, Receive, Response, Scope, Scrape, Send, plain
 from .metrics import Counter, Gauge, Histogram, StoredMetric
@@ -141,10 +142,12 @@ class HTTPMetrics:
         """The exemplar for the request that is being handled, if there is one."""
         try:
             found = self._current_exemplar()
-            return None if found is None else {name: str(value) for name, value in found.items()}
+            exemplar = None if found is None else {name: str(value) for name, value in found.items()}
+            _validate_exemplar(exemplar or {})
         except Exception:  # noqa: BLE001 - nor must an exemplar
             self._complain("the exemplar failed and is left out", exc_info=True)
             return None
+        return exemplar
 
     def _complain(self, message: str, *, exc_info: bool = False) -> None:
         """Log a fault of the configuration, once per application."""

@@ -330,6 +330,17 @@ def test_sizes_and_exemplars(make_app: Make) -> None:
     assert len(re.findall(r'^http_(?:requests_total|request_duration_seconds_bucket){.* # {trace_id="abc"}', page, re.M)) == 2
 
 
+@pytest.mark.parametrize("exemplar", [{"trace_id": "x" * 200}, {"trace_id": None, "__id": 1}, 5])
+def test_an_exemplar_that_is_wrong_is_left_out(make_app: Make, exemplar: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A request counts without the exemplar that prometheus_client would refuse; the fault is logged once."""
+    app = make_app(exemplars=lambda: exemplar)
+    app.add_url_rule("/", view_func=lambda: "fine")
+    for _ in range(2):
+        app.test_client().get("/")
+    assert scraped(app, "http_requests_total") == {("GET", "/", "200"): 2.0}
+    assert caplog.text.count("the exemplar failed and is left out") == 1
+
+
 def test_series_are_bounded(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
     """What is over PDC_MAX_SERIES goes to one series, and is logged once a metric."""
     app = make_app(max_series=2, labels={"n": lambda r: r.args["n"]})

@@ -37,8 +37,8 @@ def run(source: str, folder: Path) -> list[str]:
 
 
 def test_every_python_block_is_run_here() -> None:
-    """The README has four blocks of Python: those that the tests below run."""
-    assert README.count("```python\n") == 4
+    """The README has six blocks of Python: those that the tests below run."""
+    assert README.count("```python\n") == 6
 
 
 def test_the_redis_block_prints_what_it_counted_and_stores_what_the_readme_shows(
@@ -79,27 +79,61 @@ for row in pdc.get_sqlite_conn().execute("SELECT {columns} FROM metrics WHERE su
     assert run(source + look, tmp_path)[-1] == 'latency_seconds _bucket:{"le":"0.1"} 1.0'
 
 
-def test_the_extension_block_counts_requests(tmp_path: Path) -> None:
-    """The application of the first Flask block counts a request and shows it at /metrics."""
+EXTENSIONS = "Flask, Django, Starlette and FastAPI"
+COUNTED = 'http_requests_total{method="GET",route="<unmatched>",status="404"} 1.0'
+
+
+def test_the_flask_block_counts_requests(tmp_path: Path) -> None:
+    """The Flask application counts a request and shows it at /metrics."""
     ask = """
 client = app.test_client()
 client.get("/nowhere").close()
 print(client.get("/metrics").text)
 """
-    printed = run(block("python", of="Flask") + ask, tmp_path)
-    assert 'http_requests_total{method="GET",route="<unmatched>",status="404"} 1.0' in printed
-    assert (tmp_path / "metrics.db").exists()
+    assert COUNTED in run(block("python", of=EXTENSIONS) + ask, tmp_path)
 
 
-def test_the_view_block_shows_what_its_other_view_counted(tmp_path: Path) -> None:
-    """The view of the second Flask block serves prometheus_client's text of our counter."""
+def test_the_django_block_counts_requests(tmp_path: Path) -> None:
+    """The Django project counts a request and shows it at /metrics; its system checks find nothing."""
+    settings, urls = block("python", of=EXTENSIONS, number=1).split("# urls.py\n")
+    (tmp_path / "urls.py").write_text(urls)
+    (tmp_path / "settings.py").write_text(settings + "ROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']\nSECRET_KEY = 'x'\n")
     ask = """
-client = app.test_client()
-client.get("/").close()
-answer = client.get("/metrics")
+import os, sys
+sys.path.insert(0, os.getcwd())
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+import django
+django.setup()
+from django.core.management import call_command
+from django.test import Client
+call_command("check", fail_level="WARNING")
+client = Client()
+client.get("/nowhere")
+print(client.get("/metrics").content.decode())
+"""
+    assert COUNTED in run(ask, tmp_path)
+
+
+def test_the_fastapi_block_counts_requests(tmp_path: Path) -> None:
+    """The FastAPI application counts a request and shows it at /metrics."""
+    ask = """
+import asyncio, httpx
+async def main():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await client.get("/nowhere")
+        print((await client.get("/metrics")).text)
+asyncio.run(main())
+"""
+    assert COUNTED in run(block("python", of=EXTENSIONS, number=2) + ask, tmp_path)
+
+
+def test_the_view_block_shows_what_it_counted(tmp_path: Path) -> None:
+    """The view of the last block serves prometheus_client's text of our counter."""
+    ask = """
+answer = app.test_client().get("/metrics")
 print(answer.content_type)
 print(answer.text)
 """
-    content_type, *printed = run(block("python", of="Flask", number=1) + ask, tmp_path)
+    content_type, *printed = run(block("python", of=EXTENSIONS, number=3) + ask, tmp_path)
     assert content_type == "text/plain; charset=utf-8"
     assert "visits_total 1.0" in printed

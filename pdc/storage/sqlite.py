@@ -41,11 +41,11 @@ _SCHEMA = """
         PRIMARY KEY (metric_key, subkey)
     ) WITHOUT ROWID
 """
-_INSERT = "INSERT INTO metrics (metric_key, subkey, value) VALUES (?1, ?2, {}) ON CONFLICT (metric_key, subkey) DO "
+_INSERT = "INSERT INTO metrics (metric_key, subkey, value) VALUES (:name, :field, {}) ON CONFLICT (metric_key, subkey) DO "
 _WRITE = {
-    Kind.INIT: _INSERT.format("?3") + "NOTHING",
-    Kind.SET: _INSERT.format("?3") + "UPDATE SET value = ?3",
-    Kind.ADD: _INSERT.format("0.0 + ?3") + "UPDATE SET value = value + ?3",
+    Kind.INIT: _INSERT.format(":value") + "NOTHING",
+    Kind.SET: _INSERT.format(":value") + "UPDATE SET value = :value",
+    Kind.ADD: _INSERT.format("0.0 + :value") + "UPDATE SET value = value + :value",
 }
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
 
@@ -233,8 +233,10 @@ class _Metric:
         if kind is Kind.DELETE:
             self._delete_matching([json.loads(operation.field) for operation in operations])
         else:
-            rows = ((self._name, operation.field, _stored(operation.value, now)) for operation in operations)
-            self._cursor.executemany(_WRITE[kind], rows)
+            values = ((operation.field, _stored(operation.value, now)) for operation in operations)
+            self._cursor.executemany(
+                _WRITE[kind], [{"name": self._name, "field": field, "value": value} for field, value in values]
+            )
 
     def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
         doomed = [
