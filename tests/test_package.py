@@ -29,9 +29,10 @@ def test_the_metadata_of_the_installed_distribution_is_that_of_the_checkout() ->
 
 
 def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
-    """Without extras only prometheus_client is required; the extras that exist are one for each driver and framework, and all."""
+    """Without extras only prometheus_client is required; there is one extra for each driver and framework, and all."""
     assert {requirement for requirement in requirements() if "extra==" not in requirement} == {"prometheus_client>=0.23.1"}
-    assert set(metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or ()) == {"redis", "flask", "django", "starlette", "all"}
+    extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra")
+    assert set(extras or ()) == {"redis", "flask", "django", "starlette", "all"}
 
 
 @pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask", "django", "starlette"])
