@@ -1,1 +1,11 @@
-"""Prometheus metrics of a Django project, shared by all of its processes."""
+"""Prometheus metrics of a Django project, shared by all of its processes.
+
+    INSTALLED_APPS += ["pdc_django"]
+    MIDDLEWARE = ["pdc_django.middleware.PrometheusMiddleware", ...]  # first
+    urlpatterns += [path("", include("pdc_django.urls"))]
+
+Options are settings, or environment variables of the same name: those of every framework, such as ``PDC_REDIS_URL``
+(`pdc.options.Options` has them all), and four of Django's own. ``PDC_DJANGO_DATABASES`` (true unless set) counts
+queries, ``PDC_DJANGO_CACHES`` cache operations, ``PDC_DJANGO_MODELS = ["shop", "auth.User"]`` what is written of those
+models; ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied. ``manage.py check`` tells what is wrong.
+"""

@@ -51,10 +51,10 @@ def watch() -> None:
 
     def create_connection(alias: str) -> BaseCache:
         backend = create(alias)
-        with conf.harmless():
-            if conf.options().django_caches and conf.http_metrics() is not None:
-                for operation in OPERATIONS:
-                    setattr(backend, operation, _timed(getattr(backend, operation), operation, alias))
+        options = conf.active()
+        if options is not None and options.django_caches:
+            for operation in OPERATIONS:
+                setattr(backend, operation, _timed(getattr(backend, operation), operation, alias))
         return backend
 
     caches.create_connection = create_connection  # type: ignore[method-assign]

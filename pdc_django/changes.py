@@ -39,7 +39,7 @@ def _deleted(*, sender: type[Model], **_: Any) -> None:
 
 
 def _count(model: type[Model], operation: str) -> None:
-    with conf.harmless():
-        wanted = conf.options().django_models
-        if wanted and conf.http_metrics() is not None and {model._meta.label, model._meta.app_label} & set(wanted):
-            _family(conf.options().namespace).labels(model._meta.label, operation).inc()
+    options = conf.active()
+    if options is not None and {model._meta.label, model._meta.app_label} & set(options.django_models):
+        with conf.harmless():
+            _family(options.namespace).labels(model._meta.label, operation).inc()

@@ -59,6 +59,14 @@ def start() -> None:
         http_metrics()
 
 
+def active() -> DjangoOptions | None:
+    """The options of what is to be counted; None where nothing is: PDC_ENABLED is false, or something is wrong."""
+    try:
+        return None if http_metrics() is None else options()
+    except WRONG:
+        return None
+
+
 def reload(*, setting: str, **_: Any) -> None:
     """Start again after a test has changed an option."""
     if setting.startswith("PDC_"):

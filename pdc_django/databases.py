@@ -39,7 +39,8 @@ def watch(*, connection: BaseDatabaseWrapper, **_: Any) -> None:
 
 def count_query(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
     """Execute a query as ``connection.execute_wrapper`` wants it, and count it; ``executemany`` is one."""
-    if not _wanted():
+    options = conf.active()
+    if options is None or not options.django_databases:
         return execute(sql, params, many, context)
     error: BaseException | None = None
     start = perf_counter()
@@ -49,16 +50,12 @@ def count_query(execute: Callable[..., Any], sql: Any, params: Any, many: bool, 
         error = raised
         raise
     finally:
-        _count(context["connection"], perf_counter() - start, error)
+        _count(options.namespace, context["connection"], perf_counter() - start, error)
 
 
-def _wanted() -> bool:
-    return conf.http_metrics() is not None and conf.options().django_databases
-
-
-def _count(connection: BaseDatabaseWrapper, seconds: float, error: BaseException | None) -> None:
+def _count(namespace: str, connection: BaseDatabaseWrapper, seconds: float, error: BaseException | None) -> None:
     with conf.harmless():
-        families = _families(conf.options().namespace)
+        families = _families(namespace)
         labels = (connection.alias, connection.vendor)
         families.queries.labels(*labels).inc()
         families.duration.labels(*labels).observe(seconds)

@@ -17,8 +17,8 @@ class _MigrationState(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Read the migrations of every database, if PDC_DJANGO_MIGRATIONS asks for it."""
-        options = conf.options()
-        if not options.django_migrations:
+        options = conf.active()
+        if options is None or not options.django_migrations:
             return
         prefix = f"{options.namespace}_" if options.namespace else ""
         applied = GaugeMetricFamily(f"{prefix}django_migrations_applied", "Migrations that are applied.", labels=["alias"])

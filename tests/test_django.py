@@ -7,6 +7,9 @@ import gc
 import gzip
 import importlib
 import io
+import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +20,7 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 import django
 import django_project
 import pytest
+from conftest import ROOT, RedisServer
 from django.contrib.auth.models import Group
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
@@ -29,7 +33,7 @@ from django.db import IntegrityError, OperationalError, connection
 from django.db.backends.signals import connection_created
 from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
-from django.test import AsyncRequestFactory, override_settings
+from django.test import AsyncClient, AsyncRequestFactory, Client, override_settings
 from django.urls import include, path
 from django_project import OURS, seen
 from prometheus_client.parser import text_string_to_metric_families
@@ -711,6 +715,22 @@ def test_caches_are_left_alone_unless_asked_for() -> None:
     assert scraped("django_cache_misses_total") == {}
 
 
+def test_a_test_can_use_the_clients_of_django() -> None:
+    """The clients of django.test are counted like servers, streams once they are read."""
+    assert Client().get("/stream").getvalue() == b"ab"
+    assert asyncio.run(AsyncClient().get("/shop/async/tea/")).content == b"tea"
+    assert scraped("http_requests_total") == {("GET", "/stream", "200"): 1.0, ("GET", "/shop/async/<slug:name>/", "200"): 1.0}
+
+
+def test_nothing_is_counted_with_wrong_options_and_nothing_breaks(change: Settings) -> None:
+    """Where options are wrong, which the checks tell, databases and caches work as ever."""
+    change(buckets="wide", CACHES={"default": {"BACKEND": LOCMEM, "LOCATION": "plain"}})
+    connection.cursor().execute("SELECT 1")
+    cache.get("tea")
+    with pytest.raises(CommandError, match="PDC_BUCKETS must be increasing numbers of seconds, got 'wide'"):
+        call_command("check")
+
+
 def test_a_test_can_assert_a_change(send: Send) -> None:
     """`assert_change` sums the samples with the given labels, and tells what it found."""
     with assert_change("http_requests_total", route="/"), assert_change("http_requests_total", 2):
@@ -721,3 +741,34 @@ def test_a_test_can_assert_a_change(send: Send) -> None:
         assert_change("http_requests_total", route="/"),
     ):
         pass
+
+
+@pytest.mark.parametrize("more", [[], ["--", "--preload", "--threads", "4", "--max-requests", "50"]])
+def test_the_demo_counts_every_request(storage: dict[str, Any], redis_server: RedisServer, more: list[str]) -> None:
+    """Under Gunicorn with four workers, also preloaded, threaded and recycled, any worker counts what was sent."""
+    environment = {"PDC_REDIS_URL": redis_server.url} if "redis" in storage else {}
+    command = [sys.executable, str(ROOT / "example_apps" / "demo.py"), "--app", "django_app", "--once", "--port", "0"]
+    done = subprocess.run(
+        [*command, "--requests", "200", *more],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Every worker counts what was sent: yes" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["check", "metrics"])
+def test_the_shop_is_managed(tmp_path: Path, command: str) -> None:
+    """The example's manage.py checks it without a complaint, and prints its metrics."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(ROOT / "example_apps" / "django_app" / "manage.py"), command],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PDC_SQLITE_PATH": str(tmp_path / "shop.db")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ("no issues" if command == "check" else "# TYPE http_requests_total counter") in done.stdout

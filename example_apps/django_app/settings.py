@@ -9,3 +9,4 @@ MIDDLEWARE = [
 ROOT_URLCONF = "shop"
 SECRET_KEY = "of an example"
 TIME_ZONE = "UTC"
+USE_TZ = True
