@@ -658,17 +658,26 @@ class Buffer:
         self._send()
 
     def _send(self) -> None:
-        """Send batches until nothing is queued. Raises StorageError; the batch in flight is then kept as it is."""
+        """Send the batch in flight, if there is one, then what is queued by now. Raises StorageError, and keeps the batch.
+
+        What threads queue meanwhile waits for the next time, or they could hold this one here for ever; written through,
+        each has at most one update to wait for, and what interrupted this thread has nobody else to send it.
+        """
         if self._sender is not None:
             return
         self._sender = threading.get_ident()
         try:
-            restarted = False
-            while batch := self._next_batch():
+            more, restarted = True, False
+            while more:
+                retried = self._in_flight is not None
+                batch = self._next_batch()
+                if batch is None:
+                    break
                 forgotten = self._note(batch, self.required().apply(batch))
                 if forgotten and not restarted:
-                    restarted = True
                     self._restart()
+                more = self.write_through or retried or (forgotten and not restarted)
+                restarted = restarted or forgotten
             self._recovered()
         except Exception as error:
             self._failed(error)

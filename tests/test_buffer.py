@@ -405,3 +405,17 @@ def test_an_error_that_no_storage_should_raise_is_logged(
     recorder.during = lambda: None
     counter.buffer.flush()
     assert recorder.total() == 2
+
+
+def test_a_flush_ends_however_fast_others_update(recorder: Recorder, buffer: Buffer, counter: pdc.Counter) -> None:
+    """A flush sends what was queued when it began; what threads add meanwhile is for the next, and nothing is lost."""
+    buffer.attach(recorder, 3600.0, None)
+    buffer.flush()
+    recorder.batches.clear()
+    recorder.during = lambda: in_another_thread(counter.inc)
+    counter.inc()
+    in_another_thread(buffer.flush)
+    assert len(recorder.batches) == 1
+    recorder.during = lambda: None
+    buffer.flush()
+    assert recorder.total() == 2.0
