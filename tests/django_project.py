@@ -23,7 +23,7 @@ settings.configure(
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
     INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "pdc_django"],
-    LOGGING={"version": 1, "loggers": {"django": {"level": "CRITICAL"}}},
+    LOGGING={"version": 1, "disable_existing_loggers": False, "loggers": {"django": {"level": "CRITICAL"}}},
     MIDDLEWARE=[OURS],
     PDC_FLUSH_INTERVAL=0,
     PDC_SQLITE_PATH="/nonexistent/metrics.db",  # starting does not touch it; each test has a file of its own
