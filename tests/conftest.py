@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from functools import _lru_cache_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import redis
 from prometheus_client import CollectorRegistry
 
 import pdc
-import pdc.http
 
 ROOT = Path(__file__).parent.parent
 
@@ -125,8 +125,10 @@ def registry() -> CollectorRegistry:
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """Leave no storage and no metrics behind: a later `setup` would declare them again."""
-    pdc.http._families.cache_clear()
-    pdc.http._websocket_families.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("pdc")]:
+        for function in list(vars(sys.modules[name]).values()):
+            if isinstance(function, _lru_cache_wrapper):  # it keeps the metrics of an extension, once per process
+                function.cache_clear()
     gc.collect()  # now, not before: pytest lets go of the values of fixtures only after their teardown
     yield
     pdc.shutdown()
