@@ -97,7 +97,8 @@ def test_the_django_block_counts_requests(tmp_path: Path) -> None:
     """The Django project counts a request and shows it at /metrics; its system checks find nothing."""
     settings, urls = block("python", of=EXTENSIONS, number=1).split("# urls.py\n")
     (tmp_path / "urls.py").write_text(urls)
-    (tmp_path / "settings.py").write_text(settings + "ROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']\nSECRET_KEY = 'x'\nUSE_TZ = True\n")
+    more = "ROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']\nSECRET_KEY = 'x'\nUSE_TZ = True\n"
+    (tmp_path / "settings.py").write_text(settings + more)
     ask = """
 import os, sys
 sys.path.insert(0, os.getcwd())
