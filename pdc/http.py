@@ -35,6 +35,8 @@ SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
 """64 bytes to 64 MiB."""
 WEBSOCKET_BUCKETS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
 """A tenth of a second to a day."""
+MOST_DIGITS = 18
+"""Of a length: there are no longer bodies, and Python refuses to read a number of thousands of digits."""
 TRACKER = "pdc.tracker"
 """Where a WSGI environment or an ASGI scope keeps the tracker of its request."""
 
@@ -202,6 +204,8 @@ class HTTPMetrics:
             await app(scope, receive, send)
             return
         tracker.look = look
+        lengths = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"content-length"]
+        tracker.received = content_length(lengths[0]) if lengths else 0
         channel = _Channel(tracker, receive, send)
         try:
             await app(scope, channel.receive, channel.send)
@@ -472,12 +476,14 @@ class _Channel:
         self._tracker = tracker
         self._receive = receive
         self._send = send
+        self._length_is_known = tracker.received > 0
 
     async def receive(self) -> MutableMapping[str, Any]:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._tracker.gone = True
-        self._tracker.received += len(message.get("body", b""))
+        if not self._length_is_known:
+            self._tracker.received += len(message.get("body", b""))
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
@@ -523,8 +529,8 @@ def _body_bytes(status: int, headers: Iterable[tuple[str, str]]) -> float:
 
 
 def content_length(header: str) -> int:
-    """The value of a header Content-Length, 0 for none or one that is malformed."""
-    return int(header) if header.isdecimal() else 0
+    """The value of a header Content-Length, 0 for none or one that is malformed or absurd."""
+    return int(header) if header.isdecimal() and len(header) <= MOST_DIGITS else 0
 
 
 def _exemplar_source(options: Options) -> Callable[[], Mapping[str, str] | None]:

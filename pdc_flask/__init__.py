@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, got_request_exception, request, request_started
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import Rule
 
 from pdc import Info, config
 from pdc.exposition import scrape_from_wsgi
@@ -91,10 +92,25 @@ def _note_request(app: Flask, **_: Any) -> None:
     if tracker is None:
         return
     tracker.request = request._get_current_object()  # type: ignore[attr-defined]
-    if request.url_rule is not None:
-        tracker.route = request.url_rule.rule
-        if getattr(app.view_functions.get(request.url_rule.endpoint), EXCLUDED, False):
+    rule = _rule(app)
+    if rule is not None:
+        tracker.route = rule.rule
+        if getattr(app.view_functions.get(rule.endpoint), EXCLUDED, False):
             tracker.forget()
+
+
+def _rule(app: Flask) -> Rule | None:
+    """The rule that the path of the request matches, also where it does not take the method."""
+    error = request.routing_exception
+    if not isinstance(error, MethodNotAllowed) or not error.valid_methods:
+        return request.url_rule
+    adapter = app.create_url_adapter(request)
+    if adapter is None:
+        return None
+    try:
+        return adapter.match(method=min(error.valid_methods), return_rule=True)[0]
+    except HTTPException:  # the rule redirects
+        return None
 
 
 def _note_exception(_: Flask, exception: BaseException, **__: Any) -> None:

@@ -34,8 +34,8 @@ settings.configure(
 django.setup()
 
 
-def inner(before: Callable[[HttpRequest], HttpResponse | None], handled: bool = False) -> type:
-    """A middleware, for both modes, that answers what `before` does; with `handled` it answers exceptions of views, too."""
+def inner(before: Callable[[HttpRequest], HttpResponse | None], handled: tuple[type[Exception], ...] = ()) -> type:
+    """A middleware, for both modes, that answers what `before` does, and those exceptions of views that are `handled`."""
 
     class Inner:
         sync_capable = async_capable = True
@@ -52,8 +52,8 @@ def inner(before: Callable[[HttpRequest], HttpResponse | None], handled: bool = 
         async def answer(self, request: HttpRequest) -> HttpResponse:
             return before(request) or await self.get_response(request)
 
-        def process_exception(self, _: HttpRequest, __: Exception) -> HttpResponse | None:
-            return HttpResponse("sorry", status=418) if handled else None
+        def process_exception(self, _: HttpRequest, error: Exception) -> HttpResponse | None:
+            return HttpResponse("sorry", status=418) if isinstance(error, handled) else None
 
     return Inner
 
@@ -68,7 +68,7 @@ def _break(request: HttpRequest) -> HttpResponse | None:
     return None
 
 
-limiting, breaking, handling = inner(_limit), inner(_break), inner(lambda _: None, handled=True)
+limiting, breaking, handling = inner(_limit), inner(_break), inner(lambda _: None, handled=(Exception,))
 
 
 def item(_: HttpRequest, name: str) -> HttpResponse:

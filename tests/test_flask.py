@@ -71,8 +71,8 @@ def test_requests_are_counted_by_method_route_and_status(make_app: Make) -> None
         ("HEAD", "/shop/<int:number>", "200"): 1.0,
         ("OPTIONS", "/shop/<int:number>", "200"): 1.0,
         ("GET", "<unmatched>", "404"): 2.0,
-        ("<other>", "<unmatched>", "405"): 1.0,
-        ("DELETE", "<unmatched>", "405"): 1.0,
+        ("<other>", "/shop/<int:number>", "405"): 1.0,
+        ("DELETE", "/shop/<int:number>", "405"): 1.0,
     }
     assert set(scraped(app, "http_requests_in_progress").values()) == {0.0}
 

@@ -1,0 +1,626 @@
+"""One contract of the HTTP metrics: the same requests give the same exposition text in every framework."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+from conftest import wait_until
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import override_settings
+from django.urls import include
+from django.urls import path as django_path
+from django.views import View
+from django_project import OURS, inner
+from fastapi import FastAPI
+from flask import Flask, abort
+from flask import Response as FlaskResponse
+from flask import request as flask_request
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+
+from pdc.options import from_header
+from pdc_django import conf
+from pdc_flask import PrometheusMetrics
+from pdc_starlette import instrument
+
+# What every application does: its views, an answer to X-Deny before any of them, an answer to the exception Handled.
+
+DENY = "X-Deny"
+ITEMS = "/items/{name}"
+ROUTES = {  # the path, as Starlette writes it, to the method
+    ITEMS: "GET",
+    "/orders": "POST",
+    "/missing/{name}": "GET",
+    "/broken": "GET",
+    "/handled": "GET",
+    "/stream": "GET",
+    "/broken-stream": "GET",
+    "/health": "GET",
+    "/static/{name}": "GET",
+}
+
+
+class Handled(Exception):  # noqa: N818 - it is what the applications handle
+    """An exception that the application's error handler answers."""
+
+
+class NotThere(Exception):  # noqa: N818 - each framework raises its own for it
+    """What a view asks for that does not exist."""
+
+
+class Said(NamedTuple):
+    """What a view answers, as each framework has a class for."""
+
+    body: bytes
+    status: int = 200
+    breaks: bool | None = None
+    """Whether a body that is streamed fails before its end, None for one that is no stream."""
+
+
+def say(route: str, body: bytes) -> Said:
+    """What the view of a route does with a body; every view of every application calls it."""
+    if route == "/broken":
+        raise KeyError(route)
+    if route == "/handled":
+        raise Handled
+    if route.startswith("/missing"):
+        raise NotThere
+    if route == "/orders":
+        return Said(b"ordered " + body, 201)
+    if route.endswith("stream"):
+        return Said(b"abcde", breaks=route == "/broken-stream")
+    return Said(b"an item")
+
+
+def chunks(said: Said) -> Iterator[bytes]:
+    """A stream that fails where it is said to."""
+    yield said.body[:3]
+    if said.breaks:
+        raise LookupError
+    yield said.body[3:]
+
+
+async def chunks_async(said: Said) -> AsyncIterator[bytes]:
+    """The same stream, made asynchronously."""
+    for chunk in chunks(said):
+        await asyncio.sleep(0)
+        yield chunk
+
+
+class Answer(NamedTuple):
+    """What a server would have sent."""
+
+    status: int
+    text: str
+
+
+def over_wsgi(app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    """Send a request as a WSGI server does, and read the answer to its end or its failure."""
+    environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": io.BytesIO(body)}
+    environ.update({f"HTTP_{name}".upper().replace("-", "_"): value for name, value in headers.items()})
+    environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", str(len(body)))
+    setup_testing_defaults(environ)
+    started: list[int] = []
+    answer = app(environ, lambda status, *_: started.append(int(status[:3])))
+    sent = b""
+    with closing(answer), suppress(LookupError):  # the server closes the connection
+        for chunk in answer:
+            sent += chunk
+    return Answer(started[-1], sent.decode())
+
+
+def over_asgi(app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    """Send a request as an ASGI server does, in an event loop of its own."""
+    incoming = [{"type": "http.request", "body": body}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return incoming.pop() if incoming else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    named = {"host": "shop", "content-length": str(len(body)), **{name.lower(): value for name, value in headers.items()}}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in named.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("shop", 80),
+    }
+    with suppress(LookupError):  # the server closes the connection
+        asyncio.run(app(scope, receive, send))
+    return Answer(sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode())
+
+
+Send = Callable[[Any, str, str, Mapping[str, str], bytes], Answer]
+
+
+class Application:
+    """An application of one framework with the routes above and these options."""
+
+    send: Send = staticmethod(over_asgi)
+    head = options = 405
+    """The status of the framework's own answer to HEAD, and to OPTIONS, for a route of GET."""
+
+    def __init__(self, **options: Any) -> None:
+        self.app = self.make(options)
+
+    def make(self, options: dict[str, Any]) -> Any:
+        """The WSGI or ASGI application."""
+        raise NotImplementedError
+
+    def request(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> int:
+        """Send a request and return the status of the answer."""
+        return type(self).send(self.app, method, path, headers or {}, body).status
+
+    def get(self, path: str, times: int = 1) -> int:
+        """Send that many requests of method GET and return the status of the last answer."""
+        return [self.request("GET", path) for _ in range(times)][-1]
+
+    def scrape(self, **headers: str) -> Answer:
+        """What the metrics page answers."""
+        return type(self).send(self.app, "GET", "/metrics", headers, b"")
+
+    def close(self) -> None:
+        """Undo what `make` did to the process."""
+
+
+class OfFlask(Application):
+    """Flask, with a hook before requests and an error handler."""
+
+    send = staticmethod(over_wsgi)
+    head = options = 200
+
+    def make(self, options: dict[str, Any]) -> Any:
+        """Make it."""
+        app = Flask("shop")
+        app.logger.setLevel(logging.CRITICAL)
+        app.config.update({f"PDC_{name.upper()}": value for name, value in options.items()})
+        PrometheusMetrics(app)
+        for route, method in ROUTES.items():
+            rule = re.sub(r"\{(\w+)\}", r"<\1>", route)
+            app.add_url_rule(rule, route.replace("/", "-"), self._view(route), methods=[method])
+        app.before_request(lambda: abort(401) if DENY in flask_request.headers else None)
+        app.register_error_handler(Handled, lambda _: ("sorry", 418))
+        return app
+
+    @staticmethod
+    def _view(route: str) -> Callable[..., FlaskResponse]:
+        def view(**_: str) -> FlaskResponse:
+            try:
+                said = say(route, flask_request.get_data() if flask_request.method == "POST" else b"")
+            except NotThere:
+                abort(404)
+            return FlaskResponse(said.body if said.breaks is None else chunks(said), said.status)
+
+        return view
+
+
+def _deny(request: HttpRequest) -> HttpResponse | None:
+    return HttpResponse(status=401) if DENY in request.headers else None
+
+
+hooks = inner(_deny, handled=(Handled,))
+
+
+class OfDjango(Application):
+    """Django under WSGI, with a middleware that denies and handles."""
+
+    send = staticmethod(over_wsgi)
+    head = options = 200
+    handler: Callable[[], Any] = WSGIHandler
+
+    def make(self, options: dict[str, Any]) -> Any:
+        """Make it."""
+        patterns = [
+            django_path(route[1:].replace("{name}", "<str:name>"), self._view(route, method).as_view())
+            for route, method in ROUTES.items()
+        ]
+        self._settings = override_settings(
+            MIDDLEWARE=[OURS, f"{__name__}.hooks"],
+            ROOT_URLCONF=(*patterns, django_path("", include("pdc_django.urls"))),
+            **{f"PDC_{name.upper()}": value for name, value in options.items()},
+        )
+        self._settings.enable()
+        return type(self).handler()
+
+    def close(self) -> None:
+        """Restore the settings."""
+        self._settings.disable()
+        conf.http_metrics.cache_clear()
+
+    @classmethod
+    def _view(cls, route: str, method: str) -> type[View]:
+        return type("OneView", (View,), {method.lower(): cls._handle(route)})
+
+    @staticmethod
+    def _handle(route: str) -> Callable[..., Any]:
+        def handle(_: View, request: HttpRequest, **__: str) -> Any:
+            try:
+                said = say(route, request.body if request.method == "POST" else b"")
+            except NotThere as error:
+                raise Http404 from error
+            if said.breaks is None:
+                return HttpResponse(said.body, status=said.status)
+            return StreamingHttpResponse(chunks_async(said) if hasattr(request, "scope") else chunks(said))
+
+        return handle
+
+
+class OfAsyncDjango(OfDjango):
+    """Django under ASGI, with views that are coroutines."""
+
+    send = staticmethod(over_asgi)
+    handler = ASGIHandler
+
+    @staticmethod
+    def _handle(route: str) -> Callable[..., Any]:
+        answer = OfDjango._handle(route)
+
+        async def handle(view: View, request: HttpRequest, **_: str) -> Any:
+            await asyncio.sleep(0)
+            return answer(view, request)
+
+        return handle
+
+
+async def _deny_async(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    return Response(status_code=401) if DENY in request.headers else await call_next(request)
+
+
+def _sorry(_: Request, __: Exception) -> Response:
+    return PlainTextResponse("sorry", 418)
+
+
+class OfStarlette(Application):
+    """Starlette, with a middleware inside ours and an exception handler."""
+
+    head = 200
+
+    def make(self, options: dict[str, Any]) -> Any:
+        """Make it."""
+        app = self.framework()(
+            middleware=[Middleware(BaseHTTPMiddleware, dispatch=_deny_async)], exception_handlers={Handled: _sorry}
+        )
+        for route, method in ROUTES.items():
+            self.add(app, route, self._view(route), [method])
+        instrument(app, **options)
+        return app
+
+    def framework(self) -> Callable[..., Starlette]:
+        """The class of the application."""
+        return Starlette
+
+    def add(self, app: Any, route: str, view: Any, methods: list[str]) -> None:
+        """Add a route."""
+        app.add_route(route, view, methods=methods)
+
+    @staticmethod
+    def _view(route: str) -> Callable[[Request], Awaitable[Response]]:
+        async def view(request: Request) -> Response:
+            try:
+                said = say(route, await request.body() if request.method == "POST" else b"")
+            except NotThere as error:
+                raise HTTPException(404) from error
+            if said.breaks is None:
+                return PlainTextResponse(said.body, said.status)
+            return StreamingResponse(chunks_async(said))
+
+        return view
+
+
+class OfFastAPI(OfStarlette):
+    """FastAPI, the same."""
+
+    head = 405
+
+    def framework(self) -> Callable[..., Starlette]:
+        """The class of the application."""
+        return FastAPI
+
+    def add(self, app: Any, route: str, view: Any, methods: list[str]) -> None:
+        """Add a route."""
+        app.add_api_route(route, view, methods=methods, response_model=None)
+
+
+FRAMEWORKS = {
+    "flask": OfFlask,
+    "django": OfDjango,
+    "django-async": OfAsyncDjango,
+    "starlette": OfStarlette,
+    "fastapi": OfFastAPI,
+}
+
+Make = Callable[..., Application]
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Make an application of each framework; keywords are options."""
+    made: list[Application] = []
+
+    def making(**options: Any) -> Application:
+        written_through = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+        made.append(FRAMEWORKS[request.param](**{**written_through, **options}))
+        return made[-1]
+
+    yield making
+    for application in made:
+        application.close()
+
+
+def lines(page: str) -> list[str]:
+    """The samples of a page that are of requests, with routes as Starlette writes them and times left out."""
+    samples = [line for line in page.splitlines() if re.match(r"(shop_)?http_\w+(?<!_created)\{", line)]
+    timeless = [re.sub(r"(_seconds_(?:sum|bucket)\{.*\}) .*", r"\1", line) for line in samples]
+    return sorted(re.sub(r"(?<=/)<(?:str:)?(\w+)>", r"{\1}", line) for line in timeless)
+
+
+def without_durations(page: str) -> list[str]:
+    """The same, without the many lines of which only the names are certain."""
+    return [line for line in lines(page) if "_seconds_sum" not in line and "_seconds_bucket" not in line]
+
+
+def counted(*answers: str, more: tuple[str, ...] = (), labels: str = "", prefix: str = "") -> list[str]:
+    """The lines for answers, such as ``"GET /items/{name} 200 = 3"``, when nothing is in progress, and more lines."""
+    found = [prefix + line for line in more]
+    for answer in answers:
+        what, _, count = answer.partition(" = ")
+        method, route, status = what.split(" ")
+        series = f'{{method="{method}",route="{route}",status="{status}"{labels}}} {float(count or 1)}'
+        series = _sorted_labels(series)
+        found += [f"{prefix}http_requests_total{series}", f"{prefix}http_request_duration_seconds_count{series}"]
+    methods = {answer.split(" ")[0] for answer in answers} - {"<overflow>"}
+    found += [f'{prefix}http_requests_in_progress{{method="{method}"}} 0.0' for method in methods]
+    return sorted(found)
+
+
+def _sorted_labels(series: str) -> str:
+    labels, _, value = series[1:].rpartition("} ")
+    return "{" + ",".join(sorted(re.findall(r'\w+="[^"]*"', labels))) + "} " + value
+
+
+def raised(exception: str, route: str, times: float = 1.0) -> str:
+    """The line for an exception that left the view of a route."""
+    return f'http_exceptions_total{{exception="{exception}",method="GET",route="{route}"}} {times}'
+
+
+def test_answers_count_by_method_route_and_status(make: Make) -> None:
+    """Every answer of a view counts once under its route, also one of status 201 and one of 404."""
+    app = make()
+    assert [app.get("/items/tea", 2), app.get("/items/cake"), app.get("/missing/tea")] == [200, 200, 404]
+    assert app.request("POST", "/orders", body=b"tea") == 201
+    assert without_durations(app.scrape().text) == counted(
+        f"GET {ITEMS} 200 = 3", "GET /missing/{name} 404", "POST /orders 201"
+    )
+
+
+def test_unknown_paths_are_one_series(make: Make) -> None:
+    """Five hundred paths that no route is for are one series."""
+    app = make(flush_interval=60)
+    assert {app.get(f"/nowhere/{number}") for number in range(500)} == {404}
+    assert without_durations(app.scrape().text) == counted("GET <unmatched> 404 = 500")
+
+
+def test_methods_of_no_route_count_under_the_path(make: Make) -> None:
+    """A method that the route of a path does not take is status 405, and made-up methods are one series."""
+    app = make()
+    assert {app.request("DELETE", "/items/tea"), app.get("/orders")} == {405}
+    assert {app.request(f"BREW{number}", "/items/tea") for number in range(50)} == {405}
+    assert app.request("BREW", "/nowhere") == 404
+    assert without_durations(app.scrape().text) == counted(
+        f"DELETE {ITEMS} 405", "GET /orders 405", f"<other> {ITEMS} 405 = 50", "<other> <unmatched> 404"
+    )
+
+
+def test_head_and_options_count_as_the_framework_answers_them(make: Make) -> None:
+    """HEAD and OPTIONS count under the route, whatever status the framework gives."""
+    app = make(sizes=True)
+    assert (app.request("HEAD", "/items/tea"), app.request("OPTIONS", "/items/tea")) == (app.head, app.options)
+    found = [line for line in without_durations(app.scrape().text) if "_size_" not in line]
+    assert found == counted(f"HEAD {ITEMS} {app.head}", f"OPTIONS {ITEMS} {app.options}")
+
+
+def test_exceptions_of_views_count_handled_or_not(make: Make) -> None:
+    """An exception that leaves a view counts once; the request counts with the status that was sent."""
+    app = make()
+    assert (app.get("/broken", 2), app.get("/handled")) == (500, 418)
+    assert without_durations(app.scrape().text) == counted(
+        "GET /broken 500 = 2",
+        "GET /handled 418",
+        more=(raised("KeyError", "/broken", 2.0), raised("Handled", "/handled")),
+    )
+
+
+def test_what_answers_before_the_view_counts_under_the_route(make: Make) -> None:
+    """A request that a hook or an inner middleware denies counts under the route it would have had."""
+    app = make()
+    for method, path in [("GET", "/items/tea"), ("POST", "/orders"), ("GET", "/nowhere")]:
+        assert app.request(method, path, {DENY: "1"}) == 401
+    assert without_durations(app.scrape().text) == counted(f"GET {ITEMS} 401", "POST /orders 401", "GET <unmatched> 401")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_streams_count_at_their_end(make: Make) -> None:
+    """A stream counts as one request, and one that fails on the way with its exception and the status that was sent."""
+    app = make()
+    assert {app.get("/stream", 2), app.get("/broken-stream")} == {200}
+    assert without_durations(app.scrape().text) == counted(
+        "GET /stream 200 = 2", "GET /broken-stream 200", more=(raised("LookupError", "/broken-stream"),)
+    )
+    gc.collect()  # under ASGI, Django leaves the file of a request's body open where a stream fails
+
+
+def test_a_malformed_content_length_counts_as_none(make: Make) -> None:
+    """A request whose Content-Length is no length, or an absurd one, is counted, without a size."""
+    app = make(sizes=True)
+    for length in ("", "tea", "-1", "1.5", "\xb2", "9" * 5000):
+        assert app.request("GET", "/items/tea", {"Content-Length": length}) == 200
+    found = without_durations(app.scrape().text)
+    assert [line for line in found if "_size_" not in line] == counted(f"GET {ITEMS} 200 = 6")
+    assert f'http_request_size_bytes_sum{{method="GET",route="{ITEMS}",status="200"}} 0.0' in found
+
+
+def test_excluded_paths_are_not_counted(make: Make) -> None:
+    """What is excluded is answered and not counted: a path, and the paths that a pattern matches fully."""
+    app = make(exclude_paths=["/health", re.compile("/static/.*")])
+    assert {app.get(path) for path in ("/health", "/static/a", "/static/b", "/items/static")} == {200}
+    assert app.get("/health/not") == 404
+    assert without_durations(app.scrape().text) == counted(f"GET {ITEMS} 200", "GET <unmatched> 404")
+
+
+def test_statuses_may_be_grouped(make: Make) -> None:
+    """With group_status, the label has the class of the status."""
+    app = make(group_status=True)
+    for path in ("/items/tea", "/missing/tea", "/nowhere", "/handled", "/broken"):
+        app.get(path)
+    assert without_durations(app.scrape().text) == counted(
+        f"GET {ITEMS} 2xx",
+        "GET /missing/{name} 4xx",
+        "GET <unmatched> 4xx",
+        "GET /handled 4xx",
+        "GET /broken 5xx",
+        more=(raised("KeyError", "/broken"), raised("Handled", "/handled")),
+    )
+
+
+def test_names_have_the_namespace(make: Make) -> None:
+    """With a namespace, the names of all metrics begin with it."""
+    app = make(namespace="shop")
+    app.get("/broken")
+    assert without_durations(app.scrape().text) == counted(
+        "GET /broken 500", more=(raised("KeyError", "/broken"),), prefix="shop_"
+    )
+
+
+def test_buckets_are_those_of_the_option(make: Make) -> None:
+    """The duration has these buckets and no others, a sum and a count."""
+    app = make(buckets=[0.5, 30])
+    app.get("/items/tea")
+    series = f'method="GET",route="{ITEMS}",status="200"'
+    more = [f'http_request_duration_seconds_bucket{{le="{bound}",{series}}}' for bound in ("0.5", "30.0", "+Inf")]
+    more.append(f"http_request_duration_seconds_sum{{{series}}}")
+    assert lines(app.scrape().text) == counted(f"GET {ITEMS} 200", more=tuple(more))
+
+
+def test_labels_of_the_application(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Labels are static, from a header that has one of these values, or empty where a callable raises, which is logged once."""
+    app = make(labels={"zone": "eu", "tenant": from_header("X-Tenant", allowed={"a"}, default="?"), "user": lambda _: 1 / 0})
+    for tenant in ("a", "a", "made up", "invented"):
+        assert app.request("GET", "/items/tea", {"X-Tenant": tenant}) == 200
+    app.get("/nowhere")
+    app.get("/broken")
+    one, other = ',tenant="a",user="",zone="eu"', ',tenant="?",user="",zone="eu"'
+    expected = {
+        *counted(f"GET {ITEMS} 200 = 2", labels=one),
+        *counted(f"GET {ITEMS} 200 = 2", "GET <unmatched> 404", "GET /broken 500", labels=other),
+        'http_exceptions_total{exception="KeyError",method="GET",route="/broken"' + other + "} 1.0",
+    }
+    assert without_durations(app.scrape().text) == sorted(expected)
+    assert len([record for record in caplog.records if "the label 'user' failed" in record.message]) == 1
+
+
+def test_sizes_are_of_the_bodies(make: Make) -> None:
+    """The sizes are those of what was sent and answered, also where nobody reads the body, and of a stream."""
+    app = make(sizes=True)
+    app.request("POST", "/orders", body=b"a cup of tea")
+    app.request("GET", "/items/tea", body=b"unasked for")
+    app.request("GET", "/stream", {DENY: "1"}, b"unread")
+    app.get("/stream")
+    sums = [line for line in lines(app.scrape().text) if "_bytes_sum" in line or "_bytes_count" in line]
+    expected = []
+    for series, asked, answered in [
+        ('method="POST",route="/orders",status="201"', 12, 20),
+        (f'method="GET",route="{ITEMS}",status="200"', 11, 7),
+        ('method="GET",route="/stream",status="200"', 0, 5),
+    ]:
+        for name, size in (("request", asked), ("response", answered)):
+            expected += [f"http_{name}_size_bytes_sum{{{series}}} {float(size)}"]
+            expected += [f"http_{name}_size_bytes_count{{{series}}} 1.0"]
+    assert [line for line in sums if "401" not in line] == sorted(expected)
+    assert 'http_request_size_bytes_sum{method="GET",route="/stream",status="401"} 6.0' in sums
+
+
+def test_exemplars_come_from_the_callable(make: Make) -> None:
+    """In OpenMetrics the counter and the bucket of the duration have what the callable gave as their exemplar."""
+    app = make(exemplars=lambda: {"trace_id": "abc"}, buckets=[60])
+    app.get("/items/tea")
+    page = app.scrape(Accept="application/openmetrics-text").text
+    exemplars = [line.partition(" # ") for line in page.splitlines() if " # " in line]
+    assert sorted((name.partition("{")[0], exemplar[:18]) for name, _, exemplar in exemplars) == [
+        ("http_request_duration_seconds_bucket", '{trace_id="abc"} 0'),
+        ("http_requests_total", '{trace_id="abc"} 1'),
+    ]
+
+
+def test_new_series_over_the_limit_are_one(make: Make) -> None:
+    """From max_series on, new series of a metric are counted as one, and the old ones go on."""
+    app = make(max_series=2)
+    for path in ("/items/tea", "/stream", "/health", "/nowhere", "/items/cake"):
+        app.get(path)
+    assert without_durations(app.scrape().text) == counted(
+        f"GET {ITEMS} 200 = 2", "GET /stream 200", "<overflow> <overflow> <overflow> = 2"
+    )
+
+
+def test_the_page_asks_for_the_token(make: Make) -> None:
+    """The metrics page answers only who has the token, and counts nobody."""
+    app = make(metrics_token="secret")
+    app.get("/items/tea")
+    assert [app.scrape().status, app.scrape(Authorization="Bearer wrong").status] == [401, 401]
+    page = app.scrape(Authorization="Bearer secret")
+    assert page.status == 200
+    assert without_durations(page.text) == counted(f"GET {ITEMS} 200")
+
+
+def test_an_outage_of_the_storage_loses_nothing(make: Make, tmp_path: Path) -> None:
+    """Without its storage the application answers and the page is a 503; what happened meanwhile is counted later."""
+    app = make(sqlite_path=str(tmp_path / "later" / "metrics.db"))
+    assert (app.get("/items/tea", 2), app.get("/broken")) == (200, 500)
+    page = app.scrape()
+    assert page.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert str(tmp_path / "later") in page.text
+    (tmp_path / "later").mkdir()
+    app.get("/items/tea")
+    expected = counted(f"GET {ITEMS} 200 = 3", "GET /broken 500", more=(raised("KeyError", "/broken"),))
+    wait_until(lambda: without_durations(app.scrape().text) == expected)
+
+
+def test_the_page_is_not_counted(make: Make) -> None:
+    """The metrics page leaves no trace of itself, whatever the method."""
+    app = make()
+    statuses = [app.request(method, "/metrics") for method in ("GET", "HEAD", "OPTIONS", "POST")]
+    assert statuses == [200, 200, 200, 405]
+    assert lines(app.scrape().text) == []
+
+
+def test_nothing_is_counted_when_switched_off(make: Make, tmp_path: Path) -> None:
+    """With enabled=False the application is as it would be without: no page, no storage, the same answers."""
+    app = make(enabled=False)
+    assert [app.get("/items/tea"), app.get("/nowhere"), app.get("/broken"), app.scrape().status] == [200, 404, 500, 404]
+    assert not (tmp_path / "metrics.db").exists()
