@@ -743,7 +743,7 @@ class Buffer:
         self._retry_at = 0.0
         self._try_to_send()
         if self._in_flight is None and self._applied:
-            updates = [Update(name, self._declared[name]) for name in sorted(self._applied)]
+            updates = [Update(name, meta="") for name in sorted(self._applied)]  # who leaves declares nothing
             self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
             self._try_to_send()
             self._applied.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -372,6 +373,22 @@ def test_what_is_pending_goes_to_the_storage_before(buffer: Buffer, recorder: Re
     counter.inc(6)
     buffer.attach(third, 0.0, None)
     assert third.total() == 6
+
+
+def test_a_metric_that_went_in_an_outage_is_sent_to_the_next_storage(buffer: Buffer, recorder: Recorder) -> None:
+    """What was in flight goes to the next storage, though nothing knows its metric any more; the process leaves that, too."""
+    metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
+    counter = metric("gone", "Gone.", registry=None)
+    recorder.during = fail
+    counter.inc(5)
+    del counter
+    gc.collect()
+    second = Recorder()
+    buffer.attach(second, 0.0, None)
+    assert second.total() == 5
+    buffer.attach(recorder, 0.0, None)
+    assert [update.name for update in second.batches[-1].updates] == ["gone"]
+    assert second.batches[-1].leaving
 
 
 def test_what_cannot_be_sent_before_a_shutdown_is_dropped(
