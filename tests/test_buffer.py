@@ -379,8 +379,11 @@ def test_a_metric_that_went_in_an_outage_is_sent_to_the_next_storage(buffer: Buf
     """What was in flight goes to the next storage, though nothing knows its metric any more; the process leaves that, too."""
     metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
     counter = metric("gone", "Gone.", registry=None)
+    buffer.attach(recorder, 3600.0, None)
     recorder.during = fail
     counter.inc(5)
+    with pytest.raises(StorageError):
+        buffer.flush()
     del counter
     gc.collect()
     second = Recorder()
