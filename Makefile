@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 PYTEST ?=
+JOBS ?= 4
+# Most tests wait for servers and processes: more of them than there are cores go side by side.
+SIDE_BY_SIDE = -n $(JOBS) --dist loadgroup
 
 help:  ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -14,8 +17,8 @@ help:  ## Show these targets
 demo: $(VENV)/demo.stamp  ## Run Gunicorn with four workers and compare what was sent with what is counted (ONCE=1: end then)
 	$(VENV)/bin/python example_apps/demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
-test: $(VENV)/test.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments)
-	$(VENV)/bin/python -m pytest --cov --cov-report=term $(PYTEST)
+test: $(VENV)/test.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments, JOBS=0 runs one at a time)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term $(PYTEST)
 
 lint: $(VENV)/lint.stamp  ## Check style and types
 	$(VENV)/bin/ruff check
@@ -28,7 +31,7 @@ format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
 
 # Random programs are compared with prometheus_client's own output, and so need its newest version.
 check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the oldest versions of the dependencies
-	$(OLDEST)/bin/python -m pytest --ignore tests/test_random_programs.py $(PYTEST)
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py $(PYTEST)
 
 # Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes.
 %.stamp: pyproject.toml
