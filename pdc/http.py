@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.validation import _validate_exemplar
 
-from .exposition import ASGIApplication, Receive, Response, Scope, Scrape, Send, plain
+from .exposition import ASGIApplication, Port, Receive, Response, Scope, Scrape, Send, plain, respond, scrape_from_wsgi
 from .metrics import Counter, Gauge, Histogram, StoredMetric
 from .options import Label, OptionError, Options
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pdc")
 
 MetricT = TypeVar("MetricT", bound=StoredMetric)
+ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 OTHER_METHOD = "<other>"
@@ -39,6 +40,19 @@ MOST_DIGITS = 18
 """Of a length: there are no longer bodies, and Python refuses to read a number of thousands of digits."""
 TRACKER = "pdc.tracker"
 """Where a WSGI environment or an ASGI scope keeps the tracker of its request."""
+_EXCLUDED = "pdc_excluded"
+"""The attribute of a view whose requests are not counted."""
+
+
+def exclude(view: ViewT) -> ViewT:
+    """Do not count the requests of this view: a decorator, to be written below that of the route."""
+    setattr(view, _EXCLUDED, True)
+    return view
+
+
+def is_excluded(view: object) -> bool:
+    """Whether `exclude` decorates the view."""
+    return getattr(view, _EXCLUDED, False)
 
 
 class _Families(NamedTuple):
@@ -100,10 +114,14 @@ def _websocket_families(namespace: str, labels: tuple[str, ...]) -> _WebSocketFa
 
 
 class HTTPMetrics:
-    """Counts and times the requests of an application, and answers its scrapes."""
+    """Counts and times the requests of an application, and answers its scrapes.
 
-    def __init__(self, options: Options) -> None:
+    With a registry, its collectors come after what the storage holds.
+    """
+
+    def __init__(self, options: Options, registry: CollectorRegistry | None = None) -> None:
         self.options = options
+        self._registry = registry
         self._current_exemplar = _exemplar_source(options)
         options.setup()
         self.families = _families(options.namespace, options.buckets, tuple(options.labels), options.sizes)
@@ -111,9 +129,12 @@ class HTTPMetrics:
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
         self._complained: set[str] = set()
+        self._port: Port | None = None
 
     def track(self, method: str, path: str) -> Tracker | None:
         """Begin to track a request; None for one that is excluded."""
+        if self._port is not None:
+            self._port.open()
         return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD)
 
     def _excludes(self, path: str) -> bool:
@@ -157,16 +178,23 @@ class HTTPMetrics:
             self._complained.add(message)
             logger.warning(message, exc_info=exc_info)
 
-    def answer(self, scrape: Scrape, authorization: str = "", registry: CollectorRegistry | None = None) -> Response:
-        """Answer a scrape whose header Authorization is given; 401 without the right token.
+    def open_port(self) -> None:
+        """Serve scrapes on PDC_METRICS_PORT, if there is one; called by processes that serve requests, once they begin to."""
+        if self.options.metrics_port is not None:
+            self._port = Port.of(self.options.metrics_port, self._serve)
+            self._port.open()
 
-        With a registry, its collectors come after what the storage holds.
-        """
+    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        response = self.answer(scrape_from_wsgi(environ), environ.get("HTTP_AUTHORIZATION", ""))
+        return respond(response, start_response)
+
+    def answer(self, scrape: Scrape, authorization: str = "") -> Response:
+        """Answer a scrape whose header Authorization is given; 401 without the right token."""
         token = self.options.metrics_token
         if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             challenge = ("WWW-Authenticate", "Bearer")
             return plain(HTTPStatus.UNAUTHORIZED, "metrics need the header Authorization: Bearer <token>", challenge)
-        return scrape.answer(registry)
+        return scrape.answer(self._registry)
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
         """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``."""
@@ -242,12 +270,13 @@ class Tracker:
     """One request, from its start until its last byte is handed to the server. Its methods never raise.
 
     The framework says what it knows: `request`, as callables for labels take it, and `route`; or it sets `look`, which
-    does so when they are first needed.
+    does so when they are first needed. With `has_error_page` it finishes a request by itself whose application raised
+    before the answer started, after making the answer.
     """
 
     __slots__ = (
         *("_exception", "_exemplar", "_finished", "_labels", "_method", "_metrics", "_start"),
-        *("body_bytes", "gone", "look", "received", "request", "route", "sent", "status"),
+        *("body_bytes", "gone", "has_error_page", "look", "received", "request", "route", "sent", "status"),
     )
 
     def __init__(self, metrics: HTTPMetrics, method: str) -> None:
@@ -259,6 +288,7 @@ class Tracker:
         self._finished = False
         self.look: Callable[[Tracker], None] = lambda _: None
         self.gone = False
+        self.has_error_page = False
         self.request: Any = None
         self.route = UNMATCHED
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -279,10 +309,12 @@ class Tracker:
 
     def raised(self, error: BaseException) -> None:
         """Count an exception that left the view, once however often it is seen; exits are none, nor is a client that went."""
-        if error is self._exception or self._finished or self.gone or not isinstance(error, Exception):
+        if error is self._exception or self.gone or not isinstance(error, Exception):
             return
         self._exception = error
         metrics, labels = self._metrics, self._labelled()
+        if self._finished:
+            return
         try:
             metrics.bounded(metrics.families.exceptions, self._method, self.route, type(error).__name__, *labels).inc()
         except Exception:
@@ -290,10 +322,10 @@ class Tracker:
 
     def finish(self) -> None:
         """Count and time the request; only the first call does."""
+        duration = perf_counter() - self._start
+        labels = self._labelled()  # which may forget the request
         if self._finished:
             return
-        duration = perf_counter() - self._start
-        labels = self._labelled()
         self._finished = True
         metrics, families = self._metrics, self._metrics.families
         status = f"{self.status // 100}xx" if metrics.options.group_status else str(self.status)
@@ -338,11 +370,12 @@ class Tracker:
 class Connection:
     """One WebSocket connection; `look` is called to set `request` and `route`. Its methods never raise."""
 
-    __slots__ = ("_labels", "_look", "_metrics", "_start", "request", "route")
+    __slots__ = ("_forgotten", "_labels", "_look", "_metrics", "_start", "request", "route")
 
     def __init__(self, metrics: HTTPMetrics, look: Callable[[Connection], None]) -> None:
         self._metrics = metrics
         self._look = look
+        self._forgotten = False
         self._labels: tuple[str, ...] = ()
         self._start: float | None = None
         self.request: Any = None
@@ -352,6 +385,8 @@ class Connection:
         """Count the connection."""
         try:
             self._look(self)
+            if self._forgotten:
+                return
             self._labels = (self.route, *self._metrics.labels(self.request))
             self._metrics.bounded(self._families.connections, *self._labels).inc()
             self._families.in_progress.inc()
@@ -359,6 +394,10 @@ class Connection:
             logger.exception("a WebSocket connection could not be counted")
         else:
             self._start = perf_counter()
+
+    def forget(self) -> None:
+        """Do not count the connection after all."""
+        self._forgotten = True
 
     def closed(self) -> None:
         """Time the connection, if it was ever opened."""
@@ -477,6 +516,7 @@ class _Channel:
         self._receive = receive
         self._send = send
         self._length_is_known = tracker.received > 0
+        self._started = False
 
     async def receive(self) -> MutableMapping[str, Any]:
         message = await self._receive()
@@ -491,6 +531,7 @@ class _Channel:
         if message["type"] == "http.response.start":
             headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ()))
             tracker.started(message["status"], headers)
+            self._started = True
         try:
             await self._send(message)
         except OSError:  # what a server raises for a client that is gone (ASGI 2.4)
@@ -510,6 +551,8 @@ class _Channel:
             self._tracker.status = CLIENT_CLOSED_REQUEST
         elif error is not None:
             self._tracker.raised(error)
+            if self._tracker.has_error_page and not self._started:
+                return
         self._tracker.finish()
 
 
