@@ -99,10 +99,11 @@ def _url_path(value: Any) -> str | None:
 
 
 def _address(value: Any) -> tuple[str, int] | None:
-    """An address and a port from ``9100``, ``127.0.0.1:9100`` or ``[::1]:9100``."""
+    """An address and a port from a pair of them, ``9100``, ``127.0.0.1:9100`` or ``[::1]:9100``."""
     if value is None or value == "":
         return None
-    host, colon, port = str(value).rpartition(":")
+    text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    host, colon, port = text.rpartition(":")
     if isinstance(value, bool) or not 0 < int(port) < 65536 or (colon and not host):
         raise ValueError(value)
     return host.strip("[]") or EVERY_ADDRESS, int(port)

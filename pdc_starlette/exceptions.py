@@ -86,13 +86,17 @@ async def _call(handler: Callable[[Any, Any], Any], connection: Any, error: Exce
 def watch_error_page(app: Any, middleware: ASGIApp) -> bool:
     """Watch the application's handler of `Exception`; return whether it answers, and finishes, what leaves the middleware.
 
-    Starlette calls that handler outside of all middlewares.
+    Starlette calls that handler outside of all middlewares. Between it and ours there may be those of the frameworks, which
+    pass exceptions on; of others nobody knows.
     """
     outermost = getattr(app, "middleware_stack", None)
-    if not isinstance(outermost, ServerErrorMiddleware) or outermost.app is not middleware:
+    if not isinstance(outermost, ServerErrorMiddleware) or outermost.handler is None or outermost.debug:
         return False
-    if outermost.handler is None or outermost.debug:
-        return False
+    layer: Any = outermost.app
+    while layer is not middleware:
+        if type(layer).__module__.partition(".")[0] not in ("starlette", "fastapi"):
+            return False
+        layer = getattr(layer, "app", None)
     outermost.handler = _finishing(outermost.handler)
     return True
 
