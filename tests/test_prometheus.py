@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ WORKERS = 4
 SCRAPE_SECONDS = 1.0
 FLUSH_SECONDS = 1.0
 """The default of the extensions."""
-QUICK_CLIENTS = 3
+QUICK_CLIENTS = 2
 PATIENT_CLIENTS = 2
 """Per application; they leave workers free for scrapes."""
 
@@ -149,12 +149,10 @@ class Shop:
     def ask_all_workers(self, request: Request) -> list[Answer]:
         """Send the request until every worker has answered it."""
         answers: list[Answer] = []
-
-        def everyone_answered() -> bool:
+        deadline = time.monotonic() + 20
+        while len({answer.worker for answer in answers}) < WORKERS:
+            assert time.monotonic() < deadline, (self.name, Counter(answer.worker for answer in answers), self.log.read_text())
             answers.extend(self.send([request] * 2 * WORKERS, 2 * WORKERS))
-            return len({answer.worker for answer in answers}) == WORKERS
-
-        wait_until(everyone_answered, 20)
         return answers
 
     def begin(self) -> None:
@@ -208,6 +206,16 @@ class Prometheus:
         found = [(sample["metric"], float(sample["value"][1])) for sample in answer["data"]["result"]]
         return {tuple(metric.get(label, "") for label in ("shop", *labels)): value for metric, value in found}
 
+    def wait_for(self, expression: str, expected: dict[Series, float]) -> None:
+        """Wait until the expression has these values."""
+        with suppress(AssertionError):
+            wait_until(lambda: self.query(expression) == expected)
+        assert self.query(expression) == expected  # where it has not, this shows what it has
+
+    def wait_for_scrapes(self, moment: float) -> None:
+        """Wait until every shop was scraped after this moment."""
+        wait_until(lambda: min(self.query("timestamp(up)").values()) > moment)
+
 
 class Run(NamedTuple):
     """What happened, and when by the clock that Prometheus uses too."""
@@ -253,13 +261,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     try:
         yield happen(prometheus, shops)
     finally:
+        for shop in shops:
+            shop.closing.close()
         processes = [shop.process for shop in shops] + [prometheus.process]
         for process in processes:
             process.terminate()
         for process in processes:
             process.wait(30)
-        for shop in shops:
-            shop.closing.close()
         redis_server.stop()
 
 
@@ -269,17 +277,17 @@ def happen(prometheus: Prometheus, shops: list[Shop]) -> Run:
         wait_until(shop.is_up, 30)
     with ThreadPoolExecutor(len(shops)) as pool:
         list(pool.map(Shop.begin, shops))
-        warm = {(shop.name,): len(shop.warm_up) for shop in shops}
-        wait_until(lambda: prometheus.query("sum by (shop) (http_requests_total)") == warm)
-        wait_until(lambda: prometheus.query(IN_PROGRESS) == everywhere(1))
+        warm: dict[Series, float] = {(shop.name,): float(len(shop.warm_up)) for shop in shops}
+        prometheus.wait_for("sum by (shop) (http_requests_total)", warm)
+        prometheus.wait_for(IN_PROGRESS, everywhere(1))
         began = time.time()  # `increase` knows only what comes after the first scrape of its range
-        wait_until(lambda: min(prometheus.query("timestamp(up)").values()) > began)
+        prometheus.wait_for_scrapes(began)
         for shop in shops:
             os.kill(int(shop.victim), signal.SIGKILL)
         killed = time.time()
         list(pool.map(Shop.go_on, shops))
         answered = time.time()
-    time.sleep(FLUSH_SECONDS + 2 * SCRAPE_SECONDS)  # a count that came later would be a fault
+    prometheus.wait_for_scrapes(answered + 2 * FLUSH_SECONDS)  # by then everything must have been counted
     while prometheus.query(IN_PROGRESS) != everywhere(0) and time.time() < killed + LEASE_SECONDS + 2 * SCRAPE_SECONDS:
         time.sleep(0.1)
     return Run(prometheus, shops, began, killed, answered, time.time())
@@ -308,9 +316,7 @@ def test_increase_agrees_with_what_was_sent(run: Run, label: str) -> None:
     assert {series: (sent[series], value) for series, value in found.items() if not 0.9999 < value / sent[series] < most} == {}
 
 
-@pytest.mark.parametrize(
-    ("quantile", "least", "most"), [(0.2, 0, 0.25), (0.5, 0.25, 0.5), (0.8, 0.25, 0.5), (0.9, 1, 2.5), (1, 1, 2.5)]
-)
+@pytest.mark.parametrize(("quantile", "least", "most"), [(0.2, 0, 0.25), (0.5, 0.25, 0.5), (0.9, 1, 2.5), (0.95, 1, 2.5)])
 def test_quantiles_agree_with_the_durations(run: Run, quantile: float, least: float, most: float) -> None:
     """A third of the answers 200 came at once, half took 0.3 s, a seventh 1.1 s: each quantile is within its bucket."""
     buckets = f'increase(http_request_duration_seconds_bucket{{status="200"}}{run.window})'
@@ -320,7 +326,7 @@ def test_quantiles_agree_with_the_durations(run: Run, quantile: float, least: fl
 
 
 def test_durations_are_those_of_the_whole_answer(run: Run) -> None:
-    """The seconds of each route are between what the application slept, to the end of streams, and what clients saw."""
+    """The seconds of each route are those that the application slept, to the end of streams, up to those that clients saw."""
     slept: defaultdict[Series, float] = defaultdict(float)
     seen: defaultdict[Series, float] = defaultdict(float)
     for shop in run.shops:
@@ -330,7 +336,8 @@ def test_durations_are_those_of_the_whole_answer(run: Run) -> None:
             seen[series] += answer.seconds
     found = run.gained("http_request_duration_seconds_sum", "route")
     assert found.keys() == slept.keys()
-    assert {series: value for series, value in found.items() if not slept[series] <= value <= seen[series]} == {}
+    late = 1.05  # a client may see the last byte before the worker looks at its clock
+    assert {series: value for series, value in found.items() if not slept[series] <= value <= late * seen[series]} == {}
 
 
 def test_made_up_paths_and_methods_are_one_series_each(run: Run) -> None:
