@@ -1,0 +1,3 @@
+"""What Gunicorn reads by itself where it is run in this folder."""
+
+workers = 4

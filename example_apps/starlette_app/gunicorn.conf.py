@@ -1,0 +1,4 @@
+"""What Gunicorn reads by itself where it is run in this folder."""
+
+workers = 4
+worker_class = "uvicorn_worker.UvicornWorker"
