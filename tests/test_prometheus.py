@@ -26,6 +26,8 @@ from conftest import ROOT, RedisServer, free_port, wait_until
 
 from pdc.family import LEASE_SECONDS
 
+pytestmark = pytest.mark.xdist_group("prometheus")  # they share the one run
+
 APPS = ("flask_app", "django_app", "starlette_app")
 STORAGES = ("sqlite", "redis")
 NAMES = [f"{app}-{storage}" for app in APPS for storage in STORAGES]
