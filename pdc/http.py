@@ -32,6 +32,8 @@ OTHER_METHOD = "<other>"
 UNMATCHED = "<unmatched>"
 OVERFLOW = "<overflow>"
 CLIENT_CLOSED_REQUEST = 499
+WITHOUT_BODY = frozenset({204, 304})
+"""Of answers that have no body, whatever their headers say."""
 SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
 """64 bytes to 64 MiB."""
 WEBSOCKET_BUCKETS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
@@ -138,18 +140,22 @@ class HTTPMetrics:
         return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD)
 
     def _excludes(self, path: str) -> bool:
-        return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
+        return path in self._excluded or (self._patterns != [] and any(pattern.fullmatch(path) for pattern in self._patterns))
 
     def bounded(self, metric: MetricT, *values: str) -> MetricT:
         """The series of a metric with these label values, or one for all that are over the limit of its series."""
-        if len(metric._metrics) >= self.options.max_series and values not in metric._metrics:
+        known: MetricT | None = metric._metrics.get(values)
+        if known is not None:
+            return known
+        if len(metric._metrics) >= self.options.max_series:
             self._complain(f"{metric} has {self.options.max_series} series (PDC_MAX_SERIES): new ones count as {OVERFLOW!r}")
             values = (OVERFLOW,) * len(values)
         return metric.labels(*values)
 
     def labels(self, request: Any) -> tuple[str, ...]:
         """The values of the application's own labels for a request, empty where a callable has none or fails."""
-        return tuple(self._label(name, label, request) for name, label in self.options.labels.items())
+        labels = self.options.labels
+        return tuple(self._label(name, label, request) for name, label in labels.items()) if labels else ()
 
     def _label(self, name: str, label: Label, request: Any) -> str:
         if isinstance(label, str):
@@ -163,6 +169,8 @@ class HTTPMetrics:
 
     def exemplar(self) -> dict[str, str] | None:
         """The exemplar for the request that is being handled, if there is one."""
+        if self._current_exemplar is None:
+            return None
         try:
             found = self._current_exemplar()
             exemplar = None if found is None else {name: str(value) for name, value in found.items()}
@@ -232,8 +240,10 @@ class HTTPMetrics:
             await app(scope, receive, send)
             return
         tracker.look = look
-        lengths = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"content-length"]
-        tracker.received = content_length(lengths[0]) if lengths else 0
+        for name, value in scope.get("headers", ()):
+            if name == b"content-length":
+                tracker.received = content_length(value.decode("latin-1"))
+                break
         channel = _Channel(tracker, receive, send)
         try:
             await app(scope, channel.receive, channel.send)
@@ -286,17 +296,17 @@ class Tracker:
         self._exemplar: dict[str, str] | None = None
         self._exception: BaseException | None = None
         self._finished = False
-        self.look: Callable[[Tracker], None] = lambda _: None
+        self.look: Callable[[Tracker], None] = _know_nothing
         self.gone = False
         self.has_error_page = False
         self.request: Any = None
         self.route = UNMATCHED
-        self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+        self.status = 500
         self.body_bytes = math.inf
         self.received = self.sent = 0
         self._start = perf_counter()
         try:
-            metrics.families.in_progress.labels(method).inc()
+            metrics.bounded(metrics.families.in_progress, method).inc()
         except Exception:
             logger.exception("a request could not be tracked")
             self._finished = True
@@ -331,13 +341,15 @@ class Tracker:
         status = f"{self.status // 100}xx" if metrics.options.group_status else str(self.status)
         values = (self._method, self.route, status, *labels)
         try:
-            families.in_progress.labels(self._method).dec()
+            metrics.bounded(families.in_progress, self._method).dec()
             metrics.bounded(families.requests, *values).inc(1, self._exemplar)
             metrics.bounded(families.duration, *values).observe(duration, self._exemplar)
-            for size, count in zip(families.sizes or (), (self.received, self.sent), strict=False):
-                metrics.bounded(size, *values).observe(count)
+            if families.sizes is not None:
+                for size, count in zip(families.sizes, (self.received, self.sent), strict=True):
+                    metrics.bounded(size, *values).observe(count)
         except Exception:
             logger.exception("a request could not be counted")
+        self._let_go()
 
     def forget(self) -> None:
         """Do not count the request after all."""
@@ -345,9 +357,14 @@ class Tracker:
             return
         self._finished = True
         try:
-            self._metrics.families.in_progress.labels(self._method).dec()
+            self._metrics.bounded(self._metrics.families.in_progress, self._method).dec()
         except Exception:
             logger.exception("a request could not be left out")
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold the request no longer, which holds the tracker: only the garbage collector would free the two."""
+        self.request, self.look, self._exception = None, _know_nothing, None
 
     def fail(self, error: BaseException) -> None:
         """End a request whose application raised: nothing but an error 500 can have come of it."""
@@ -365,6 +382,10 @@ class Tracker:
             self._labels = self._metrics.labels(self.request)
             self._exemplar = self._metrics.exemplar()
         return self._labels
+
+
+def _know_nothing(_: Tracker) -> None:
+    """Say nothing of the request."""
 
 
 class Connection:
@@ -529,8 +550,8 @@ class _Channel:
     async def send(self, message: MutableMapping[str, Any]) -> None:
         tracker = self._tracker
         if message["type"] == "http.response.start":
-            headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ()))
-            tracker.started(message["status"], headers)
+            headers = [item for item in message.get("headers", ()) if item[0].lower() == b"content-length"]
+            tracker.started(message["status"], [("content-length", value.decode("latin-1")) for _, value in headers])
             self._started = True
         try:
             await self._send(message)
@@ -565,10 +586,12 @@ def asgi_path(scope: Scope) -> str:
 
 def _body_bytes(status: int, headers: Iterable[tuple[str, str]]) -> float:
     """How long the body will be; infinite where only its end can tell."""
-    if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+    if status in WITHOUT_BODY:
         return 0.0
-    lengths = [value for name, value in headers if name.lower() == "content-length" and value.isdecimal()]
-    return float(lengths[0]) if lengths else math.inf
+    for name, value in headers:
+        if name.lower() == "content-length" and value.isdecimal():
+            return float(value)
+    return math.inf
 
 
 def content_length(header: str) -> int:
@@ -576,12 +599,12 @@ def content_length(header: str) -> int:
     return int(header) if header.isdecimal() and len(header) <= MOST_DIGITS else 0
 
 
-def _exemplar_source(options: Options) -> Callable[[], Mapping[str, str] | None]:
+def _exemplar_source(options: Options) -> Callable[[], Mapping[str, str] | None] | None:
     """What gives the exemplar of the current request. Raises OptionError where OpenTelemetry is wanted but missing."""
     if callable(options.exemplars):
         return options.exemplars
     if not options.exemplars:
-        return lambda: None
+        return None
     try:
         trace = importlib.import_module("opentelemetry.trace")
     except ImportError as error:

@@ -85,13 +85,14 @@ def _tracker() -> Tracker | None:
 
 
 def _note_request(app: Flask, **_: Any) -> None:
-    tracker = _tracker()
+    current: Any = request._get_current_object()  # type: ignore[attr-defined] # once: every use of the proxy costs
+    tracker = current.environ.get(TRACKER)
     if tracker is None:
         return
-    tracker.request = request._get_current_object()  # type: ignore[attr-defined]
-    rule = _rule(app)
+    tracker.request = current
+    rule = current.url_rule if current.routing_exception is None else _rule(app)
     if rule is not None:
-        tracker.route = request.root_path + rule.rule
+        tracker.route = current.root_path + rule.rule
         if is_excluded(app.view_functions.get(rule.endpoint)):
             tracker.forget()
 

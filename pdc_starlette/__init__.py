@@ -82,11 +82,10 @@ class PrometheusMiddleware:
 
     def _look(self, scope: Scope, seen: Tracker | Connection) -> None:
         seen.route, view = self._routes.find(scope)
+        if self._metrics is not None and self._metrics.options.labels:
+            seen.request = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
         if isinstance(seen, Tracker):
-            seen.request = Request(scope)
             seen.has_error_page = self._has_error_page
-        else:
-            seen.request = HTTPConnection(scope)
         if is_excluded(view):
             seen.forget()
 
