@@ -414,6 +414,25 @@ def test_idle_metrics_live_as_long_as_their_process(redis_server: RedisServer, r
         wait_until(lambda: not client.keys())
 
 
+def test_a_metric_is_listed_as_long_as_its_own_expiry_says(
+    redis_server: RedisServer, registry: CollectorRegistry, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """A program whose metrics expire soon takes none from the scrape that another one keeps for longer."""
+    for name, expire in (("kept", None), ("short", 0.3)):
+        run_script(f"setup(redis_expire={expire}); pdc.Gauge({name!r}, 'Help.').set(5)", storage={"redis": redis_server.url})
+    pdc.setup(redis=redis_server.url, redis_expire=1)
+    updates = pdc.Counter("updates", "Updates.", registry=registry)
+    with redis_server.client() as client:
+
+        def short_is_gone() -> bool:
+            updates.inc()
+            return b"short" not in client.zrange("prometheus#", 0, -1)
+
+        wait_until(short_is_gone)
+        assert "\nkept 5.0\n" in pdc.generate_latest().decode()
+        assert client.ttl("prometheus#") == -1
+
+
 def test_prefixes_that_spell_the_same_key_do_not_mix(
     redis_server: RedisServer,
     registry: CollectorRegistry,

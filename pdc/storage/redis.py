@@ -143,20 +143,24 @@ return stored[2] and 1 or 0
 """
 
 _LIST = """
-local clock, expire, names, missing = redis.call('TIME'), tonumber(ARGV[1]), {}, {}
+local index, expire, listed, missing = KEYS[1], tonumber(ARGV[1]), {}, {}
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local gone_at = expire > 0 and string.format('%.0f', now + expire) or '+inf'
 for i = 2, #ARGV do
-  names[#names + 1] = clock[1]
-  names[#names + 1] = ARGV[i]
-  if not redis.call('ZSCORE', KEYS[1], ARGV[i]) then missing[#missing + 1] = ARGV[i] end
+  listed[#listed + 1] = gone_at
+  listed[#listed + 1] = ARGV[i]
+  if not redis.call('ZSCORE', index, ARGV[i]) then missing[#missing + 1] = ARGV[i] end
 end
-for first = 1, #names, 1000 do
-  redis.call('ZADD', KEYS[1], unpack(names, first, math.min(first + 999, #names)))
+for first = 1, #listed, 1000 do
+  redis.call('ZADD', index, unpack(listed, first, math.min(first + 999, #listed)))
 end
-if expire > 0 then
-  redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (clock[1] - math.ceil(expire / 1000)))
-  redis.call('PEXPIRE', KEYS[1], expire)
-else
-  redis.call('PERSIST', KEYS[1])
+redis.call('ZREMRANGEBYSCORE', index, '-inf', string.format('(%.0f', now))
+local last = redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2]
+if last == 'inf' then
+  redis.call('PERSIST', index)
+elseif last then
+  redis.call('PEXPIRE', index, string.format('%.0f', tonumber(last) - now))
 end
 return missing
 """
@@ -171,8 +175,8 @@ class RedisStorage(ForkSafe):
     """Metrics under one prefix of a Redis database.
 
     The metric ``requests`` of the prefix ``myapp`` is the hash ``prometheus_myapp_requests``. The names are listed in
-    ``prometheus#myapp``, which no metric key can spell. ``expire`` (seconds, None for never) is renewed by every write
-    of a metric.
+    ``prometheus#myapp``, which no metric key can spell, each with the time in milliseconds when its hash expires.
+    ``expire`` (seconds, None for never) is renewed by every write of a metric, and may differ from writer to writer.
     """
 
     def __init__(self, client: Any, prefix: str = "", expire: float | None = 3600) -> None:
