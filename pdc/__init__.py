@@ -5,6 +5,7 @@ from .buffer import NotConfigured
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
 from .exposition import generate_latest, make_asgi_app, make_wsgi_app, start_http_server
 from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
+from .options import setup_from_environ
 from .storage import StorageError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "make_wsgi_app",
     "redis",
     "setup",
+    "setup_from_environ",
     "shutdown",
     "sqlite",
     "start_http_server",

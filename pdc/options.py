@@ -232,6 +232,17 @@ class Options:
             logger.warning("the metrics of this process go to %s from now on, no longer to %s", config.DEFAULT.storage, before)
 
 
+def setup_from_environ(**options: Any) -> None:
+    """Set up the storage that the environment names, in a program that no framework configures: a job, a worker, a function.
+
+    ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given;
+    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE`` and ``PDC_FLUSH_INTERVAL`` (1 second) are the other options. They mean what
+    they do in web applications, so that one environment serves all programs. A keyword comes before its variable:
+    ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
+    """
+    Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()
+
+
 def _with_hint(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"{name}; did you mean {close[0]}?" if close else f"{name}; there are {', '.join(known)}"

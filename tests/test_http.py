@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from wsgiref.util import FileWrapper
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 import pdc
 from pdc.exposition import Scrape
@@ -154,6 +157,37 @@ def test_a_storage_that_the_application_chose_is_kept(tmp_path: Path) -> None:
     pdc.setup(sqlite=tmp_path / "chosen.db")
     Options().setup()
     assert (tmp_path / "chosen.db").samefile(pdc.get_sqlite_conn().execute("PRAGMA database_list").fetchone()[2])
+
+
+def test_a_program_without_a_framework_is_set_up_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry
+) -> None:
+    """`setup_from_environ` uses the storage that variables name, and a keyword before its variable."""
+    monkeypatch.setenv("PDC_SQLITE_PATH", str(tmp_path / "named.db"))
+    monkeypatch.setenv("PDC_FLUSH_INTERVAL", "60")
+    pdc.setup_from_environ()
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    hits.inc()
+    with closing(sqlite3.connect(tmp_path / "named.db")) as reader:
+        value = "SELECT value FROM metrics WHERE metric_key = 'hits' AND subkey = '_total:{}'"
+        pdc.setup_from_environ(flush_interval=0)
+        hits.inc()
+        assert reader.execute(value).fetchone() == (2.0,)
+        pdc.setup_from_environ()
+        hits.inc()
+        assert reader.execute(value).fetchone() == (2.0,)
+
+
+def test_a_program_without_a_framework_writes_to_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`setup_from_environ` makes metrics.db where no variable names a storage, and refuses options that do not exist."""
+    for name in ("PDC_REDIS_URL", "PDC_SQLITE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match="unknown option PDC_FLUSH; did you mean"):
+        pdc.setup_from_environ(flush=0)
+    pdc.setup_from_environ()
+    pdc.generate_latest()
+    assert (tmp_path / "metrics.db").is_file()
 
 
 @pytest.mark.parametrize(("headers", "announced"), [([], False), ([("Content-Length", "2")], True)])
