@@ -1,0 +1,236 @@
+"""The examples that are no web servers, started as their docstrings say, and scraped from a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from conftest import ROOT, RedisServer, free_port, wait_until
+
+EXAMPLES = ROOT / "example_apps"
+JOB = EXAMPLES / "cron_job" / "job.py"
+HANDLER = EXAMPLES / "serverless" / "handler.py"
+TASKS = EXAMPLES / "celery_worker" / "tasks.py"
+
+Scrape = Callable[[], dict[str, float]]
+
+
+@pytest.fixture
+def environment(storage: dict[str, Any]) -> dict[str, str]:
+    """The environment in which a user starts the examples."""
+    if "sqlite" in storage:
+        return environment_with(PDC_SQLITE_PATH=storage["sqlite"])
+    return environment_with(PDC_REDIS_URL=storage["redis"], PDC_REDIS_PREFIX=storage["redis_prefix"])
+
+
+def environment_with(**variables: str) -> dict[str, str]:
+    """The environment of this process, but for what says where the examples' metrics and tasks are, and those variables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PDC_", "CELERY_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), **variables}
+
+
+@contextmanager
+def running(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process that writes to `log`, and is stopped in the end."""
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, **options)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(params=[JOB], ids=lambda path: path.parent.name)
+def scrape(request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path) -> Iterator[Scrape]:
+    """Scrape the process that an example's docstring starts: the samples but for `_created`, `_sum` and `_bucket`."""
+    (source,) = re.findall(r'^    python -c "(.*)"$', request.param.read_text(), re.MULTILINE)
+    port = free_port()
+    command = [sys.executable, "-W", "error", "-c", source.replace("9100", str(port))]
+
+    def samples() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+        found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+        return {name: value for name, value in found.items() if not re.search("_(created|sum|bucket)({|$)", name)}
+
+    def answers() -> bool:
+        try:
+            samples()
+        except OSError:
+            return False
+        return True
+
+    with running(command, tmp_path / "scrape.log", env=environment, cwd=tmp_path):
+        wait_until(answers)
+        yield samples
+
+
+def run(arguments: list[str | Path], environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run an example to its end."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_cron_job_counts_on_from_run_to_run(environment: dict[str, str], tmp_path: Path, scrape: Scrape) -> None:
+    """Rows, runs and time of a job that failed and then ran twice add up, and the last success is that of the last run."""
+    failed = run([JOB, "prices.csv"], environment, tmp_path)
+    assert (failed.returncode, "FileNotFoundError" in failed.stderr) == (1, True)
+    assert scrape() == {
+        'import_runs_total{outcome="failure"}': 1.0,
+        'import_runs_total{outcome="success"}': 0.0,
+        "import_duration_seconds_count": 1.0,
+        "import_last_success_timestamp_seconds": 0.0,
+    }
+    (tmp_path / "prices.csv").write_text("item,price\ntea,3\ncake,4.5\nsalt,\n")
+    assert run([JOB, "prices.csv"], environment, tmp_path).returncode == 0
+    between = time.time()
+    assert run([JOB, "prices.csv"], environment, tmp_path).returncode == 0
+    found = scrape()
+    assert between < found.pop("import_last_success_timestamp_seconds") < time.time()
+    assert found == {
+        'import_rows_total{result="imported"}': 4.0,
+        'import_rows_total{result="rejected"}': 2.0,
+        'import_runs_total{outcome="failure"}': 1.0,
+        'import_runs_total{outcome="success"}': 2.0,
+        "import_duration_seconds_count": 3.0,
+    }
+
+
+def test_the_alert_rules_of_the_cron_job_are_rules(tmp_path: Path) -> None:
+    """Prometheus reads the rules that the docstring shows."""
+    rules = re.findall(r"^    (?:- alert|  expr): .*\n", JOB.read_text(), re.MULTILINE)
+    (tmp_path / "rules.yml").write_text("groups:\n- name: jobs\n  rules:\n" + "".join(rules))
+    checked = subprocess.check_output(["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, text=True, timeout=60)
+    assert "2 rules found" in checked
+
+
+INVOKE = """
+import os, signal, sys
+import handler
+
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(5):
+    handler.handler({"items": ["tea", "cake"]}, None)
+try:
+    handler.handler({"items": ["nothing"]}, None)
+except KeyError:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("scrape", [HANDLER], ids=["serverless"], indirect=True)
+def test_a_function_that_is_killed_once_it_returned(environment: dict[str, str], tmp_path: Path, scrape: Scrape) -> None:
+    """Of four processes at once, each killed after its last call, every cold start, call and error is counted."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", INVOKE],
+            env={**environment, "PYTHONPATH": f"{ROOT}:{HANDLER.parent}"},
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 4
+    (tmp_path / "event.json").write_text('{"items": ["tea", "cake"]}')
+    answer = run([HANDLER, "event.json"], environment, tmp_path)
+    assert json.loads(answer.stdout) == {"statusCode": 200, "body": '{"total": 7}'}
+    assert scrape() == {
+        "function_cold_starts_total": 5.0,
+        "function_invocations_total": 25.0,
+        "function_errors_total": 4.0,
+        "function_duration_seconds_count": 25.0,
+    }
+
+
+@pytest.mark.parametrize("example", [JOB, HANDLER], ids=lambda path: path.parent.name)
+def test_what_no_living_process_renews_does_not_expire(example: Path, redis_server: RedisServer, tmp_path: Path) -> None:
+    """Metrics of programs that run for seconds stay in Redis until somebody deletes them."""
+    (tmp_path / "input").write_text('{"items": []}')
+    run([example, "input"], environment_with(PDC_REDIS_URL=redis_server.url), tmp_path)
+    with redis_server.client() as client:
+        assert {client.ttl(key) for key in client.scan_iter()} == {-1}
+
+
+@pytest.mark.parametrize("scrape", [TASKS], ids=["celery_worker"], indirect=True)
+def test_celery_tasks_are_counted_whatever_becomes_of_their_process(
+    environment: dict[str, str], tmp_path: Path, scrape: Scrape, redis_server: RedisServer
+) -> None:
+    """Tasks count once that succeed, fail, are tried again or stopped; in processes that end after two, or with the worker.
+
+    One worker sends nothing before its processes end, the other one sends all the time.
+    """
+    broker = redis_server.url.removesuffix("/0") + "/1"
+    command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--concurrency", "2", "--loglevel", "WARNING"]
+    commands = {
+        "600": [*command, "--queues", "ending", "--hostname", "ending@%h", "--max-tasks-per-child", "2"],
+        "0.05": [*command, "--queues", "living", "--hostname", "living@%h"],
+    }
+    workers = [
+        running(
+            arguments,
+            tmp_path / f"{interval}.log",
+            env={**environment, "CELERY_BROKER_URL": broker, "PDC_FLUSH_INTERVAL": interval},
+            cwd=TASKS.parent,
+        )
+        for interval, arguments in commands.items()
+    ]
+    with Celery(broker=broker) as app, redis.Redis.from_url(broker) as client, workers[0] as ending, workers[1] as living:
+        for arguments in (["tea"], ["tea"], ["tea"], ["nothing"], ["cake"]):
+            app.send_task("tasks.order", arguments, queue="ending")
+        for _ in range(2):
+            app.send_task("tasks.report", [0.5], queue="ending")
+        app.send_task("tasks.pay", [3], queue="living")
+        app.send_task("tasks.report", [60], queue="living", time_limit=2)
+
+        wait_until(lambda: scrape().get('celery_tasks_in_progress{task="tasks.report"}') == 1.0, 30)
+        wait_until(lambda: not client.exists("ending", "unacked"), 30)  # every task has started, the last are running
+        ending.terminate()
+        wait_until(lambda: scrape().get('celery_tasks_total{state="success",task="tasks.pay"}') == 1.0, 30)
+        wait_until(lambda: scrape().get('celery_tasks_total{state="failure",task="tasks.report"}') == 1.0, 30)
+        living.terminate()
+        assert [worker.wait(30) for worker in (ending, living)] == [0, 0]
+    assert scrape() == {
+        'celery_tasks_total{state="success",task="tasks.order"}': 4.0,
+        'celery_tasks_total{state="failure",task="tasks.order"}': 1.0,
+        'celery_tasks_total{state="success",task="tasks.report"}': 2.0,
+        'celery_tasks_total{state="failure",task="tasks.report"}': 1.0,
+        'celery_tasks_total{state="success",task="tasks.pay"}': 1.0,
+        'celery_tasks_total{state="retry",task="tasks.pay"}': 2.0,
+        'celery_task_duration_seconds_count{task="tasks.order"}': 5.0,
+        'celery_task_duration_seconds_count{task="tasks.report"}': 3.0,
+        'celery_task_duration_seconds_count{task="tasks.pay"}': 3.0,
+    }
