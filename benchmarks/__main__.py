@@ -10,15 +10,14 @@ from . import contest, report
 from .contest import Arena, Effort
 from .suites import SUITES
 
-QUICK = Effort(rounds=11, round_seconds=0.01)
-THOROUGH = Effort(rounds=101, round_seconds=0.02)
+QUICK = Effort(rounds=11, round_seconds=0.01, costly_rounds=5)
+THOROUGH = Effort(rounds=101, round_seconds=0.02, costly_rounds=15)
 
 
 def main() -> None:
     """Measure, and write a table to the terminal, JSON and a plot to a folder."""
-    suites = {suite.name: suite for suite in SUITES}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--suite", action="append", choices=suites, help="only this one; may be given again")
+    parser.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, and less data to scrape")
     parser.add_argument("--rounds", type=int, metavar="N", help="measure so many rounds")
@@ -28,11 +27,11 @@ def main() -> None:
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else THOROUGH
     if arguments.rounds:
-        effort = Effort(arguments.rounds, effort.round_seconds)
+        effort = Effort(arguments.rounds, effort.round_seconds, arguments.rounds)
     arguments.output.mkdir(parents=True, exist_ok=True)
     with Arena.opened(arguments.version2) as arena:
-        for name in arguments.suite or suites:
-            suite, started, found = suites[name], time.monotonic(), []
+        for name in arguments.suite or SUITES:
+            suite, started, found = SUITES[name](quick=arguments.quick), time.monotonic(), []
             report.say(f"## {suite.title}\n")
             for case in suite.cases:
                 if arguments.only in case.name:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,8 @@ class Case:
     """The contender whose cost is subtracted from that of the others, round by round."""
     fresh: int | None = None
     """Do that many operations in a new process each round, instead of as many as fill the time of a round."""
+    costly: bool = False
+    """Whether one operation takes longer than a round should."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Effort:
 
     rounds: int
     round_seconds: float
+    costly_rounds: int
+    """Rounds of a case that starts processes."""
+
+    def rounds_of(self, case: Case) -> int:
+        """How many rounds to measure of a case."""
+        return self.costly_rounds if case.costly or case.fresh else self.rounds
 
 
 class Arena:
@@ -73,7 +81,7 @@ class Arena:
     def __init__(self, folder: Path, redis: RedisServer, version2: Path | None) -> None:
         self._folder = folder
         self._redis = redis
-        self._version2 = version2
+        self._version2 = version2 and version2.absolute()  # workers have folders of their own
 
     @classmethod
     @contextmanager
@@ -118,11 +126,11 @@ class Worker:
         answer: dict[str, float] = self._answer()
         return answer
 
-    def times_within(self, seconds: float) -> int:
-        """How many operations take so long, once what is done only the first time is done."""
+    def times_within(self, seconds: float, *, once: bool) -> int:
+        """How many operations take so long, or one, once what is done only the first time is done."""
         times = 1
         self.run(times)
-        while (taken := min(self.run(times)["wall"] for _ in range(2))) < seconds / 2 and times < MOST_TIMES:
+        while not once and (taken := min(self.run(times)["wall"] for _ in range(3))) < seconds / 2 and times < MOST_TIMES:
             times = max(times + 1, min(times * 10, int(times * seconds / max(taken, 1e-9))))
         return times
 
@@ -137,6 +145,8 @@ class Worker:
         return json.loads(line)
 
 
+Turn = Callable[[Contender], tuple[dict[str, float], int]]
+"""Lets a contender do its operation; returns what was measured, and how many operations that was."""
 Costs = dict[str, list[float]]
 """What one operation cost, by contender and round, in the unit of the case."""
 
@@ -146,8 +156,8 @@ def run(case: Case, arena: Arena, effort: Effort) -> Costs:
     contenders = [contender for contender in case.contenders if arena.admits(contender)]
     costs: Costs = {contender.name: [] for contender in contenders}
     with ExitStack() as stack:
-        turn = _turns_of_new(arena, case) if case.fresh else _turns_of_lasting(arena, contenders, effort, stack)
-        for number in range(effort.rounds):
+        turn = _turns_of_new(arena, case) if case.fresh else _turns_of_lasting(arena, case, effort, stack)
+        for number in range(effort.rounds_of(case)):
             first = number % len(contenders)
             for contender in contenders[first:] + contenders[:first]:
                 measured, times = turn(contender)
@@ -155,7 +165,7 @@ def run(case: Case, arena: Arena, effort: Effort) -> Costs:
     return costs
 
 
-def _turns_of_new(arena: Arena, case: Case) -> Any:
+def _turns_of_new(arena: Arena, case: Case) -> Turn:
     times = case.fresh or 1
 
     def turn(contender: Contender) -> tuple[dict[str, float], int]:
@@ -169,13 +179,14 @@ def _turns_of_new(arena: Arena, case: Case) -> Any:
     return turn
 
 
-def _turns_of_lasting(arena: Arena, contenders: list[Contender], effort: Effort, stack: ExitStack) -> Any:
-    workers = {contender.name: arena.start(contender) for contender in contenders}
-    for worker in workers.values():
+def _turns_of_lasting(arena: Arena, case: Case, effort: Effort, stack: ExitStack) -> Turn:
+    workers: dict[str, Worker] = {}
+    for contender in filter(arena.admits, case.contenders):
+        worker = workers[contender.name] = arena.start(contender)
         stack.callback(worker.stop)
     for worker in workers.values():
         worker.ready()
-    times = {name: worker.times_within(effort.round_seconds) for name, worker in workers.items()}
+    times = {name: worker.times_within(effort.round_seconds, once=case.costly) for name, worker in workers.items()}
 
     def turn(contender: Contender) -> tuple[dict[str, float], int]:
         return workers[contender.name].run(times[contender.name]), times[contender.name]

@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+EVERY_SECOND = {"pdc, SQLite, every second", "pdc, Redis, every second"}
+AT_ONCE = {"pdc, SQLite, at once", "pdc, Redis, at once"}
+MULTIPROCESS = "prometheus_client, multiprocess mode"
+
 
 def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
     """Run the cases whose name contains that, for one round, and return their results."""
@@ -29,7 +33,10 @@ def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
     [
         ("web", "Flask, 1 route", {"pdc, SQLite", "pdc, Redis", "prometheus_flask_exporter"}),
         ("web", "Django async, 1 route", {"pdc, SQLite", "pdc, Redis", "django-prometheus"}),
-        ("web", "FastAPI, 1 route", {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"}),
+        ("web", "Starlette, 1 route", {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"}),
+        ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, *AT_ONCE, MULTIPROCESS, "pytheus, Redis"}),
+        ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
+        ("scrape", "of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
     ],
 )
 def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite: str, case: str, contenders: set[str]) -> None:

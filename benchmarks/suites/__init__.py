@@ -1,9 +1,12 @@
-"""What is compared with what."""
+"""What is compared with what: each module has one suite."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from benchmarks.contest import Suite
 
-from . import web
+from . import scrape, updates, web
 
-SUITES: list[Suite] = [web.SUITE]
+SUITES: dict[str, Callable[..., Suite]] = {"web": web.suite, "updates": updates.suite, "scrape": scrape.suite}
+"""How to make each suite, with or without ``quick=True``."""

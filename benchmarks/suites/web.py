@@ -34,8 +34,7 @@ def _case(framework: str, routes: int) -> Case:
     return Case(f"{framework}, {size}", contenders, reference=BY_HAND, baseline=BARE, measure="cpu")
 
 
-SUITE = Suite(
-    "web",
-    "Time that instrumentation adds to a request",
-    [_case(framework, routes) for framework in MODULES for routes in (1, 300)],
-)
+def suite(*, quick: bool) -> Suite:  # noqa: ARG001 - it is the same suite
+    """The suite."""
+    cases = [_case(framework, routes) for framework in MODULES for routes in (1, 300)]
+    return Suite("web", "Time that instrumentation adds to a request", cases)
