@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("--version2", type=Path, metavar="PYTHON", help="of an environment with version 2 of this project")
     parser.add_argument("--no-plot", action="store_true", help="do without matplotlib")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that workers and the server end, too
     effort = QUICK if arguments.quick else THOROUGH
     if arguments.rounds:
         effort = Effort(arguments.rounds, effort.round_seconds, arguments.rounds)

@@ -17,6 +17,7 @@ from .redis_server import RedisServer
 
 ROOT = Path(__file__).parent.parent
 MOST_TIMES = 1 << 30
+STOP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ class Arena:
         """Start the process of a contender; it works once it is `ready`."""
         python = str(self._version2) if contender.version2 else sys.executable
         folder = tempfile.mkdtemp(dir=self._folder)
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "REDIS_URL": self._redis.new_database(), **contender.env}
+        own = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "REDIS_URL": self._redis.new_database()}
+        env = {**os.environ, **own, **contender.env}  # all packages are compiled, those of pip are when they are installed
         module = f"benchmarks.contenders.{contender.module}"
         command = [python, "-m", "benchmarks.worker", module, "make", json.dumps(dict(contender.keywords))]
         return Worker(contender, subprocess.Popen(command, cwd=folder, env=env, text=True, **_PIPES))
@@ -135,8 +137,14 @@ class Worker:
         return times
 
     def stop(self) -> None:
-        """End the process."""
-        self._process.communicate()
+        """End the process, if need be in the middle of an operation."""
+        self._orders.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._answers.close()
 
     def _answer(self) -> Any:
         line = self._answers.readline()

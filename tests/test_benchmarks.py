@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from benchmarks import report
+from benchmarks.contest import Case
+
 EVERY_SECOND = {"pdc, SQLite, every second", "pdc, Redis, every second"}
 AT_ONCE = {"pdc, SQLite, at once", "pdc, Redis, at once"}
 MULTIPROCESS = "prometheus_client, multiprocess mode"
@@ -46,3 +49,31 @@ def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite:
     assert contenders | {result["reference"]} == set(lines)
     assert lines[result["reference"]]["ratio"] == 1
     assert all(len(line["rounds"]) == 1 and line["median"] == line["rounds"][0] for line in lines.values())
+
+
+def test_what_contenders_add_is_measured_round_by_round() -> None:
+    """A slow round of the machine, which meets baseline and contenders alike, changes neither what is added nor the ratio."""
+    case = Case("requests", [], reference="peer", baseline="bare")
+    costs = {"bare": [10.0, 10.0, 50.0], "peer": [14.0, 14.0, 54.0], "pdc": [16.0, 16.0, 56.0]}
+    found = report.result(case, costs)
+    lines = {line.contender: line for line in found.lines}
+    assert found.baseline_median == 10
+    assert [lines["peer"].median, lines["pdc"].median] == [4, 6]
+    assert [lines["pdc"].ratio_low, lines["pdc"].ratio, lines["pdc"].ratio_high] == [1.5, 1.5, 1.5]
+    assert "| pdc       | 6  | 6 to 6      | 1.50 (1.50 to 1.50) |" in report.table(found)
+
+
+def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
+    """Each contender is divided by what the reference cost in the same round."""
+    case = Case("updates", [], reference="peer")
+    found = report.result(case, {"peer": [1.0, 10.0, 2.0], "pdc": [3.0, 30.0, 8.0]})
+    lines = {line.contender: line for line in found.lines}
+    assert lines["pdc"].median == 8
+    assert lines["pdc"].ratio == 3
+
+
+def test_a_ratio_to_nothing_is_not_told() -> None:
+    """Where the reference adds as little as the rounds differ, there is no ratio."""
+    case = Case("requests", [], reference="peer", baseline="bare")
+    found = report.result(case, {"bare": [10.0] * 4, "peer": [9.0, 11.0, 9.0, 11.1], "pdc": [12.0] * 4})
+    assert "lost in the noise" in report.table(found).splitlines()[-2]
