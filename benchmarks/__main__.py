@@ -13,7 +13,7 @@ from .contest import Arena, Effort
 from .suites import SUITES
 
 QUICK = Effort(rounds=11, round_seconds=0.01, costly_rounds=5)
-THOROUGH = Effort(rounds=101, round_seconds=0.02, costly_rounds=15)
+THOROUGH = Effort(rounds=101, round_seconds=0.02, costly_rounds=9)
 
 
 def main() -> None:

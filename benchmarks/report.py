@@ -111,9 +111,14 @@ def _relative_spread(values: Sequence[float]) -> float:
 def table(found: Result) -> str:
     """The result for a terminal, in Markdown."""
     per = "of CPU time per operation" if found.measure == "cpu" else "per operation"
-    added = "" if found.baseline_median is None else f", added to {found.baseline} ({found.baseline_median:.4g} {found.unit})"
+    added = (
+        "" if found.baseline_median is None else f", added to {found.baseline} ({_short(found.baseline_median)} {found.unit})"
+    )
     head = ("contender", found.unit, "middle half", f"ratio to {found.reference}")
-    rows = [(line.contender, f"{line.median:.4g}", f"{line.low:.4g} to {line.high:.4g}", _ratio(line)) for line in found.lines]
+    rows = [
+        (line.contender, _short(line.median), f"{_short(line.low)} to {_short(line.high)}", _ratio(line))
+        for line in found.lines
+    ]
     note = f"In {found.unit} {per}{added}; noise {found.noise:.0%}."
     return "\n".join([f"### {found.case}", note, "", *_aligned([head, *rows]), ""])
 
@@ -121,7 +126,12 @@ def table(found: Result) -> str:
 def _ratio(line: Line) -> str:
     if not line.ratio_low > 0:  # the reference, or this contender, cannot be told from the baseline
         return "lost in the noise"
-    return f"{line.ratio:.2f} ({line.ratio_low:.2f} to {line.ratio_high:.2f})"
+    return f"{_short(line.ratio)} ({_short(line.ratio_low)} to {_short(line.ratio_high)})"
+
+
+def _short(value: float) -> str:
+    """The number with three digits, or all of its digits before the point."""
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
@@ -171,7 +181,7 @@ def plot(suite: Suite, found: list[Result], path: Path) -> None:
         names = [line.contender for line in each.lines]
         colors = ["tab:gray" if name == each.reference else "tab:blue" for name in names]
         bars = axis.barh(names, medians, xerr=errors, color=colors, error_kw={"ecolor": "black", "elinewidth": 0.8})
-        axis.bar_label(bars, [f" {value:.3g}" for value in medians], fontsize=7)
+        axis.bar_label(bars, [f" {_short(value)}" for value in medians], fontsize=7)
         axis.invert_yaxis()
         axis.tick_params(labelsize=8)
         if min(medians) > 0 and max(medians) > 50 * min(medians):

@@ -60,7 +60,7 @@ def test_what_contenders_add_is_measured_round_by_round() -> None:
     assert found.baseline_median == 10
     assert [lines["peer"].median, lines["pdc"].median] == [4, 6]
     assert [lines["pdc"].ratio_low, lines["pdc"].ratio, lines["pdc"].ratio_high] == [1.5, 1.5, 1.5]
-    assert "| pdc       | 6  | 6 to 6      | 1.50 (1.50 to 1.50) |" in report.table(found)
+    assert "| pdc       | 6.00 | 6.00 to 6.00 | 1.50 (1.50 to 1.50) |" in report.table(found)
 
 
 def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
