@@ -26,9 +26,8 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 HOST = "127.0.0.1"
-APPS = {"flask_app": "sync", "django_app": "sync", "starlette_app": "uvicorn_worker.UvicornWorker"}
-"""The applications, each with Gunicorn's class of workers for it."""
-WORKERS = 4
+APPS = ("flask_app", "django_app", "starlette_app")
+"""The folders of the applications; Gunicorn finds its configuration there."""
 CLIENTS = 8
 MIX = [
     "GET /",
@@ -36,7 +35,7 @@ MIX = [
     "GET /items/cake",
     "GET /items/nothing",
     "GET /nowhere",
-    "GET /report",
+    "GET /report/2",
     "POST /items/tea/order",
 ]
 QUANTILES = (0.5, 0.9, 0.99)
@@ -152,11 +151,10 @@ def free_port(wanted: int) -> int:
 
 def start(app: str, port: int, environment: dict[str, str], options: list[str]) -> subprocess.Popen[bytes]:
     """Start Gunicorn and wait until it listens."""
-    folder = Path(__file__).parent / app
-    workers = ["--workers", str(WORKERS), "--worker-class", APPS[app]]
     bind = ["--bind", f"{HOST}:{port}", "--log-level", "warning"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--chdir", str(folder), *bind, *workers, *options, "app:app"],
+        [sys.executable, "-m", "gunicorn", *bind, *options, "app:app"],
+        cwd=Path(__file__).parent / app,
         env={**os.environ, **environment},
     )
     for _ in range(300):
@@ -185,10 +183,7 @@ def main() -> int:
         environment = {} if "PDC_REDIS_URL" in os.environ else {"PDC_SQLITE_PATH": f"{folder}/metrics.db"}
         server = start(options.app, port, environment, options.gunicorn)
         try:
-            print(
-                f"Gunicorn serves with {WORKERS} workers; metrics are in {environment.get('PDC_SQLITE_PATH', 'Redis')}",
-                flush=True,
-            )
+            print(f"Gunicorn serves {options.app}; metrics are in {environment.get('PDC_SQLITE_PATH', 'Redis')}", flush=True)
             sent = send(port, options.requests)
             agree = report(sent, read_accounts(port, sum(sent.values())))
             if not options.once:

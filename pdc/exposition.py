@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import logging
+import os
 import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -30,6 +34,8 @@ from .storage import StorageError
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+logger = logging.getLogger("pdc")
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -44,6 +50,8 @@ ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, o
 METHODS = "GET, HEAD, OPTIONS"
 CLIENT_SECONDS = 30.0
 """How long the HTTP server waits for a client that says nothing."""
+TAKE_OVER_SECONDS = 1.0
+"""How often a process looks whether it can serve a port that another one serves."""
 
 
 def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
@@ -131,11 +139,15 @@ def make_wsgi_app(registry: CollectorRegistry | None = None, disable_compression
     """A WSGI app that serves all metrics of the storage, and the other collectors of the registry, on any path."""
 
     def metrics_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        response = scrape_from_wsgi(environ).answer(registry, compress=not disable_compression)
-        start_response(f"{response.status} {HTTPStatus(response.status).phrase}", response.headers)
-        return [response.body]
+        return respond(scrape_from_wsgi(environ).answer(registry, compress=not disable_compression), start_response)
 
     return metrics_app
+
+
+def respond(response: Response, start_response: StartResponse) -> Iterable[bytes]:
+    """Give the response to a WSGI server."""
+    start_response(f"{response.status} {HTTPStatus(response.status).phrase}", response.headers)
+    return [response.body]
 
 
 def scrape_from_wsgi(environ: WSGIEnvironment) -> Scrape:
@@ -194,9 +206,7 @@ def start_http_server(
 
     Stop it with `server.shutdown()` and `server.server_close()`. Raises OSError where the address cannot be used.
     """
-    family, *_, address = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    server_class = type("MetricsServer", (_ThreadingServer,), {"address_family": family})
-    server: WSGIServer = make_server(str(address[0]), port, make_wsgi_app(registry), server_class, handler_class=_SilentHandler)
+    server = _server(addr, port, make_wsgi_app(registry))
     if certfile is not None:
         context = _tls(certfile, keyfile, client_cafile, client_auth_required)
         # The handshake is for the thread of the connection, lest a client that says nothing hold up all others.
@@ -204,6 +214,61 @@ def start_http_server(
     thread = threading.Thread(target=server.serve_forever, name="pdc-http", daemon=True)
     thread.start()
     return server, thread
+
+
+def _server(addr: str, port: int, app: WSGIApplication) -> WSGIServer:
+    """A server that listens. Raises OSError where the address cannot be used."""
+    family, *_, address = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    server_class = type("MetricsServer", (_ThreadingServer,), {"address_family": family})
+    return make_server(str(address[0]), port, app, server_class, handler_class=_SilentHandler)
+
+
+class Port:
+    """A port that one process at a time serves metrics on; when that ends, another one takes over.
+
+    All processes show the same metrics, so it matters to nobody which of them answers.
+    """
+
+    _ports: ClassVar[dict[tuple[str, int], Port]] = {}
+
+    def __init__(self, address: tuple[str, int], app: WSGIApplication) -> None:
+        self._address = address
+        self._app = app
+        self._server: WSGIServer | None = None
+        self._opened = threading.Lock()
+
+    @classmethod
+    def of(cls, address: tuple[str, int], app: WSGIApplication) -> Port:
+        """The port of that address, with the application that first asked for it in this process."""
+        return cls._ports.setdefault(address, cls(address, app))
+
+    def open(self) -> None:
+        """Serve from a daemon thread, as soon as no other process does; only the first call in a process does anything."""
+        if self._opened.acquire(blocking=False):
+            threading.Thread(target=self._run, name="pdc-port", daemon=True).start()
+
+    def _run(self) -> None:
+        while self._server is None:
+            try:
+                self._server = _server(*self._address, self._app)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    logger.exception("metrics cannot be served on %s:%d", *self._address)
+                    return
+                time.sleep(TAKE_OVER_SECONDS)
+        self._server.serve_forever()
+
+    @classmethod
+    def after_fork_in_child(cls) -> None:
+        """Let go of the sockets, which would keep the ports from others when the parent ends."""
+        for port in cls._ports.values():
+            if port._server is not None:
+                port._server.server_close()
+            port._server, port._opened = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Port.after_fork_in_child)
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.validation import _validate_exemplar
 
-from .exposition import ASGIApplication, Receive, Response, Scope, Scrape, Send, plain
+from .exposition import ASGIApplication, Port, Receive, Response, Scope, Scrape, Send, plain, respond, scrape_from_wsgi
 from .metrics import Counter, Gauge, Histogram, StoredMetric
 from .options import Label, OptionError, Options
 
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pdc")
 
 MetricT = TypeVar("MetricT", bound=StoredMetric)
+ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 OTHER_METHOD = "<other>"
 UNMATCHED = "<unmatched>"
 OVERFLOW = "<overflow>"
 CLIENT_CLOSED_REQUEST = 499
+WITHOUT_BODY = frozenset({204, 304})
+"""Of answers that have no body, whatever their headers say."""
 SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
 """64 bytes to 64 MiB."""
 WEBSOCKET_BUCKETS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
@@ -39,6 +42,19 @@ MOST_DIGITS = 18
 """Of a length: there are no longer bodies, and Python refuses to read a number of thousands of digits."""
 TRACKER = "pdc.tracker"
 """Where a WSGI environment or an ASGI scope keeps the tracker of its request."""
+_EXCLUDED = "pdc_excluded"
+"""The attribute of a view whose requests are not counted."""
+
+
+def exclude(view: ViewT) -> ViewT:
+    """Do not count the requests of this view: a decorator, to be written below that of the route."""
+    setattr(view, _EXCLUDED, True)
+    return view
+
+
+def is_excluded(view: object) -> bool:
+    """Whether `exclude` decorates the view."""
+    return getattr(view, _EXCLUDED, False)
 
 
 class _Families(NamedTuple):
@@ -100,10 +116,14 @@ def _websocket_families(namespace: str, labels: tuple[str, ...]) -> _WebSocketFa
 
 
 class HTTPMetrics:
-    """Counts and times the requests of an application, and answers its scrapes."""
+    """Counts and times the requests of an application, and answers its scrapes.
 
-    def __init__(self, options: Options) -> None:
+    With a registry, its collectors come after what the storage holds.
+    """
+
+    def __init__(self, options: Options, registry: CollectorRegistry | None = None) -> None:
         self.options = options
+        self._registry = registry
         self._current_exemplar = _exemplar_source(options)
         options.setup()
         self.families = _families(options.namespace, options.buckets, tuple(options.labels), options.sizes)
@@ -111,24 +131,31 @@ class HTTPMetrics:
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
         self._complained: set[str] = set()
+        self._port: Port | None = None
 
     def track(self, method: str, path: str) -> Tracker | None:
         """Begin to track a request; None for one that is excluded."""
+        if self._port is not None:
+            self._port.open()
         return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD)
 
     def _excludes(self, path: str) -> bool:
-        return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
+        return path in self._excluded or (self._patterns != [] and any(pattern.fullmatch(path) for pattern in self._patterns))
 
     def bounded(self, metric: MetricT, *values: str) -> MetricT:
         """The series of a metric with these label values, or one for all that are over the limit of its series."""
-        if len(metric._metrics) >= self.options.max_series and values not in metric._metrics:
+        known: MetricT | None = metric._metrics.get(values)
+        if known is not None:
+            return known
+        if len(metric._metrics) >= self.options.max_series:
             self._complain(f"{metric} has {self.options.max_series} series (PDC_MAX_SERIES): new ones count as {OVERFLOW!r}")
             values = (OVERFLOW,) * len(values)
         return metric.labels(*values)
 
     def labels(self, request: Any) -> tuple[str, ...]:
         """The values of the application's own labels for a request, empty where a callable has none or fails."""
-        return tuple(self._label(name, label, request) for name, label in self.options.labels.items())
+        labels = self.options.labels
+        return tuple(self._label(name, label, request) for name, label in labels.items()) if labels else ()
 
     def _label(self, name: str, label: Label, request: Any) -> str:
         if isinstance(label, str):
@@ -142,6 +169,8 @@ class HTTPMetrics:
 
     def exemplar(self) -> dict[str, str] | None:
         """The exemplar for the request that is being handled, if there is one."""
+        if self._current_exemplar is None:
+            return None
         try:
             found = self._current_exemplar()
             exemplar = None if found is None else {name: str(value) for name, value in found.items()}
@@ -157,16 +186,23 @@ class HTTPMetrics:
             self._complained.add(message)
             logger.warning(message, exc_info=exc_info)
 
-    def answer(self, scrape: Scrape, authorization: str = "", registry: CollectorRegistry | None = None) -> Response:
-        """Answer a scrape whose header Authorization is given; 401 without the right token.
+    def open_port(self) -> None:
+        """Serve scrapes on PDC_METRICS_PORT, if there is one; called by processes that serve requests, once they begin to."""
+        if self.options.metrics_port is not None:
+            self._port = Port.of(self.options.metrics_port, self._serve)
+            self._port.open()
 
-        With a registry, its collectors come after what the storage holds.
-        """
+    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        response = self.answer(scrape_from_wsgi(environ), environ.get("HTTP_AUTHORIZATION", ""))
+        return respond(response, start_response)
+
+    def answer(self, scrape: Scrape, authorization: str = "") -> Response:
+        """Answer a scrape whose header Authorization is given; 401 without the right token."""
         token = self.options.metrics_token
         if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
             challenge = ("WWW-Authenticate", "Bearer")
             return plain(HTTPStatus.UNAUTHORIZED, "metrics need the header Authorization: Bearer <token>", challenge)
-        return scrape.answer(registry)
+        return scrape.answer(self._registry)
 
     def wsgi(self, app: WSGIApplication) -> WSGIApplication:
         """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``."""
@@ -204,8 +240,10 @@ class HTTPMetrics:
             await app(scope, receive, send)
             return
         tracker.look = look
-        lengths = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"content-length"]
-        tracker.received = content_length(lengths[0]) if lengths else 0
+        for name, value in scope.get("headers", ()):
+            if name == b"content-length":
+                tracker.received = content_length(value.decode("latin-1"))
+                break
         channel = _Channel(tracker, receive, send)
         try:
             await app(scope, channel.receive, channel.send)
@@ -242,12 +280,13 @@ class Tracker:
     """One request, from its start until its last byte is handed to the server. Its methods never raise.
 
     The framework says what it knows: `request`, as callables for labels take it, and `route`; or it sets `look`, which
-    does so when they are first needed.
+    does so when they are first needed. With `has_error_page` it finishes a request by itself whose application raised
+    before the answer started, after making the answer.
     """
 
     __slots__ = (
         *("_exception", "_exemplar", "_finished", "_labels", "_method", "_metrics", "_start"),
-        *("body_bytes", "gone", "look", "received", "request", "route", "sent", "status"),
+        *("body_bytes", "gone", "has_error_page", "look", "received", "request", "route", "sent", "status"),
     )
 
     def __init__(self, metrics: HTTPMetrics, method: str) -> None:
@@ -257,16 +296,17 @@ class Tracker:
         self._exemplar: dict[str, str] | None = None
         self._exception: BaseException | None = None
         self._finished = False
-        self.look: Callable[[Tracker], None] = lambda _: None
+        self.look: Callable[[Tracker], None] = _know_nothing
         self.gone = False
+        self.has_error_page = False
         self.request: Any = None
         self.route = UNMATCHED
-        self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+        self.status = 500
         self.body_bytes = math.inf
         self.received = self.sent = 0
         self._start = perf_counter()
         try:
-            metrics.families.in_progress.labels(method).inc()
+            metrics.bounded(metrics.families.in_progress, method).inc()
         except Exception:
             logger.exception("a request could not be tracked")
             self._finished = True
@@ -279,10 +319,12 @@ class Tracker:
 
     def raised(self, error: BaseException) -> None:
         """Count an exception that left the view, once however often it is seen; exits are none, nor is a client that went."""
-        if error is self._exception or self._finished or self.gone or not isinstance(error, Exception):
+        if error is self._exception or self.gone or not isinstance(error, Exception):
             return
         self._exception = error
         metrics, labels = self._metrics, self._labelled()
+        if self._finished:
+            return
         try:
             metrics.bounded(metrics.families.exceptions, self._method, self.route, type(error).__name__, *labels).inc()
         except Exception:
@@ -290,22 +332,24 @@ class Tracker:
 
     def finish(self) -> None:
         """Count and time the request; only the first call does."""
+        duration = perf_counter() - self._start
+        labels = self._labelled()  # which may forget the request
         if self._finished:
             return
-        duration = perf_counter() - self._start
-        labels = self._labelled()
         self._finished = True
         metrics, families = self._metrics, self._metrics.families
         status = f"{self.status // 100}xx" if metrics.options.group_status else str(self.status)
         values = (self._method, self.route, status, *labels)
         try:
-            families.in_progress.labels(self._method).dec()
+            metrics.bounded(families.in_progress, self._method).dec()
             metrics.bounded(families.requests, *values).inc(1, self._exemplar)
             metrics.bounded(families.duration, *values).observe(duration, self._exemplar)
-            for size, count in zip(families.sizes or (), (self.received, self.sent), strict=False):
-                metrics.bounded(size, *values).observe(count)
+            if families.sizes is not None:
+                for size, count in zip(families.sizes, (self.received, self.sent), strict=True):
+                    metrics.bounded(size, *values).observe(count)
         except Exception:
             logger.exception("a request could not be counted")
+        self._let_go()
 
     def forget(self) -> None:
         """Do not count the request after all."""
@@ -313,9 +357,14 @@ class Tracker:
             return
         self._finished = True
         try:
-            self._metrics.families.in_progress.labels(self._method).dec()
+            self._metrics.bounded(self._metrics.families.in_progress, self._method).dec()
         except Exception:
             logger.exception("a request could not be left out")
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold the request no longer, which holds the tracker: only the garbage collector would free the two."""
+        self.request, self.look, self._exception = None, _know_nothing, None
 
     def fail(self, error: BaseException) -> None:
         """End a request whose application raised: nothing but an error 500 can have come of it."""
@@ -335,14 +384,19 @@ class Tracker:
         return self._labels
 
 
+def _know_nothing(_: Tracker) -> None:
+    """Say nothing of the request."""
+
+
 class Connection:
     """One WebSocket connection; `look` is called to set `request` and `route`. Its methods never raise."""
 
-    __slots__ = ("_labels", "_look", "_metrics", "_start", "request", "route")
+    __slots__ = ("_forgotten", "_labels", "_look", "_metrics", "_start", "request", "route")
 
     def __init__(self, metrics: HTTPMetrics, look: Callable[[Connection], None]) -> None:
         self._metrics = metrics
         self._look = look
+        self._forgotten = False
         self._labels: tuple[str, ...] = ()
         self._start: float | None = None
         self.request: Any = None
@@ -352,6 +406,8 @@ class Connection:
         """Count the connection."""
         try:
             self._look(self)
+            if self._forgotten:
+                return
             self._labels = (self.route, *self._metrics.labels(self.request))
             self._metrics.bounded(self._families.connections, *self._labels).inc()
             self._families.in_progress.inc()
@@ -359,6 +415,10 @@ class Connection:
             logger.exception("a WebSocket connection could not be counted")
         else:
             self._start = perf_counter()
+
+    def forget(self) -> None:
+        """Do not count the connection after all."""
+        self._forgotten = True
 
     def closed(self) -> None:
         """Time the connection, if it was ever opened."""
@@ -477,6 +537,7 @@ class _Channel:
         self._receive = receive
         self._send = send
         self._length_is_known = tracker.received > 0
+        self._started = False
 
     async def receive(self) -> MutableMapping[str, Any]:
         message = await self._receive()
@@ -489,8 +550,9 @@ class _Channel:
     async def send(self, message: MutableMapping[str, Any]) -> None:
         tracker = self._tracker
         if message["type"] == "http.response.start":
-            headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ()))
-            tracker.started(message["status"], headers)
+            headers = [item for item in message.get("headers", ()) if item[0].lower() == b"content-length"]
+            tracker.started(message["status"], [("content-length", value.decode("latin-1")) for _, value in headers])
+            self._started = True
         try:
             await self._send(message)
         except OSError:  # what a server raises for a client that is gone (ASGI 2.4)
@@ -510,6 +572,8 @@ class _Channel:
             self._tracker.status = CLIENT_CLOSED_REQUEST
         elif error is not None:
             self._tracker.raised(error)
+            if self._tracker.has_error_page and not self._started:
+                return
         self._tracker.finish()
 
 
@@ -522,10 +586,12 @@ def asgi_path(scope: Scope) -> str:
 
 def _body_bytes(status: int, headers: Iterable[tuple[str, str]]) -> float:
     """How long the body will be; infinite where only its end can tell."""
-    if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+    if status in WITHOUT_BODY:
         return 0.0
-    lengths = [value for name, value in headers if name.lower() == "content-length" and value.isdecimal()]
-    return float(lengths[0]) if lengths else math.inf
+    for name, value in headers:
+        if name.lower() == "content-length" and value.isdecimal():
+            return float(value)
+    return math.inf
 
 
 def content_length(header: str) -> int:
@@ -533,12 +599,12 @@ def content_length(header: str) -> int:
     return int(header) if header.isdecimal() and len(header) <= MOST_DIGITS else 0
 
 
-def _exemplar_source(options: Options) -> Callable[[], Mapping[str, str] | None]:
+def _exemplar_source(options: Options) -> Callable[[], Mapping[str, str] | None] | None:
     """What gives the exemplar of the current request. Raises OptionError where OpenTelemetry is wanted but missing."""
     if callable(options.exemplars):
         return options.exemplars
     if not options.exemplars:
-        return lambda: None
+        return None
     try:
         trace = importlib.import_module("opentelemetry.trace")
     except ImportError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import math
 import os
@@ -22,6 +23,9 @@ Label = str | Callable[[Any], object]
 
 OWN_LABELS = ("method", "route", "status", "exception", "le")
 OWN = ", ".join(OWN_LABELS)
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the default of prometheus_client.start_http_server
+
+LABELS = f"a dict of label names and texts or callables, which are no coroutine functions; not one of {OWN}"
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -94,6 +98,17 @@ def _url_path(value: Any) -> str | None:
     return _text(value)
 
 
+def _address(value: Any) -> tuple[str, int] | None:
+    """An address and a port from a pair of them, ``9100``, ``127.0.0.1:9100`` or ``[::1]:9100``."""
+    if value is None or value == "":
+        return None
+    text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    host, colon, port = text.rpartition(":")
+    if isinstance(value, bool) or not 0 < int(port) < 65536 or (colon and not host):
+        raise ValueError(value)
+    return host.strip("[]") or EVERY_ADDRESS, int(port)
+
+
 def _items(value: Any) -> list[Any]:
     """The items of an iterable, or of a text separated by commas."""
     if isinstance(value, str):
@@ -127,6 +142,8 @@ def _labels(value: Any) -> dict[str, Label]:
     for name, label in labels.items():
         if not re.fullmatch(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", _text(name)) or name in OWN_LABELS:
             raise ValueError(value)
+        if inspect.iscoroutinefunction(label):
+            raise TypeError(value)
         if not callable(label):
             _text(label)
     return labels
@@ -152,6 +169,7 @@ class Options:
     redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
     flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
     metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
+    metrics_port: tuple[str, int] | None = _option(None, _address, "a port, or an address and a port: 127.0.0.1:9100")
     metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send")
     namespace: str = _option("", _namespace, "letters, digits and underscores")
     buckets: tuple[float, ...] = _option(Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds")
@@ -159,7 +177,7 @@ class Options:
         (), _patterns, "paths, or compiled patterns that must match fully"
     )
     group_status: bool = _option(False, _flag, "true or false")
-    labels: dict[str, Label] = _option({}, _labels, "a dict of label names and texts or callables; not one of " + OWN)
+    labels: dict[str, Label] = _option({}, _labels, LABELS)
     sizes: bool = _option(False, _flag, "true or false")
     exemplars: bool | Callable[[], Mapping[str, str] | None] = _option(False, _exemplars, "true, false or a callable")
     max_series: int = _option(10_000, _count, "a whole number, at least 1")
@@ -196,7 +214,11 @@ class Options:
         return options
 
     def setup(self) -> None:
-        """Use the storage of these options; without one keep what `pdc.setup` was called with, or use ``metrics.db``."""
+        """Use the storage of these options; without one keep what `pdc.setup` was called with, or use ``metrics.db``.
+
+        A process has one storage for its applications: where another one is replaced, the log says so.
+        """
+        before = config.DEFAULT.storage
         if self.redis_url is not None:
             config.setup(
                 redis=self.redis_url,
@@ -204,8 +226,10 @@ class Options:
                 redis_expire=self.redis_expire,
                 flush_interval=self.flush_interval,
             )
-        elif self.sqlite_path is not None or config.DEFAULT.storage is None:
+        elif self.sqlite_path is not None or before is None:
             config.setup(sqlite=self.sqlite_path or "metrics.db", flush_interval=self.flush_interval)
+        if before is not None and str(before) != str(config.DEFAULT.storage):
+            logger.warning("the metrics of this process go to %s from now on, no longer to %s", config.DEFAULT.storage, before)
 
 
 def _with_hint(name: str, known: Iterable[str]) -> str:

@@ -8,4 +8,10 @@ Options are settings, or environment variables of the same name: those of every 
 (`pdc.options.Options` has them all), and four of Django's own. ``PDC_DJANGO_DATABASES`` (true unless set) counts
 queries, ``PDC_DJANGO_CACHES`` cache operations, ``PDC_DJANGO_MODELS = ["shop", "auth.User"]`` what is written of those
 models; ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied. ``manage.py check`` tells what is wrong.
+
+Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class.
 """
+
+from pdc.http import exclude
+
+__all__ = ["exclude"]

@@ -25,4 +25,4 @@ class PDCConfig(AppConfig):
         got_request_exception.connect(middleware.note_unhandled)
         connection_created.connect(databases.watch)
         caches.watch()
-        changes.connect()
+        changes.watch()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any
 
 from django.db.models import Model
-from django.db.models.signals import post_delete, post_save
+from django.db.models.sql.compiler import SQLCompiler, SQLDeleteCompiler, SQLInsertCompiler, SQLUpdateCompiler
 
 from pdc import Counter
 
@@ -17,29 +18,51 @@ from . import conf
 def _family(namespace: str) -> Counter:
     return Counter(
         "django_model_changes",
-        "Objects that were inserted, updated or deleted; bulk operations send no signals and are not counted.",
+        "Rows of models that were inserted, updated or deleted, by whatever method but raw SQL.",
         ["model", "operation"],
         namespace=namespace,
         registry=None,
     )
 
 
-def connect() -> None:
-    """Receive the signals of all models: which of them count is asked at every write, a test may change it."""
-    post_save.connect(_saved)
-    post_delete.connect(_deleted)
+def watch() -> None:
+    """Watch the compilers of SQL, which all writes go through: of objects with their cascades, and of whole querysets.
+
+    Signals would miss bulk operations, and their receivers would make every deletion read the objects first.
+    """
+    _watch(SQLInsertCompiler, "execute_sql", "insert", lambda compiler, _: len(compiler.query.objs))
+    _watch(SQLUpdateCompiler, "execute_sql", "update", _affected)
+    if hasattr(SQLUpdateCompiler, "execute_returning_sql"):  # since Django 6.0
+        _watch(SQLUpdateCompiler, "execute_returning_sql", "update", _returned)
+    _watch(SQLDeleteCompiler, "execute_sql", "delete", _affected)
 
 
-def _saved(*, sender: type[Model], created: bool, **_: Any) -> None:
-    _count(sender, "insert" if created else "update")
+def _watch(compiler: type[SQLCompiler], method: str, operation: str, rows: Callable[[Any, Any], int]) -> None:
+    execute = getattr(compiler, method)
+
+    @wraps(execute)
+    def counting(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        result = execute(self, *arguments, **keywords)
+        options = conf.active()
+        if options is not None and options.django_models:
+            with conf.harmless():
+                _count(options, self.query.model, operation, rows(self, result))
+        return result
+
+    setattr(compiler, method, counting)
 
 
-def _deleted(*, sender: type[Model], **_: Any) -> None:
-    _count(sender, "delete")
+def _affected(_: Any, result: Any) -> int:
+    """The rows that a statement affected: its result, or before Django 5.2 the result's `rowcount`."""
+    return int(getattr(result, "rowcount", result) or 0)
 
 
-def _count(model: type[Model], operation: str) -> None:
-    options = conf.active()
-    if options is not None and {model._meta.label, model._meta.app_label} & set(options.django_models):
-        with conf.harmless():
-            _family(options.namespace).labels(model._meta.label, operation).inc()
+def _returned(_: Any, rows: list[tuple[Any, ...]]) -> int:
+    """The rows that a statement returned; empty ones come of `execute_sql`, which has counted them."""
+    return len(rows) if rows and rows[0] else 0
+
+
+def _count(options: conf.DjangoOptions, model: type[Model], operation: str, rows: int) -> None:
+    meta = (model._meta.concrete_model or model)._meta
+    if rows > 0 and {meta.label, meta.app_label} & set(options.django_models):
+        _family(options.namespace).labels(meta.label, operation).inc(rows)

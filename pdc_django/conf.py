@@ -50,7 +50,9 @@ def options() -> DjangoOptions:
 @cache
 def http_metrics() -> HTTPMetrics | None:
     """The metrics of the project's requests, None where PDC_ENABLED is false. Sets the storage up. Raises OptionError."""
-    return HTTPMetrics(options()) if options().enabled else None
+    from .migration_state import registry
+
+    return HTTPMetrics(options(), registry) if options().enabled else None
 
 
 def start() -> None:

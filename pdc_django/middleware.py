@@ -19,7 +19,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, resolve
 
-from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, AsyncBody, Body, Tracker, content_length
+from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, AsyncBody, Body, Tracker, content_length, is_excluded
 
 from . import conf
 
@@ -36,7 +36,9 @@ class PrometheusMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         if not apps.is_installed("pdc_django"):
             raise ImproperlyConfigured("PrometheusMiddleware needs 'pdc_django' in INSTALLED_APPS")
-        conf.http_metrics()  # wrong options are refused at start-up
+        metrics = conf.http_metrics()  # wrong options are refused at start-up
+        if metrics is not None:
+            metrics.open_port()
         self._get_response = get_response
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
@@ -79,8 +81,12 @@ def _tracked(request: HttpRequest) -> Iterator[Callable[[HttpResponseBase], Http
 def _look(request: HttpRequest, tracker: Tracker) -> None:
     tracker.request = request
     match = request.resolver_match or _resolved(request)
-    if match is not None:
-        tracker.route = match.route if match.route.startswith("^") else f"/{match.route}"
+    if match is None:
+        return
+    mount = request.META.get("SCRIPT_NAME", "").rstrip("/")
+    tracker.route = match.route if match.route.startswith("^") and not mount else f"{mount}/{match.route}"
+    if is_excluded(match.func) or is_excluded(getattr(match.func, "view_class", None)):
+        tracker.forget()
 
 
 def _resolved(request: HttpRequest) -> ResolverMatch | None:

@@ -10,7 +10,7 @@ from django.views.decorators.csrf import csrf_exempt
 from pdc.exposition import scrape_from_wsgi
 from pdc.http import TRACKER
 
-from . import conf, migration_state
+from . import conf
 
 
 @csrf_exempt
@@ -23,8 +23,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     http = conf.http_metrics()
     if http is None:
         return HttpResponse("# PDC_ENABLED is false\n", "text/plain; charset=utf-8", status=404)
-    scrape = scrape_from_wsgi(request.META)
-    answer = http.answer(scrape, request.headers.get("Authorization", ""), migration_state.registry)
+    answer = http.answer(scrape_from_wsgi(request.META), request.headers.get("Authorization", ""))
     return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
 
 

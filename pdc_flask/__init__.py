@@ -11,16 +11,14 @@ from werkzeug.routing import Rule
 
 from pdc import Info, config
 from pdc.exposition import scrape_from_wsgi
-from pdc.http import TRACKER, HTTPMetrics, Tracker
+from pdc.http import TRACKER, HTTPMetrics, Tracker, exclude, is_excluded
 from pdc.options import Options
 
-from .views import ViewMetrics, ViewT
+from .views import ViewMetrics
 
 __all__ = ["PrometheusMetrics"]
 
 ENDPOINT = "pdc_metrics"
-EXCLUDED = "pdc_excluded"
-"""The attribute of a view whose requests are not counted."""
 
 
 class PrometheusMetrics(ViewMetrics):
@@ -28,10 +26,13 @@ class PrometheusMetrics(ViewMetrics):
 
     Options come from ``app.config``, or from an environment variable of the same name: ``PDC_REDIS_URL`` or
     ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``,
-    ``PDC_FLUSH_INTERVAL``, ``PDC_METRICS_PATH``, ``PDC_METRICS_TOKEN``, ``PDC_NAMESPACE``, ``PDC_BUCKETS``,
-    ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``, ``PDC_SIZES``, ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``,
-    ``PDC_ENABLED``.
+    ``PDC_FLUSH_INTERVAL``, ``PDC_METRICS_PATH``, ``PDC_METRICS_PORT``, ``PDC_METRICS_TOKEN``, ``PDC_NAMESPACE``,
+    ``PDC_BUCKETS``, ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``, ``PDC_SIZES``, ``PDC_EXEMPLARS``,
+    ``PDC_MAX_SERIES``, ``PDC_ENABLED``. Requests of a view that ``@metrics.exclude`` decorates, below ``@app.route``,
+    are not counted.
     """
+
+    exclude = staticmethod(exclude)
 
     def __init__(self, app: Flask | None = None) -> None:
         self._infos: list[tuple[Info, dict[str, str]]] = []
@@ -59,11 +60,7 @@ class PrometheusMetrics(ViewMetrics):
         got_request_exception.connect(_note_exception, app)
         app.handle_user_exception = _watch_exceptions(app.handle_user_exception)  # type: ignore[assignment,method-assign]
         app.wsgi_app = metrics.wsgi(app.wsgi_app)  # type: ignore[assignment,method-assign]
-
-    def exclude(self, view: ViewT) -> ViewT:
-        """Do not count the requests of this view (a decorator, below ``@app.route``)."""
-        view.__dict__[EXCLUDED] = True
-        return view
+        metrics.open_port()
 
     def info(self, name: str, documentation: str, **labels: str) -> Info:
         """Declare an info metric with these labels, for example the version of the application, and return it."""
@@ -88,14 +85,15 @@ def _tracker() -> Tracker | None:
 
 
 def _note_request(app: Flask, **_: Any) -> None:
-    tracker = _tracker()
+    current: Any = request._get_current_object()  # type: ignore[attr-defined] # once: every use of the proxy costs
+    tracker = current.environ.get(TRACKER)
     if tracker is None:
         return
-    tracker.request = request._get_current_object()  # type: ignore[attr-defined]
-    rule = _rule(app)
+    tracker.request = current
+    rule = current.url_rule if current.routing_exception is None else _rule(app)
     if rule is not None:
-        tracker.route = rule.rule
-        if getattr(app.view_functions.get(rule.endpoint), EXCLUDED, False):
+        tracker.route = current.root_path + rule.rule
+        if is_excluded(app.view_functions.get(rule.endpoint)):
             tracker.forget()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,16 +12,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pdc import StorageError, config
 from pdc.exposition import scrape_from_asgi
-from pdc.http import TRACKER, Connection, HTTPMetrics, Tracker
+from pdc.http import TRACKER, Connection, HTTPMetrics, Tracker, exclude, is_excluded
 from pdc.options import OptionError, Options
 
-from .exceptions import watch
+from .exceptions import watch, watch_error_page
 from .routes import RouteFinder
 
-__all__ = ["PrometheusMiddleware", "instrument", "metrics"]
+__all__ = ["PrometheusMiddleware", "exclude", "instrument", "metrics"]
 
 METRICS = "pdc.metrics"
 """Where a scope keeps the HTTPMetrics of its application, None where they are switched off."""
@@ -31,8 +33,9 @@ class PrometheusMiddleware:
 
     Options are keywords, or environment variables such as ``PDC_REDIS_URL`` for ``redis_url``: ``redis_url`` or
     ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``,
-    ``metrics_path`` (not counted), ``metrics_token``, ``namespace``, ``buckets``, ``exclude_paths``, ``group_status``,
-    ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``enabled``.
+    ``metrics_path`` (not counted), ``metrics_port``, ``metrics_token``, ``namespace``, ``buckets``, ``exclude_paths``,
+    ``group_status``, ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``enabled``. Requests of an endpoint that
+    `exclude` decorates, below its route, are not counted.
 
     A wrong or unknown one fails the start of the application.
     """
@@ -42,10 +45,12 @@ class PrometheusMiddleware:
         self._routes = RouteFinder(app)
         self._metrics: HTTPMetrics | None = None
         self._refusal: str | None = None
-        self._watching = False
+        self._watching = self._has_error_page = False
         try:
             loaded = _load(options)
-            self._metrics = HTTPMetrics(loaded) if loaded.enabled else None
+            if loaded.enabled:
+                self._metrics = HTTPMetrics(loaded)
+                self._metrics.open_port()
         except OptionError as error:  # raised here, a server would take the application for one without lifespan, and go on
             self._refusal = str(error)
 
@@ -53,22 +58,36 @@ class PrometheusMiddleware:
         """Track what is asked for, unless another instance of this middleware does already."""
         if self._refusal is not None:
             await _refuse(self._refusal, scope, receive, send)
-        if scope["type"] not in ("http", "websocket") or METRICS in scope:
+        if METRICS in scope:
             await self.app(scope, receive, send)
             return
-        scope[METRICS] = self._metrics
-        if self._metrics is None:
+        scope[METRICS] = metrics = self._metrics
+        if metrics is None:
             await self.app(scope, receive, send)
-            return
+        elif scope["type"] == "http":
+            self._watch(scope)
+            await metrics.asgi(self.app, scope, receive, send, partial(self._look, scope))
+        elif scope["type"] == "websocket":
+            self._watch(scope)
+            await metrics.websocket(self.app, scope, receive, send, partial(self._look, scope))
+        else:
+            await self.app(scope, receive, _flushing(send))
+
+    def _watch(self, scope: Scope) -> None:
+        """Watch the application's exceptions, once it is complete: at its first request."""
         if not self._watching:
             self._watching = True
             watch(self.app)
-        track = self._metrics.asgi if scope["type"] == "http" else self._metrics.websocket
-        await track(self.app, scope, receive, send, partial(self._look, scope))
+            self._has_error_page = watch_error_page(scope.get("app"), self)
 
     def _look(self, scope: Scope, seen: Tracker | Connection) -> None:
-        seen.request = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
-        seen.route = self._routes.template(scope)
+        seen.route, view = self._routes.find(scope)
+        if self._metrics is not None and self._metrics.options.labels:
+            seen.request = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
+        if isinstance(seen, Tracker):
+            seen.has_error_page = self._has_error_page
+        if is_excluded(view):
+            seen.forget()
 
 
 async def metrics(request: Request) -> Response:
@@ -103,6 +122,18 @@ def instrument(app: Starlette, **options: Any) -> None:
 
 def _load(options: dict[str, Any]) -> Options:
     return Options.load({f"PDC_{name.upper()}": value for name, value in options.items()})
+
+
+def _flushing(send: Send) -> Send:
+    """Send what is pending when the application shuts down: Uvicorn may end its process by a signal, without exit handlers."""
+
+    async def flushing(message: Message) -> None:
+        if message["type"].startswith("lifespan.shutdown."):
+            with suppress(StorageError):  # it is logged
+                await run_in_threadpool(config.flush)
+        await send(message)
+
+    return flushing
 
 
 async def _refuse(reason: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,6 +10,7 @@ from starlette._utils import is_async_callable
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -71,11 +72,50 @@ def _watched(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitab
 
     async def watched(connection: Any, error: Exception) -> Any:
         _note(connection.scope, error)
-        if is_async_callable(handler):
-            return await handler(connection, error)
-        return await run_in_threadpool(handler, connection, error)
+        return await _call(handler, connection, error)
 
     return watched
+
+
+async def _call(handler: Callable[[Any, Any], Any], connection: Any, error: Exception) -> Any:
+    if is_async_callable(handler):
+        return await handler(connection, error)
+    return await run_in_threadpool(handler, connection, error)
+
+
+def watch_error_page(app: Any, middleware: ASGIApp) -> bool:
+    """Watch the application's handler of `Exception`; return whether it answers, and finishes, what leaves the middleware.
+
+    Starlette calls that handler outside of all middlewares. Between it and ours there may be those of the frameworks, which
+    pass exceptions on; of others nobody knows.
+    """
+    outermost = getattr(app, "middleware_stack", None)
+    if not isinstance(outermost, ServerErrorMiddleware) or outermost.handler is None or outermost.debug:
+        return False
+    layer: Any = outermost.app
+    while layer is not middleware:
+        if type(layer).__module__.partition(".")[0] not in ("starlette", "fastapi"):
+            return False
+        layer = getattr(layer, "app", None)
+    outermost.handler = _finishing(outermost.handler)
+    return True
+
+
+def _finishing(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """A handler of `Exception` whose answer is that of the request."""
+
+    async def finishing(connection: Any, error: Exception) -> Any:
+        tracker = connection.scope[TRACKER]
+        try:
+            response = await _call(handler, connection, error)
+            if tracker is not None:
+                tracker.status, tracker.sent = response.status_code, len(getattr(response, "body", b""))
+            return response
+        finally:
+            if tracker is not None:
+                tracker.finish()
+
+    return finishing
 
 
 def _note(scope: Scope, error: Exception) -> None:

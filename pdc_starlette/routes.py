@@ -23,19 +23,30 @@ class RouteFinder:
         self._app = app
         self._table = _Table([])
 
-    def template(self, scope: Scope) -> str:
-        """The template for a request that was handled, ``<unmatched>`` if no route is for it."""
+    def find(self, scope: Scope) -> tuple[str, Any]:
+        """The template for a request that was handled, ``<unmatched>`` if no route is for it, and the endpoint."""
         endpoint = scope.get("endpoint")
         if endpoint is None and "router" in scope:  # routing took place, and found nothing
-            return UNMATCHED
+            return _frontend(scope), None
         routes = routes_of(scope.get("router") or scope.get("app") or self._app)
         if self._table.is_outdated(routes, endpoint):
             self._table = _Table(routes)
         candidates = self._table.by_endpoint.get(id(endpoint)) or self._table.entries
         if len(candidates) == 1:
-            return candidates[0].template
-        path = asgi_path({**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))})
-        return _match(candidates, scope["type"], scope.get("method"), path)
+            return candidates[0].template, candidates[0].endpoint
+        entry = _match(candidates, scope["type"], scope.get("method"), _outer_path(scope))
+        return (UNMATCHED, endpoint) if entry is None else (entry.template, entry.endpoint)
+
+
+def _outer_path(scope: Scope) -> str:
+    """The path below the application that is outermost, also where a mount has taken some of it."""
+    return asgi_path({**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))})
+
+
+def _frontend(scope: Scope) -> str:
+    """The template of FastAPI's static frontends, which have no endpoint but say what of the path is theirs."""
+    below = scope.get("fastapi", {}).get("frontend_path")
+    return UNMATCHED if below is None else _outer_path(scope).removesuffix(below).rstrip("/") + "/{path}"
 
 
 def routes_of(app: Any) -> list[BaseRoute]:
@@ -110,14 +121,14 @@ def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern
             yield _Entry(template, route.endpoint, (kind,), route.methods or () if kind == "http" else (), chain)
 
 
-def _match(entries: Iterable[_Entry], kind: str, method: str | None, path: str) -> str:
-    """The template of the first entry for this path, and for this method if there is one, as the framework decides."""
+def _match(entries: Iterable[_Entry], kind: str, method: str | None, path: str) -> _Entry | None:
+    """The first entry for this path, and for this method if there is one, as the framework decides."""
     other_method = None
     for entry in entries:
         if kind not in entry.types or not entry.matches(path):
             continue
         if entry.methods and method not in entry.methods:
-            other_method = other_method or entry.template
+            other_method = other_method or entry
         elif entry.template != UNMATCHED or other_method is None:
-            return entry.template
-    return other_method or UNMATCHED
+            return entry
+    return other_method

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import _lru_cache_wrapper
@@ -19,6 +20,7 @@ import redis
 from prometheus_client import CollectorRegistry
 
 import pdc
+from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,9 +124,21 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+def _close_ports() -> None:
+    while Port._ports:
+        server = Port._ports.popitem()[1]._server
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+    for thread in threading.enumerate():
+        if thread.name == "pdc-port":
+            thread.join(10)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    """Leave no storage and no metrics behind: a later `setup` would declare them again."""
+    """Leave no storage, no metrics and no server behind: a later `setup` would declare the metrics again."""
+    _close_ports()
     for name in [name for name in sys.modules if name.startswith("pdc")]:
         for function in list(vars(sys.modules[name]).values()):
             if isinstance(function, _lru_cache_wrapper):  # it keeps the metrics of an extension, once per process

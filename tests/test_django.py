@@ -21,7 +21,7 @@ import django
 import django_project
 import pytest
 from conftest import ROOT, RedisServer
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, Permission
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
 from django.core.checks import run_checks
@@ -34,6 +34,7 @@ from django.db.backends.signals import connection_created
 from django.db.migrations.recorder import MigrationRecorder
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client, override_settings
+from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
 from django_project import OURS, seen
 from prometheus_client.parser import text_string_to_metric_families
@@ -603,6 +604,34 @@ def test_changes_of_models_are_counted_after_the_write(change: Settings) -> None
         ("auth.Group", "insert"): 1.0,
         ("auth.Group", "update"): 1.0,
         ("auth.Group", "delete"): 1.0,
+    }
+
+
+@pytest.mark.usefixtures("tables")
+def test_bulk_writes_count_every_row(change: Settings) -> None:
+    """Whole querysets count by their rows, cascades too; a deletion that Django does in one query stays one query."""
+    change(django_models=["auth.Group", "auth.Permission"])
+    ContentType.objects.create(pk=1000, app_label="shop", model="tea")
+    Group.objects.bulk_create(Group(name=f"cooks {number}") for number in range(5))
+    Group(pk=2000, name="with a key of its own").save()
+    groups = list(Group.objects.filter(name__startswith="cooks"))
+    for group in groups:
+        group.name += "!"
+    Group.objects.bulk_update(groups, ["name"])
+    assert Group.objects.filter(name="nobody").update(name="somebody") == 0
+    assert Permission.objects.filter(content_type=1000).count() == 0
+    Permission.objects.bulk_create(Permission(content_type_id=1000, codename=code, name=code) for code in "abc")
+    with CaptureQueriesContext(connection) as queries:
+        Group.permissions.through.objects.all().delete()
+    assert [query["sql"].split()[0] for query in queries] == ["BEGIN", "DELETE", "COMMIT"]
+    Group.objects.filter(name__startswith="cooks").delete()
+    ContentType.objects.filter(pk=1000).delete()
+    assert scraped("django_model_changes_total") == {
+        ("auth.Group", "insert"): 6.0,
+        ("auth.Group", "update"): 5.0,
+        ("auth.Group", "delete"): 5.0,
+        ("auth.Permission", "insert"): 3.0,
+        ("auth.Permission", "delete"): 3.0,
     }
 
 

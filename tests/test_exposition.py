@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import http.client
+import os
+import signal
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ from wsgiref.validate import validator
 
 import prometheus_client
 import pytest
-from conftest import RedisServer
+from conftest import ROOT, RedisServer, free_port, wait_until
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -25,7 +28,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import pdc
 import pdc.sqlite
-from pdc.exposition import Scrape, _SilentHandler
+from pdc.exposition import Port, Scrape, _SilentHandler
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -384,6 +387,61 @@ def test_a_port_in_use_is_an_error() -> None:
     """The server raises where it cannot listen."""
     with serving() as port, pytest.raises(OSError, match="in use"):
         pdc.start_http_server(port, "127.0.0.1")
+
+
+def test_a_port_is_served_by_one_process_then_by_another() -> None:
+    """Of two processes one serves the port; when it is killed, the other one takes over, though it is a child of the first."""
+    number = free_port()
+    source = f"""
+import os, sys, time
+from pdc.exposition import Port
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [str(os.getpid()).encode()]
+
+port = Port.of(("127.0.0.1", {number}), app)
+port.open()
+while port._server is None:
+    time.sleep(0.01)
+child = os.fork()
+port.open()
+if child:
+    print(os.getpid(), child, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        parent, child = map(int, process.stdout.readline().split())
+    try:
+        assert {_who_serves(number) for _ in range(5)} == {parent}
+    finally:
+        process.kill()
+        process.wait()
+    try:
+        wait_until(lambda: _who_serves(number) == child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def _who_serves(port: int) -> int | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        return int(connection.getresponse().read())
+    except ConnectionRefusedError:
+        return None
+    finally:
+        connection.close()
+
+
+def test_a_port_that_cannot_be_served_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """An address that is not of this host is an error in the log, and nothing else."""
+    Port.of(("192.0.2.1", 9100), lambda _, __: []).open()
+    wait_until(lambda: "metrics cannot be served on 192.0.2.1:9100" in caplog.text)
 
 
 def test_a_process_that_declared_nothing_shows_everything(

@@ -16,6 +16,9 @@ from conftest import ROOT, RedisServer
 from flask import Blueprint, Flask, Response, abort, request, send_file, stream_with_context
 from opentelemetry import trace
 from prometheus_client.parser import text_string_to_metric_families
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
 
 import pdc
 from pdc.options import OptionError, from_header
@@ -367,3 +370,16 @@ def test_opentelemetry_gives_exemplars(make_app: Make) -> None:
         app.test_client().get("/")
     page = app.test_client().get("/metrics", headers={"Accept": "application/openmetrics-text"}).text
     assert f'# {{trace_id="{trace_id:032x}"}}' in page
+
+
+def test_two_applications_of_a_process_do_not_mix(make_app: Make) -> None:
+    """Below one dispatcher each application counts under its own prefix, with its own labels and excludes."""
+    first, second = make_app(labels={"zone": "eu"}), make_app(exclude_paths=["/health"])
+    for app in (first, second):
+        app.add_url_rule("/health", "health", lambda: "fine")
+    client = Client(DispatcherMiddleware(NotFound(), {"/first": first.wsgi_app, "/second": second.wsgi_app}))
+    for path in ("/first/health", "/first/health", "/second/health", "/second/nowhere"):
+        client.get(path)
+    expected = {("GET", "/first/health", "200", "eu"): 2.0, ("GET", "<unmatched>", "404"): 1.0}
+    assert scraped(first, "http_requests_total") == expected
+    assert scraped(second, "http_requests_total") == expected

@@ -54,6 +54,11 @@ def answering(chunks: Callable[[], Iterable[bytes]], status: str = "200 OK", hea
     return app
 
 
+async def a_coroutine(_: object) -> str:
+    """What is no label: nobody would await it."""
+    return "me"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -65,6 +70,10 @@ def answering(chunks: Callable[[], Iterable[bytes]], status: str = "200 OK", hea
         ("FLUSH_INTERVAL", "0.5", 0.5),
         ("METRICS_PATH", "/m", "/m"),
         ("METRICS_PATH", "", None),
+        ("METRICS_PORT", "9100", ("0.0.0.0", 9100)),
+        ("METRICS_PORT", "localhost:9100", ("localhost", 9100)),
+        ("METRICS_PORT", "[::1]:9100", ("::1", 9100)),
+        ("METRICS_PORT", "", None),
         ("METRICS_TOKEN", "secret", "secret"),
         ("NAMESPACE", "shop", "shop"),
         ("BUCKETS", "0.1, 1,10", (0.1, 1.0, 10.0)),
@@ -90,6 +99,12 @@ def test_an_option_comes_from_the_environment_or_the_settings(name: str, text: s
         ("FLUSH_INTERVAL", float("nan")),
         ("FLUSH_INTERVAL", True),
         ("METRICS_PATH", "metrics"),
+        ("METRICS_PORT", "http"),
+        ("METRICS_PORT", ":9100"),
+        ("METRICS_PORT", 0),
+        ("METRICS_PORT", 65536),
+        ("METRICS_PORT", True),
+        ("LABELS", {"user": a_coroutine}),
         ("NAMESPACE", "a-b"),
         ("BUCKETS", []),
         ("BUCKETS", [2, 1]),
@@ -122,6 +137,16 @@ def test_two_storages_are_refused_without_showing_the_url() -> None:
     with pytest.raises(OptionError, match="both given") as refused:
         Options.load({"PDC_REDIS_URL": "redis://:secret@localhost", "PDC_SQLITE_PATH": "a.db"}, {})
     assert "secret" not in str(refused.value)
+
+
+def test_a_storage_that_is_replaced_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A process has one storage: options that replace another one's say so, those of the same one do not."""
+    for name in ("a.db", "a.db", "b.db"):
+        Options(sqlite_path=str(tmp_path / name)).setup()
+    expected = (
+        f"the metrics of this process go to SQLite {tmp_path / 'b.db'} from now on, no longer to SQLite {tmp_path / 'a.db'}"
+    )
+    assert caplog.messages == [expected]
 
 
 def test_a_storage_that_the_application_chose_is_kept(tmp_path: Path) -> None:

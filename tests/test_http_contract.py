@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from wsgiref.util import setup_testing_defaults
 
 import pytest
-from conftest import wait_until
+import requests
+from conftest import free_port, wait_until
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -34,7 +35,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount
+from werkzeug.exceptions import NotFound
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
+from pdc.http import exclude
 from pdc.options import from_header
 from pdc_django import conf
 from pdc_flask import PrometheusMetrics
@@ -44,6 +49,7 @@ from pdc_starlette import instrument
 
 DENY = "X-Deny"
 ITEMS = "/items/{name}"
+QUIET = "/quiet/{name}"
 ROUTES = {  # the path, as Starlette writes it, to the method
     ITEMS: "GET",
     "/orders": "POST",
@@ -54,6 +60,7 @@ ROUTES = {  # the path, as Starlette writes it, to the method
     "/broken-stream": "GET",
     "/health": "GET",
     "/static/{name}": "GET",
+    QUIET: "GET",
 }
 
 
@@ -87,6 +94,11 @@ def say(route: str, body: bytes) -> Said:
     if route.endswith("stream"):
         return Said(b"abcde", breaks=route == "/broken-stream")
     return Said(b"an item")
+
+
+def decorated(route: str, view: Any) -> Any:
+    """The view of a route, which is excluded for one of them."""
+    return exclude(view) if route == QUIET else view
 
 
 def chunks(said: Said) -> Iterator[bytes]:
@@ -169,6 +181,7 @@ class Application:
 
     def __init__(self, **options: Any) -> None:
         self.app = self.make(options)
+        self.prefix = ""
 
     def make(self, options: dict[str, Any]) -> Any:
         """The WSGI or ASGI application."""
@@ -184,7 +197,15 @@ class Application:
 
     def scrape(self, **headers: str) -> Answer:
         """What the metrics page answers."""
-        return type(self).send(self.app, "GET", "/metrics", headers, b"")
+        return type(self).send(self.app, "GET", f"{self.prefix}/metrics", headers, b"")
+
+    def mount(self, prefix: str) -> None:
+        """Put the application below a prefix of another one."""
+        self.prefix = prefix
+        if type(self).send is over_wsgi:
+            self.app = DispatcherMiddleware(NotFound(), {prefix: self.app})
+        else:
+            self.app = Starlette(routes=[Mount(prefix, self.app)])
 
     def close(self) -> None:
         """Undo what `make` did to the process."""
@@ -204,7 +225,7 @@ class OfFlask(Application):
         PrometheusMetrics(app)
         for route, method in ROUTES.items():
             rule = re.sub(r"\{(\w+)\}", r"<\1>", route)
-            app.add_url_rule(rule, route.replace("/", "-"), self._view(route), methods=[method])
+            app.add_url_rule(rule, route.replace("/", "-"), decorated(route, self._view(route)), methods=[method])
         app.before_request(lambda: abort(401) if DENY in flask_request.headers else None)
         app.register_error_handler(Handled, lambda _: ("sorry", 418))
         return app
@@ -238,7 +259,7 @@ class OfDjango(Application):
     def make(self, options: dict[str, Any]) -> Any:
         """Make it."""
         patterns = [
-            django_path(route[1:].replace("{name}", "<str:name>"), self._view(route, method).as_view())
+            django_path(route[1:].replace("{name}", "<str:name>"), decorated(route, self._view(route, method)).as_view())
             for route, method in ROUTES.items()
         ]
         self._settings = override_settings(
@@ -308,7 +329,7 @@ class OfStarlette(Application):
             middleware=[Middleware(BaseHTTPMiddleware, dispatch=_deny_async)], exception_handlers={Handled: _sorry}
         )
         for route, method in ROUTES.items():
-            self.add(app, route, self._view(route), [method])
+            self.add(app, route, decorated(route, self._view(route)), [method])
         instrument(app, **options)
         return app
 
@@ -492,6 +513,45 @@ def test_excluded_paths_are_not_counted(make: Make) -> None:
     assert {app.get(path) for path in ("/health", "/static/a", "/static/b", "/items/static")} == {200}
     assert app.get("/health/not") == 404
     assert without_durations(app.scrape().text) == counted(f"GET {ITEMS} 200", "GET <unmatched> 404")
+
+
+def test_excluded_views_are_not_counted(make: Make) -> None:
+    """The requests of a view that is excluded are answered and not counted, also where a hook denies them."""
+    app = make(sizes=True)
+    assert (app.get("/quiet/a", 2), app.request("GET", "/quiet/a", {DENY: "1"})) == (200, 401)
+    assert [line for line in lines(app.scrape().text) if "in_progress" not in line] == []
+    app.get("/items/tea")
+    found = [line for line in without_durations(app.scrape().text) if "_size_" not in line]
+    assert found == counted(f"GET {ITEMS} 200")
+
+
+def test_routes_have_the_prefix_of_the_mount(make: Make) -> None:
+    """Below a prefix of another application, routes begin with that prefix, and the page is not counted either."""
+    app = make()
+    app.mount("/outer")
+    assert (app.get("/outer/items/tea"), app.get("/outer/nowhere"), app.get("/outer/broken")) == (200, 404, 500)
+    app.scrape()
+    assert without_durations(app.scrape().text) == counted(
+        f"GET /outer{ITEMS} 200", "GET <unmatched> 404", "GET /outer/broken 500", more=(raised("KeyError", "/outer/broken"),)
+    )
+
+
+def test_the_metrics_have_a_port_of_their_own(make: Make) -> None:
+    """With metrics_port the metrics are served there, for who has the token."""
+    port = free_port()
+    app = make(metrics_port=f"127.0.0.1:{port}", metrics_token="secret")
+    app.get("/items/tea")
+    session = requests.Session()
+    assert wait_until(lambda: _status(session, port)) == 401
+    page = session.get(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": "Bearer secret"}, timeout=10)
+    assert without_durations(page.text) == counted(f"GET {ITEMS} 200")
+
+
+def _status(session: requests.Session, port: int) -> int | None:
+    try:
+        return session.get(f"http://127.0.0.1:{port}/metrics", timeout=10).status_code
+    except requests.ConnectionError:
+        return None
 
 
 def test_statuses_may_be_grouped(make: Make) -> None:

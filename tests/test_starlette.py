@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, RedisServer
+from conftest import ROOT, RedisServer, free_port, wait_until
 from fastapi import APIRouter, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
@@ -33,7 +34,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 import pdc
 from pdc.exposition import Scrape
 from pdc.options import OptionError, from_header
-from pdc_starlette import PrometheusMiddleware, instrument, metrics
+from pdc_starlette import PrometheusMiddleware, exclude, instrument, metrics
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Starlette 1 would rather have httpx2, which the oldest Starlette does not know
@@ -315,6 +316,27 @@ def test_exceptions_of_mounted_applications_are_counted(make_app: Make) -> None:
     assert stored("http_exceptions_total") == {("KeyError", "GET", f"/{prefix}/broken"): 1.0 for prefix in "ab"}
 
 
+@pytest.mark.parametrize("handler", [sorry, sorry_async])
+def test_the_handler_of_every_exception_makes_the_answer(make_app: Make, handler: Any) -> None:
+    """A request counts with the status and the size that the application's handler of `Exception` answers."""
+    app = make_app({"/broken": fail, "/stream": broken_stream}, sizes=True)
+    app.add_exception_handler(Exception, handler)
+    web = client(app)
+    answer = web.get("/broken")
+    assert answer.status_code == 418
+    web.get("/stream")
+    assert requests() == {("GET", "/broken", "418"): 1.0, ("GET", "/stream", "200"): 1.0}
+    assert stored("http_response_size_bytes_sum")["GET", "/broken", "418"] == len(answer.content)
+
+
+def test_a_handler_of_every_exception_may_fail(make_app: Make) -> None:
+    """Where the application's handler of `Exception` raises, the request counts as status 500."""
+    app = make_app({"/broken": fail})
+    app.add_exception_handler(Exception, failed)
+    assert client(app).get("/broken").status_code == 500
+    assert requests() == {("GET", "/broken", "500"): 1.0}
+
+
 def test_an_http_exception_is_an_answer(make_app: Make) -> None:
     """HTTPException is a status, also where the application has a handler for it."""
 
@@ -513,6 +535,22 @@ def test_websockets_are_counted_apart(make_app: Make) -> None:
     assert requests() == {}
 
 
+def test_excluded_websockets_are_not_counted(make_app: Make) -> None:
+    """A WebSocket whose endpoint is excluded works and is not counted."""
+
+    @exclude
+    async def quiet(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.close()
+
+    app = make_app()
+    app.router.routes.append(WebSocketRoute("/quiet", quiet))
+    with client(app).websocket_connect("/quiet") as socket, pytest.raises(WebSocketDisconnect):
+        socket.receive_text()
+    assert not stored("websocket_connections_total")
+    assert not any(stored("websocket_duration_seconds_count").values())
+
+
 def page(app: ASGI, path: str = "/metrics", **headers: str) -> Any:
     """The metrics page."""
     return client(app).get(path, headers=headers)
@@ -647,6 +685,26 @@ def test_the_middleware_can_be_switched_off(make_app: Make) -> None:
     assert page(app).status_code == 404
 
 
+def test_either_event_loop_will_do(make_app: Make) -> None:
+    """Requests, WebSockets and scrapes work on trio as they do on asyncio."""
+
+    async def echo(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text(await socket.receive_text())
+        await socket.close()
+
+    app = make_app({"/": fine, "/broken": fail})
+    app.router.routes.append(WebSocketRoute("/echo", echo))
+    for backend in ("asyncio", "trio"):
+        web = client(app, backend=backend)
+        assert [web.get(path).status_code for path in ("/", "/broken", "/metrics")] == [200, 500, 200]
+        with web.websocket_connect("/echo") as socket:
+            socket.send_text("tea")
+            assert socket.receive_text() == "tea"
+    assert requests() == {("GET", "/", "200"): 2.0, ("GET", "/broken", "500"): 2.0}
+    assert stored("websocket_connections_total") == {("/echo",): 2.0}
+
+
 def test_applications_share_metrics_and_count_once(make_app: Make) -> None:
     """Two applications of one process count into the same metrics; one mounted in the other does not count twice."""
     first, second = make_app({"/": fine}), make_app({"/": fine})
@@ -696,6 +754,45 @@ def test_lifespan_passes_through(framework: str, options: dict[str, Any]) -> Non
         assert web.get("/").text == "me"
     assert events == ["start", "end"]
     assert requests() == {("GET", "/", "200"): 1.0}
+
+
+def test_nothing_is_lost_when_uvicorn_is_told_to_stop(framework: str, tmp_path: Path) -> None:
+    """Uvicorn ends by the signal it was sent, without exit handlers; what was pending is in the storage by then."""
+    name = {"fastapi": "fastapi.FastAPI", "starlette": "starlette.applications.Starlette"}[framework]
+    module, _, kind = name.rpartition(".")
+    source = f"""
+from {module} import {kind}
+from pdc_starlette import instrument
+app = {kind}()
+instrument(app, sqlite_path="metrics.db", flush_interval=600)
+"""
+    (tmp_path / "shop.py").write_text(source)
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "--port", str(port), "--log-level", "warning", "shop:app"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        wait_until(lambda: _answers(port))
+        for _ in range(3):
+            _answers(port)
+    finally:
+        server.terminate()
+        server.wait(30)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    assert stored("http_requests_total") == {("GET", "<unmatched>", "404"): 4.0}
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == 404
+    except ConnectionRefusedError:
+        return False
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("more", [[], ["--", "--preload"]])

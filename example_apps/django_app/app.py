@@ -1,7 +1,7 @@
-"""A small shop in Django. Run it with ``gunicorn --chdir example_apps/django_app --workers 4 app:app``.
+"""A small shop in Django. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` says the rest.
 
 Metrics are in ``metrics.db``; set ``PDC_SQLITE_PATH`` or ``PDC_REDIS_URL`` for another place. Under ASGI it is the same:
-``gunicorn --chdir example_apps/django_app --workers 4 -k uvicorn_worker.UvicornWorker app:asgi``.
+``gunicorn -k uvicorn_worker.UvicornWorker app:asgi``.
 """
 
 from __future__ import annotations

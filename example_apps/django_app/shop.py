@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator
 
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import include, path
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 import pdc
 
 orders = pdc.Counter("shop_orders", "Orders that were placed.", ["item"])
 
 
+@require_safe
 def index(_: HttpRequest) -> HttpResponse:
     """Say hello."""
-    return HttpResponse("A small shop. Try /items/tea, /report, /broken and /metrics.\n", "text/plain")
+    return HttpResponse("A small shop. Try /items/tea, /report/5, /slow/100, /broken and /metrics.\n", "text/plain")
 
 
+@require_safe
 def item(_: HttpRequest, name: str) -> HttpResponse:
     """Show an item, which takes a moment."""
     if name == "nothing":
@@ -36,17 +38,26 @@ def order(_: HttpRequest, name: str) -> HttpResponse:
     return JsonResponse({"ordered": name}, status=201)
 
 
-def report(_: HttpRequest) -> StreamingHttpResponse:
-    """Stream a report, line by line."""
+@require_safe
+def report(_: HttpRequest, lines: int) -> StreamingHttpResponse:
+    """Stream a report, a line every 20 ms; it is timed to its end."""
 
-    def lines() -> Iterator[str]:
-        for number in range(5):
-            time.sleep(0.002)
+    def stream() -> Iterator[str]:
+        for number in range(lines):
+            time.sleep(0.02)
             yield f"line {number}\n"
 
-    return StreamingHttpResponse(lines(), content_type="text/plain")
+    return StreamingHttpResponse(stream(), content_type="text/plain")
 
 
+@require_safe
+def slow(_: HttpRequest, milliseconds: int) -> HttpResponse:
+    """Take that long."""
+    time.sleep(milliseconds / 1000)
+    return HttpResponse("done\n", "text/plain")
+
+
+@require_safe
 def broken(_: HttpRequest) -> HttpResponse:
     """Fail."""
     raise RuntimeError("this page is broken on purpose")
@@ -67,7 +78,8 @@ urlpatterns = [
     path("", index),
     path("items/<name>", item),
     path("items/<name>/order", order),
-    path("report", report),
+    path("report/<int:lines>", report),
+    path("slow/<int:milliseconds>", slow),
     path("broken", broken),
     path("", include("pdc_django.urls")),  # /metrics
 ]

@@ -1,4 +1,4 @@
-"""A small shop in Flask. Run it with ``gunicorn --chdir example_apps/flask_app --workers 4 app:app``.
+"""A small shop in Flask. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` says the rest.
 
 Metrics are in ``metrics.db``; set ``PDC_SQLITE_PATH`` or ``PDC_REDIS_URL`` for another place.
 """
@@ -27,7 +27,8 @@ def create_app() -> Flask:
     app.add_url_rule("/", view_func=index)
     app.add_url_rule("/items/<name>", view_func=item)
     app.add_url_rule("/items/<name>/order", view_func=order, methods=["POST"])
-    app.add_url_rule("/report", view_func=report)
+    app.add_url_rule("/report/<int:lines>", view_func=report)
+    app.add_url_rule("/slow/<int:milliseconds>", view_func=slow)
     app.add_url_rule("/broken", view_func=broken)
     app.after_request(name_worker)
     return app
@@ -35,7 +36,7 @@ def create_app() -> Flask:
 
 def index() -> ResponseReturnValue:
     """Say hello."""
-    return "A small shop. Try /items/tea, /report, /broken and /metrics.\n"
+    return "A small shop. Try /items/tea, /report/5, /slow/100, /broken and /metrics.\n"
 
 
 def item(name: str) -> ResponseReturnValue:
@@ -52,15 +53,21 @@ def order(name: str) -> ResponseReturnValue:
     return jsonify(ordered=name), 201
 
 
-def report() -> ResponseReturnValue:
-    """Stream a report, line by line."""
+def report(lines: int) -> ResponseReturnValue:
+    """Stream a report, a line every 20 ms; it is timed to its end."""
 
-    def lines() -> Iterator[str]:
-        for number in range(5):
-            time.sleep(0.002)
+    def stream() -> Iterator[str]:
+        for number in range(lines):
+            time.sleep(0.02)
             yield f"line {number}\n"
 
-    return Response(lines(), mimetype="text/plain")
+    return Response(stream(), mimetype="text/plain")
+
+
+def slow(milliseconds: int) -> ResponseReturnValue:
+    """Take that long."""
+    time.sleep(milliseconds / 1000)
+    return "done\n"
 
 
 def broken() -> ResponseReturnValue:

@@ -1,6 +1,5 @@
-"""A small shop in FastAPI.
+"""A small shop in FastAPI. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` says the rest.
 
-Run it with ``gunicorn --chdir example_apps/starlette_app --workers 4 -k uvicorn_worker.UvicornWorker app:app``.
 Metrics are in ``metrics.db``; set ``PDC_SQLITE_PATH`` or ``PDC_REDIS_URL`` for another place.
 """
 
@@ -25,7 +24,7 @@ app = FastAPI()
 @app.get("/")
 async def index() -> Response:
     """Say hello."""
-    return PlainTextResponse("A small shop. Try /items/tea, /report, /broken and /metrics.\n")
+    return PlainTextResponse("A small shop. Try /items/tea, /report/5, /slow/100, /broken and /metrics.\n")
 
 
 @items.get("/{name}")
@@ -44,16 +43,23 @@ async def order(name: str) -> dict[str, str]:
     return {"ordered": name}
 
 
-@app.get("/report")
-async def report() -> Response:
-    """Stream a report, line by line."""
+@app.get("/report/{lines}")
+async def report(lines: int) -> Response:
+    """Stream a report, a line every 20 ms; it is timed to its end."""
 
-    async def lines() -> AsyncIterator[str]:
-        for number in range(5):
-            await asyncio.sleep(0.002)
+    async def stream() -> AsyncIterator[str]:
+        for number in range(lines):
+            await asyncio.sleep(0.02)
             yield f"line {number}\n"
 
-    return StreamingResponse(lines(), media_type="text/plain")
+    return StreamingResponse(stream(), media_type="text/plain")
+
+
+@app.get("/slow/{milliseconds}")
+async def slow(milliseconds: int) -> Response:
+    """Take that long."""
+    await asyncio.sleep(milliseconds / 1000)
+    return PlainTextResponse("done\n")
 
 
 @app.get("/broken")

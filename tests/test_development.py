@@ -1,0 +1,74 @@
+"""The development servers of the frameworks, which restart their process when the code changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import ROOT, free_port, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+
+COMMANDS = {
+    "flask_app": ["-m", "flask", "--app", "app", "run", "--debug", "--port"],
+    "django_app": ["manage.py", "runserver"],
+    "starlette_app": ["-m", "uvicorn", "app:app", "--reload", "--port"],
+}
+CODE = {"flask_app": "app.py", "django_app": "shop.py", "starlette_app": "app.py"}
+
+
+class Client:
+    """A client of a shop, which counts the answers."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.answers = 0
+
+    def process(self) -> str | None:
+        """Which process answers a request, None where none does."""
+        try:
+            answer = requests.get(self.url, timeout=10)
+        except requests.ConnectionError:
+            return None
+        self.answers += 1
+        return answer.headers["X-Worker"]
+
+    def counted(self) -> float:
+        """How many requests the page shows."""
+        page = requests.get(f"{self.url}/metrics", timeout=10).text
+        families = text_string_to_metric_families(page)
+        return sum(sample.value for family in families for sample in family.samples if sample.name == "http_requests_total")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_metrics_outlive_the_reloader(name: str, tmp_path: Path) -> None:
+    """The page is there under the reloader, and counts on from where the process before a change of code had stopped."""
+    folder = tmp_path / name
+    shutil.copytree(ROOT / "example_apps" / name, folder)
+    port = free_port()
+    client = Client(port)
+    server = subprocess.Popen(
+        [sys.executable, *COMMANDS[name], str(port)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PDC_SQLITE_PATH": str(tmp_path / "metrics.db")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        before = wait_until(client.process, 30)
+        assert client.counted() == client.answers
+        while (process := client.process()) in (None, before):
+            if process is not None:  # it may not have begun to watch its files
+                (folder / CODE[name]).touch()
+            time.sleep(0.2)
+        assert client.counted() == client.answers
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)

@@ -1,0 +1,153 @@
+"""Gunicorn's hooks, with a real Gunicorn and workers of every class."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, free_port, wait_until
+
+import pdc
+
+SHOP = """
+import os, time
+import django
+from django.conf import settings
+from django.http import HttpResponse
+from django.urls import path
+
+def answer(request):
+    return HttpResponse(str(os.getpid()))
+
+def stuck(request):
+    while True:
+        time.sleep(0.01)
+
+async def stuck_async(request):
+    stuck(request)
+
+urlpatterns = [path("", answer), path("stuck", stuck), path("stuck-async", stuck_async)]
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    INSTALLED_APPS=["pdc_django"],
+    MIDDLEWARE=["pdc_django.middleware.PrometheusMiddleware"],
+    PDC_FLUSH_INTERVAL=600,
+    PDC_METRICS_PATH=None,
+    PDC_SQLITE_PATH="metrics.db",
+    ROOT_URLCONF=__name__,
+)
+django.setup()
+
+from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
+asgi, wsgi = get_asgi_application(), get_wsgi_application()
+"""
+WORKERS = {
+    "sync": ("sync", "wsgi"),
+    "gthread": ("gthread", "wsgi"),
+    "gevent": ("gevent", "wsgi"),
+    "asgi": ("asgi", "asgi"),
+    "uvicorn": ("uvicorn_worker.UvicornWorker", "asgi"),
+}
+
+
+class Gunicorn:
+    """A Gunicorn with two workers, whose metrics are sent at their end only."""
+
+    def __init__(self, folder: Path, worker_class: str, *options: str) -> None:
+        (folder / "shop.py").write_text(SHOP)
+        self.port = free_port()
+        name, app = WORKERS[worker_class]
+        command = ["-m", "gunicorn", "-c", "python:pdc.gunicorn", "--bind", f"127.0.0.1:{self.port}", "--workers", "2"]
+        self._process = subprocess.Popen(
+            [sys.executable, *command, "--worker-class", name, "--log-level", "critical", *options, f"shop:{app}"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        wait_until(self._listens, 30)
+
+    def stop(self) -> None:
+        """Tell Gunicorn to stop, and wait until it has."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(30)
+
+    def get(self, path: str = "/") -> bytes | None:
+        """Send a request on a connection of its own; None where it has no answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read()
+        except (ConnectionError, http.client.BadStatusLine):
+            return None
+        finally:
+            connection.close()
+
+    def _listens(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            return False
+        finally:
+            connection.close()
+        return True
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Any]:
+    """Start a Gunicorn and stop it in the end."""
+    servers: list[Gunicorn] = []
+
+    def start(worker_class: str, *options: str) -> Gunicorn:
+        servers.append(Gunicorn(tmp_path, worker_class, *options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def counted(folder: Path) -> dict[tuple[str, str], float]:
+    """The requests in the storage: route and status to number."""
+    pdc.setup(sqlite=folder / "metrics.db")
+    return {
+        (sample.labels["route"], sample.labels["status"]): sample.value
+        for metric in pdc.exposition.collect()
+        for sample in metric.samples
+        if sample.name == "http_requests_total"
+    }
+
+
+@pytest.mark.parametrize("options", [(), ("--preload",)])
+@pytest.mark.parametrize("worker_class", WORKERS)
+def test_workers_send_what_is_pending_when_they_stop(
+    started: Any, tmp_path: Path, worker_class: str, options: tuple[str, ...]
+) -> None:
+    """Workers of every class, preloaded or not, have counted every request once Gunicorn has stopped."""
+    server = started(worker_class, *options)
+    workers: list[bytes | None] = []
+    while len(set(workers)) < 2 or len(workers) < 20:  # a worker that is still starting does not hear that it is to stop
+        workers.append(server.get())
+    assert None not in workers
+    server.stop()
+    assert counted(tmp_path) == {("/", "200"): len(workers)}
+
+
+@pytest.mark.parametrize(("worker_class", "path"), [("sync", "/stuck"), ("asgi", "/stuck-async"), ("uvicorn", "/stuck-async")])
+def test_a_worker_that_hangs_sends_what_is_pending(started: Any, tmp_path: Path, worker_class: str, path: str) -> None:
+    """A worker that Gunicorn stops because it hangs has counted every request, also the one that it hung in."""
+    server = started(worker_class, "--timeout", "1", "--workers", "1")
+    worker = server.get()
+    server.get(path)
+    wait_until(lambda: server.get() not in (None, worker), 30)
+    found = counted(tmp_path)
+    assert found["/", "200"] == 1.0
+    assert sum(number for (route, _), number in found.items() if route == path) == 1.0
