@@ -31,15 +31,19 @@ def main() -> None:
     effort = QUICK if arguments.quick else THOROUGH
     if arguments.rounds:
         effort = Effort(arguments.rounds, effort.round_seconds, arguments.rounds)
+    if arguments.version2 is None:
+        report.say("Version 2 of this project is left out: --version2 names the Python of an environment that has it.\n")
     arguments.output.mkdir(parents=True, exist_ok=True)
     with Arena.opened(arguments.version2) as arena:
         for name in arguments.suite or SUITES:
             suite, started, found = SUITES[name](quick=arguments.quick), time.monotonic(), []
+            cases = [case for case in suite.cases if arguments.only in case.name]
+            if not cases:
+                continue
             report.say(f"## {suite.title}\n")
-            for case in suite.cases:
-                if arguments.only in case.name:
-                    found.append(report.result(case, contest.run(case, arena, effort)))
-                    report.say(report.table(found[-1]))
+            for case in cases:
+                found.append(report.result(case, contest.run(case, arena, effort)))
+                report.say(report.table(found[-1]))
             report.write_json(suite, found, arguments.output / f"{name}.json")
             if not arguments.no_plot:
                 report.plot(suite, found, arguments.output / f"{name}.png")
