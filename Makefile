@@ -1,12 +1,14 @@
 # `make demo` and `make test` build what they need; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions servers clean
+.PHONY: help demo test lint format check-versions bench servers clean
 
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+VERSION2 ?= .venv-version2
 PYTEST ?=
+BENCH ?=
 JOBS ?= 4
 # Most tests wait for servers and processes: more of them than there are cores go side by side.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadgroup
@@ -29,9 +31,20 @@ format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-# Random programs are compared with prometheus_client's own output, and so need its newest version.
+# Random programs are compared with prometheus_client's own output, and benchmarks with peers: they need newest versions.
 check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the oldest versions of the dependencies
-	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py $(PYTEST)
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py $(PYTEST)
+
+bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
+	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH)
+
+# Version 2 of this project has the same name, so that environment is without this one.
+$(VERSION2)/version2.stamp: pyproject.toml
+	@echo "Installing version 2 of this project in $(@D)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(@D)/bin/python -m pip install --quiet --group version2
+	@touch $@
 
 # Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes.
 %.stamp: pyproject.toml
@@ -55,4 +68,4 @@ servers:
 	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $$missing
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VERSION2) benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -15,7 +16,8 @@ from prometheus_client.samples import Sample
 from prometheus_client.validation import _validate_exemplar
 
 from . import config
-from .buffer import Buckets, Buffer, Cell, Computed, Number, Observations, Pending, ProcessNumber, Text
+from .buffer import Buffer
+from .cells import Buckets, Cell, Computed, Number, Observations, Pending, ProcessNumber, Text, Total
 from .family import Family, bucket_bounds, clean, dump, exemplar_text
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
@@ -151,22 +153,25 @@ class StoredMetric(MetricWrapperBase):
 class Counter(StoredMetric, prometheus_client.Counter):
     """A counter of `prometheus_client.Counter`, shared by every process."""
 
-    _cell: Number
+    _cell: Total
 
-    def _new_cell(self, labels: str) -> Number:
-        return Number(self._pending, labels, "_total")
+    def _new_cell(self, labels: str) -> Total:
+        return Total(self._pending, labels)
 
-    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+    def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
         """Add `amount`, and keep the exemplar where there is one.
 
         Raises ValueError for a negative amount or a wrong exemplar, before anything is counted.
         """
         if amount < 0:
             raise ValueError(f"Counters can only be incremented by non-negative amounts, got {amount!r}.")
+        cell = self._cell
+        number = amount + 0.0  # a float, by whatever rules the type of the amount has
         if exemplar:
-            self._cell.add(amount, _exemplar(exemplar, amount))
-        else:
-            self._cell.add(amount)
+            cell.exemplar = _exemplar(exemplar, amount)
+        cell.totals[0] += number
+        if not cell.quiet:
+            cell.changed()
 
     def reset(self) -> None:
         """Set the counter to zero for every process, created now."""
@@ -242,7 +247,13 @@ class Summary(StoredMetric, prometheus_client.Summary):
 
     def observe(self, amount: float) -> None:
         """Observe `amount`."""
-        self._cell.observe(amount)
+        cell = self._cell
+        number = amount + 0.0
+        totals = cell.totals
+        totals[0] += number
+        totals[1] += 1.0
+        if not cell.quiet:
+            cell.changed()
 
 
 class Histogram(StoredMetric, prometheus_client.Histogram):
@@ -262,10 +273,17 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
 
         Raises ValueError for a wrong exemplar, before anything is counted.
         """
-        if exemplar:
-            self._cell.observe(amount, _exemplar(exemplar, amount))
-        else:
-            self._cell.observe(amount)
+        cell = self._cell
+        number = amount + 0.0
+        bucket = bisect_left(cell.bounds, number)
+        if exemplar and number == number:
+            cell.exemplars[bucket] = _exemplar(exemplar, amount)
+        totals = cell.totals
+        totals[0] += number
+        if number == number:  # a NaN is in no bucket, as in prometheus_client
+            totals[bucket + 1] += 1.0
+        if not cell.quiet:
+            cell.changed()
 
 
 class Info(StoredMetric, prometheus_client.Info):

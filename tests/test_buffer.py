@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 from pdc import buffer as buffer_module
-from pdc.buffer import Buffer, Entry, Pending
+from pdc.buffer import Buffer
+from pdc.cells import Entry, Pending
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, StorageError
 
 

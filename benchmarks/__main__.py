@@ -1,0 +1,53 @@
+"""Run suites: ``python -m benchmarks --suite web --quick``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from . import contest, report
+from .contest import Arena, Effort
+from .suites import SUITES
+
+QUICK = Effort(rounds=11, round_seconds=0.01, costly_rounds=5)
+THOROUGH = Effort(rounds=101, round_seconds=0.02, costly_rounds=9)
+
+
+def main() -> None:
+    """Measure, and write a table to the terminal, JSON and a plot to a folder."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--suite", action="append", choices=SUITES, help="only this one; may be given again")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds, and less data to scrape")
+    parser.add_argument("--rounds", type=int, metavar="N", help="measure so many rounds")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), metavar="FOLDER")
+    parser.add_argument("--version2", type=Path, metavar="PYTHON", help="of an environment with version 2 of this project")
+    parser.add_argument("--no-plot", action="store_true", help="do without matplotlib")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that workers and the server end, too
+    effort = QUICK if arguments.quick else THOROUGH
+    if arguments.rounds:
+        effort = Effort(arguments.rounds, effort.round_seconds, arguments.rounds)
+    if arguments.version2 is None:
+        report.say("Version 2 of this project is left out: --version2 names the Python of an environment that has it.\n")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    with Arena.opened(arguments.version2) as arena:
+        for name in arguments.suite or SUITES:
+            suite, started, found = SUITES[name](quick=arguments.quick), time.monotonic(), []
+            cases = [case for case in suite.cases if arguments.only in case.name]
+            if not cases:
+                continue
+            report.say(f"## {suite.title}\n")
+            for case in cases:
+                found.append(report.result(case, contest.run(case, arena, effort)))
+                report.say(report.table(found[-1]))
+            report.write_json(suite, found, arguments.output / f"{name}.json")
+            if not arguments.no_plot:
+                report.plot(suite, found, arguments.output / f"{name}.png")
+            report.say(f"{suite.title}: {time.monotonic() - started:.0f} s, written to {arguments.output}\n")
+
+
+main()

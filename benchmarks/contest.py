@@ -1,0 +1,202 @@
+"""Running contenders side by side: a process for each, short rounds in turns, so that noise of the machine meets all alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from .redis_server import RedisServer
+
+ROOT = Path(__file__).parent.parent
+MOST_TIMES = 1 << 30
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An operation to measure: what ``make`` of a module in `benchmarks.contenders` returns for some keywords."""
+
+    name: str
+    module: str
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+    version2: bool = False
+    """Whether it runs in the environment of prometheus-distributed-client 2."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders that do the same thing."""
+
+    name: str
+    contenders: list[Contender]
+    reference: str
+    """The contender that the others are divided by."""
+    unit: str = "µs"
+    scale: float = 1e6
+    """Units per second, or per whatever the operation returns."""
+    measure: str = "wall"
+    """``wall`` or ``cpu`` time, or the ``result`` that the operation returned."""
+    baseline: str | None = None
+    """The contender whose cost is subtracted from that of the others, round by round."""
+    fresh: int | None = None
+    """Do that many operations in a new process each round, instead of as many as fill the time of a round."""
+    costly: bool = False
+    """Whether one operation takes longer than a round should."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases that belong on one page."""
+
+    name: str
+    title: str
+    cases: list[Case]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    rounds: int
+    round_seconds: float
+    costly_rounds: int
+    """Rounds of a case that starts processes."""
+
+    def rounds_of(self, case: Case) -> int:
+        """How many rounds to measure of a case."""
+        return self.costly_rounds if case.costly or case.fresh else self.rounds
+
+
+class Arena:
+    """Where workers run: each in a folder of its own, with a Redis database of its own in ``REDIS_URL``."""
+
+    def __init__(self, folder: Path, redis: RedisServer, version2: Path | None) -> None:
+        self._folder = folder
+        self._redis = redis
+        self._version2 = version2 and version2.absolute()  # workers have folders of their own
+
+    @classmethod
+    @contextmanager
+    def opened(cls, version2: Path | None = None) -> Iterator[Arena]:
+        """An arena with a Redis server. `version2` is the Python of the environment with version 2 of this project."""
+        with tempfile.TemporaryDirectory(prefix="pdc-benchmarks-") as folder, RedisServer(Path(folder)) as redis:
+            yield cls(Path(folder), redis, version2)
+
+    def admits(self, contender: Contender) -> bool:
+        """Whether the contender can run here."""
+        return not contender.version2 or self._version2 is not None
+
+    def start(self, contender: Contender) -> Worker:
+        """Start the process of a contender; it works once it is `ready`."""
+        python = str(self._version2) if contender.version2 else sys.executable
+        folder = tempfile.mkdtemp(dir=self._folder)
+        own = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "REDIS_URL": self._redis.new_database()}
+        env = {**os.environ, **own, **contender.env}  # all packages are compiled, those of pip are when they are installed
+        module = f"benchmarks.contenders.{contender.module}"
+        command = [python, "-m", "benchmarks.worker", module, "make", json.dumps(dict(contender.keywords))]
+        return Worker(contender, subprocess.Popen(command, cwd=folder, env=env, text=True, **_PIPES))
+
+
+_PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
+
+
+class Worker:
+    """The process of one contender."""
+
+    def __init__(self, contender: Contender, process: subprocess.Popen[str]) -> None:
+        self.name = contender.name
+        self._process = process
+        self._orders: IO[str] = process.stdin  # type: ignore[assignment]  # both are pipes
+        self._answers: IO[str] = process.stdout  # type: ignore[assignment]
+
+    def ready(self) -> None:
+        """Wait until the operation is made. Raises RuntimeError where that failed; its traceback is on stderr."""
+        self._answer()
+
+    def run(self, times: int) -> dict[str, float]:
+        """Do the operation that many times and return what `benchmarks.worker.measure` measured."""
+        self._orders.write(f"{times}\n")
+        answer: dict[str, float] = self._answer()
+        return answer
+
+    def times_within(self, seconds: float, *, once: bool) -> int:
+        """How many operations take so long, or one, once what is done only the first time is done."""
+        times = 1
+        self.run(times)
+        while not once and (taken := min(self.run(times)["wall"] for _ in range(3))) < seconds / 2 and times < MOST_TIMES:
+            times = max(times + 1, min(times * 10, int(times * seconds / max(taken, 1e-9))))
+        return times
+
+    def stop(self) -> None:
+        """End the process, if need be in the middle of an operation."""
+        self._orders.close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._answers.close()
+
+    def _answer(self) -> Any:
+        line = self._answers.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.name!r} ended with {self._process.wait()}: see its traceback above")
+        return json.loads(line)
+
+
+Turn = Callable[[Contender], tuple[dict[str, float], int]]
+"""Lets a contender do its operation; returns what was measured, and how many operations that was."""
+Costs = dict[str, list[float]]
+"""What one operation cost, by contender and round, in the unit of the case."""
+
+
+def run(case: Case, arena: Arena, effort: Effort) -> Costs:
+    """Measure the contenders of a case in turns, beginning with another one each round."""
+    contenders = [contender for contender in case.contenders if arena.admits(contender)]
+    costs: Costs = {contender.name: [] for contender in contenders}
+    with ExitStack() as stack:
+        turn = _turns_of_new(arena, case) if case.fresh else _turns_of_lasting(arena, case, effort, stack)
+        for number in range(effort.rounds_of(case)):
+            first = number % len(contenders)
+            for contender in contenders[first:] + contenders[:first]:
+                measured, times = turn(contender)
+                costs[contender.name].append(measured[case.measure] * case.scale / times)
+    return costs
+
+
+def _turns_of_new(arena: Arena, case: Case) -> Turn:
+    times = case.fresh or 1
+
+    def turn(contender: Contender) -> tuple[dict[str, float], int]:
+        worker = arena.start(contender)
+        try:
+            worker.ready()
+            return worker.run(times), times
+        finally:
+            worker.stop()
+
+    return turn
+
+
+def _turns_of_lasting(arena: Arena, case: Case, effort: Effort, stack: ExitStack) -> Turn:
+    workers: dict[str, Worker] = {}
+    for contender in filter(arena.admits, case.contenders):
+        worker = workers[contender.name] = arena.start(contender)
+        stack.callback(worker.stop)
+    for worker in workers.values():
+        worker.ready()
+    times = {name: worker.times_within(effort.round_seconds, once=case.costly) for name, worker in workers.items()}
+
+    def turn(contender: Contender) -> tuple[dict[str, float], int]:
+        return workers[contender.name].run(times[contender.name]), times[contender.name]
+
+    return turn

@@ -1,0 +1,12 @@
+"""What is compared with what: each module has one suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.contest import Suite
+
+from . import scrape, updates, web
+
+SUITES: dict[str, Callable[..., Suite]] = {"web": web.suite, "updates": updates.suite, "scrape": scrape.suite}
+"""How to make each suite, with or without ``quick=True``."""

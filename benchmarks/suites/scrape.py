@@ -1,0 +1,63 @@
+"""What a scrape costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.contenders.scrapes import SAMPLES_OF_HISTOGRAM
+from benchmarks.contest import Case, Contender, Suite
+
+from .updates import REFERENCE, library
+
+MULTIPROCESS = "prometheus_client, multiprocess mode"
+PDC = ["pdc, SQLite, every second", "pdc, Redis, every second"]
+MILLISECONDS: dict[str, Any] = {"unit": "ms", "scale": 1e3, "costly": True}
+
+
+def suite(*, quick: bool) -> Suite:
+    """The suite; a quick one has a tenth of the samples."""
+    samples = 10_000 if quick else 100_000
+    counters = samples // 5
+    size = {"counters": counters, "histograms": (samples - counters) // SAMPLES_OF_HISTOGRAM}
+    first = [REFERENCE, MULTIPROCESS, *PDC]
+    return Suite(
+        "scrape",
+        "What a scrape costs",
+        [
+            Case(
+                f"{samples:,} samples",
+                [
+                    *(library(name, "scrapes", size) for name in [*first, "version 2, Redis", "pytheus, Redis"]),
+                    *(Contender(f"read and join: {name}", "raw_reads", {"storage": name.lower(), **size}) for name in STORAGES),
+                ],
+                REFERENCE,
+                **MILLISECONDS,
+            ),
+            Case(
+                f"{samples:,} samples, first scrape of a process",
+                [library(name, "first_scrapes", {"what": "seconds", **size}) for name in first],
+                REFERENCE,
+                measure="result",
+                **MILLISECONDS,
+            ),
+            Case(
+                f"{samples:,} samples, peak of memory",
+                [library(name, "first_scrapes", {"what": "bytes", **size}) for name in first],
+                REFERENCE,
+                unit="MB",
+                scale=1e-6,
+                measure="result",
+                costly=True,
+            ),
+            *(_many_processes(processes, 1_000 if quick else 10_000) for processes in ((4,) if quick else (16, 64))),
+        ],
+    )
+
+
+STORAGES = ("SQLite", "Redis")
+
+
+def _many_processes(processes: int, counters: int) -> Case:
+    keywords = {"counters": counters, "histograms": 0, "processes": processes}
+    contenders = [library(name, "scrapes", keywords) for name in [MULTIPROCESS, *PDC]]
+    return Case(f"{counters:,} counters of {processes} processes", contenders, MULTIPROCESS, **MILLISECONDS)

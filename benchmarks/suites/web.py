@@ -1,0 +1,40 @@
+"""What instrumentation adds to a request, in each framework."""
+
+from __future__ import annotations
+
+from benchmarks.contest import Case, Contender, Suite
+
+BARE = "bare application"
+BY_HAND = "by hand, prometheus_client in memory"
+PEERS = {
+    "Flask": {"prometheus_flask_exporter": "prometheus_flask_exporter"},
+    "Django": {"django-prometheus": "django_prometheus"},
+    "Starlette": {"starlette_exporter": "starlette_exporter", "fastapi-instrumentator": "instrumentator"},
+}
+PEERS["Django async"] = PEERS["Django"]
+PEERS["FastAPI"] = PEERS["Starlette"]
+MODULES = {"Flask": "flask_app", "Django": "django_app", "Django async": "django_app"}
+MODULES.update({"Starlette": "starlette_app", "FastAPI": "starlette_app"})
+KEYWORDS = {"Django async": {"asynchronous": True}, "FastAPI": {"fastapi": True}}
+
+
+def _case(framework: str, routes: int) -> Case:
+    instruments = {
+        BARE: "bare",
+        BY_HAND: "by_hand",
+        "pdc, SQLite": "pdc_sqlite",
+        "pdc, Redis": "pdc_redis",
+        **PEERS[framework],
+    }
+    contenders = [
+        Contender(name, MODULES[framework], {"instrument": instrument, "routes": routes, **KEYWORDS.get(framework, {})})
+        for name, instrument in instruments.items()
+    ]
+    size = "1 route" if routes == 1 else f"the last of {routes} routes"
+    return Case(f"{framework}, {size}", contenders, reference=BY_HAND, baseline=BARE, measure="cpu")
+
+
+def suite(*, quick: bool) -> Suite:  # noqa: ARG001 - it is the same suite
+    """The suite."""
+    cases = [_case(framework, routes) for framework in MODULES for routes in (1, 300)]
+    return Suite("web", "Time that instrumentation adds to a request", cases)

@@ -1,0 +1,79 @@
+"""The benchmarks run, and write what they measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from benchmarks import report
+from benchmarks.contest import Case
+
+EVERY_SECOND = {"pdc, SQLite, every second", "pdc, Redis, every second"}
+AT_ONCE = {"pdc, SQLite, at once", "pdc, Redis, at once"}
+MULTIPROCESS = "prometheus_client, multiprocess mode"
+
+
+def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
+    """Run the cases whose name contains that, for one round, and return their results."""
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--no-plot", "--output", str(folder)]
+    subprocess.run([*command, "--suite", suite, "--only", case], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    document = json.loads((folder / f"{suite}.json").read_text())
+    assert set(document) == {"suite", "title", "machine", "results"}
+    assert document["machine"]["cores"] >= 1
+    assert document["machine"]["versions"]["prometheus_client"]
+    results: list[dict[str, Any]] = document["results"]
+    return results
+
+
+@pytest.mark.parametrize(
+    ("suite", "case", "contenders"),
+    [
+        ("web", "Flask, 1 route", {"pdc, SQLite", "pdc, Redis", "prometheus_flask_exporter"}),
+        ("web", "Django async, 1 route", {"pdc, SQLite", "pdc, Redis", "django-prometheus"}),
+        ("web", "Starlette, 1 route", {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"}),
+        ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, *AT_ONCE, MULTIPROCESS, "pytheus, Redis"}),
+        ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
+        ("scrape", "of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
+    ],
+)
+def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite: str, case: str, contenders: set[str]) -> None:
+    """Each contender has its cost per round and a ratio to the reference; the reference's is 1."""
+    (result,) = measured(tmp_path, suite, case)
+    lines = {line["contender"]: line for line in result["lines"]}
+    assert contenders | {result["reference"]} == set(lines)
+    assert lines[result["reference"]]["ratio"] == 1
+    assert all(len(line["rounds"]) == 1 and line["median"] == line["rounds"][0] for line in lines.values())
+
+
+def test_what_contenders_add_is_measured_round_by_round() -> None:
+    """A slow round of the machine, which meets baseline and contenders alike, changes neither what is added nor the ratio."""
+    case = Case("requests", [], reference="peer", baseline="bare")
+    costs = {"bare": [10.0, 10.0, 50.0], "peer": [14.0, 14.0, 54.0], "pdc": [16.0, 16.0, 56.0]}
+    found = report.result(case, costs)
+    lines = {line.contender: line for line in found.lines}
+    assert found.baseline_median == 10
+    assert [lines["peer"].median, lines["pdc"].median] == [4, 6]
+    assert [lines["pdc"].ratio_low, lines["pdc"].ratio, lines["pdc"].ratio_high] == [1.5, 1.5, 1.5]
+    assert "| pdc       | 6.00 | 6.00 to 6.00 | 1.50 (1.50 to 1.50) |" in report.table(found)
+
+
+def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
+    """Each contender is divided by what the reference cost in the same round."""
+    case = Case("updates", [], reference="peer")
+    found = report.result(case, {"peer": [1.0, 10.0, 2.0], "pdc": [3.0, 30.0, 8.0]})
+    lines = {line.contender: line for line in found.lines}
+    assert lines["pdc"].median == 8
+    assert lines["pdc"].ratio == 3
+
+
+def test_a_ratio_to_nothing_is_not_told() -> None:
+    """Where the reference adds as little as the rounds differ, there is no ratio."""
+    case = Case("requests", [], reference="peer", baseline="bare")
+    found = report.result(case, {"bare": [10.0] * 4, "peer": [9.0, 11.0, 9.0, 11.1], "pdc": [12.0] * 4})
+    assert "lost in the noise" in report.table(found).splitlines()[-2]
