@@ -46,8 +46,10 @@ $(VERSION2)/version2.stamp: pyproject.toml
 	@$(@D)/bin/python -m pip install --quiet --group version2
 	@touch $@
 
-# Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes.
+# Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes. The
+# environment of a stamp is the folder it is in, which is emptied first: never that of the checkout.
 %.stamp: pyproject.toml
+	$(if $(filter .,$(@D)),$(error $@ must be in the folder of an environment, such as $(VENV)/$@))
 	@echo "Installing the dependencies of the group $(*F) in $(@D)"
 	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
