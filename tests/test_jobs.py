@@ -234,3 +234,29 @@ def test_celery_tasks_are_counted_whatever_becomes_of_their_process(
         'celery_task_duration_seconds_count{task="tasks.report"}': 3.0,
         'celery_task_duration_seconds_count{task="tasks.pay"}': 3.0,
     }
+
+
+SAME_TASK_TWICE = """
+import threading
+import tasks
+
+def attempt(seconds):
+    tasks.report.apply(args=[seconds], task_id="one")
+
+threads = [threading.Thread(target=attempt, args=[seconds]) for seconds in (0.2, 0.4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("scrape", [TASKS], ids=["celery_worker"], indirect=True)
+def test_celery_attempts_that_overlap_are_timed_each(environment: dict[str, str], tmp_path: Path, scrape: Scrape) -> None:
+    """An attempt that starts in another thread before the one before has ended, with the same id, spoils neither's time."""
+    ended = run(["-c", SAME_TASK_TWICE], {**environment, "PYTHONPATH": f"{ROOT}:{TASKS.parent}"}, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert scrape() == {
+        'celery_tasks_total{state="success",task="tasks.report"}': 2.0,
+        'celery_task_duration_seconds_count{task="tasks.report"}': 2.0,
+    }

@@ -31,22 +31,21 @@ in_progress = pdc.Gauge("celery_tasks_in_progress", "Tasks that run now.", ["tas
 app = Celery("shop", broker=os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/1"))
 app.conf.broker_connection_retry_on_startup = True
 
-_started: dict[str, float] = {}
-"""When the tasks of this process started, by id."""
 _failed: deque[str] = deque(maxlen=100)
 """The ids of the last tasks that failed: Celery tells twice of one that it stopped for its time limit."""
 
 
 @signals.task_prerun.connect
-def _start(task_id: str, task: Task[..., Any], **_: Any) -> None:
+def _start(task: Task[..., Any], **_: Any) -> None:
     in_progress.labels(task.name).inc()
-    _started[task_id] = time.perf_counter()
+    # Not by id: with --pool=threads the next attempt, which has the same id, may start before this one has ended.
+    task.request.update(started=time.perf_counter())
 
 
 @signals.task_postrun.connect
-def _end(task_id: str, task: Task[..., Any], **_: Any) -> None:
-    duration.labels(task.name).observe(time.perf_counter() - _started.pop(task_id))
+def _end(task: Task[..., Any], **_: Any) -> None:
     in_progress.labels(task.name).dec()
+    duration.labels(task.name).observe(time.perf_counter() - task.request.get("started"))
 
 
 # Not the state of task_postrun: a task whose process is killed, for its time limit or its memory, never says how it ended.
