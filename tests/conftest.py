@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -23,6 +24,10 @@ import pdc
 from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
+TEMPORARY = tempfile.mkdtemp(prefix="pdc-tests-")
+"""Where this process, and others that a test starts, have journals."""
+Path(TEMPORARY).chmod(0o1777)
+os.environ["TMPDIR"] = tempfile.tempdir = TEMPORARY
 
 
 def free_port() -> int:
