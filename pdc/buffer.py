@@ -79,6 +79,11 @@ class Buffer:
     def adopt(self, pending: Pending) -> None:
         """Know the metric from now on."""
         self._metrics[id(pending)] = pending
+        if not self.write_through and self._sending.acquire(blocking=False):  # or whoever sends next opens the journal
+            try:
+                self._open_journal()
+            finally:
+                self._sending.release()
 
     def forget(self, cell: Cell) -> None:
         """Let go of the cell of a series that was removed."""
@@ -349,6 +354,8 @@ class Buffer:
         self._sender = threading.get_ident()
         try:
             more, restarted = True, False
+            if not self.write_through:
+                self._open_journal()
             self._replay()
             while more:
                 retried = self._in_flight is not None
@@ -462,7 +469,8 @@ class Buffer:
             self._say(logging.ERROR, f"metrics that could not be sent are lost: {self._down}")
 
     def _open_journal(self) -> None:
-        if self._journals is not None and not self._journals.is_open:
+        """Begin the journal of this process, unless it has nothing to count."""
+        if self._journals is not None and not self._journals.is_open and self._metrics:
             self._journals.open(self.writer, self._sequence, self._in_flight is not None)
             for pending in self._all_metrics():
                 for cell in list(pending.cells):
