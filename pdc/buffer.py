@@ -369,6 +369,9 @@ class Buffer:
         for name, reason in outcome.refused.items():
             self._refused[name] = reason
             self._say(logging.ERROR, f"metric {name} is refused and will not be counted: {reason}")
+        for name, before in outcome.replaced.items():
+            changes = Family.from_meta(self._declared[name]).changed_since(before)
+            self._say(logging.WARNING, f"metric {name} was declared otherwise by another process, and goes on: {changes}")
         if batch.leaving:
             return False
         forgotten = not self._applied.isdisjoint(outcome.unknown)

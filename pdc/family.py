@@ -81,6 +81,12 @@ class Family:
         """The start of the fields that hold the values of one process."""
         return f"{LIVE if self.live else PROCESS}{writer}:"
 
+    def changed_since(self, before: str) -> str:
+        """What is declared otherwise than in that `#meta`, in words."""
+        old, new = asdict(Family.from_meta(before)), asdict(self)
+        changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
+        return ", ".join(changed)
+
     def metric(self, fields: Fields, now: float) -> Metric:
         """The family with its samples, series sorted by their label values.
 

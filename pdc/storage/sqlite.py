@@ -116,8 +116,7 @@ class SqliteStorage(ForkSafe):
         outcome = Outcome()
         with self.lock, self._explained("write"), self._transaction() as cursor:
             for update in batch.updates:
-                if not _Metric(cursor, update.name).apply(batch, update):
-                    outcome.unknown.add(update.name)
+                _Metric(cursor, update.name).apply(batch, update, outcome)
         return outcome
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
@@ -213,25 +212,28 @@ class _Metric:
         self._cursor = cursor
         self._name = name
 
-    def apply(self, batch: Batch, update: Update) -> bool:
-        """Apply the update unless the batch was seen before; return whether the metric was known."""
+    def apply(self, batch: Batch, update: Update, outcome: Outcome) -> None:
+        """Apply the update unless the batch was seen before, and book what there was to see."""
         stored = dict(
             self._cursor.execute(
                 "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey IN (?, ?)", (self._name, META, WRITERS)
             )
         )
-        if batch.leaving and META not in stored:
-            return False
         marks = Marks.loads(stored.get(WRITERS))
+        if META not in stored or batch.writer not in marks:
+            outcome.unknown.add(self._name)
+        if batch.leaving and META not in stored:
+            return
         now = time.time()
         if not marks.applied(batch):
             for kind, operations in update.by_kind():
                 self._write(kind, operations, now)
         self._forget(marks.renew(batch, now))
         self._write(Kind.SET, [Operation(Kind.SET, WRITERS, marks.dumps())], now)
+        if update.declare and stored.get(META, update.meta) != update.meta:
+            outcome.replaced[self._name] = stored[META]
         if update.declare or META not in stored:
             self._write(Kind.SET, [Operation(Kind.SET, META, update.meta)], now)
-        return META in stored
 
     def _write(self, kind: Kind, operations: list[Operation], now: float) -> None:
         if kind is Kind.DELETE:
@@ -338,7 +340,7 @@ def _remedy(error: Exception) -> str:
         return ". Check the permissions of the file and its folder."
     if "malformed" in text or "not a database" in text:
         return ". Move the file away; a new one is made by itself."
-    if "full" in text:
+    if "full" in text or "disk I/O" in text:
         return ". Free some space; what is pending is kept in memory until then."
     if "locked" in text or "busy" in text:
         return f". Another program held it for more than {BUSY_SECONDS:g} s."
