@@ -112,9 +112,10 @@ class FaultProxy:
 
     async def _refuse(self) -> None:
         self._server.close()
-        for connection in list(self._connections):
-            connection.close()
+        await asyncio.sleep(0.005)  # those that were accepted a moment ago are connected, too
         while self._connections:
+            for connection in self._connections:
+                connection.close()
             await asyncio.sleep(0.001)
 
     async def _release(self) -> None:
@@ -126,12 +127,7 @@ class FaultProxy:
             await writer.wait_closed()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            server = await asyncio.open_connection("127.0.0.1", self.server_port)
-        except ConnectionError:
-            writer.close()
-            return
-        connection = _Connection(self, (reader, writer), server)
+        connection = _Connection(self, (reader, writer), await asyncio.open_connection("127.0.0.1", self.server_port))
         self._connections.add(connection)
         try:
             await connection.run()
@@ -159,6 +155,9 @@ class _Connection:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         self.close()
         await asyncio.gather(*pumps)
+        for writer in (self._to_client, self._to_server):
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     def close(self) -> None:
         """Close both sides."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,18 +18,16 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 import pdc
-from pdc.config import DEFAULT
+from pdc.exposition import Scrape
 from pdc.storage import StorageError
 
-BATCHES = 500
+WRITES = 750
+"""Requests that write a batch: with one of three lost, 500 batches."""
+CLUSTER_WRITES = 300
 EVERY = 3
 """Of so many requests that write a batch, one fails."""
-FAULTS = {
-    "lost": (Fault.LOSE,),
-    "cut": (Fault.CUT,),
-    "frozen": (Fault.FREEZE,),
-    "mixed": (Fault.LOSE, Fault.CUT, Fault.SLOW, Fault.LOSE, Fault.CUT, Fault.FREEZE),
-}
+FAULTS = (*[Fault.LOSE, Fault.CUT, Fault.SLOW] * 15, Fault.FREEZE)
+"""One after the other, over and over; it takes long to find a connection frozen."""
 INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 
 
@@ -98,9 +100,21 @@ def shared_proxy(shared_redis_server: RedisServer) -> Iterator[FaultProxy]:
 def proxy(shared_proxy: FaultProxy, redis_server: RedisServer) -> Iterator[FaultProxy]:
     """A proxy before an empty server, with no fault so far."""
     assert shared_proxy.server_port == redis_server.port
-    shared_proxy.injected.clear()
     yield shared_proxy
     shared_proxy.heal()
+
+
+@pytest.fixture(scope="module")
+def cluster_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    """A proxy before a Redis Cluster of one node, which tells its clients to come through the proxy."""
+    server = RedisServer(tmp_path_factory.mktemp("cluster"), "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with FaultProxy(server.port) as proxy, server.client(decode_responses=True) as client:
+        client.config_set("cluster-announce-ip", "127.0.0.1")
+        client.config_set("cluster-announce-port", proxy.port)
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: client.cluster("info")["cluster_state"] == "ok")
+        yield proxy
+    server.stop()
 
 
 def plain_client(proxy: FaultProxy) -> Any:
@@ -118,15 +132,94 @@ def retrying_client(proxy: FaultProxy) -> Any:
     )
 
 
+def strain(proxy: FaultProxy, tally: Tally, writes: int) -> None:
+    """Update and send, while every third write fails, then check what is counted."""
+    proxy.injected.clear()
+    proxy.every(EVERY, *FAULTS)
+    while sum(proxy.injected.values()) * EVERY < writes:
+        tally.update()
+        send()
+    proxy.heal()
+    tally.check()
+    assert set(proxy.injected) == set(FAULTS)
+
+
 @INTERVALS
 @pytest.mark.parametrize("make_client", [plain_client, retrying_client])
-@pytest.mark.parametrize(("faults", "batches"), [(("lost", "cut", "mixed"), BATCHES), (("frozen",), 30)], ids=["fast", "frozen"])
-def test_batches_whose_replies_do_not_come_count_once(
-    proxy: FaultProxy,
-    registry: CollectorRegistry,
-    make_client: Callable[[FaultProxy], Any],
-    faults: tuple[str, ...],
-    batches: int,
-    interval: float,
-) -> None:
-    pass
+def test_replies_that_do_not_come(proxy: FaultProxy, registry: CollectorRegistry, make_client: Any, interval: float) -> None:
+    """However the replies of every third write are lost, and whoever sends it again, every update counts once."""
+    pdc.setup(redis=make_client(proxy), flush_interval=interval)
+    strain(proxy, Tally(registry), WRITES)
+
+
+def test_replies_of_a_cluster_that_do_not_come(cluster_proxy: FaultProxy, registry: CollectorRegistry) -> None:
+    """A cluster's batch is one request per metric; where some of them fail, all come again, and count once."""
+    with redis.RedisCluster(host="127.0.0.1", port=cluster_proxy.port, socket_timeout=0.2) as client:
+        pdc.setup(redis=client, flush_interval=3600)
+        strain(cluster_proxy, Tally(registry), CLUSTER_WRITES)
+        pdc.shutdown()
+
+
+@INTERVALS
+def test_requests_that_arrive_late(proxy: FaultProxy, registry: CollectorRegistry, interval: float) -> None:
+    """A write that was given up and sent again counts once, though it arrives after all others, and after a shutdown."""
+    pdc.setup(redis=proxy.url, flush_interval=interval)
+    tally = Tally(registry)
+    proxy.every(EVERY, Fault.LATE)
+    for _ in range(20):
+        tally.update()
+        send()
+    proxy.heal()
+    assert proxy.late
+    late = list(proxy.late)
+    proxy.release()
+    tally.check()
+    before = shown()
+    pdc.shutdown()
+    proxy.late.extend(late)
+    proxy.release()
+    with redis.Redis(port=proxy.server_port, decode_responses=True) as client:
+        fields = client.hgetall("prometheus_hits")
+    assert float(fields['_total:{"path":"/"}']) == before['hits_total{path="/"}'] == 40
+
+
+@INTERVALS
+def test_a_network_that_comes_and_goes(proxy: FaultProxy, registry: CollectorRegistry, interval: float) -> None:
+    """While connections are refused and cut, threads update and scrape; then everything is counted, by nobody twice."""
+    pdc.setup(redis=proxy.url, flush_interval=interval and 0.01)
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    wait = pdc.Histogram("wait", "Seconds.", buckets=(1,), registry=registry)
+    stop = threading.Event()
+
+    def update(_: int) -> int:
+        for number in itertools.count(1):
+            hits.inc()
+            wait.observe(0.5)
+            if stop.wait(0.001):
+                return number
+        raise AssertionError
+
+    def scrape() -> set[int]:
+        answers = {Scrape().answer().status for _ in iter(lambda: stop.wait(0.005), True)}
+        return {int(status) for status in answers}
+
+    proxy.every(EVERY, Fault.LOSE, Fault.CUT)
+    with ThreadPoolExecutor() as pool:
+        counts, statuses = [pool.submit(update, number) for number in range(4)], pool.submit(scrape)
+        for _ in range(5):
+            time.sleep(0.1)
+            proxy.refuse()
+            time.sleep(0.1)
+            proxy.accept()
+        stop.set()
+        total = float(sum(count.result() for count in counts))
+        assert statuses.result() == {200, 503}
+    proxy.heal()
+    send()
+    assert shown() == {
+        "hits_total": total,
+        'wait_bucket{le="1.0"}': total,
+        'wait_bucket{le="+Inf"}': total,
+        "wait_count": total,
+        "wait_sum": total / 2,
+    }

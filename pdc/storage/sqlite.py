@@ -340,8 +340,10 @@ def _remedy(error: Exception) -> str:
         return ". Check the permissions of the file and its folder."
     if "malformed" in text or "not a database" in text:
         return ". Move the file away; a new one is made by itself."
-    if "full" in text or "disk I/O" in text:
+    if "full" in text:
         return ". Free some space; what is pending is kept in memory until then."
+    if "disk I/O" in text:
+        return ". Check the disk and quotas; what is pending is kept in memory until then."
     if "locked" in text or "busy" in text:
         return f". Another program held it for more than {BUSY_SECONDS:g} s."
     return ""
