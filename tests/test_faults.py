@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from conftest import RedisServer, free_port, wait_until
+from conftest import ROOT, RedisServer, free_port, wait_until
 from fault_proxy import Fault, FaultProxy
 from prometheus_client import CollectorRegistry
 from redis.backoff import ExponentialBackoff
@@ -174,13 +179,18 @@ def test_requests_that_arrive_late(proxy: FaultProxy, registry: CollectorRegistr
     late = list(proxy.late)
     proxy.release()
     tally.check()
-    before = shown()
     pdc.shutdown()
-    proxy.late.extend(late)
-    proxy.release()
     with redis.Redis(port=proxy.server_port, decode_responses=True) as client:
-        fields = client.hgetall("prometheus_hits")
-    assert float(fields['_total:{"path":"/"}']) == before['hits_total{path="/"}'] == 40
+
+        def numbers() -> dict[str, dict[str, str]]:
+            hashes = {key: client.hgetall(key) for key in client.keys("prometheus_*")}
+            return {key: {name: hashes[key][name] for name in hashes[key] if name[0] != "#"} for key in hashes}
+
+        before = numbers()
+        assert before["prometheus_hits"]['_total:{"path":"/"}'] == "40"
+        proxy.late.extend(late)
+        proxy.release()
+        assert numbers() == before
 
 
 @INTERVALS
@@ -223,3 +233,162 @@ def test_a_network_that_comes_and_goes(proxy: FaultProxy, registry: CollectorReg
         "wait_count": total,
         "wait_sum": total / 2,
     }
+
+
+# Storages that lose what they hold, while processes count
+
+
+class Peer:
+    """Another process that counts, and does what it is told."""
+
+    def __init__(self, storage: dict[str, Any], folder: Path, **options: Any) -> None:
+        source = f"""
+import pdc
+pdc.setup(**{{**{storage!r}, **{options!r}}})
+
+def send():
+    try:
+        pdc.flush()
+    except pdc.StorageError:
+        return False
+    return True
+
+while command := input():
+    exec(command)
+    print("done", flush=True)
+"""
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", source],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def tell(self, *commands: str) -> None:
+        """Let it run these statements, and wait until it has."""
+        for command in commands:
+            self.begin(command)
+            self.end()
+
+    def begin(self, command: str) -> None:
+        """Let it run a statement."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Wait until it has."""
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "done\n", self.stop()
+
+    def stop(self) -> str:
+        """Let it end, and return what it logged."""
+        return self._process.communicate("\n", timeout=20)[1]
+
+    def kill(self) -> None:
+        """End it, if it has not."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def start_peer(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
+    """Start another process that counts."""
+    peers: list[Peer] = []
+
+    def start(storage: dict[str, Any], **options: Any) -> Peer:
+        peers.append(Peer(storage, tmp_path, **options))
+        return peers[-1]
+
+    yield start
+    for peer in peers:
+        peer.kill()
+
+
+RETRY = "[None for _ in iter(send, True)]"
+DECLARE = "hits = pdc.Counter('hits', 'Hits.', ['path']); peak = pdc.Gauge('peak', 'Peak.', multiprocess_mode='max')"
+
+
+@INTERVALS
+def test_keys_that_go_while_they_are_updated(
+    redis_server: RedisServer, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    """Whichever key is evicted under load, nothing is logged or raised, all families come back, and counts are exact again."""
+    pdc.setup(redis=redis_server.url, redis_prefix="test", flush_interval=interval and 0.01)
+    tally = Tally(registry)
+    stop = threading.Event()
+
+    def update() -> None:
+        while not stop.wait(0.001):
+            tally.update()
+            pdc.generate_latest()
+
+    tally.update()
+    pdc.flush()
+    described = [line for line in pdc.generate_latest().decode().splitlines() if line.startswith("#")]
+    with redis_server.client(decode_responses=True) as client, ThreadPoolExecutor() as pool:
+        keys = sorted(client.keys("prometheus*"))
+        assert len(keys) == 6
+        updating = pool.submit(update)
+        for command in [*(f"DEL {key}" for key in keys * 5), "SCRIPT FLUSH", "FLUSHALL"] * 2:
+            client.execute_command(*command.split())
+            time.sleep(0.005)
+        stop.set()
+        updating.result()
+        for key in keys:
+            client.delete(key)
+            assert [line for line in pdc.generate_latest().decode().splitlines() if line.startswith("#")] == described
+        client.flushall()
+    tally.rounds = 0
+    tally.update()
+    tally.busy.set(1)  # the value of a process outlives what the storage loses
+    tally.check()
+    assert not caplog.messages
+
+
+def test_every_process_tells_again_what_was_lost(
+    storage: dict[str, Any], registry: CollectorRegistry, start_peer: Callable[..., Peer]
+) -> None:
+    """After a loss each process brings back its series and values, also those of metrics that another one brought back."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+    pdc.Gauge("peak", "Peak.", registry=registry, multiprocess_mode="max").set(3)
+    hits.labels("/a").inc(5)
+    peer = start_peer(storage, flush_interval=3600)
+    peer.tell(DECLARE, "hits.labels('/b').inc(6); peak.set(7); pdc.flush()")
+    assert shown() == {'hits_total{path="/a"}': 5.0, 'hits_total{path="/b"}': 6.0, "peak": 7.0}
+    if "redis" in storage:
+        pdc.get_redis_conn().flushall()
+    else:
+        pdc.get_sqlite_conn().execute("DELETE FROM metrics")
+    assert shown() == {'hits_total{path="/a"}': 0.0, "peak": 3.0}
+    peer.tell("hits.labels('/c').inc(); pdc.flush()")
+    assert shown() == {**{f'hits_total{{path="/{path}"}}': float(path == "c") for path in "abc"}, "peak": 7.0}
+    assert peer.stop() == ""
+
+
+@pytest.mark.parametrize("suffixes", [[""], ["", "-wal", "-shm"]], ids=["file", "all"])
+@pytest.mark.parametrize("remove", [Path.unlink, lambda path: path.rename(f"{path}.old")], ids=["deleted", "moved"])
+def test_a_file_that_goes_while_processes_use_it(
+    tmp_path: Path, start_peer: Callable[..., Peer], suffixes: list[str], remove: Callable[[Path], object]
+) -> None:
+    """Where the file is removed under three processes, with or without SQLite's other files, they all go on in a new one."""
+    path = tmp_path / "metrics.db"
+    peers = [start_peer({"sqlite": str(path)}, flush_interval=3600) for _ in range(3)]
+    for peer in peers:
+        peer.tell(DECLARE, "hits.labels('/').inc(1000); pdc.flush()")
+    for suffix in suffixes:
+        remove(Path(f"{path}{suffix}"))
+    for command in ("for _ in range(100): hits.labels('/').inc()", RETRY, RETRY):
+        for peer in peers:
+            peer.begin(command)
+        for peer in peers:
+            peer.end()
+    pdc.setup(sqlite=path)
+    assert shown()['hits_total{path="/"}'] == 300.0
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
