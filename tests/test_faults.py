@@ -19,6 +19,8 @@ import redis
 from conftest import ROOT, RedisServer, free_port, wait_until
 from fault_proxy import Fault, FaultProxy
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -392,3 +394,163 @@ def test_a_file_that_goes_while_processes_use_it(
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
+
+
+# Files that are busy, too large or broken
+
+
+def refused() -> str:
+    """Why a scrape is refused."""
+    response = Scrape().answer()
+    assert response.status == 503
+    return response.body.decode()
+
+
+@INTERVALS
+def test_a_process_that_holds_the_write_lock_for_long(
+    tmp_path: Path,
+    registry: CollectorRegistry,
+    start_peer: Callable[..., Peer],
+    monkeypatch: pytest.MonkeyPatch,
+    interval: float,
+) -> None:
+    """Where another process writes for longer than the storage waits, updates go on, a scrape says why, all is counted."""
+    path = tmp_path / "metrics.db"
+    monkeypatch.setattr("pdc.storage.sqlite.BUSY_SECONDS", 0.2)
+    pdc.setup(sqlite=path, flush_interval=interval and 0.01)
+    tally = Tally(registry)
+    tally.update()
+    pdc.flush()
+    holder = start_peer({"sqlite": str(path)})
+    holder.tell("held = pdc.get_sqlite_conn(); held.execute('BEGIN IMMEDIATE')")
+    holder.begin("import time; time.sleep(1.5); held.execute('COMMIT')")
+    for _ in range(200):
+        tally.update()
+    assert "Another program held it for more than" in refused()
+    holder.end()
+    send()
+    tally.check()
+
+
+@INTERVALS
+def test_a_quota_that_is_reached(tmp_path: Path, run_script: Callable[..., Any], interval: float) -> None:
+    """Where the file may not grow, updates go on, flushes and scrapes say why, and all is counted once it may again."""
+    source = f"""
+import resource
+from pdc.exposition import Scrape
+setup(flush_interval={interval})
+hits = pdc.Counter("hits", "Hits.", ["path"])
+for number in range(10):
+    hits.labels(str(number)).inc()
+pdc.flush()
+unlimited = resource.RLIM_INFINITY
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, unlimited))
+for number in range(3000):
+    hits.labels(str(number)).inc()
+for _ in range(3):
+    try:
+        pdc.flush()
+    except pdc.StorageError as error:
+        print(error)
+    hits.labels("0").inc()
+assert Scrape().answer().status == 503
+resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
+pdc.flush()
+"""
+    result = run_script(source, storage={"sqlite": str(tmp_path / "metrics.db")})
+    assert result.stdout.count("Check the disk and quotas") == 3
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    assert shown() == {f'hits_total{{path="{number}"}}': 1.0 + (number < 10) + 3 * (number == 0) for number in range(3000)}
+
+
+@INTERVALS
+def test_a_file_that_is_overwritten_while_it_is_used(tmp_path: Path, registry: CollectorRegistry, interval: float) -> None:
+    """Where a program writes garbage into the file, flushes and scrapes say so; what was pending is in the new file."""
+    path = tmp_path / "metrics.db"
+    pdc.setup(sqlite=path, flush_interval=interval)
+    tally = Tally(registry)
+    for number in range(300):
+        tally.hits.labels(f"/{number}").inc()
+    pdc.flush()
+    pdc.get_sqlite_conn().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    for _ in range(3):
+        tally.update()
+    assert "malformed. Move the file away" in refused()
+    tally.update()
+    for suffix in ("", "-wal", "-shm"):
+        if Path(f"{path}{suffix}").exists():
+            Path(f"{path}{suffix}").rename(f"{path}{suffix}.broken")
+    send()
+    samples = shown()
+    assert all(samples.pop(f'hits_total{{path="/{number}"}}') == 0.0 for number in range(300))
+    pdc.get_sqlite_conn().execute("DELETE FROM metrics WHERE subkey LIKE '%\"/_%'")
+    tally.check()
+
+
+# Two versions of a program that count at the same time
+
+
+VERSIONS = {
+    "help": ("pdc.Counter('m', 'Old.')", "pdc.Counter('m', 'New.')", "documentation 'Old.' is now 'New.'"),
+    "labels": (
+        "pdc.Counter('m', 'Help.', ['a']).labels('x')",
+        "pdc.Counter('m', 'Help.', ['a', 'b']).labels('x', 'y')",
+        "labelnames ('a',) is now ('a', 'b')",
+    ),
+    "buckets": (
+        "pdc.Histogram('m', 'Help.', buckets=(1, 3))",
+        "pdc.Histogram('m', 'Help.', buckets=(2, 4))",
+        "bounds ('1.0', '3.0', '+Inf') is now ('2.0', '4.0', '+Inf')",
+    ),
+    "type": (
+        "pdc.Counter('m', 'Help.')",
+        "pdc.Histogram('m', 'Help.', buckets=(2,))",
+        "type 'counter' is now 'histogram', bounds () is now ('2.0', '+Inf')",
+    ),
+    "mode": (
+        "pdc.Gauge('m', 'Help.')",
+        "pdc.Gauge('m', 'Help.', multiprocess_mode='max')",
+        "mode 'shared' is now 'max'",
+    ),
+}
+UPDATES = {"Counter": "inc()", "Histogram": "observe(2.5)", "Gauge": "inc()"}
+OLD_AND_NEW: dict[str, dict[str, float]] = {
+    "help": {"m_total": 7.0},
+    "labels": {'m_total{a="x"}': 5.0, 'm_total{a="x",b="y"}': 2.0},
+    "buckets": {
+        'm_bucket{le="2.0"}': 0.0,
+        'm_bucket{le="3.0"}': 5.0,
+        'm_bucket{le="4.0"}': 7.0,
+        'm_bucket{le="+Inf"}': 7.0,
+        "m_count": 7.0,
+        "m_sum": 17.5,
+    },
+    "type": {'m_bucket{le="2.0"}': 0.0, 'm_bucket{le="+Inf"}': 2.0, "m_count": 2.0, "m_sum": 5.0},
+    "mode": {"m": 1.0},
+}
+"""What is shown of five updates of the old version and two of the new one."""
+
+
+@pytest.mark.parametrize("change", VERSIONS)
+def test_a_rolling_deploy(storage: dict[str, Any], start_peer: Callable[..., Peer], change: str) -> None:
+    """While an old and a new version count, nothing is lost, the output is valid, and the new one warns once."""
+    old, new, difference = VERSIONS[change]
+    peers = [start_peer(storage) for _ in range(3)]
+    for peer, declaration in zip(peers, (old, new, new), strict=True):
+        update = UPDATES[declaration[4:].partition("(")[0]]
+        peer.tell("other = pdc.Counter('other', 'Other.')", f"m = {declaration}", f"m.{update}; other.inc()")
+    for _ in range(4):
+        peers[0].tell(f"m.{UPDATES[old[4:].partition('(')[0]]}; other.inc()")
+    pdc.setup(**storage)
+    assert shown() == {**OLD_AND_NEW[change], "other_total": 7.0}
+    text = pdc.generate_latest()
+    assert {family.name for family in parse_text(text.decode())} >= {"m", "other"}
+    openmetrics = Scrape(accept="application/openmetrics-text").answer().body.decode()
+    assert [family.name for family in parse_openmetrics(openmetrics)] == ["m", "other"]
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+    logged = [peer.stop() for peer in peers]
+    assert logged == ["", f"metric m was declared otherwise before; its counts go on: {difference}\n", ""]

@@ -166,8 +166,8 @@ class SqliteStorage(ForkSafe):
         """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
-        if self._given is None and self._connection is not None and self._file != _identity(self._path):
-            self.close()  # the file was moved away or deleted, and this connection would write to what is left of it
+        if self._given is None and self._file not in (None, _identity(self._path)):
+            self.close()  # the file was moved away or deleted, and its connections would write to what is left of it
         if self._connection is None:
             self._connection = self._connect()
             self._file = _identity(self._path)
@@ -330,20 +330,19 @@ def _identity(path: str) -> tuple[int, int] | None:
 def _remedy(error: Exception) -> str:
     """What may help against an error, as the end of its message."""
     text = str(error)
-    if "closed" in text:
-        return " Call setup() again with an open one, or with a path."
-    if "thread" in text:
-        return " Open it with check_same_thread=False, or give setup() a path."
-    if "unable to open" in text:
-        return ". Check that the folder exists and may be written."
-    if "readonly" in text:
-        return ". Check the permissions of the file and its folder."
-    if "malformed" in text or "not a database" in text:
-        return ". Move the file away; a new one is made by itself."
-    if "full" in text:
-        return ". Free some space; what is pending is kept in memory until then."
-    if "disk I/O" in text:
-        return ". Check the disk and quotas; what is pending is kept in memory until then."
     if "locked" in text or "busy" in text:
         return f". Another program held it for more than {BUSY_SECONDS:g} s."
-    return ""
+    return next((remedy for part, remedy in _REMEDIES.items() if part in text), "")
+
+
+_REMEDIES = {
+    "closed": " Call setup() again with an open one, or with a path.",
+    "thread": " Open it with check_same_thread=False, or give setup() a path.",
+    "unable to open": ". Check that the folder exists and may be written.",
+    "readonly": ". Check the permissions of the file and its folder.",
+    "malformed": ". Move the file away; a new one is made by itself.",
+    "not a database": ". Move the file away; a new one is made by itself.",
+    "full": ". Free some space; what is pending is kept in memory until then.",
+    "disk I/O": ". Check the disk and quotas; what is pending is kept in memory until then.",
+}
+"""By a part of the message of the error."""
