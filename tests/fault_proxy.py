@@ -53,6 +53,7 @@ class FaultProxy:
         self.injected: Counter[Fault] = Counter()
         self.late: list[bytes] = []
         self._connections: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._plan: Iterator[Fault | None] = itertools.repeat(None)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
@@ -106,12 +107,21 @@ class FaultProxy:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     async def _accept(self) -> None:
-        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._take)
+
+    def _take(self) -> None:
+        with suppress(BlockingIOError):
+            client, _ = self._listener.accept()
+            task = self._loop.create_task(self._connect(client))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _refuse(self) -> None:
-        self._server.close()
-        await asyncio.sleep(0.005)  # those that were accepted a moment ago are connected, too
-        while self._connections:
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        while self._tasks:
             for connection in self._connections:
                 connection.close()
             await asyncio.sleep(0.001)
@@ -124,8 +134,9 @@ class FaultProxy:
             writer.close()
             await writer.wait_closed()
 
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = _Connection(self, (reader, writer), await asyncio.open_connection("127.0.0.1", self.server_port))
+    async def _connect(self, client: socket.socket) -> None:
+        ends = await asyncio.open_connection(sock=client), await asyncio.open_connection("127.0.0.1", self.server_port)
+        connection = _Connection(self, *ends)
         self._connections.add(connection)
         try:
             await connection.run()

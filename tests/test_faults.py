@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import outage
 import pytest
 import redis
 from conftest import ROOT, RedisServer, free_port, wait_until
@@ -26,11 +27,13 @@ from redis.retry import Retry
 
 import pdc
 from pdc.exposition import Scrape
+from pdc.family import clean
 from pdc.storage import StorageError
 
 WRITES = 750
 """Requests that write a batch: with one of three lost, 500 batches."""
 CLUSTER_WRITES = 300
+OUTAGE_SECONDS = 5.0
 EVERY = 3
 """Of so many requests that write a batch, one fails."""
 FAULTS = (*[Fault.LOSE, Fault.CUT, Fault.SLOW] * 15, Fault.FREEZE)
@@ -469,8 +472,8 @@ def test_a_file_that_is_overwritten_while_it_is_used(tmp_path: Path, registry: C
     path = tmp_path / "metrics.db"
     pdc.setup(sqlite=path, flush_interval=interval)
     tally = Tally(registry)
-    for number in range(300):
-        tally.hits.labels(f"/{number}").inc()
+    for letter in "abcdefg":
+        tally.hits.labels(f"/{letter}").inc()
     pdc.flush()
     pdc.get_sqlite_conn().execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with path.open("r+b") as file:
@@ -484,9 +487,7 @@ def test_a_file_that_is_overwritten_while_it_is_used(tmp_path: Path, registry: C
         if Path(f"{path}{suffix}").exists():
             Path(f"{path}{suffix}").rename(f"{path}{suffix}.broken")
     send()
-    samples = shown()
-    assert all(samples.pop(f'hits_total{{path="/{number}"}}') == 0.0 for number in range(300))
-    pdc.get_sqlite_conn().execute("DELETE FROM metrics WHERE subkey LIKE '%\"/_%'")
+    pdc.get_sqlite_conn().execute("DELETE FROM metrics WHERE subkey LIKE '%\"/_\"%'")  # in the new file, too
     tally.check()
 
 
@@ -554,3 +555,63 @@ def test_a_rolling_deploy(storage: dict[str, Any], start_peer: Callable[..., Pee
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
     logged = [peer.stop() for peer in peers]
     assert logged == ["", f"metric m was declared otherwise before; its counts go on: {difference}\n", ""]
+
+
+# What others put into labels and storages
+
+
+def test_a_megabyte_of_anything_is_a_label(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Labels with quotes, newlines, NUL, lone surrogates and a million characters are counted, shown and removed."""
+    pdc.setup(**storage)
+    hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+    values = ['"{}\\', "\n\r\t", "\0", "\ud800", "\udfff\ud83d", "é☃😀\u2028", '","le":"1', "x" * 1_000_000]
+    for number, value in enumerate(values, 1):
+        hits.labels(value).inc(number)
+    assert f'hits_total{{path="{values[-1]}"}} 8.0\n' in pdc.generate_latest().decode()
+    hits.remove(values[-1])
+    (family, *_) = parse_text(pdc.generate_latest().decode())
+    samples = {sample.labels["path"]: sample.value for sample in family.samples}
+    assert samples == {clean(value): float(number) for number, value in enumerate(values[:-1], 1)}
+    for value in values[:-1]:
+        hits.remove(value)
+    assert shown() == {}
+
+
+def test_fields_that_others_wrote_hold_up_nobody(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Where somebody wrote into a metric, all is counted and removed as ever; a scrape names the metric until that is gone."""
+    pdc.setup(**storage)
+    hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+    other = pdc.Counter("other", "Other.", registry=registry)
+    hits.labels("/").inc()
+    if "redis" in storage:
+        pdc.get_redis_conn().hset("prometheus_test_hits", "_total:{broken", "1")
+    else:
+        pdc.get_sqlite_conn().execute("INSERT INTO metrics VALUES ('hits', '_total:{broken', 1)")
+    hits.labels("/a").inc(2)
+    hits.remove("/")
+    other.inc()
+    pdc.flush()
+    assert "metric 'hits' holds something that pdc did not write" in refused()
+    if "redis" in storage:
+        pdc.get_redis_conn().hdel("prometheus_test_hits", "_total:{broken")
+    else:
+        pdc.get_sqlite_conn().execute("DELETE FROM metrics WHERE subkey = '_total:{broken'")
+    assert shown() == {'hits_total{path="/a"}': 2.0, "other_total": 1.0}
+
+
+# Outages under load
+
+
+@pytest.mark.parametrize("fault", outage.FAULTS)
+def test_an_outage_under_load(tmp_path: Path, fault: str) -> None:
+    """While Redis is frozen, or dead until it starts again with its data, no request fails, and all are counted once."""
+    result = outage.run(tmp_path, fault, OUTAGE_SECONDS)
+    assert {(method, route): status for method, route, status in result.answers} == {
+        ("GET", "/"): 200,
+        ("POST", "/items/<name>/order"): 201,
+        ("GET", "/items/<name>"): 404,
+    }
+    assert len(result.answers) == 3
+    assert result.answers == result.counted == result.observed
+    assert result.orders == sum(number for (method, *_), number in result.answers.items() if method == "POST")
+    assert result.scrape == 503

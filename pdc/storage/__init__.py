@@ -215,7 +215,10 @@ class Marks(dict[str, tuple[int, float]]):
         return gone
 
 
-def labels_of(field: str) -> str | None:
-    """The JSON labels at the end of a field name; None for a field without labels."""
+def has_labels(field: str, wanted: Mapping[str, str]) -> bool:
+    """Whether the labels at the end of a field name include these; a field that nobody of us wrote has none."""
     start = field.find("{")
-    return None if start < 0 else field[start:]
+    try:
+        return start >= 0 and wanted.items() <= json.loads(field[start:]).items()
+    except ValueError:
+        return False

@@ -67,7 +67,8 @@ local function remove_matching(wanted)
   remove(function(field)
     local start = string.find(field, '{', 1, true)
     if not start then return false end
-    local labels = cjson.decode(string.sub(field, start))
+    local ours, labels = pcall(cjson.decode, string.sub(field, start))
+    if not ours then return false end
     for name, value in pairs(wanted) do
       if labels[name] ~= value then return false end
     end

@@ -27,7 +27,7 @@ from . import (
     Stamped,
     StorageError,
     Update,
-    labels_of,
+    has_labels,
 )
 
 BUSY_SECONDS = 5.0
@@ -245,12 +245,7 @@ class _Metric:
             )
 
     def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
-        doomed = [
-            field
-            for field in self._fields()
-            if (text := labels_of(field)) and any(wanted.items() <= json.loads(text).items() for wanted in selectors)
-        ]
-        self._delete(doomed)
+        self._delete([field for field in self._fields() if any(has_labels(field, wanted) for wanted in selectors)])
 
     def _forget(self, writers: list[str]) -> None:
         if writers:
