@@ -198,6 +198,61 @@ def test_requests_that_arrive_late(proxy: FaultProxy, registry: CollectorRegistr
         assert numbers() == before
 
 
+def test_a_failover(own_redis_server: RedisServer, tmp_path: Path, registry: CollectorRegistry) -> None:
+    """A write whose reply was lost counts once on the replica that takes over, whether it had been replicated or not."""
+    with own_redis_server.client() as primary:
+        primary.config_set("repl-diskless-sync-delay", "0")
+    replicas = [RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(own_redis_server.port)) for _ in range(2)]
+    servers = [own_redis_server, *replicas]
+    with FaultProxy(own_redis_server.port) as proxy:
+        pdc.setup(redis=proxy.url, flush_interval=3600)
+        tally = Tally(registry)
+        for primary, replica, replicated in ((servers[0], servers[1], True), (servers[1], servers[2], False)):
+            _follow(replica, primary)
+            tally.update()
+            pdc.flush()
+            _wait_for_replica(primary)
+            if not replicated:
+                replica.freeze()
+            tally.update()
+            proxy.every(1, Fault.LOSE)
+            with pytest.raises(StorageError):
+                pdc.flush()
+            if replicated:
+                _wait_for_replica(primary)
+            primary.stop()
+            replica.thaw()
+            with replica.client() as client:
+                client.replicaof("NO", "ONE")
+            proxy.heal()
+            proxy.server_port = replica.port
+            tally.update()
+            send()
+            tally.check()
+        pdc.shutdown()
+    for server in servers:
+        server.stop()
+
+
+def _follow(replica: RedisServer, primary: RedisServer) -> None:
+    """Have all that the primary holds in the replica."""
+    with replica.client() as client:
+        client.replicaof("127.0.0.1", primary.port)
+        wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+
+
+def _wait_for_replica(primary: RedisServer) -> None:
+    """Wait until a replica has what the primary has written."""
+    with primary.client() as client:
+        sent = client.info("replication")["master_repl_offset"]
+        wait_until(lambda: max(r["offset"] for r in _replicas(client)) >= sent)
+
+
+def _replicas(client: redis.Redis) -> list[dict[str, Any]]:
+    replication = client.info("replication")
+    return [replication[f"slave{number}"] for number in range(replication["connected_slaves"])]
+
+
 @INTERVALS
 def test_a_network_that_comes_and_goes(proxy: FaultProxy, registry: CollectorRegistry, interval: float) -> None:
     """While connections are refused and cut, threads update and scrape; then everything is counted, by nobody twice."""
