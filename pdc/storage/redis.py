@@ -200,6 +200,7 @@ class RedisStorage(ForkSafe):
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
         self._index = f"prometheus#{prefix}"
         self._scripts: dict[str, str] = {}
+        self._nodes: dict[str, Any] = {}
 
     def __str__(self) -> str:
         if self._clustered:
@@ -287,6 +288,8 @@ class RedisStorage(ForkSafe):
         return replies
 
     def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        if self._clustered:
+            self._find_nodes_again()
         prepared = [self._prepare(*command) for command in commands]
         if self._clustered:
             return [self._send_alone(command) for command in prepared]
@@ -295,6 +298,13 @@ class RedisStorage(ForkSafe):
                 pipeline.execute_command(*command)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
+
+    def _find_nodes_again(self) -> None:
+        """Tell a cluster's client the nodes that it knew: before redis-py 7 it forgets each one that fails, at last all."""
+        known = self.client.nodes_manager.startup_nodes
+        self._nodes.update(known)
+        if not known:
+            known.update(self._nodes)
 
     def _send_alone(self, command: tuple[Any, ...]) -> Any:
         options = {"target_nodes": self.client.get_random_node()} if command == ("TIME",) else {}
