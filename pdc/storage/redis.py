@@ -300,7 +300,7 @@ class RedisStorage(ForkSafe):
             return replies
 
     def _find_nodes_again(self) -> None:
-        """Tell a cluster's client the nodes that it knew: before redis-py 7 it forgets each one that fails, at last all."""
+        """Tell a cluster's client the nodes that it knew: redis-py before 8 forgets each that fails, at last all."""
         known = self.client.nodes_manager.startup_nodes
         self._nodes.update(known)
         if not known:
