@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from .buffer import Buffer
-from .storage import Snapshot, Storage, StorageError
+from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -51,7 +51,7 @@ def setup(
     if redis is not None and sqlite is None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
         storage = _redis_storage(redis, redis_prefix, expire)
-        _attach((REDIS, DEFAULT), storage, interval, None if expire is None else expire / 3)
+        _attach((REDIS, DEFAULT), storage, interval, min(expire or math.inf, FORGET_WRITER_SECONDS) / 3)
     elif sqlite is not None and redis is None:
         _attach_sqlite(sqlite, interval)
     else:
@@ -138,7 +138,7 @@ def _attach_sqlite(database: Any, interval: float) -> None:
             f"flush_interval={interval:g} needs a connection that a background thread may use: "
             "open it with check_same_thread=False, or give setup() a path"
         )
-    _attach((SQLITE, DEFAULT), storage, interval, None, threaded=threaded)
+    _attach((SQLITE, DEFAULT), storage, interval, FORGET_WRITER_SECONDS / 3, threaded=threaded)
 
 
 def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
@@ -152,7 +152,7 @@ def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
 
 
 def _attach(
-    buffers: tuple[Buffer, ...], storage: Storage, interval: float, renew_seconds: float | None, *, threaded: bool = True
+    buffers: tuple[Buffer, ...], storage: Storage, interval: float, renew_seconds: float, *, threaded: bool = True
 ) -> None:
     before = _storages()
     for buffer in buffers:

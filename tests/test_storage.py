@@ -464,6 +464,23 @@ def test_a_metric_is_listed_as_long_as_its_own_expiry_says(
         assert client.ttl("prometheus#") == -1
 
 
+def test_marks_of_idle_metrics_are_renewed(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is known to every metric while it lives, also to one that nobody updates and that does not expire."""
+    monkeypatch.setattr(config, "FORGET_WRITER_SECONDS", 0.3)
+    for_ever: dict[str, Any] = {"redis_expire": None} if "redis" in storage else {}
+    pdc.setup(**storage, **for_ever)
+    pdc.Counter("requests", "Requests.", registry=registry).inc()
+
+    def seen() -> float:
+        ((_, when),) = json.loads(config.DEFAULT.required().read().metrics["requests"]["#writers"]).values()
+        return float(when)
+
+    first = seen()
+    wait_until(lambda: seen() > first)
+
+
 def test_prefixes_that_spell_the_same_key_do_not_mix(
     redis_server: RedisServer,
     registry: CollectorRegistry,
