@@ -13,9 +13,11 @@ import weakref
 from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from .cells import Cell, Entry, Pending
+from .cells import Cell, Entry, Pending, Sums
 from .family import LEASE_SECONDS, Family
+from .journal import Journals
 from .storage import FORK_SECONDS, Batch, Outcome, Snapshot, Storage, StorageError, Update
 
 logger = logging.getLogger("pdc")
@@ -44,6 +46,7 @@ class Buffer:
         self._threaded = True
         self._renew_seconds: float | None = None
         self._metrics: weakref.WeakValueDictionary[int, Pending] = weakref.WeakValueDictionary()
+        self._journals: Journals | None = None
         self._leaving = False
         self._used = False
         self._start()
@@ -54,6 +57,8 @@ class Buffer:
         self._sequence = 0
         self._queue: deque[Entry] = deque()
         self._in_flight: Batch | None = None
+        self._taken: list[Sums] = []
+        self._replay_due = True
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
         self._refused: dict[str, str] = {}
@@ -76,6 +81,11 @@ class Buffer:
         """Know the metric from now on."""
         self._metrics[id(pending)] = pending
 
+    def forget(self, cell: Cell) -> None:
+        """Let go of the cell of a series that was removed."""
+        if self._journals is not None:
+            self._journals.forget(cell)
+
     def declare(self, entry: Entry) -> None:
         """Let the storage show the entry; before `setup` there is nothing to send to, and that is fine."""
         if self.storage is not None:
@@ -87,6 +97,8 @@ class Buffer:
         """Queue the entry. Raises NotConfigured."""
         self.required()
         if isinstance(entry, Cell):
+            if self._journals is not None:
+                self._journals.keep(entry)
             entry.queued = True
             entry.quiet = not self.write_through
         self._queue.append(entry)
@@ -108,7 +120,15 @@ class Buffer:
 
     # What the application and scrapes call
 
-    def attach(self, storage: Storage, interval: float, renew_seconds: float | None, *, threaded: bool = True) -> None:
+    def attach(
+        self,
+        storage: Storage,
+        interval: float,
+        renew_seconds: float | None,
+        *,
+        threaded: bool = True,
+        journals: Journals | None = None,
+    ) -> None:
         """Use this storage from now on; what was pending goes to the one before, if that can be reached.
 
         Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
@@ -122,6 +142,8 @@ class Buffer:
             self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
             self._threaded = threaded
             self.write_through = interval == 0 or self._leaving
+            self._close_journal(keep=False)
+            self._journals, self._replay_due = journals, True
             self._applied.clear()
             self._declared.clear()
             self._refused.clear()
@@ -130,6 +152,8 @@ class Buffer:
             if first:
                 for pending in self._all_metrics():
                     pending.discard()
+            if not self.write_through:
+                self._open_journal()
             self._restart()
             if self.write_through:
                 self._try_to_send()
@@ -142,6 +166,7 @@ class Buffer:
             self.storage = self._thread = None
             self._queue.clear()
             self._in_flight = None
+            self._taken.clear()
             self._reset_retries()
             for pending in self._all_metrics():
                 pending.discard()
@@ -223,8 +248,12 @@ class Buffer:
     def after_fork_in_child(self) -> None:
         """Begin as a new process: nothing pending, another writer, no thread."""
         self._start()
+        if self._journals is not None:
+            self._journals.after_fork_in_child()
         for pending in self._all_metrics():
             pending.after_fork()
+        if not self.write_through:
+            self._open_journal()
 
     # The background thread
 
@@ -262,6 +291,7 @@ class Buffer:
         told = False
         if now >= self._next_beat:
             self._next_beat = now + BEAT_SECONDS
+            self._replay_due = self._journals is not None
             told = self._rouse(beat=True)
         if self._renew_seconds is not None and now >= self._next_renewal:
             self._next_renewal = now + self._renew_seconds
@@ -320,11 +350,14 @@ class Buffer:
         self._sender = threading.get_ident()
         try:
             more, restarted = True, False
+            self._replay()
             while more:
                 retried = self._in_flight is not None
                 batch = self._next_batch()
                 if batch is None:
                     break
+                if self._journals is not None:
+                    self._journals.begin(batch.sequence)
                 forgotten = self._note(batch, self.required().apply(batch))
                 if forgotten and not restarted:
                     self._restart()
@@ -336,6 +369,12 @@ class Buffer:
             raise
         finally:
             self._sender = None
+
+    def _replay(self) -> None:
+        """Send what dead processes of this host left, now and then."""
+        if self._journals is not None and self._replay_due:
+            self._journals.replay(self.required())
+        self._replay_due = False
 
     def _next_batch(self) -> Batch | None:
         if self._in_flight is None:
@@ -358,6 +397,8 @@ class Buffer:
                 update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
                 self._declared[family.name] = meta
             update.operations.extend(entry.take())
+            if isinstance(entry, Sums):
+                self._taken.append(entry)
         return list(updates.values())
 
     def _next_sequence(self) -> int:
@@ -366,7 +407,7 @@ class Buffer:
 
     def _note(self, batch: Batch, outcome: Outcome) -> bool:
         """Book what became of the batch, and return whether the storage had forgotten what it held before."""
-        self._in_flight = None
+        self._landed()
         for name, reason in outcome.refused.items():
             self._refused[name] = reason
             self._say(logging.ERROR, f"metric {name} is refused and will not be counted: {reason}")
@@ -386,6 +427,15 @@ class Buffer:
                 changes = Family.from_meta(update.meta).changed_since(outcome.replaced[update.name])
                 self._say(logging.WARNING, f"metric {update.name} was declared otherwise before; its counts go on: {changes}")
 
+    def _landed(self) -> None:
+        """Note that nothing is in flight any more."""
+        self._in_flight = None
+        for cell in self._taken:
+            cell.settle()
+        self._taken.clear()
+        if self._journals is not None:
+            self._journals.end()
+
     def _read(self, names: Collection[str] | None) -> Snapshot:
         sender, self._sender = self._sender, threading.get_ident()
         try:
@@ -402,19 +452,41 @@ class Buffer:
         if self.storage is None:
             return
         self._retry_at = 0.0
-        self._try_to_send()
+        if self._queue or self._in_flight is not None:
+            self._try_to_send()
         if self._in_flight is None and self._applied:
             updates = [Update(name, meta="") for name in sorted(self._applied)]  # who leaves declares nothing
             self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
             self._try_to_send()
             self._applied.clear()
             if self._in_flight is not None and self._in_flight.leaving:
-                self._in_flight = None
+                self._landed()
 
     def _leave_for_good(self) -> None:
         self._leave()
-        if self._down is not None and (self._queue or self._in_flight is not None):
+        unsent = self._down is not None and (bool(self._queue) or self._in_flight is not None)
+        path = self._close_journal(keep=unsent)
+        if path is not None:
+            self._say(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {self._down}")
+        elif unsent:
             self._say(logging.ERROR, f"metrics that could not be sent are lost: {self._down}")
+
+    def _open_journal(self) -> None:
+        if self._journals is not None and not self._journals.is_open:
+            self._journals.open(self.writer, self._sequence, self._in_flight is not None)
+            for pending in self._all_metrics():
+                for cell in list(pending.cells):
+                    self._journals.keep(cell)
+
+    def _close_journal(self, *, keep: bool) -> Path | None:
+        """End the journal of this process; the cells then go on in memory. Return its path where it is kept."""
+        if self._journals is None:
+            return None
+        path = self._journals.close(keep=keep)
+        for pending in self._all_metrics():
+            for cell in list(pending.cells):
+                cell.leave_journal()
+        return path
 
     def _restart(self) -> None:
         """Queue every series, as for an empty storage."""
@@ -428,6 +500,8 @@ class Buffer:
         return [pending for reference in self._metrics.valuerefs() if (pending := reference()) is not None]
 
     def _failed(self, error: Exception) -> None:
+        if self.write_through:  # nothing was pending till now
+            self._open_journal()
         if self._down is None:
             self._say(logging.WARNING, f"metrics cannot be sent and are kept in memory until they can: {error}")
         self._down = error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .family import EXEMPLAR, Family, labels_with
@@ -80,9 +81,9 @@ class Pending:
     def after_fork(self) -> None:
         """Start as a new process: a lock that nobody holds, cells with nothing in them."""
         self.lock = threading.RLock()
-        self.discard()
         for cell in list(self.cells):
-            cell.after_fork()
+            cell.start_anew()
+        self.discard()
 
 
 class Removal:
@@ -125,8 +126,11 @@ class Cell:
         """Forget what was gathered."""
         raise NotImplementedError
 
-    def after_fork(self) -> None:
-        """Let go of what is the parent's; called with nothing gathered."""
+    def start_anew(self) -> None:
+        """Start at zero, in memory."""
+
+    def leave_journal(self) -> None:
+        """Go on in memory."""
 
     def operations(self) -> list[Operation]:
         """Hand over what was gathered; called with the lock held."""
@@ -145,6 +149,7 @@ class Cell:
         """Never send anything again; whoever still holds the series updates it in vain."""
         with self.pending.lock:
             self.dropped = True
+        self.buffer.forget(self)
 
     def changed(self) -> None:
         """Mark the cell after a change. Raises NotConfigured."""
@@ -171,33 +176,73 @@ class Sums(Cell):
     An update is ``cell.totals[index] += amount`` for one or more numbers, without a lock. CPython runs other threads,
     handlers and finalizers when code calls something or jumps back, and such a statement does neither, where the amount is
     a float. What it must not do between looking at `totals` and the last addition is call anything.
+
+    There are three rows: the totals, those that went into a batch, and those that are in the storage. Where a journal has
+    them, another process can go on from there.
     """
 
-    __slots__ = ("_taken", "totals")
+    __slots__ = ("record", "rows", "totals")
 
     width: int
+    rows: memoryview[float]
+    totals: memoryview[float]
+    record: memoryview | None
 
     def reset(self) -> None:
-        if not hasattr(self, "totals"):
-            self.totals = [0.0] * self.width
-        self._taken = self.totals.copy()
+        if not hasattr(self, "rows"):
+            self.start_anew()
+        width = self.width
+        self.rows[2 * width :] = self.totals
+        self.rows[width : 2 * width] = self.totals
 
-    def after_fork(self) -> None:
-        self.totals = [0.0] * self.width
-        self._taken = self.totals.copy()
+    def start_anew(self) -> None:
+        self.rows = _rows(self.width)
+        self.totals = self.rows[: self.width]
+        self.record = None
+
+    def leave_journal(self) -> None:
+        if self.record is not None:
+            self.move(_rows(self.width), None)
+
+    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+        """Keep the numbers in these rows, which are 0, from now on; updates may go on meanwhile."""
+        with self.pending.lock:
+            width, before = self.width, self.totals
+            rows[width:] = self.rows[width:]
+            self.rows, self.record = rows, record
+            self.totals = totals = rows[:width]
+            for index in range(width):
+                totals[index] += before[index]
 
     def operations(self) -> list[Operation]:
-        before, self._taken = self._taken, self.totals.copy()
-        return self.additions([_gained(now, then) for now, then in zip(self._taken, before, strict=True)])
+        width = self.width
+        before = self.rows[width : 2 * width].tolist()
+        self.rows[width : 2 * width] = self.totals
+        return self.additions(self.gained(self.rows[width : 2 * width].tolist(), before))
+
+    def settle(self) -> None:
+        """Note that the storage has what went into the last batch."""
+        width = self.width
+        self.rows[2 * width :] = self.rows[width : 2 * width]
+        if not math.isfinite(self.rows[width]):  # nothing can be added to it any more
+            self.begin_again()
+
+    def begin_again(self) -> None:
+        """Count the first number from 0 again."""
+        self.rows[0] = self.rows[self.width] = self.rows[2 * self.width] = 0.0
+
+    def gained(self, now: Sequence[float], then: Sequence[float]) -> list[float]:
+        """What each number gained; of one that was infinite and is, or that did not change, what changes nothing."""
+        return [-0.0 if new == old else new - old for new, old in zip(now, then, strict=True)]
 
     def additions(self, gained: list[float]) -> list[Operation]:
         """The operations that add to the storage what each number gained."""
         raise NotImplementedError
 
 
-def _gained(now: float, then: float) -> float:
-    """What there was added; of a number that was infinite and is, or that was not changed, what changes nothing."""
-    return -0.0 if now == then else now - then
+def _rows(width: int) -> memoryview[float]:
+    """Three rows of so many numbers, which are 0."""
+    return memoryview(bytearray(3 * 8 * width)).cast("d")
 
 
 class Total(Sums):
@@ -216,7 +261,7 @@ class Total(Sums):
         """Set the counter to zero, as created now."""
         now = time.time()
         with self.pending.lock:
-            self._taken = self.totals.copy()
+            self.begin_again()
             self.created = now
             self.fresh = self._restarted = True
         self.changed()

@@ -7,9 +7,11 @@ import math
 import os
 import threading
 from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .buffer import Buffer
+from .journal import Journals, default_folder
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def setup(
     redis_prefix: str = "",
     redis_expire: float | None = 3600,
     flush_interval: float = 0.0,
+    journal: str | os.PathLike[str] | bool = True,
 ) -> None:
     """Say where metrics live: in Redis or in SQLite, exactly one of them.
 
@@ -43,17 +46,22 @@ def setup(
     - `redis_expire`: seconds after which a metric that no living process has declared is gone; None for never.
     - `flush_interval`: seconds between two batches that a background thread sends; updates then cost no I/O, which is
       right for servers. With 0 every update is in the storage when its call returns: right for scripts.
+    - `journal`: the folder where updates are kept that are not in the storage yet, so that the next process of this host
+      that uses the same storage sends what a killed one left. True is a folder for temporary files, which only this user
+      may read; False is none. A folder of your own must be on a local disk.
 
     Raises ValueError for arguments that make no sense, TypeError for a client that is none, and ImportError where
     `redis` is not installed.
     """
     interval = _seconds("flush_interval", flush_interval)
+    folder = (default_folder() if journal else None) if isinstance(journal, bool) else Path(journal)
     if redis is not None and sqlite is None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
         storage = _redis_storage(redis, redis_prefix, expire)
-        _attach((REDIS, DEFAULT), storage, interval, min(expire or math.inf, FORGET_WRITER_SECONDS) / 3)
+        renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
+        _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds)
     elif sqlite is not None and redis is None:
-        _attach_sqlite(sqlite, interval)
+        _attach_sqlite(sqlite, interval, folder)
     else:
         raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
 
@@ -128,7 +136,7 @@ def _others(buffer: Buffer) -> list[Buffer]:
     return [other for other in BUFFERS if other is not buffer and other.storage is not None and other.storage is buffer.storage]
 
 
-def _attach_sqlite(database: Any, interval: float) -> None:
+def _attach_sqlite(database: Any, interval: float, folder: Path | None) -> None:
     from .storage.sqlite import SqliteStorage
 
     storage = SqliteStorage(database)
@@ -138,7 +146,7 @@ def _attach_sqlite(database: Any, interval: float) -> None:
             f"flush_interval={interval:g} needs a connection that a background thread may use: "
             "open it with check_same_thread=False, or give setup() a path"
         )
-    _attach((SQLITE, DEFAULT), storage, interval, FORGET_WRITER_SECONDS / 3, threaded=threaded)
+    _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, threaded=threaded)
 
 
 def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
@@ -152,11 +160,18 @@ def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
 
 
 def _attach(
-    buffers: tuple[Buffer, ...], storage: Storage, interval: float, renew_seconds: float, *, threaded: bool = True
+    buffers: tuple[Buffer, ...],
+    storage: Storage,
+    interval: float,
+    folder: Path | None,
+    renew_seconds: float,
+    *,
+    threaded: bool = True,
 ) -> None:
     before = _storages()
     for buffer in buffers:
-        buffer.attach(storage, interval, renew_seconds, threaded=threaded)
+        journals = None if folder is None or storage.identity is None else Journals(folder, storage.identity)
+        buffer.attach(storage, interval, renew_seconds, threaded=threaded, journals=journals)
     for left in before - _storages():
         left.close()
 

@@ -74,6 +74,13 @@ def _flag(value: Any) -> bool:
     return flags[str(value).strip().lower()]
 
 
+def _journal(value: Any) -> str | bool:
+    try:
+        return _flag(value)
+    except KeyError:
+        return _path(value) or True
+
+
 def _seconds(value: Any) -> float:
     seconds = float(value)
     if isinstance(value, bool) or not 0 <= seconds < math.inf:
@@ -168,6 +175,7 @@ class Options:
     redis_prefix: str = _option("", _text, "a text")
     redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
     flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
+    journal: str | bool = _option(True, _journal, "a folder, true or false")
     metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
     metrics_port: tuple[str, int] | None = _option(None, _address, "a port, or an address and a port: 127.0.0.1:9100")
     metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send")
@@ -225,9 +233,10 @@ class Options:
                 redis_prefix=self.redis_prefix,
                 redis_expire=self.redis_expire,
                 flush_interval=self.flush_interval,
+                journal=self.journal,
             )
         elif self.sqlite_path is not None or before is None:
-            config.setup(sqlite=self.sqlite_path or "metrics.db", flush_interval=self.flush_interval)
+            config.setup(sqlite=self.sqlite_path or "metrics.db", flush_interval=self.flush_interval, journal=self.journal)
         if before is not None and str(before) != str(config.DEFAULT.storage):
             logger.warning("the metrics of this process go to %s from now on, no longer to %s", config.DEFAULT.storage, before)
 
@@ -236,8 +245,8 @@ def setup_from_environ(**options: Any) -> None:
     """Set up the storage that the environment names, in a program that no framework configures: a job, a worker, a function.
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given;
-    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE`` and ``PDC_FLUSH_INTERVAL`` (1 second) are the other options. They mean what
-    they do in web applications, so that one environment serves all programs. A keyword comes before its variable:
+    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second) and ``PDC_JOURNAL`` are the others. They
+    mean what they do in web applications, so that one environment serves all programs. A keyword comes before its variable:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()

@@ -32,7 +32,7 @@ class PrometheusMiddleware:
     """Counts and times every request and WebSocket connection; add it last, so that it sees what other middlewares do.
 
     Options are keywords, or environment variables such as ``PDC_REDIS_URL`` for ``redis_url``: ``redis_url`` or
-    ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``,
+    ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``, ``journal``,
     ``metrics_path`` (not counted), ``metrics_port``, ``metrics_token``, ``namespace``, ``buckets``, ``exclude_paths``,
     ``group_status``, ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``enabled``. Requests of an endpoint that
     `exclude` decorates, below its route, are not counted.

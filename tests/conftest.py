@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -24,6 +25,10 @@ import pdc
 from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
+TEMPORARY = tempfile.mkdtemp(prefix="pdc-tests-")
+"""Where this process, and others that a test starts, have journals."""
+Path(TEMPORARY).chmod(0o1777)
+os.environ["TMPDIR"] = tempfile.tempdir = TEMPORARY
 
 
 def free_port() -> int:

@@ -29,6 +29,8 @@ class Recorder:
         self.during: Callable[[], None] = lambda: None
         self.outcomes: list[Outcome] = []
 
+    identity = None
+
     def apply(self, batch: Batch) -> Outcome:
         """Keep the batch."""
         self.batches.append(batch)

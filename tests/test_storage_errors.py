@@ -348,10 +348,14 @@ print(pdc.generate_latest().decode())
     "target", [{"sqlite": "missing/metrics.db"}, {"redis": "redis://127.0.0.1:1/0"}], ids=["sqlite", "redis"]
 )
 def test_a_script_that_ends_in_an_outage(run_script: Run, interval: float, target: dict[str, str]) -> None:
-    """It ends as it would without metrics, and the log says that they are lost."""
-    result = run_script(f"setup(flush_interval={interval})\npdc.Counter('hits', 'Hits.').inc()\nprint('done')", storage=target)
-    assert result.stdout == "done\n"
-    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == [
-        DOWN.rstrip(": "),
-        "metrics that could not be sent are lost",
-    ]
+    """It ends as it would without metrics, and the log says where they wait; without a journal, that they are lost."""
+    for journal, expected in (
+        (True, "metrics that could not be sent wait in"),
+        (False, "metrics that could not be sent are lost"),
+    ):
+        source = f"setup(flush_interval={interval}, journal={journal})\npdc.Counter('hits', 'Hits.').inc()\nprint('done')"
+        result = run_script(source, storage=target)
+        assert result.stdout == "done\n"
+        down, end = result.stderr.splitlines()
+        assert down.startswith(DOWN)
+        assert end.startswith(expected)

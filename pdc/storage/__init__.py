@@ -128,6 +128,10 @@ class Snapshot(NamedTuple):
 class Storage(Protocol):
     """Where metrics live. Methods may be called from any thread and, after a fork, from the child."""
 
+    @property
+    def identity(self) -> str | None:
+        """What is the same in every process that uses this storage, without secrets; None where no other one can."""
+
     def apply(self, batch: Batch) -> Outcome:
         """Apply the batch; each metric changes at once or not at all.
 

@@ -210,6 +210,13 @@ class RedisStorage(ForkSafe):
         where = options.get("path") or getattr(pool, "service_name", None)  # a socket, or what a sentinel is asked for
         return f"Redis {where}" if where else f"Redis {options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
+    @property
+    def identity(self) -> str:
+        if self._clustered:
+            nodes = self.client.nodes_manager.startup_nodes
+            return f"Redis cluster {' '.join(sorted(nodes))} {self._prefix}"
+        return f"{self} {self.client.connection_pool.connection_kwargs.get('db') or 0} {self._prefix}"
+
     def apply(self, batch: Batch) -> Outcome:
         outcome = Outcome()
         missing, *replies = self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])

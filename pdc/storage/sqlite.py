@@ -82,6 +82,10 @@ class SqliteStorage(ForkSafe):
     def __str__(self) -> str:
         return f"SQLite {self._path or 'connection'}"
 
+    @property
+    def identity(self) -> str | None:
+        return f"SQLite {self._path}" if self._path else None
+
     def connection(self) -> sqlite3.Connection:
         """The given connection, or one to the same file in autocommit mode, which the caller may use as it likes.
 

@@ -1,0 +1,343 @@
+"""The numbers of this process that are not in the storage yet, in a file that outlives it.
+
+The file is mapped into memory and an update is a store to that memory: it makes no system call, and the kernel keeps what
+was stored when the process is killed. Each series has three rows of numbers: what it counted so far, how much of that went
+into a batch, and how much of that is in the storage. The header says which batch is in flight. So whoever finds the file
+knows, wherever its owner stopped, what the storage may have and what it cannot have, and sends the same batches again.
+
+A lock on the file (`flock`) shows that its owner lives; it goes with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import mmap
+import os
+import stat
+import struct
+import threading
+import time
+import zlib
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .cells import Buckets, Cell, Observations, Sums, Total
+from .family import Family
+from .storage import Batch, Storage, Update
+
+logger = logging.getLogger("pdc")
+
+MAGIC = b"pdcjrnl1"
+SUFFIX = ".journal"
+BEGIN_SECONDS = 60.0
+"""A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
+LAST, IN_FLIGHT = 1, 2
+"""Which numbers of 8 bytes in the header are the last sequence that was used, and the one in flight (0: none)."""
+WRITER = slice(24, 96)
+CHUNK = 64 * 1024
+"""Bytes by which a file grows; a record lies in one chunk."""
+ALIGNMENT = 16
+RECORD = struct.Struct("<IIII")
+"""How a record begins: its bytes in all, numbers in a row, bytes of text, and whether it counts."""
+KINDS: dict[str, type[Sums]] = {"counter": Total, "summary": Observations, "histogram": Buckets}
+
+
+_complaints: set[Path] = set()
+"""The folders that could not be used, of which the log knows."""
+
+
+class DamagedJournal(Exception):  # noqa: N818 - the message says what is wrong with it
+    """A file is no journal of this version, or not all of one."""
+
+
+def default_folder() -> Path:
+    """Where journals are unless `setup` says otherwise: a folder of the user's own beside other temporary files."""
+    import tempfile  # only here, as it takes long to import
+
+    return Path(tempfile.gettempdir()) / f"pdc-{os.geteuid()}"
+
+
+class Journals:
+    """The journals of one storage on this host: this process's own, and those that dead processes left."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self._folder = folder
+        self._prefix = f"{zlib.crc32(identity.encode()):08x}{zlib.adler32(identity.encode()):08x}"
+        self._own: Journal | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has one."""
+        return self._own is not None
+
+    def open(self, writer: str, sequence: int, in_flight: bool) -> None:
+        """Begin this process's own, unless that is impossible: the log then says once that there is none."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self._folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                raise PermissionError(f"expected a folder that only its owner may write (chmod 700), got {self._folder}")
+            self._own = Journal(self._folder / f"{self._prefix}-{writer}{SUFFIX}", writer)
+            self._own.begin(sequence)
+            if not in_flight:
+                self._own.end()
+        except OSError as error:
+            self._complain(error)
+
+    def keep(self, cell: Cell) -> None:
+        """Have the numbers of a cell in the own journal from now on, if there is one."""
+        own = self._own
+        if own is not None and isinstance(cell, Sums) and cell.record is None:
+            try:
+                own.adopt(cell)
+            except OSError as error:
+                self._complain(error)
+
+    def forget(self, cell: Cell) -> None:
+        """Take the numbers of a cell out of the own journal."""
+        if self._own is not None and isinstance(cell, Sums) and cell.record is not None:
+            record = cell.record
+            cell.start_anew()
+            self._own.release(record)
+
+    def begin(self, sequence: int) -> None:
+        """Note that this batch is in flight; the rows say what is in it."""
+        if self._own is not None:
+            self._own.begin(sequence)
+
+    def end(self) -> None:
+        """Note that no batch is in flight; the rows say what is in the storage."""
+        if self._own is not None:
+            self._own.end()
+
+    def close(self, *, keep: bool) -> Path | None:
+        """End the own journal; return its path where there was one to `keep` for the next process of this host."""
+        own, self._own = self._own, None
+        if own is None:
+            return None
+        own.close(keep=keep)
+        return own.path if keep else None
+
+    def after_fork_in_child(self) -> None:
+        """Leave the own journal to the parent."""
+        if self._own is not None:
+            self._own.let_go()
+            self._own = None
+
+    def _complain(self, error: OSError) -> None:
+        if self._folder not in _complaints:
+            _complaints.add(self._folder)
+            logger.warning(
+                "there is no journal, updates that are not sent yet go with the process when it is killed: %s", error
+            )
+
+    def replay(self, storage: Storage) -> None:
+        """Send what dead processes left, each file once. Raises StorageError, and keeps what was not sent."""
+        for path in sorted(self._folder.glob(f"{self._prefix}-*{SUFFIX}")):
+            try:
+                file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:  # somebody else has finished with it, or it is none of ours
+                continue
+            try:
+                self._replay(path, file, storage)
+            finally:
+                os.close(file)
+
+    def _replay(self, path: Path, file: int, storage: Storage) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # its owner lives
+            return
+        found = os.fstat(file)
+        if found.st_nlink == 0:  # another process has sent it
+            return
+        content = _content(file)
+        if not any(content[: len(MAGIC)]):
+            if found.st_mtime < time.time() - BEGIN_SECONDS:
+                path.unlink()
+            return
+        try:
+            left = list(batches(content))
+        except DamagedJournal as error:
+            aside = path.rename(path.with_suffix(".damaged"))
+            logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
+            return
+        for batch in left:
+            if batch.leaving:  # it takes along the marks by which the storage knows the others
+                path.unlink()
+            storage.apply(batch)
+
+
+class Journal:
+    """The journal that this process writes: records, each a family or the rows of one series, one after the other."""
+
+    def __init__(self, path: Path, writer: str) -> None:
+        self.path = path
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        # The mapping keeps a file of its own open, which a child inherits: the lock must not be on that.
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._size = 0
+        self._families: dict[Family, int] = {}
+        self._free: defaultdict[tuple[int, int], list[memoryview]] = defaultdict(list)
+        self._waiting: deque[Sums] = deque()
+        self._adopting = threading.Lock()
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            first = self._grow(CHUNK)
+        except OSError:
+            self.close(keep=False)
+            raise
+        self._header = first[: WRITER.stop].cast("Q")
+        first[WRITER] = writer.encode().ljust(WRITER.stop - WRITER.start, b"\0")
+        first[: len(MAGIC)] = MAGIC
+        self._chunk = first[WRITER.stop :]
+
+    def adopt(self, cell: Sums) -> None:
+        """Keep the numbers of a cell from now on. Never waits for another thread. Raises OSError where the disk is full."""
+        self._waiting.append(cell)
+        while self._waiting and self._adopting.acquire(blocking=False):
+            try:
+                self._adopt_waiting()
+            finally:
+                self._adopting.release()
+
+    def _adopt_waiting(self) -> None:
+        while self._waiting:
+            cell = self._waiting.popleft()
+            if cell.record is None and not cell.dropped:
+                family = cell.pending.family
+                if family not in self._families:
+                    self._write(family.meta, 0)
+                    self._families[family] = len(self._families)
+                text = json.dumps([self._families[family], cell.labels, cell.created])
+                record, rows = self._write(text, cell.width)
+                cell.move(rows, record)
+
+    def _write(self, text: str, width: int) -> tuple[memoryview, memoryview[float]]:
+        """Write a record; return it, and its rows, which are 0."""
+        content = text.encode()
+        rows_at = RECORD.size + -(-len(content) // 8) * 8
+        size = -(-(rows_at + 3 * width * 8) // ALIGNMENT) * ALIGNMENT
+        record = self._room(size, width)
+        rows = record[rows_at : rows_at + 3 * width * 8].cast("d")
+        rows[:] = memoryview(bytes(rows.nbytes)).cast("d")
+        record[RECORD.size : RECORD.size + len(content)] = content
+        RECORD.pack_into(record, 0, size, width, len(content), 1)
+        return record, rows
+
+    def _room(self, size: int, width: int) -> memoryview:
+        if free := self._free[size, width]:
+            return free.pop()
+        if len(self._chunk) < size:
+            following = self._grow(size)
+            if len(self._chunk):
+                RECORD.pack_into(self._chunk, 0, len(self._chunk), 0, 0, 0)
+            self._chunk = following
+        record, self._chunk = self._chunk[:size], self._chunk[size:]
+        return record
+
+    def _grow(self, least: int) -> memoryview:
+        size = -(-least // CHUNK) * CHUNK
+        if hasattr(os, "posix_fallocate"):  # where the disk is full, a mapping would crash the process
+            os.posix_fallocate(self._file, self._size, size)
+        else:
+            os.pwrite(self._file, bytes(size), self._size)
+        chunk = memoryview(mmap.mmap(self._file, size, offset=self._size))
+        self._size += size
+        return chunk
+
+    def release(self, record: memoryview) -> None:
+        """Forget a series, whose cell has let go of its rows."""
+        size, width, length, _ = RECORD.unpack_from(record)
+        RECORD.pack_into(record, 0, size, width, length, 0)
+        self._free[size, width].append(record)
+
+    def begin(self, sequence: int) -> None:
+        """Note that this batch is in flight; the rows say what is in it."""
+        self._header[LAST] = sequence
+        self._header[IN_FLIGHT] = sequence
+
+    def end(self) -> None:
+        """Note that no batch is in flight; the rows say what is in the storage."""
+        self._header[IN_FLIGHT] = 0
+
+    def close(self, *, keep: bool) -> None:
+        """Let go of the file, and leave it to the next process of this host if there is anything to `keep`."""
+        if not keep:
+            self.path.unlink(missing_ok=True)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the file; the mapping goes with the last cell that has its numbers there."""
+        os.close(self._lock)
+        os.close(self._file)
+
+
+def _content(file: int) -> bytes:
+    with os.fdopen(os.dup(file), "rb") as opened:
+        opened.seek(0)
+        return opened.read()
+
+
+def batches(content: bytes) -> Iterator[Batch]:
+    """What a journal of that content has to send, in batches as its owner would have. Raises DamagedJournal."""
+    if len(content) < WRITER.stop or content[: len(MAGIC)] != MAGIC:
+        raise DamagedJournal(f"expected a file that starts with {MAGIC!r}, got {content[: len(MAGIC)]!r}")
+    header = memoryview(content)[: WRITER.stop - WRITER.stop % 8].cast("Q")
+    last, in_flight = header[LAST], header[IN_FLIGHT]
+    writer = content[WRITER].rstrip(b"\0").decode("ascii", "replace")
+    series = list(_series(content))
+    steps = [(in_flight, 1, 2), (last + 1, 0, 1)] if in_flight else [(last + 1, 0, 2)]
+    names: set[str] = set()
+    for sequence, now, then in steps:
+        updates: dict[str, Update] = {}
+        for family, cell, rows in series:
+            gained = cell.gained(rows[now], rows[then])
+            if any(gained):
+                update = updates.setdefault(family.name, Update(family.name, family.meta, []))
+                update.operations.extend(cell.additions(gained))
+        names.update(updates)
+        if updates:
+            yield Batch(writer, sequence, list(updates.values()))
+    yield Batch(writer, last + 2, [Update(name, meta="") for name in sorted(names)], leaving=True)
+
+
+def _series(content: bytes) -> Iterator[tuple[Family, Sums, list[list[float]]]]:
+    """The series of a journal: family, a cell to spell its operations, and the three rows."""
+    families: list[Family] = []
+    at = WRITER.stop
+    while at + RECORD.size <= len(content):
+        size, width, length, counts = RECORD.unpack_from(content, at)
+        if size == 0:
+            return
+        rows_at = at + RECORD.size + -(-length // 8) * 8
+        if size % ALIGNMENT or rows_at + 3 * width * 8 > at + size or at + size > len(content):
+            raise DamagedJournal(f"the record at byte {at} has an impossible size ({size} bytes, {width} numbers a row)")
+        text = content[at + RECORD.size : at + RECORD.size + length]
+        try:
+            if not width and length:
+                families.append(Family.from_meta(text.decode()))
+            elif counts:
+                number, labels, created = json.loads(text)
+                family = families[number]
+                numbers = struct.unpack_from(f"={3 * width}d", content, rows_at)
+                rows = [list(numbers[row * width : (row + 1) * width]) for row in range(3)]
+                yield family, _cell(family, labels, created, width), rows
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise DamagedJournal(f"the record at byte {at} says {text[:80]!r}") from error
+        at += size
+
+
+def _cell(family: Family, labels: str, created: float, width: int) -> Sums:
+    pending: Any = SimpleNamespace(buffer=None, family=family, lock=threading.RLock())
+    bounds = ([float(bound) for bound in family.bounds],) if family.type == "histogram" else ()
+    cell: Sums = KINDS[family.type](pending, labels, *bounds)
+    if cell.width != width:
+        raise ValueError(width)
+    cell.created = created
+    return cell
