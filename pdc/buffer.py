@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .cells import Cell, Entry, Pending, Sums
-from .family import LEASE_SECONDS
+from .family import LEASE_SECONDS, Family
 from .journal import Journals
 from .storage import FORK_SECONDS, Batch, Outcome, Snapshot, Storage, StorageError, Update
 
@@ -62,6 +62,7 @@ class Buffer:
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        self._replaced: set[str] = set()
         self._sending = threading.RLock()
         self._sender: int | None = None
         self._unsaid: deque[tuple[int, str, Exception | None]] = deque()
@@ -417,12 +418,21 @@ class Buffer:
         for name, reason in outcome.refused.items():
             self._refused[name] = reason
             self._say(logging.ERROR, f"metric {name} is refused and will not be counted: {reason}")
+        self._tell_of_replaced(batch, outcome)
         if batch.leaving:
             return False
         forgotten = not self._applied.isdisjoint(outcome.unknown)
         self._applied.update(update.name for update in batch.updates)
         self._applied.difference_update(outcome.refused)
         return forgotten
+
+    def _tell_of_replaced(self, batch: Batch, outcome: Outcome) -> None:
+        """Say once per process and metric that it was declared otherwise before, as by another version of the program."""
+        for update in batch.updates:
+            if update.name in outcome.replaced and update.name not in self._replaced:
+                self._replaced.add(update.name)
+                changes = Family.from_meta(update.meta).changed_since(outcome.replaced[update.name])
+                self._say(logging.WARNING, f"metric {update.name} was declared otherwise before; its counts go on: {changes}")
 
     def _landed(self) -> None:
         """Note that nothing is in flight any more."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .buffer import Buffer
 from .journal import Journals, default_folder
-from .storage import Snapshot, Storage, StorageError
+from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -58,7 +58,8 @@ def setup(
     if redis is not None and sqlite is None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
         storage = _redis_storage(redis, redis_prefix, expire)
-        _attach((REDIS, DEFAULT), storage, interval, folder, None if expire is None else expire / 3)
+        renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
+        _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds)
     elif sqlite is not None and redis is None:
         _attach_sqlite(sqlite, interval, folder)
     else:
@@ -145,7 +146,7 @@ def _attach_sqlite(database: Any, interval: float, folder: Path | None) -> None:
             f"flush_interval={interval:g} needs a connection that a background thread may use: "
             "open it with check_same_thread=False, or give setup() a path"
         )
-    _attach((SQLITE, DEFAULT), storage, interval, folder, threaded=threaded)
+    _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, threaded=threaded)
 
 
 def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
@@ -163,7 +164,7 @@ def _attach(
     storage: Storage,
     interval: float,
     folder: Path | None,
-    renew_seconds: float | None = None,
+    renew_seconds: float,
     *,
     threaded: bool = True,
 ) -> None:

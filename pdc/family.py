@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
 from operator import add
@@ -14,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from .storage import LIVE, META, WRITERS, Marks
+from .storage import LIVE, META, WRITERS, Marks, StorageError
 
 PROCESS = "#process:"
 EXEMPLAR = "#exemplar"
@@ -81,16 +82,24 @@ class Family:
         """The start of the fields that hold the values of one process."""
         return f"{LIVE if self.live else PROCESS}{writer}:"
 
+    def changed_since(self, before: str) -> str:
+        """What is declared otherwise than in that `#meta`, in words."""
+        old, new = asdict(Family.from_meta(before)), asdict(self)
+        changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
+        return ", ".join(changed)
+
     def metric(self, fields: Fields, now: float) -> Metric:
         """The family with its samples, series sorted by their label values.
 
-        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive.
+        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive. Raises StorageError for
+        fields that pdc did not write.
         """
         metric = Metric(self.name, self.documentation, self.type, self.unit)
         _, samples = _TYPES[self.type]
-        for labels, values in sorted(self._series(fields, now).items(), key=lambda item: [value for _, value in item[0]]):
-            for suffix, own, value, exemplar in samples(self, values):
-                metric.samples.append(Sample(self.name + suffix, {**dict(labels), **own}, value, None, exemplar))
+        with _explained(self.name):
+            for labels, values in sorted(self._series(fields, now).items(), key=lambda item: [value for _, value in item[0]]):
+                for suffix, own, value, exemplar in samples(self, values):
+                    metric.samples.append(Sample(self.name + suffix, {**dict(labels), **own}, value, None, exemplar))
         return metric
 
     def _series(self, fields: Fields, now: float) -> dict[Labels, Values]:
@@ -212,9 +221,27 @@ def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:
 
 
 def families(metrics: Mapping[str, Fields], now: float) -> list[Metric]:
-    """The families of a snapshot, sorted by name, without fields of no metric and types of later versions."""
-    known = [(Family.from_meta(fields[META]), fields) for _, fields in sorted(metrics.items()) if META in fields]
+    """The families of a snapshot, sorted by name, without fields of no metric and types of later versions.
+
+    Raises StorageError for what pdc did not write.
+    """
+    known = []
+    for name, fields in sorted(metrics.items()):
+        if META in fields:
+            with _explained(name):
+                known.append((Family.from_meta(fields[META]), fields))
     return [family.metric(fields, now) for family, fields in known if family.type in _TYPES]
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn errors about fields of that metric into a StorageError that says which metric it is, and what helps."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StorageError(
+            f"metric {name!r} holds something that pdc did not write: {error!r}. Delete the field or the metric in the storage."
+        ) from error
 
 
 def exemplar_text(labels: Mapping[str, str], value: float, timestamp: float) -> str:

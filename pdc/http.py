@@ -199,7 +199,7 @@ class HTTPMetrics:
     def answer(self, scrape: Scrape, authorization: str = "") -> Response:
         """Answer a scrape whose header Authorization is given; 401 without the right token."""
         token = self.options.metrics_token
-        if token is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+        if token is not None and not hmac.compare_digest(_bytes(authorization), _bytes(f"Bearer {token}")):
             challenge = ("WWW-Authenticate", "Bearer")
             return plain(HTTPStatus.UNAUTHORIZED, "metrics need the header Authorization: Bearer <token>", challenge)
         return scrape.answer(self._registry)
@@ -617,3 +617,8 @@ def _exemplar_source(options: Options) -> Callable[[], Mapping[str, str] | None]
         return {"trace_id": trace.format_trace_id(span.trace_id)} if span.is_valid and span.trace_flags.sampled else None
 
     return current
+
+
+def _bytes(text: str) -> bytes:
+    """The text in UTF-8, also where it has lone surrogates, as an environment variable may."""
+    return text.encode(errors="surrogatepass")

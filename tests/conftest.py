@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -74,9 +75,17 @@ class RedisServer:
         wait_until(self._answers)
 
     def stop(self) -> None:
-        """Stop the server, losing what it held."""
+        """Stop the server, losing what it held but for what its options let it keep."""
         self._process.kill()
         self._process.wait()
+
+    def freeze(self) -> None:
+        """Let the server do nothing, but keep its connections."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the server go on after `freeze`."""
+        self._process.send_signal(signal.SIGCONT)
 
     def client(self, **options: Any) -> redis.Redis:
         """A client of the server."""

@@ -14,17 +14,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import prometheus_client
 import pytest
 from conftest import ROOT, RedisServer, free_port, wait_until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import pdc
 import pdc.sqlite
@@ -266,6 +270,32 @@ def test_names_choose_samples(query: str, shown: set[str]) -> None:
     families = [family for family in text_string_to_metric_families(answer.body.decode()) if not family.name.startswith("pdc")]
     assert all(family.samples for family in families)
     assert {sample.name for family in families for sample in family.samples} == shown
+
+
+def headers_of(*words: str) -> st.SearchStrategy[str]:
+    """Headers that are made of these words, of punctuation, and of whatever bytes a client may send."""
+    pieces = st.sampled_from([*words, ",", ";", "=", '"', " ", "q=", "0.5", "-1", "nan", "1e999", "*/*", "\x00", "\xff", "\t"])
+    return st.lists(pieces | st.text(st.characters(max_codepoint=255), max_size=3), max_size=12).map("".join)
+
+
+@given(
+    accept=headers_of("text/plain", "application/openmetrics-text", "version=", "1.0.0", "0.0.4", "escaping=", "dots"),
+    accept_encoding=headers_of("gzip", "identity", "*"),
+    query=headers_of("name[]=", "name%5B%5D=", "stock", "sales_total", "&", "%", "%FF", "+"),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True)
+@pytest.mark.usefixtures("counted")
+def test_broken_requests_get_metrics(accept: str, accept_encoding: str, query: str) -> None:
+    """Whatever bytes a client sends as headers and query, it gets a valid answer in the format that the answer names."""
+    answer = Scrape(accept=accept, accept_encoding=accept_encoding, query=query).answer()
+    headers = dict(answer.headers)
+    assert answer.status == 200
+    assert headers["Content-Length"] == str(len(answer.body))
+    body = (gzip.decompress(answer.body) if "Content-Encoding" in headers else answer.body).decode()
+    parse = text_string_to_metric_families if "openmetrics" in headers["Content-Type"] else parse_text
+    shown = {sample.name for family in parse(body) for sample in family.samples}
+    names = parse_qs(query).get("name[]", ["sales_total", "stock"])
+    assert shown.issuperset({"sales_total", "stock"}.intersection(names))
 
 
 @pytest.mark.usefixtures("counted")

@@ -6,12 +6,18 @@ import json
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.samples import Exemplar
 
 from pdc.family import LEASE_SECONDS, Family, clean, dump, exemplar_text, families, labels_with
-from pdc.storage import META
+from pdc.storage import META, StorageError
 
 NOW = 1000.0
+any_text = st.text(st.characters(), max_size=20) | st.sampled_from(
+    ['"}', "\\", "\n\r\0", "\ud800", '{"le":"1.0"}', "a" * 1_000_000]
+)
+any_labels = st.dictionaries(st.sampled_from(["a", "b", "pid", "é", "quantile", '"', ":"]), any_text.map(clean))
 
 
 def values(family: Family, fields: dict[str, object], now: float = NOW) -> dict[tuple[str, ...], float]:
@@ -69,6 +75,40 @@ def test_labels_are_spelt_in_one_way() -> None:
     """Labels are JSON in ASCII, sorted by name, without spaces, so that every process finds the same field."""
     assert dump({"b": "é", "a": '"'}) == dump({"a": '"', "b": "é"}) == '{"a":"\\"","b":"\\u00e9"}'
     assert labels_with('{"z":"1"}', "le", "+Inf") == '{"le":"+Inf","z":"1"}'
+
+
+@settings(derandomize=True, deadline=None)
+@given(any_labels, any_labels)
+def test_labels_come_back_from_every_kind_of_field(labels: dict[str, str], others: dict[str, str]) -> None:
+    """Whatever text labels hold, a field of any type gives them back, and other labels are another field."""
+    assert (dump(labels) == dump(others)) is (labels == others)
+    summed = Family("m", "gauge", "", mode="sum")
+    fields: dict[str, dict[str, object]] = {
+        Family("m", "counter", "").meta: {"_total:" + dump(labels): 1.0},
+        Family("m", "histogram", "", bounds=("+Inf",)).meta: {"_bucket:" + labels_with(dump(labels), "le", "+Inf"): 1.0},
+        Family("m", "gauge", "").meta: {":" + dump(labels): 1.0},
+        summed.meta: {summed.process_prefix("1-a") + dump(labels): "1.0 2.0"},
+    }
+    for meta, stored in fields.items():
+        sample = Family.from_meta(meta).metric(stored, NOW).samples[0]
+        sample.labels.pop("le", None)
+        assert (sample.labels, sample.value) == (labels, 1.0)
+
+
+@pytest.mark.parametrize("field", ["_total:", "_total:{broken", "_total:[1]", "_total:{}"])
+def test_what_nobody_of_us_wrote_is_told(field: str) -> None:
+    """A field that is no series, or a value that is no number, is an error that names the metric."""
+    with pytest.raises(StorageError, match=r"metric 'm' holds something that pdc did not write: .* Delete the field"):
+        families({"m": {META: Family("m", "counter", "").meta, field: None}}, NOW)
+    with pytest.raises(StorageError, match="metric 'm' holds something"):
+        families({"m": {META: field}}, NOW)
+
+
+def test_what_changed_is_said_in_words() -> None:
+    """Two declarations are compared part by part, and equal ones differ in nothing."""
+    old, new = Family("m", "counter", "Help", labelnames=("a",)), Family("m", "summary", "Help", labelnames=("a", "b"))
+    assert new.changed_since(old.meta) == "type 'counter' is now 'summary', labelnames ('a',) is now ('a', 'b')"
+    assert new.changed_since(new.meta) == ""
 
 
 def test_histograms_with_other_bounds_add_up() -> None:

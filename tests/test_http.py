@@ -303,7 +303,11 @@ def test_statuses_can_be_grouped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("authorization", "status"), [("", 401), ("Bearer wrong", 401), ("Bearer gehéim", 200), ("gehéim", 401), ("Basic x", 401)]
+    ("authorization", "status"),
+    [
+        *(("", 401), ("Bearer wrong", 401), ("Bearer gehéim", 200), ("gehéim", 401), ("Basic x", 401)),
+        *(("Bearer", 401), ("Bearer gehéim\0", 401), ("\ud800\udcff", 401), ("Bearer " + "x" * 1_000_000, 401)),
+    ],
 )
 def test_metrics_need_the_token(tmp_path: Path, authorization: str, status: int) -> None:
     """With a token, only a scrape that sends it gets metrics."""

@@ -25,6 +25,7 @@ import pdc
 import pdc.storage
 import pdc.storage.redis
 from pdc import config
+from pdc.family import LEASE_SECONDS
 from pdc.storage import LIVE, Batch, Kind, Operation, Snapshot, Stamped, Storage, StorageError, Update
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
@@ -187,19 +188,20 @@ def test_stamps_tell_when_a_number_was_set(store: Storage) -> None:
 
 
 def test_a_leaving_writer_takes_its_live_values_along(store: Storage) -> None:
-    """A batch of a leaving writer removes its mark and its live values; what others hold, and totals, stay."""
+    """A batch of a leaving writer removes its live values, and it counts as gone; what others hold, and totals, stay."""
     for writer in ("1-a", "2-b"):
         live = Operation(Kind.STAMP, f"{LIVE}{writer}:{{}}", Stamped(1.0, None))
         kept = Operation(Kind.STAMP, f"#process:{writer}:{{}}", Stamped(1.0, None))
         store.apply(batch(1, live, kept, Operation(Kind.ADD, A, 1.0), writer=writer))
     store.apply(batch(2, Operation(Kind.ADD, A, 1.0), writer="1-a", leaving=True))
-    fields = store.read().metrics["m"]
+    now, metrics = store.read()
+    fields = metrics["m"]
     assert sorted(field for field in fields if field.startswith((LIVE, "#process"))) == [
         "#live:2-b:{}",
         "#process:1-a:{}",
         "#process:2-b:{}",
     ]
-    assert list(json.loads(fields["#writers"])) == ["2-b"]
+    assert [writer for writer, (_, seen) in json.loads(fields["#writers"]).items() if seen > now - LEASE_SECONDS] == ["2-b"]
     assert float(fields[A]) == 3.0
 
 
@@ -214,6 +216,35 @@ def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: py
     assert list(json.loads(fields["#writers"])) == ["2-b"]
     assert f"{LIVE}1-a:{{}}" not in fields
     assert float(fields[A]) == 1.0
+
+
+def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that itself was not seen for long counts once, and its live value of now stays."""
+    live = Operation(Kind.STAMP, f"{LIVE}1-a:{{}}", Stamped(1.0, None))
+    store.apply(batch(1, live, Operation(Kind.ADD, A, 1.0)))
+    for module in (pdc.storage, pdc.storage.redis):
+        monkeypatch.setattr(module, "FORGET_WRITER_SECONDS", 0.1)
+    time.sleep(0.2)
+    for _ in range(2):
+        store.apply(batch(2, live, Operation(Kind.ADD, A, 1.0)))
+    fields = store.read().metrics["m"]
+    assert float(fields[A]) == 2.0
+    assert f"{LIVE}1-a:{{}}" in fields
+
+
+def test_a_mark_stays_until_duplicates_have_arrived(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Redis, what a writer sent comes again after it left and is not counted; then its mark goes, too."""
+    monkeypatch.setattr(pdc.storage.redis, "LEFT_SECONDS", 0.3)
+    with redis_server.client() as client:
+        store = RedisStorage(client, "test")
+        first = batch(1, Operation(Kind.ADD, A, 1.0))
+        for one in (first, batch(2, leaving=True), first, batch(1, writer="2-b")):
+            store.apply(one)
+        assert numbers(store.read()) == {A: "1.0"}
+        assert set(json.loads(store.read().metrics["m"]["#writers"])) == {"1-a", "2-b"}
+        time.sleep(0.4)
+        store.apply(batch(2, writer="2-b"))
+        assert list(json.loads(store.read().metrics["m"]["#writers"])) == ["2-b"]
 
 
 def test_metadata_is_that_of_the_last_declaration(store: Storage) -> None:
@@ -431,6 +462,23 @@ def test_a_metric_is_listed_as_long_as_its_own_expiry_says(
         wait_until(short_is_gone)
         assert "\nkept 5.0\n" in pdc.generate_latest().decode()
         assert client.ttl("prometheus#") == -1
+
+
+def test_marks_of_idle_metrics_are_renewed(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process is known to every metric while it lives, also to one that nobody updates and that does not expire."""
+    monkeypatch.setattr(config, "FORGET_WRITER_SECONDS", 0.3)
+    for_ever: dict[str, Any] = {"redis_expire": None} if "redis" in storage else {}
+    pdc.setup(**storage, **for_ever)
+    pdc.Counter("requests", "Requests.", registry=registry).inc()
+
+    def seen() -> float:
+        ((_, when),) = json.loads(config.DEFAULT.required().read().metrics["requests"]["#writers"]).values()
+        return float(when)
+
+    first = seen()
+    wait_until(lambda: seen() > first)
 
 
 def test_prefixes_that_spell_the_same_key_do_not_mix(

@@ -96,8 +96,8 @@ class Batch:
     """Updates of any number of metrics, each of them at most once.
 
     Applying a batch twice is applying it once: ``sequence`` grows with every batch of a ``writer``, and a metric
-    ignores a sequence that it has seen. A writer that is ``leaving`` takes its marks and its live values along, and
-    declares nothing.
+    ignores a sequence that it has seen. A writer that is ``leaving`` takes its live values along, and its marks once no
+    duplicate of a batch can be on its way; it declares nothing.
     """
 
     writer: str
@@ -111,7 +111,9 @@ class Outcome:
     """What a storage says of a batch that it applied."""
 
     unknown: set[str] = field(default_factory=set)
-    """Metrics that the storage did not hold before: new, expired, evicted or deleted."""
+    """Metrics that held nothing of this writer before: new to it, expired, evicted or deleted."""
+    replaced: dict[str, str] = field(default_factory=dict)
+    """The ``#meta`` of metrics that somebody had declared otherwise before this batch did."""
     refused: dict[str, str] = field(default_factory=dict)
     """Metrics that can never be applied, with the reason; the others were."""
 
@@ -217,7 +219,10 @@ class Marks(dict[str, tuple[int, float]]):
         return gone
 
 
-def labels_of(field: str) -> str | None:
-    """The JSON labels at the end of a field name; None for a field without labels."""
+def has_labels(field: str, wanted: Mapping[str, str]) -> bool:
+    """Whether the labels at the end of a field name include these; a field that nobody of us wrote has none."""
     start = field.find("{")
-    return None if start < 0 else field[start:]
+    try:
+        return start >= 0 and wanted.items() <= json.loads(field[start:]).items()
+    except ValueError:
+        return False

@@ -23,6 +23,8 @@ from redis.retry import Retry
 
 from . import FORGET_WRITER_SECONDS, Batch, ForkSafe, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, Update
 
+LEFT_SECONDS = 30.0
+"""How long the mark of a writer that left stays: a duplicate of its last batch may still be on its way to the server."""
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
 """Timeouts of a client that is made from a URL; the URL may name others (``?socket_timeout=1``)."""
@@ -30,7 +32,8 @@ SOCKET_SECONDS = 5.0
 _APPLY = """
 local key, prefix, meta, declare, expire = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local writer, sequence, leaving, forget_after = ARGV[5], tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
-local FIRST, CHUNK = 9, 1000
+local left_after = tonumber(ARGV[9])
+local FIRST, CHUNK = 10, 1000
 
 local stored = redis.call('HMGET', key, '#prefix', '#meta', '#writers')
 if stored[1] and stored[1] ~= prefix then
@@ -64,7 +67,8 @@ local function remove_matching(wanted)
   remove(function(field)
     local start = string.find(field, '{', 1, true)
     if not start then return false end
-    local labels = cjson.decode(string.sub(field, start))
+    local ours, labels = pcall(cjson.decode, string.sub(field, start))
+    if not ours then return false end
     for name, value in pairs(wanted) do
       if labels[name] ~= value then return false end
     end
@@ -123,12 +127,16 @@ end
 
 local gone = {}
 for id, seen in pairs(writers) do
-  if seen[2] < now - forget_after then gone[id] = true end
+  if id ~= writer and seen[2] < now - forget_after then gone[id] = true end
 end
-writers[writer] = {math.max(sequence, mark and mark[1] or 0), now}
-gone[writer] = leaving == '1' or nil
+for id in pairs(gone) do writers[id] = nil end
+if leaving == '1' then
+  gone[writer] = true
+  writers[writer] = {sequence, now - forget_after + left_after}
+elseif not mark or mark[1] <= sequence then
+  writers[writer] = {sequence, now}
+end
 if next(gone) then
-  for id in pairs(gone) do writers[id] = nil end
   remove(function(field)
     local owner = string.match(field, '^#live:([^:]+):')
     return owner and gone[owner]
@@ -139,7 +147,8 @@ if declare == '1' or not stored[2] then
   redis.call('HSET', key, '#prefix', prefix, '#meta', meta)
 end
 if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
-return stored[2] and 1 or 0
+if declare == '1' and stored[2] and stored[2] ~= meta then return stored[2] end
+return stored[2] and mark and 1 or 0
 """
 
 _LIST = """
@@ -191,6 +200,7 @@ class RedisStorage(ForkSafe):
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
         self._index = f"prometheus#{prefix}"
         self._scripts: dict[str, str] = {}
+        self._nodes: dict[str, Any] = {}
 
     def __str__(self) -> str:
         if self._clustered:
@@ -218,6 +228,8 @@ class RedisStorage(ForkSafe):
                 outcome.refused[update.name] = self._reason(update.name, reply)
             elif not reply:
                 outcome.unknown.add(update.name)
+            elif reply != 1:
+                outcome.replaced[update.name] = _text(reply)
         return outcome
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
@@ -260,7 +272,7 @@ class RedisStorage(ForkSafe):
                 arguments += (operation.kind.value, operation.field, _argument(operation, now))
         return (
             *(_APPLY, self._key(update.name), self._prefix, update.meta, int(update.declare), self._expire),
-            *(batch.writer, batch.sequence, int(batch.leaving), FORGET_WRITER_SECONDS),
+            *(batch.writer, batch.sequence, int(batch.leaving), FORGET_WRITER_SECONDS, LEFT_SECONDS),
             *arguments,
         )
 
@@ -283,6 +295,8 @@ class RedisStorage(ForkSafe):
         return replies
 
     def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        if self._clustered:
+            self._find_nodes_again()
         prepared = [self._prepare(*command) for command in commands]
         if self._clustered:
             return [self._send_alone(command) for command in prepared]
@@ -291,6 +305,13 @@ class RedisStorage(ForkSafe):
                 pipeline.execute_command(*command)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
+
+    def _find_nodes_again(self) -> None:
+        """Tell a cluster's client the nodes that it knew: redis-py before 8 forgets each that fails, at last all."""
+        known = self.client.nodes_manager.startup_nodes
+        self._nodes.update(known)
+        if not known:
+            known.update(self._nodes)
 
     def _send_alone(self, command: tuple[Any, ...]) -> Any:
         options = {"target_nodes": self.client.get_random_node()} if command == ("TIME",) else {}

@@ -27,7 +27,7 @@ from . import (
     Stamped,
     StorageError,
     Update,
-    labels_of,
+    has_labels,
 )
 
 BUSY_SECONDS = 5.0
@@ -120,8 +120,7 @@ class SqliteStorage(ForkSafe):
         outcome = Outcome()
         with self.lock, self._explained("write"), self._transaction() as cursor:
             for update in batch.updates:
-                if not _Metric(cursor, update.name).apply(batch, update):
-                    outcome.unknown.add(update.name)
+                _Metric(cursor, update.name).apply(batch, update, outcome)
         return outcome
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
@@ -171,8 +170,8 @@ class SqliteStorage(ForkSafe):
         """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
-        if self._given is None and self._connection is not None and self._file != _identity(self._path):
-            self.close()  # the file was moved away or deleted, and this connection would write to what is left of it
+        if self._given is None and self._file not in (None, _identity(self._path)):
+            self.close()  # the file was moved away or deleted, and its connections would write to what is left of it
         if self._connection is None:
             self._connection = self._connect()
             self._file = _identity(self._path)
@@ -217,25 +216,28 @@ class _Metric:
         self._cursor = cursor
         self._name = name
 
-    def apply(self, batch: Batch, update: Update) -> bool:
-        """Apply the update unless the batch was seen before; return whether the metric was known."""
+    def apply(self, batch: Batch, update: Update, outcome: Outcome) -> None:
+        """Apply the update unless the batch was seen before, and book what there was to see."""
         stored = dict(
             self._cursor.execute(
                 "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey IN (?, ?)", (self._name, META, WRITERS)
             )
         )
-        if batch.leaving and META not in stored:
-            return False
         marks = Marks.loads(stored.get(WRITERS))
+        if META not in stored or batch.writer not in marks:
+            outcome.unknown.add(self._name)
+        if batch.leaving and META not in stored:
+            return
         now = time.time()
         if not marks.applied(batch):
             for kind, operations in update.by_kind():
                 self._write(kind, operations, now)
         self._forget(marks.renew(batch, now))
         self._write(Kind.SET, [Operation(Kind.SET, WRITERS, marks.dumps())], now)
+        if update.declare and stored.get(META, update.meta) != update.meta:
+            outcome.replaced[self._name] = stored[META]
         if update.declare or META not in stored:
             self._write(Kind.SET, [Operation(Kind.SET, META, update.meta)], now)
-        return META in stored
 
     def _write(self, kind: Kind, operations: list[Operation], now: float) -> None:
         if kind is Kind.DELETE:
@@ -247,12 +249,7 @@ class _Metric:
             )
 
     def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
-        doomed = [
-            field
-            for field in self._fields()
-            if (text := labels_of(field)) and any(wanted.items() <= json.loads(text).items() for wanted in selectors)
-        ]
-        self._delete(doomed)
+        self._delete([field for field in self._fields() if any(has_labels(field, wanted) for wanted in selectors)])
 
     def _forget(self, writers: list[str]) -> None:
         if writers:
@@ -332,18 +329,19 @@ def _identity(path: str) -> tuple[int, int] | None:
 def _remedy(error: Exception) -> str:
     """What may help against an error, as the end of its message."""
     text = str(error)
-    if "closed" in text:
-        return " Call setup() again with an open one, or with a path."
-    if "thread" in text:
-        return " Open it with check_same_thread=False, or give setup() a path."
-    if "unable to open" in text:
-        return ". Check that the folder exists and may be written."
-    if "readonly" in text:
-        return ". Check the permissions of the file and its folder."
-    if "malformed" in text or "not a database" in text:
-        return ". Move the file away; a new one is made by itself."
-    if "full" in text:
-        return ". Free some space; what is pending is kept in memory until then."
     if "locked" in text or "busy" in text:
         return f". Another program held it for more than {BUSY_SECONDS:g} s."
-    return ""
+    return next((remedy for part, remedy in _REMEDIES.items() if part in text), "")
+
+
+_REMEDIES = {
+    "closed": " Call setup() again with an open one, or with a path.",
+    "thread": " Open it with check_same_thread=False, or give setup() a path.",
+    "unable to open": ". Check that the folder exists and may be written.",
+    "readonly": ". Check the permissions of the file and its folder.",
+    "malformed": ". Move the file away; a new one is made by itself.",
+    "not a database": ". Move the file away; a new one is made by itself.",
+    "full": ". Free some space; what is pending is kept in memory until then.",
+    "disk I/O": ". Check the disk and quotas; what is pending is kept in memory until then.",
+}
+"""By a part of the message of the error."""
