@@ -147,7 +147,9 @@ def test_a_worker_that_hangs_sends_what_is_pending(started: Any, tmp_path: Path,
     server = started(worker_class, "--timeout", "1", "--workers", "1")
     worker = server.get()
     server.get(path)
-    wait_until(lambda: server.get() not in (None, worker), 30)
+    answers = [worker]
+    while answers[-1] in (None, worker):  # it may have got over the first attempt to stop it
+        answers.append(server.get())
     found = counted(tmp_path)
-    assert found["/", "200"] == 1.0
+    assert found["/", "200"] == answers.count(worker)
     assert sum(number for (route, _), number in found.items() if route == path) == 1.0
