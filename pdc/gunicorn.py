@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
+
+from .config import flush
+from .storage import StorageError
 
 __all__ = ["post_worker_init"]
 
@@ -22,7 +26,13 @@ def post_worker_init(worker: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _exit)
-    signal.signal(signal.SIGABRT, worker.handle_abort)
+
+    def abort(number: int, frame: object) -> None:
+        with suppress(StorageError):  # it is logged
+            flush()  # now: not every framework lets the exit pass
+        worker.handle_abort(number, frame)
+
+    signal.signal(signal.SIGABRT, abort)
 
 
 def _exit(_number: int, _frame: object) -> None:
