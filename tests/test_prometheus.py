@@ -375,10 +375,12 @@ def test_a_killed_worker_is_forgotten(run: Run) -> None:
 
 def test_no_scrape_fails_and_all_workers_agree(run: Run) -> None:
     """Scrapes succeed whatever happens; at the end all workers, also one that is new, show the same."""
-    failed = run.prometheus.query(f"count_over_time(up{run.window}) - sum_over_time(up{run.window})")
-    assert failed.keys() == everywhere(0).keys()
-    assert all(count <= 1 for count in failed.values()), failed  # none, unless the machine is too busy for one in a second
+    in_time = f"scrape_duration_seconds < {0.9 * SCRAPE_SECONDS:g}"  # one that takes longer times out: the machine is busy
+    window = run.window.replace("]", f":{SCRAPE_SECONDS:g}s]")
+    assert run.prometheus.query(f"last_over_time((up == 1 and {in_time}){window})") == everywhere(1)
+    assert run.prometheus.query(f"last_over_time((up == 0 and {in_time}){window})") == {}
     for shop in run.shops:
         answers = shop.ask_all_workers(METRICS)
         assert shop.victim not in {answer.worker for answer in answers}
-        assert len({answer.body for answer in answers}) == 1
+        texts = [set(answer.body.splitlines()) for answer in answers]
+        assert [text ^ texts[0] for text in texts] == [set()] * len(texts)
