@@ -110,7 +110,9 @@ class Scrape:
         try:
             families = _Families(collect(registry, parse_qs(self.query).get("name[]"), own=True))
         except (StorageError, NotConfigured) as error:
-            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+            waiting = sum(buffer.waiting for buffer in config.BUFFERS)
+            message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
+            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
         encode, content_type = negotiate(self.accept)
         headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
         body = encode(families)
