@@ -219,11 +219,17 @@ def test_a_clock_that_was_put_back_makes_nobody_alive() -> None:
 
 
 any_json = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.integers() | any_text,
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "le"]), inner, max_size=2),
     max_leaves=4,
 ).map(json.dumps)
-any_value = any_json | any_text | st.floats() | st.none() | st.sampled_from(["1.0 2.0", "[" * 100_000, '{"w": [Infinity, 1]}'])
+any_value = (
+    any_json
+    | st.text(max_size=4)
+    | st.floats()
+    | st.none()
+    | st.sampled_from(["1.0 2.0", "[" * 100_000, '{"w": [Infinity, 1]}'])
+)
 any_field = st.just("#writers") | st.builds(
     str.__add__,
     st.sampled_from(["", "_total", "_bucket", "_sum", "_created", "_info", "#live:w", "#process:w", "#exemplar_total"]),
@@ -238,7 +244,7 @@ any_meta = any_json | st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(any_meta, st.dictionaries(any_field, any_value, max_size=4))
 @example('{"name": "x", "type": "histogram", "documentation": ""}', {"_sum:{}": 1.0})
 @example('{"name": "x", "type": "gauge", "documentation": null}', {})
@@ -258,6 +264,6 @@ def test_whatever_is_stored_is_rendered_or_refused(meta: str, fields: dict[str, 
     except StorageError:
         return
     registry = CollectorRegistry()
-    registry.collect = lambda: found  # type: ignore[assignment,method-assign,return-value]
+    registry.collect = lambda: found  # type: ignore[method-assign]
     list(parse_text(generate_latest(registry).decode()))
     generate_openmetrics(registry)

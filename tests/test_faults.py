@@ -503,7 +503,8 @@ def test_a_process_that_sleeps_for_long_is_alive_again(
     peer = start_peer(storage, flush_interval=0.05)
     peer.tell("pdc.buffer.BEAT_SECONDS = 0.1")
     peer.tell(
-        "busy = pdc.Gauge('busy', 'Of this process.', multiprocess_mode='livesum'); hits = pdc.Counter('hits', 'Hits.', ['path'])"
+        "busy = pdc.Gauge('busy', 'Of this process.', multiprocess_mode='livesum'); "
+        "hits = pdc.Counter('hits', 'Hits.', ['path'])"
     )
     peer.tell("busy.inc(100); hits.labels('/').inc(10); pdc.flush(); hits.labels('/').inc(5)")
     peer.freeze()

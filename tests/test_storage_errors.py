@@ -354,7 +354,7 @@ def test_a_scrape_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_a_user_who_may_only_read_can_scrape(run_script: Run, registry: CollectorRegistry) -> None:
-    """While a writer has the file open, whoever may read it can scrape, whatever its name; after that the error says why not."""
+    """While a writer has the file open, whoever may read it can scrape; after that the error says why not."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a & b%20?.db"
         Path(folder).chmod(0o755)
