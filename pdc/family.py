@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
+from itertools import chain
 from operator import add
 from typing import Any, NamedTuple
 
@@ -68,10 +69,13 @@ class Family:
 
     @classmethod
     def from_meta(cls, meta: str) -> Family:
-        """The family that `meta` describes; what later versions added is ignored."""
+        """The family that `meta` describes; what later versions added is ignored. Raises errors for what no version wrote."""
         stored = {key: value for key, value in json.loads(meta).items() if key in cls.__dataclass_fields__}
         tuples: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
-        return cls(**{**stored, **tuples})
+        family = cls(**{**stored, **tuples})
+        texts = (family.name, family.type, family.documentation, family.unit, family.mode)
+        _check_texts((*texts, *family.labelnames, *family.bounds, *family.states))
+        return family
 
     @property
     def live(self) -> bool:
@@ -84,20 +88,25 @@ class Family:
 
     def changed_since(self, before: str) -> str:
         """What is declared otherwise than in that `#meta`, in words."""
-        old, new = asdict(Family.from_meta(before)), asdict(self)
+        try:
+            old, new = asdict(Family.from_meta(before)), asdict(self)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return "what was declared before is not of pdc"
         changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
         return ", ".join(changed)
 
     def metric(self, fields: Fields, now: float) -> Metric:
         """The family with its samples, series sorted by their label values.
 
-        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive. Raises StorageError for
+        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive. One that it saw in the future is
+        not: the clock was put back, or is that of another server, and who lives is seen again soon. Raises StorageError for
         fields that pdc did not write.
         """
-        metric = Metric(self.name, self.documentation, self.type, self.unit)
-        _, samples = _TYPES[self.type]
         with _explained(self.name):
+            metric = Metric(self.name, self.documentation, self.type, self.unit)
+            _, samples = _TYPES[self.type]
             for labels, values in sorted(self._series(fields, now).items(), key=lambda item: [value for _, value in item[0]]):
+                _check_texts(chain.from_iterable(labels))
                 for suffix, own, value, exemplar in samples(self, values):
                     metric.samples.append(Sample(self.name + suffix, {**dict(labels), **own}, value, None, exemplar))
         return metric
@@ -125,7 +134,7 @@ class Family:
             if not field.startswith(prefix):
                 continue
             writer, _, labels = field.removeprefix(prefix).partition(":")
-            if self.live and marks.get(writer, (0, 0.0))[1] < now - LEASE_SECONDS:
+            if self.live and abs(now - marks.get(writer, (0, 0.0))[1]) > LEASE_SECONDS:
                 continue
             value, _, stamp = stored.partition(" ")
             yield tuple(sorted(json.loads(labels).items())), writer, float(value), float(stamp)
@@ -182,7 +191,9 @@ def _histogram(family: Family, values: Values) -> Samples:
 
 
 def _info(_: Family, values: Values) -> Samples:
-    yield "_info", json.loads(values["_info", ""].value), 1.0, None
+    labels = json.loads(values["_info", ""].value)
+    _check_texts(chain.from_iterable(labels.items()))
+    yield "_info", labels, 1.0, None
 
 
 def _stateset(family: Family, values: Values) -> Samples:
@@ -201,7 +212,16 @@ def _number(values: Values, suffix: str) -> float:
 
 
 def _exemplar(stored: Stored) -> Exemplar | None:
-    return Exemplar(*json.loads(stored.exemplar)) if stored.exemplar else None
+    if not stored.exemplar:
+        return None
+    labels, value, timestamp = json.loads(stored.exemplar)
+    _check_texts(chain.from_iterable(labels.items()))
+    return Exemplar(labels, float(value), float(timestamp))
+
+
+def _check_texts(texts: Iterable[str]) -> None:
+    """Raise TypeError or ValueError unless all are texts that an exposition format can carry."""
+    "".join(texts).encode()
 
 
 _TYPES = {
@@ -238,7 +258,7 @@ def _explained(name: str) -> Iterator[None]:
     """Turn errors about fields of that metric into a StorageError that says which metric it is, and what helps."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise StorageError(
             f"metric {name!r} holds something that pdc did not write: {error!r}. Delete the field or the metric in the storage."
         ) from error

@@ -96,7 +96,7 @@ class SqliteStorage(ForkSafe):
             if self._given is not None:
                 return self._given
             if self._lent is None:
-                self._lent = self._connect()
+                self._lent = self._connect("rwc")
             return self._lent
 
     def bound_to_thread(self) -> bool:
@@ -128,8 +128,10 @@ class SqliteStorage(ForkSafe):
         if names is not None:
             query += f" WHERE metric_key IN ({','.join('?' * len(parameters))})"
         with self.lock, self._explained("read"):
-            cursor = self._for_reading()
-            rows = cursor.execute(query, parameters).fetchall() if _columns(cursor) else []
+            rows: list[tuple[str, str, Any]] = []
+            if not self._to_be_made():
+                cursor = self._for_reading()
+                rows = cursor.execute(query, parameters).fetchall() if _columns(cursor) else []
         metrics: dict[str, dict[str, Any]] = {}
         for name, field, value in rows:
             metrics.setdefault(name, {})[field] = math.nan if value is None else value
@@ -166,14 +168,18 @@ class SqliteStorage(ForkSafe):
         with _immediate(cursor):
             yield cursor
 
-    def _for_reading(self) -> sqlite3.Cursor:
+    def _to_be_made(self) -> bool:
+        """Whether there is no file yet, in a folder where the first write can make it."""
+        return self._given is None and _identity(self._path) is None and Path(self._path).parent.is_dir()
+
+    def _for_reading(self, mode: str = "rw") -> sqlite3.Cursor:
         """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
         if self._given is None and self._file not in (None, _identity(self._path)):
             self.close()  # the file was moved away or deleted, and its connections would write to what is left of it
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = self._connect(mode)
             self._file = _identity(self._path)
         cursor = self._connection.cursor()
         cursor.row_factory = None
@@ -181,7 +187,7 @@ class SqliteStorage(ForkSafe):
 
     def _for_writing(self) -> sqlite3.Cursor:
         """The same, with the table there and no transaction open."""
-        cursor = self._for_reading()
+        cursor = self._for_reading("rwc")
         if cursor.connection.in_transaction:
             raise StorageError(
                 f"cannot write {self}: the application has an open transaction on it; commit it, or give setup() a path"
@@ -193,8 +199,10 @@ class SqliteStorage(ForkSafe):
             self._prepared = True
         return cursor
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        """Open the file, with the mode "rwc" also one that is not there; one that may only be read can be read with either."""
+        uri = f"{Path(self._path).as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error:
