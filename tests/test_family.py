@@ -58,7 +58,8 @@ def test_types_of_later_versions_are_left_out() -> None:
 def test_series_are_sorted_by_the_values_of_their_labels() -> None:
     """Series come in the order of their label values, and bookkeeping is no series."""
     fields = {f'_total:{{"a":"{value}"}}': 1.0 for value in ("b", "a", "c")}
-    samples = Family("m", "counter", "", labelnames=("a",)).metric({**fields, "#mark:1-a": "1 900.0", "other:{}": "x"}, NOW).samples
+    others = {"#mark:1-a": "1 900.0", "other:{}": "x"}
+    samples = Family("m", "counter", "", labelnames=("a",)).metric({**fields, **others}, NOW).samples
     assert [sample.labels["a"] for sample in samples] == ["a", "b", "c"]
 
 

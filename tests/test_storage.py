@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
+from itertools import product
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -259,16 +260,19 @@ def test_values_of_several_series_are_folded_apart(store: Storage) -> None:
     assert own(store.read().metrics["m"]) == {'#sum::{"path":"a:b"}': 1.0}
 
 
-@pytest.mark.parametrize("dead", [math.nan, -math.inf, 0.1, -0.0])
-@pytest.mark.parametrize("last", [math.nan, math.inf, 0.2, 1e-20])
-def test_the_dead_are_merged_as_the_living(store: Storage, dead: float, last: float) -> None:
+def test_the_dead_are_merged_as_the_living(store: Storage) -> None:
     """Folded numbers are bit for bit what prometheus_client merges of the same processes."""
-    for number, (writer, value) in enumerate({"1-a": dead, "2-b": last}.items()):
-        store.apply(batch(1, *stamps(value, *FOLDED, writer=writer, age=10.0 - number), writer=writer))
-        store.apply(batch(2, writer=writer, leaving=True))
-    expected = {"sum": dead + last, "min": last if last < dead else dead, "max": last if last > dead else dead}
-    found = own(store.read().metrics["m"])
-    assert repr(found) == repr({field: {**expected, "mostrecent": last}[field[1:].partition(":")[0]] for field in found})
+    pairs = list(product([math.nan, -math.inf, 0.1, -0.0], [math.nan, math.inf, 0.2, 1e-20]))
+    for case, pair in enumerate(pairs):
+        for sequence, (value, writer) in enumerate(zip(pair, ("1-a", "2-b"), strict=True)):
+            values = stamps(value, *FOLDED, writer=writer, age=10.0 - sequence)
+            store.apply(Batch(writer, 2 * case + 1, [update(*values, name=f"m{case}")]))
+            store.apply(Batch(writer, 2 * case + 2, [update(name=f"m{case}")], leaving=True))
+    found = store.read().metrics
+    for case, (dead, last) in enumerate(pairs):
+        smallest, largest = last if last < dead else dead, last if last > dead else dead
+        expected = {"#sum::{}": dead + last, "#min::{}": smallest, "#max::{}": largest, "#mostrecent::{}": last}
+        assert repr(sorted(own(found[f"m{case}"]).items())) == repr(sorted(expected.items()))
 
 
 def test_all_values_stay_when_their_writer_leaves(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

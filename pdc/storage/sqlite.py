@@ -224,25 +224,28 @@ class _Metric:
     def apply(self, batch: Batch, update: Update, outcome: Outcome) -> None:
         """Apply the update unless the batch was seen before, and book what there was to see."""
         own = MARK + batch.writer
-        stored = self._stored(META, own, PRUNED)
-        if META not in stored or own not in stored:
+        meta, mark = self._get(META), self._get(own)
+        if meta is None or mark is None:
             outcome.unknown.add(self._name)
-        if batch.leaving and META not in stored:
+        if batch.leaving and meta is None:
             return
+        self._change(batch, update, None if mark is None else Mark.loads(mark))
+        if update.declare and meta not in (None, update.meta):
+            outcome.replaced[self._name] = meta
+        if update.declare or meta is None:
+            self._set(META, update.meta)
+
+    def _change(self, batch: Batch, update: Update, mark: Mark | None) -> None:
         now = time.time()
-        before = Mark.loads(stored[own]) if own in stored else Mark(-1, now)
-        if before.sequence < batch.sequence:
+        last, fate = (-1, "") if mark is None else (mark.sequence, mark.fate)
+        if last < batch.sequence:
             for kind, operations in update.by_kind():
                 self._write(kind, operations, now)
-        if before.sequence <= batch.sequence:
+        if last <= batch.sequence:
             fates = [_fate(operation.field) for operation in update.operations if operation.kind is Kind.STAMP]
-            self._mark(batch, Mark(batch.sequence, now, fates[-1] if fates else before.fate))
-        if abs(now - stored.get(PRUNED, 0.0)) >= PRUNE_SECONDS:
+            self._mark(batch, Mark(batch.sequence, now, fates[-1] if fates else fate))
+        if abs(now - (self._get(PRUNED) or 0.0)) >= PRUNE_SECONDS:
             self._prune(now)
-        if update.declare and stored.get(META, update.meta) != update.meta:
-            outcome.replaced[self._name] = stored[META]
-        if update.declare or META not in stored:
-            self._set(META, update.meta)
 
     def _write(self, kind: Kind, operations: list[Operation], now: float) -> None:
         if kind is Kind.DELETE:
@@ -279,13 +282,13 @@ class _Metric:
             values = dict(self._starting_with(prefix))
             for field, value in values.items() if fate in FOLDED else ():
                 heir = f"#{fate}::{field.removeprefix(prefix)}"
-                dead = self._stored(heir).get(heir)
+                dead = self._get(heir)
                 self._set(heir, value if dead is None else _fold(fate, dead, value))
             self._delete(values)
 
-    def _stored(self, *fields: str) -> dict[str, Any]:
-        query = f"SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey IN ({','.join('?' * len(fields))})"
-        return dict(self._cursor.execute(query, (self._name, *fields)))
+    def _get(self, field: str) -> Any:
+        query = "SELECT value FROM metrics WHERE metric_key = ? AND subkey = ?"
+        return next((value for (value,) in self._cursor.execute(query, (self._name, field))), None)
 
     def _starting_with(self, prefix: str) -> list[tuple[str, Any]]:
         """The fields that start with a prefix that ends with a colon, and their values."""
