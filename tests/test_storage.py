@@ -197,7 +197,7 @@ def hasten(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
                 monkeypatch.setattr(module, name, value)
 
 
-AT_ONCE = {"FORGET_WRITER_SECONDS": 0.0, "FORGET_VALUES_SECONDS": 0.0, "PRUNE_SECONDS": 0.0}
+AT_ONCE = {"FORGET_WRITER_SECONDS": 0.0, "FORGET_VALUES_SECONDS": 0.0}
 """Whoever does not write is forgotten with the next batch of another writer."""
 
 
@@ -306,11 +306,15 @@ def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: py
 
 
 def test_it_is_searched_for_those_to_forget_now_and_then(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches soon after one that searched for writers to forget do not search again."""
-    hasten(monkeypatch, **{**AT_ONCE, "PRUNE_SECONDS": 60.0})
-    for writer in ("1-a", "2-b", "3-c"):
-        store.apply(batch(1, writer=writer))
-    assert set(marks(store.read().metrics["m"])) == {"1-a", "2-b", "3-c"}
+    """Batches between two searches for writers to forget do not search, even if there are some."""
+    for one in (batch(1), batch(2, leaving=True)):
+        store.apply(one)
+    hasten(monkeypatch, FORGET_WRITER_SECONDS=3500.0)  # less than an hour, of which the mark has half a minute left
+    store.apply(batch(1, writer="2-b"))
+    assert set(marks(store.read().metrics["m"])) == {"1-a", "2-b"}
+    hasten(monkeypatch, FORGET_WRITER_SECONDS=50.0)  # less than is left till the next search
+    store.apply(batch(2, writer="2-b"))
+    assert set(marks(store.read().metrics["m"])) == {"2-b"}
 
 
 def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,13 +329,13 @@ def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monk
 
 def test_a_mark_stays_until_duplicates_have_arrived(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a writer sent comes again after it left and is not counted; then its mark goes, too."""
-    hasten(monkeypatch, LEFT_SECONDS=0.3, PRUNE_SECONDS=0.0)
+    hasten(monkeypatch, LEFT_SECONDS=0.2)
     first = batch(1, Operation(Kind.ADD, A, 1.0))
     for one in (first, batch(2, leaving=True), first, batch(1, writer="2-b")):
         store.apply(one)
     assert numbers(store.read()) == {A: "1.0"}
     assert set(marks(store.read().metrics["m"])) == {"1-a", "2-b"}
-    time.sleep(0.4)
+    time.sleep(0.5)
     store.apply(batch(2, writer="2-b"))
     assert set(marks(store.read().metrics["m"])) == {"2-b"}
 

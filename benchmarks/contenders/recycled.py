@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pdc
 import pdc.buffer
 import pdc.config
@@ -13,19 +15,22 @@ from .libraries import LIBRARIES
 from .scrapes import check, fill
 
 MODES = ("sum", "min", "max", "mostrecent", "livesum")
+LEFT_SECONDS = 0.5
 
 
 def make(library: str, workers: int, counters: int) -> Operation:
     """Scrapes of so many counters and a gauge of each mode, after so many workers that counted one event each.
 
-    The workers are writers of their own in this process; that they left more than a minute ago is pretended.
+    The workers are writers of their own in this process; their marks are kept for a second, not for a minute, after they left.
     """
     chosen = LIBRARIES[library]()
     fill(chosen, counters, 0)
     for module in (pdc.storage.redis, pdc.storage.sqlite):
-        module.LEFT_SECONDS = module.PRUNE_SECONDS = 0.0  # type: ignore[attr-defined]
+        module.LEFT_SECONDS = LEFT_SECONDS  # type: ignore[attr-defined]
     for number in range(workers):
         work(number)
+    time.sleep(2 * LEFT_SECONDS)
+    work(workers)
     chosen.settle()
 
     def scrape(times: int) -> None:

@@ -5,7 +5,7 @@ Fields that start with ``#`` are bookkeeping and are never exported:
 
 - ``#meta``: what the metric is (type, help, unit, labels, bounds), as JSON that only `pdc.family` understands;
 - ``#mark:<writer>``: the last batch of the writer that was applied, and when it was last seen, by the storage's clock;
-- ``#pruned``: when it was last looked for writers that are to be forgotten;
+- ``#search``: when to search next for writers that are to be forgotten;
 - ``#<fate>:<writer>:<labels>``: the value of one process, and when it was set. The fate says what becomes of it when its
   writer has left or is forgotten: ``live`` goes, ``all`` goes too, but not yet when its writer leaves, and ``sum``,
   ``min``, ``max`` and ``mostrecent`` are folded into ``#<fate>::<labels>``, one value for all the dead;
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 META = "#meta"
 MARK = "#mark:"
-PRUNED = "#pruned"
+SEARCH = "#search"
 FOLDED = ("sum", "min", "max", "mostrecent")
 """The fates of values that are folded; those of ``live`` and ``all`` are dropped."""
 
@@ -34,9 +34,10 @@ FORGET_WRITER_SECONDS = 3600.0
 FORGET_VALUES_SECONDS = 86400.0
 """The same for a writer with values of another fate: one that only slept must not find its own among those of the dead."""
 LEFT_SECONDS = 30.0
-"""How long the mark of a writer that left stays: a duplicate of its last batch may still be on its way to the storage."""
-PRUNE_SECONDS = 60.0
-"""How often a metric is searched for writers to forget."""
+"""How long the mark of a writer that left stays: a duplicate of its last batch may still be on its way to the storage.
+
+A metric is searched for writers to forget after twice that time, and otherwise every `FORGET_WRITER_SECONDS`.
+"""
 
 FORK_SECONDS = 10.0
 """How long a fork waits for a storage that another thread is using."""

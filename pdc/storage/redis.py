@@ -25,7 +25,6 @@ from . import (
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,
     LEFT_SECONDS,
-    PRUNE_SECONDS,
     Batch,
     ForkSafe,
     Kind,
@@ -45,11 +44,11 @@ _APPLY = """
 local key, prefix, meta, declare, expire = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local writer, sequence, leaving = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
 local forget_writer_after, forget_values_after = tonumber(ARGV[8]), tonumber(ARGV[9])
-local left_after, prune_after = tonumber(ARGV[10]), tonumber(ARGV[11])
-local FIRST, CHUNK = 12, 1000
+local left_after = tonumber(ARGV[10])
+local FIRST, CHUNK = 11, 1000
 local FATES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
 
-local stored = redis.call('HMGET', key, '#prefix', '#meta', '#mark:' .. writer, '#pruned')
+local stored = redis.call('HMGET', key, '#prefix', '#meta', '#mark:' .. writer, '#search')
 if stored[1] and stored[1] ~= prefix then
   return redis.error_reply('PDCPREFIX ' .. stored[1])
 end
@@ -147,7 +146,7 @@ local function take_from(gone, pattern)
   write(folded)
 end
 
-local function prune()
+local function forget()
   local doomed, gone = {}, {}
   for field, stored_mark in pairs(find('#mark:*')) do
     local mark = parse_mark(stored_mark)
@@ -157,9 +156,8 @@ local function prune()
       if mark.fate ~= '' then gone[string.sub(field, 7)] = true end
     end
   end
-  if next(gone) then take_from(gone, '#*:*:*') end
+  if next(gone) then take_from(gone, '#*') end
   remove(doomed)
-  redis.call('HSET', key, '#pruned', text(now))
 end
 
 local function read_fields()
@@ -177,6 +175,7 @@ end
 
 local mark = stored[3] and parse_mark(stored[3])
 local known, fate, seen = mark and mark.sequence or -1, mark and mark.fate or '', now
+local search_at = tonumber(stored[4] or '0') or 0
 
 local function apply()
   for i = FIRST, #ARGV, 3 do
@@ -212,7 +211,12 @@ if known <= sequence then
   end
   redis.call('HSET', key, '#mark:' .. writer, string.format('%.0f %s %s', sequence, text(seen), fate))
 end
-if math.abs(now - (tonumber(stored[4] or '0') or 0)) >= prune_after then prune() end
+if search_at <= now or search_at > now + forget_writer_after then
+  forget()
+  search_at = now + forget_writer_after
+end
+if leaving then search_at = math.min(search_at, now + 2 * left_after) end
+if text(search_at) ~= stored[4] then redis.call('HSET', key, '#search', text(search_at)) end
 if declare == '1' or not stored[2] then
   redis.call('HSET', key, '#prefix', prefix, '#meta', meta)
 end
@@ -343,7 +347,7 @@ class RedisStorage(ForkSafe):
         return (
             *(_APPLY, self._key(update.name), self._prefix, update.meta, int(update.declare), self._expire),
             *(batch.writer, batch.sequence, int(batch.leaving)),
-            *(FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS, PRUNE_SECONDS),
+            *(FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS),
             *arguments,
         )
 

@@ -20,8 +20,7 @@ from . import (
     LEFT_SECONDS,
     MARK,
     META,
-    PRUNE_SECONDS,
-    PRUNED,
+    SEARCH,
     Batch,
     ForkSafe,
     Kind,
@@ -244,8 +243,11 @@ class _Metric:
         if last <= batch.sequence:
             fates = [_fate(operation.field) for operation in update.operations if operation.kind is Kind.STAMP]
             self._mark(batch, Mark(batch.sequence, now, fates[-1] if fates else fate))
-        if abs(now - (self._get(PRUNED) or 0.0)) >= PRUNE_SECONDS:
-            self._prune(now)
+        search_at = self._get(SEARCH) or 0.0
+        if not now < search_at <= now + FORGET_WRITER_SECONDS:
+            self._forget(now)
+            search_at = now + FORGET_WRITER_SECONDS
+        self._set(SEARCH, min(search_at, now + 2 * LEFT_SECONDS) if batch.leaving else search_at)
 
     def _write(self, kind: Kind, operations: list[Operation], now: float) -> None:
         if kind is Kind.DELETE:
@@ -267,13 +269,12 @@ class _Metric:
             mark = Mark(batch.sequence, mark.seen - FORGET_WRITER_SECONDS + LEFT_SECONDS)
         self._set(MARK + batch.writer, mark.dumps())
 
-    def _prune(self, now: float) -> None:
+    def _forget(self, now: float) -> None:
         """Forget the writers that were not seen for long."""
         marks = {field: Mark.loads(stored) for field, stored in self._starting_with(MARK)}
         gone = {field: mark for field, mark in marks.items() if mark.forgotten(now)}
         self._take_from([field.removeprefix(MARK) for field, mark in gone.items() if mark.fate])
         self._delete(gone)
-        self._set(PRUNED, now)
 
     def _take_from(self, writers: list[str]) -> None:
         """Drop the values of these writers, or fold them into those of the dead."""
