@@ -157,7 +157,7 @@ class Buffer:
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
         with self._turn():
             first = self.storage is None
-            self._leave()
+            self._leave(returning=True)
             self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
             self._threaded = threaded
             self.write_through = interval == 0 or self._leaving
@@ -479,19 +479,25 @@ class Buffer:
         expected = self._applied if names is None else self._applied.intersection(names)
         return not expected <= snapshot.metrics.keys()
 
-    def _leave(self) -> None:
+    def _leave(self, *, returning: bool = False) -> None:
+        """Send what is pending, then leave; what counts after this process stays its own where it may be `returning`."""
         if self.storage is None:
             return
         self._retry_at = 0.0
         if self._queue or self._in_flight is not None:
             self._try_to_send()
-        if self._in_flight is None and self._applied:
-            updates = [Update(name, meta="") for name in sorted(self._applied)]  # who leaves declares nothing
+        lasting = [pending for pending in self._all_metrics() if pending.family.lasting]
+        left = self._applied.difference(pending.family.name for pending in lasting) if returning else self._applied
+        if self._in_flight is None and left:
+            updates = [Update(name, meta="") for name in sorted(left)]  # who leaves declares nothing
             self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
             self._try_to_send()
             self._applied.clear()
             if self._in_flight is not None and self._in_flight.leaving:
                 self._landed()
+            elif not returning:
+                for pending in lasting:  # the storage has folded their values, which must not be told again
+                    pending.discard()
 
     def _leave_for_good(self) -> None:
         self._leave()

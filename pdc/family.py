@@ -16,9 +16,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from .storage import LIVE, META, WRITERS, Marks, StorageError
+from .storage import MARK, META, Mark, StorageError
 
-PROCESS = "#process:"
 EXEMPLAR = "#exemplar"
 LEASE_SECONDS = 15.0
 """A process not seen for so long counts as gone in the live modes of a gauge."""
@@ -82,9 +81,14 @@ class Family:
         """Whether only processes that are alive count."""
         return self.mode.startswith("live")
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the value of a process counts when the process has ended."""
+        return self.mode != "shared" and not self.live
+
     def process_prefix(self, writer: str) -> str:
         """The start of the fields that hold the values of one process."""
-        return f"{LIVE if self.live else PROCESS}{writer}:"
+        return f"#{'live' if self.live else self.mode}:{writer}:"
 
     def changed_since(self, before: str) -> str:
         """What is declared otherwise than in that `#meta`, in words."""
@@ -128,13 +132,12 @@ class Family:
 
     def _processes(self, fields: Fields, now: float) -> Iterator[tuple[Labels, str, float, float]]:
         """Yield labels, process, value and time of setting for each process that counts."""
-        marks = Marks.loads(fields.get(WRITERS))
-        prefix = LIVE if self.live else PROCESS
+        prefix = self.process_prefix("").removesuffix(":")
         for field, stored in fields.items():
             if not field.startswith(prefix):
                 continue
             writer, _, labels = field.removeprefix(prefix).partition(":")
-            if self.live and abs(now - marks.get(writer, (0, 0.0))[1]) > LEASE_SECONDS:
+            if self.live and abs(now - Mark.loads(fields.get(MARK + writer, "0 0")).seen) > LEASE_SECONDS:
                 continue
             value, _, stamp = stored.partition(" ")
             yield tuple(sorted(json.loads(labels).items())), writer, float(value), float(stamp)

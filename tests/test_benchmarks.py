@@ -41,6 +41,7 @@ def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
         ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
         ("updates", "Room of a counter in SQLite", {"pdc, SQLite, every second"}),
         ("scrape", "of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
+        ("scrape", "recycled workers, Redis", {"Redis, after 1", "Redis, after 1,000"}),
     ],
 )
 def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite: str, case: str, contenders: set[str]) -> None:

@@ -61,7 +61,8 @@ def test_types_of_later_versions_are_left_out() -> None:
 def test_series_are_sorted_by_the_values_of_their_labels() -> None:
     """Series come in the order of their label values, and bookkeeping is no series."""
     fields = {f'_total:{{"a":"{value}"}}': 1.0 for value in ("b", "a", "c")}
-    samples = Family("m", "counter", "", labelnames=("a",)).metric({**fields, "#writers": "{}", "other:{}": "x"}, NOW).samples
+    others = {"#mark:1-a": "1 900.0", "other:{}": "x"}
+    samples = Family("m", "counter", "", labelnames=("a",)).metric({**fields, **others}, NOW).samples
     assert [sample.labels["a"] for sample in samples] == ["a", "b", "c"]
 
 
@@ -167,7 +168,7 @@ def test_values_of_processes_are_merged(mode: str, expected: dict[tuple[str, ...
     """Each mode merges the processes that count: all, or those whose lease is not over."""
     family = Family("m", "gauge", "", mode=mode)
     fields: dict[str, object] = {family.process_prefix(writer) + "{}": value for writer, value in PROCESSES.items()}
-    fields["#writers"] = json.dumps({writer: [1, seen] for writer, seen in SEEN.items()})
+    fields.update({f"#mark:{writer}": f"1 {seen}" for writer, seen in SEEN.items()})
     fields[":{}"] = 77.0  # of the time when it was shared
     assert values(family, fields) == expected
 

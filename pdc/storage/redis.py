@@ -21,25 +21,38 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from . import FORGET_WRITER_SECONDS, Batch, ForkSafe, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, Update
+from . import (
+    FORGET_VALUES_SECONDS,
+    FORGET_WRITER_SECONDS,
+    LEFT_SECONDS,
+    Batch,
+    ForkSafe,
+    Kind,
+    Operation,
+    Outcome,
+    Snapshot,
+    Stamped,
+    StorageError,
+    Update,
+)
 
-LEFT_SECONDS = 30.0
-"""How long the mark of a writer that left stays: a duplicate of its last batch may still be on its way to the server."""
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
 """Timeouts of a client that is made from a URL; the URL may name others (``?socket_timeout=1``)."""
 
 _APPLY = """
 local key, prefix, meta, declare, expire = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local writer, sequence, leaving, forget_after = ARGV[5], tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
-local left_after = tonumber(ARGV[9])
-local FIRST, CHUNK = 10, 1000
+local writer, sequence, leaving = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
+local forget_writer_after, forget_values_after = tonumber(ARGV[8]), tonumber(ARGV[9])
+local left_after = tonumber(ARGV[10])
+local FIRST, CHUNK = 11, 1000
+local FATES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
 
-local stored = redis.call('HMGET', key, '#prefix', '#meta', '#writers')
+local stored = redis.call('HMGET', key, '#prefix', '#meta', '#mark:' .. writer, '#search')
 if stored[1] and stored[1] ~= prefix then
   return redis.error_reply('PDCPREFIX ' .. stored[1])
 end
-if leaving == '1' and not stored[2] then return 0 end
+if leaving and not stored[2] then return 0 end
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
@@ -55,25 +68,96 @@ local function in_chunks(list, call)
   end
 end
 
-local function remove(doomed)
-  local fields = {}
-  for _, field in ipairs(redis.call('HKEYS', key)) do
-    if doomed(field) then fields[#fields + 1] = field end
-  end
+local function remove(fields)
   in_chunks(fields, function(...) redis.call('HDEL', key, ...) end)
 end
 
+local function write(values)
+  local list = {}
+  for field, value in pairs(values) do
+    list[#list + 1] = field
+    list[#list + 1] = value
+  end
+  in_chunks(list, function(...) redis.call('HSET', key, ...) end)
+end
+
+local function has_labels(field, wanted)
+  local start = string.find(field, '{', 1, true)
+  if not start then return false end
+  local ours, labels = pcall(cjson.decode, string.sub(field, start))
+  if not ours then return false end
+  for name, value in pairs(wanted) do
+    if labels[name] ~= value then return false end
+  end
+  return true
+end
+
 local function remove_matching(wanted)
-  remove(function(field)
-    local start = string.find(field, '{', 1, true)
-    if not start then return false end
-    local ours, labels = pcall(cjson.decode, string.sub(field, start))
-    if not ours then return false end
-    for name, value in pairs(wanted) do
-      if labels[name] ~= value then return false end
+  local doomed = {}
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if has_labels(field, wanted) then doomed[#doomed + 1] = field end
+  end
+  remove(doomed)
+end
+
+local function find(pattern)
+  local found, cursor = {}, '0'
+  repeat
+    local reply = redis.call('HSCAN', key, cursor, 'MATCH', pattern, 'COUNT', CHUNK)
+    cursor = reply[1]
+    for i = 1, #reply[2], 2 do found[reply[2][i]] = reply[2][i + 1] end
+  until cursor == '0'
+  return found
+end
+
+local function parse_mark(mark)
+  local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
+  return {sequence = tonumber(last) or 0, seen = tonumber(seen) or 0, fate = fate or ''}
+end
+
+local function parse_stamped(value)
+  local number, set_at = string.match(value, '^(%S+) (%S+)$')
+  return tonumber(number), tonumber(set_at)
+end
+
+local function fold(fate, dead, value)
+  if not dead then return value end
+  local number, set_at = parse_stamped(dead)
+  local new, new_set_at = parse_stamped(value)
+  if fate == 'sum' then return text(number + new) .. ' ' .. text(math.max(set_at, new_set_at)) end
+  local wins = (fate == 'min' and new < number) or (fate == 'max' and new > number)
+    or (fate == 'mostrecent' and new_set_at > set_at)
+  return wins and value or dead
+end
+
+local function take_from(gone, pattern)
+  local doomed, folded = {}, {}
+  for field, value in pairs(find(pattern)) do
+    local fate, owner, labels = string.match(field, '^#(%a+):([^:]+):(.*)$')
+    if FATES[fate] and gone[owner] then
+      doomed[#doomed + 1] = field
+      if FATES[fate] == 'fold' then
+        local heir = '#' .. fate .. '::' .. labels
+        folded[heir] = fold(fate, folded[heir] or redis.call('HGET', key, heir), value)
+      end
     end
-    return true
-  end)
+  end
+  remove(doomed)
+  write(folded)
+end
+
+local function forget()
+  local doomed, gone = {}, {}
+  for field, stored_mark in pairs(find('#mark:*')) do
+    local mark = parse_mark(stored_mark)
+    local keep = (mark.fate == '' or mark.fate == 'live') and forget_writer_after or forget_values_after
+    if mark.seen < now - keep then
+      doomed[#doomed + 1] = field
+      if mark.fate ~= '' then gone[string.sub(field, 7)] = true end
+    end
+  end
+  if next(gone) then take_from(gone, '#*') end
+  remove(doomed)
 end
 
 local function read_fields()
@@ -88,6 +172,10 @@ local function read_fields()
   end
   return current
 end
+
+local mark = stored[3] and parse_mark(stored[3])
+local known, fate, seen = mark and mark.sequence or -1, mark and mark.fate or '', now
+local search_at = tonumber(stored[4] or '0') or 0
 
 local function apply()
   for i = FIRST, #ARGV, 3 do
@@ -106,43 +194,29 @@ local function apply()
     elseif kind == 'stamp' then
       local number, age = string.match(value, '^(%S+) (%S+)$')
       new = number .. ' ' .. (age == 'never' and '0' or text(now - tonumber(age)))
+      fate = string.match(field, '^#(%a+):') or fate
     end
     if new then
       current[field], changed[field] = new, new
     end
   end
-  local pairs_ = {}
-  for field, value in pairs(changed) do
-    pairs_[#pairs_ + 1] = field
-    pairs_[#pairs_ + 1] = value
+  write(changed)
+end
+
+if known < sequence then apply() end
+if known <= sequence then
+  if leaving and fate ~= 'all' then
+    if fate ~= '' then take_from({[writer] = true}, '#*:' .. writer .. ':*') end
+    fate, seen = '', now - forget_writer_after + left_after
   end
-  in_chunks(pairs_, function(...) redis.call('HSET', key, ...) end)
+  redis.call('HSET', key, '#mark:' .. writer, string.format('%.0f %s %s', sequence, text(seen), fate))
 end
-
-local writers = stored[3] and cjson.decode(stored[3]) or {}
-local mark = writers[writer]
-if not (mark and mark[1] >= sequence) then
-  apply()
+if search_at <= now or search_at > now + forget_writer_after then
+  forget()
+  search_at = now + forget_writer_after
 end
-
-local gone = {}
-for id, seen in pairs(writers) do
-  if id ~= writer and seen[2] < now - forget_after then gone[id] = true end
-end
-for id in pairs(gone) do writers[id] = nil end
-if leaving == '1' then
-  gone[writer] = true
-  writers[writer] = {sequence, now - forget_after + left_after}
-elseif not mark or mark[1] <= sequence then
-  writers[writer] = {sequence, now}
-end
-if next(gone) then
-  remove(function(field)
-    local owner = string.match(field, '^#live:([^:]+):')
-    return owner and gone[owner]
-  end)
-end
-redis.call('HSET', key, '#writers', cjson.encode(writers))
+if leaving then search_at = math.min(search_at, now + 2 * left_after) end
+if text(search_at) ~= stored[4] then redis.call('HSET', key, '#search', text(search_at)) end
 if declare == '1' or not stored[2] then
   redis.call('HSET', key, '#prefix', prefix, '#meta', meta)
 end
@@ -272,7 +346,8 @@ class RedisStorage(ForkSafe):
                 arguments += (operation.kind.value, operation.field, _argument(operation, now))
         return (
             *(_APPLY, self._key(update.name), self._prefix, update.meta, int(update.declare), self._expire),
-            *(batch.writer, batch.sequence, int(batch.leaving), FORGET_WRITER_SECONDS, LEFT_SECONDS),
+            *(batch.writer, batch.sequence, int(batch.leaving)),
+            *(FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS),
             *arguments,
         )
 
