@@ -462,7 +462,7 @@ class Buffer:
         if self._queue or self._in_flight is not None:
             self._try_to_send()
         if self._in_flight is None and self._applied:
-            updates = [Update(name, meta="") for name in sorted(self._applied)]  # who leaves declares nothing
+            updates = [Update(name, "", []) for name in sorted(self._applied)]  # who leaves declares nothing
             self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
             self._try_to_send()
             self._applied.clear()
