@@ -6,7 +6,7 @@ import hmac
 import importlib
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cache, partial
 from http import HTTPStatus
 from time import perf_counter
@@ -507,9 +507,14 @@ def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iter
 class _AnyBody:
     """A body that is watched: read to its end, broken by an exception, or left by a client that went away."""
 
+    __slots__ = ("_body", "_iterator", "_left", "_tracker")
+
+    _iterate: Callable[[Any], Any]
+
     def __init__(self, tracker: Tracker, body: Any) -> None:
         self._tracker = tracker
         self._body = body
+        self._iterator = self._iterate(body)
         self._left = tracker.body_bytes()
 
     def _passed(self, chunk: bytes) -> None:
@@ -536,36 +541,36 @@ class _AnyBody:
 class Body(_AnyBody):
     """The watched body of a WSGI answer."""
 
-    def __init__(self, tracker: Tracker, body: Iterable[bytes]) -> None:
-        super().__init__(tracker, body)
-        self._iterator = iter(body)
+    __slots__ = ()
+
+    _iterate = staticmethod(iter)
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
         try:
-            chunk = next(self._iterator)
-        except BaseException as error:
-            self._ended(None if isinstance(error, StopIteration) else error)
+            for chunk in self._iterator:
+                self._passed(chunk)
+                yield chunk
+        except GeneratorExit:  # `close` tells what that means
             raise
-        self._passed(chunk)
-        return chunk
+        except BaseException as error:
+            self._ended(error)
+            raise
+        self._ended(None)
 
 
 class AsyncBody(_AnyBody):
     """The watched body of an answer that is made asynchronously; what is dropped unread was left, too."""
 
-    def __init__(self, tracker: Tracker, body: AsyncIterable[bytes]) -> None:
-        super().__init__(tracker, body)
-        self._iterator = body.__aiter__()
+    __slots__ = ()
+
+    _iterate = staticmethod(aiter)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            chunk = await self._iterator.__anext__()
+            chunk: bytes = await self._iterator.__anext__()
         except StopAsyncIteration:
             self._ended(None)
             raise
