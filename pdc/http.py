@@ -256,7 +256,10 @@ class HTTPMetrics:
             except BaseException as error:
                 tracker.fail(error)
                 raise
-            return _watched(body, tracker, environ.get("wsgi.file_wrapper"))
+            file_wrapper: Any = environ.get("wsgi.file_wrapper")
+            if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+                return _sent_by_server(body, tracker)
+            return Body(tracker, body)
 
         return tracked
 
@@ -314,8 +317,20 @@ class Tracker:
     """
 
     __slots__ = (
-        *("_exception", "_exemplar", "_finished", "_headers", "_in_progress", "_known", "_labels", "_look", "_method"),
-        *("_metrics", "_source", "_start", "gone", "has_error_page", "received", "request", "route", "sent", "status"),
+        *("_exception", "_exemplar", "_headers", "_in_progress", "_known", "_labels", "_look", "_method"),
+        *(
+            "_metrics",
+            "_source",
+            "_start",
+            "finished",
+            "gone",
+            "has_error_page",
+            "received",
+            "request",
+            "route",
+            "sent",
+            "status",
+        ),
     )
 
     def __init__(self, metrics: HTTPMetrics, method: str, look: Look | None, source: Any) -> None:
@@ -323,7 +338,7 @@ class Tracker:
         self._method = method
         self._look = look
         self._source = source
-        self._known = self._finished = self.gone = self.has_error_page = False
+        self._known = self.finished = self.gone = self.has_error_page = False
         self._labels: tuple[str, ...] = ()
         self._headers: Iterable[tuple[str, str]] | None = None
         self._exemplar: dict[str, str] | None = None
@@ -338,7 +353,7 @@ class Tracker:
             self._in_progress.inc()
         except Exception:
             logger.exception("a request could not be tracked")
-            self._finished = True
+            self.finished = True
 
     def started(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Note the start of the answer, while the request is being handled."""
@@ -365,7 +380,7 @@ class Tracker:
         self._exception = error
         if not self._known:
             self._learn()
-        if self._finished:
+        if self.finished:
             return
         metrics, labels = self._metrics, self._labels
         try:
@@ -378,9 +393,9 @@ class Tracker:
         duration = perf_counter() - self._start
         if not self._known:
             self._learn()  # which may forget the request
-        if self._finished:
+        if self.finished:
             return
-        self._finished = True
+        self.finished = True
         try:
             self._in_progress.dec()
             requests, durations, sizes = self._metrics.series(self._method, self.route, self.status, self._labels)
@@ -401,9 +416,9 @@ class Tracker:
 
     def forget(self) -> None:
         """Do not count the request after all."""
-        if self._finished:
+        if self.finished:
             return
-        self._finished = True
+        self.finished = True
         try:
             self._in_progress.dec()
         except Exception:
@@ -485,14 +500,8 @@ class Connection:
         return _websocket_families(options.namespace, tuple(options.labels))
 
 
-def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iterable[bytes]:
-    """The body of a WSGI answer, which finishes the request at its end.
-
-    What the server would send by itself from a file (PEP 3333, ``wsgi.file_wrapper``) is left as it is.
-    """
-    if not (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        return Body(tracker, body)
-    file: Any = body
+def _sent_by_server(file: Any, tracker: Tracker) -> Iterable[bytes]:
+    """A file that the server sends by itself (PEP 3333, ``wsgi.file_wrapper``): it stays what it is, and ends the request."""
     close: Callable[[], None] | None = getattr(file, "close", None)
 
     def finish_and_close() -> None:
@@ -501,7 +510,7 @@ def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iter
             close()
 
     file.close = finish_and_close
-    return body
+    return file  # type: ignore[no-any-return]
 
 
 class _AnyBody:
@@ -531,9 +540,10 @@ class _AnyBody:
 
     def close(self) -> None:
         """Finish the request; the server calls this whatever became of it (PEP 3333)."""
-        if self._left > 0:
-            self._tracker.status = CLIENT_CLOSED_REQUEST
-        self._tracker.finish()
+        if not self._tracker.finished:
+            if self._left > 0:
+                self._tracker.status = CLIENT_CLOSED_REQUEST
+            self._tracker.finish()
         if hasattr(self._body, "close"):
             self._body.close()
 
@@ -555,7 +565,8 @@ class Body(_AnyBody):
         except BaseException as error:
             self._ended(error)
             raise
-        self._ended(None)
+        if not self._tracker.finished:
+            self._ended(None)
 
 
 class AsyncBody(_AnyBody):
