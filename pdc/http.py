@@ -138,6 +138,7 @@ class HTTPMetrics:
         self._in_progress: dict[str, Gauge] = {}
         self._series: dict[tuple[str, str, int, tuple[str, ...]], _Series] = {}
         self.asks = bool(options.labels or options.exemplars)
+        """Whether there is more to find out about a request than its method, route and status."""
         self._complained: set[str] = set()
         self._port: Port | None = None
 
@@ -317,20 +318,8 @@ class Tracker:
     """
 
     __slots__ = (
-        *("_exception", "_exemplar", "_headers", "_in_progress", "_known", "_labels", "_look", "_method"),
-        *(
-            "_metrics",
-            "_source",
-            "_start",
-            "finished",
-            "gone",
-            "has_error_page",
-            "received",
-            "request",
-            "route",
-            "sent",
-            "status",
-        ),
+        *("_exception", "_exemplar", "_headers", "_in_progress", "_known", "_labels", "_look", "_method", "_metrics"),
+        *("_source", "_start", "finished", "gone", "has_error_page", "received", "request", "route", "sent", "status"),
     )
 
     def __init__(self, metrics: HTTPMetrics, method: str, look: Look | None, source: Any) -> None:
@@ -523,8 +512,8 @@ class _AnyBody:
     def __init__(self, tracker: Tracker, body: Any) -> None:
         self._tracker = tracker
         self._body = body
-        self._iterator = self._iterate(body)
         self._left = tracker.body_bytes()
+        self._iterator = self._iterate(body)
 
     def _passed(self, chunk: bytes) -> None:
         self._tracker.sent += len(chunk)
