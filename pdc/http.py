@@ -135,7 +135,7 @@ class HTTPMetrics:
         exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
-        self._in_progress: dict[str, Gauge] = {}
+        self._in_progress: dict[str, Callable[[float], None]] = {}
         self._series: dict[tuple[str, str, int, tuple[str, ...]], _Series] = {}
         self.asks = bool(options.labels or options.exemplars)
         """Whether there is more to find out about a request than its method, route and status."""
@@ -151,11 +151,11 @@ class HTTPMetrics:
     def _excludes(self, path: str) -> bool:
         return path in self._excluded or (self._patterns != [] and any(pattern.fullmatch(path) for pattern in self._patterns))
 
-    def in_progress(self, method: str) -> Gauge:
-        """What says how many requests of a method are in progress."""
+    def in_progress(self, method: str) -> Callable[[float], None]:
+        """What adds to the requests in progress of a method."""
         known = self._in_progress.get(method)
         if known is None:
-            known = self._in_progress[method] = self.bounded(self.families.in_progress, method)
+            known = self._in_progress[method] = self.bounded(self.families.in_progress, method)._cell.add
         return known
 
     def series(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> _Series:
@@ -327,7 +327,8 @@ class Tracker:
         self._method = method
         self._look = look
         self._source = source
-        self._known = self.finished = self.gone = self.has_error_page = False
+        self._known = look is None and not metrics.asks
+        self.finished = self.gone = self.has_error_page = False
         self._labels: tuple[str, ...] = ()
         self._headers: Iterable[tuple[str, str]] | None = None
         self._exemplar: dict[str, str] | None = None
@@ -339,7 +340,7 @@ class Tracker:
         self._start = perf_counter()
         try:
             self._in_progress = metrics.in_progress(method)
-            self._in_progress.inc()
+            self._in_progress(1.0)
         except Exception:
             logger.exception("a request could not be tracked")
             self.finished = True
@@ -386,7 +387,7 @@ class Tracker:
             return
         self.finished = True
         try:
-            self._in_progress.dec()
+            self._in_progress(-1.0)
             requests, durations, sizes = self._metrics.series(self._method, self.route, self.status, self._labels)
             requests.inc(1.0, self._exemplar)
             durations.observe(duration, self._exemplar)
@@ -409,7 +410,7 @@ class Tracker:
             return
         self.finished = True
         try:
-            self._in_progress.dec()
+            self._in_progress(-1.0)
         except Exception:
             logger.exception("a request could not be left out")
         self._let_go()

@@ -330,4 +330,4 @@ def test_what_is_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
         metrics.series("GET", f"/{number}", 200, ())[0].inc()
     assert len(metrics._series) == 2
     assert samples()["requests_total", "GET", "/1", "200"] == 1.0
-    assert samples()["requests_total", *["<overflow>"] * 3] == 18.0
+    assert samples()["requests_total", "<overflow>", "<overflow>", "<overflow>"] == 18.0
