@@ -156,7 +156,9 @@ class HTTPMetrics:
         """What adds to the requests in progress of a method."""
         known = self._in_progress.get(method)
         if known is None:
-            known = self._in_progress[method] = self.bounded(self.families.in_progress, method)._cell.add
+            known = self.bounded(self.families.in_progress, method)._cell.add
+            if (method,) in self.families.in_progress._metrics:  # not the one for all that are over the limit
+                self._in_progress[method] = known
         return known
 
     def series(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> _Series:
