@@ -489,7 +489,7 @@ class Buffer:
         lasting = [pending for pending in self._all_metrics() if pending.family.lasting]
         left = self._applied.difference(pending.family.name for pending in lasting) if returning else self._applied
         if self._in_flight is None and left:
-            updates = [Update(name, meta="") for name in sorted(left)]  # who leaves declares nothing
+            updates = [Update(name, "", []) for name in sorted(left)]  # who leaves declares nothing
             self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
             self._try_to_send()
             self._applied.clear()

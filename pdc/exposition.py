@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
@@ -92,8 +91,7 @@ class Response(NamedTuple):
     body: bytes = b""
 
 
-@dataclass(frozen=True)
-class Scrape:
+class Scrape(NamedTuple):
     """A request for metrics."""
 
     method: str = "GET"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
 from itertools import chain
 from operator import add
@@ -46,8 +45,7 @@ def clean(value: str) -> str:
     return value
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Name (without ``_total``), type and help of a metric, as prometheus_client knows them."""
 
     name: str
@@ -64,12 +62,12 @@ class Family:
     @property
     def meta(self) -> str:
         """The family as ``#meta`` keeps it."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self._asdict(), separators=(",", ":"))
 
     @classmethod
     def from_meta(cls, meta: str) -> Family:
         """The family that `meta` describes; what later versions added is ignored. Raises errors for what no version wrote."""
-        stored = {key: value for key, value in json.loads(meta).items() if key in cls.__dataclass_fields__}
+        stored = {key: value for key, value in json.loads(meta).items() if key in cls._fields}
         tuples: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
         family = cls(**{**stored, **tuples})
         texts = (family.name, family.type, family.documentation, family.unit, family.mode)
@@ -93,7 +91,7 @@ class Family:
     def changed_since(self, before: str) -> str:
         """What is declared otherwise than in that `#meta`, in words."""
         try:
-            old, new = asdict(Family.from_meta(before)), asdict(self)
+            old, new = Family.from_meta(before)._asdict(), self._asdict()
         except (ValueError, TypeError, AttributeError, RecursionError):
             return "what was declared before is not of pdc"
         changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])

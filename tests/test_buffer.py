@@ -36,7 +36,7 @@ class Recorder:
         """Keep the batch."""
         self.batches.append(batch)
         self.during()
-        return self.outcomes.pop(0) if self.outcomes else Outcome()
+        return self.outcomes.pop(0) if self.outcomes else Outcome(set(), {}, {})
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Know all metrics that were sent."""
@@ -300,7 +300,7 @@ def test_a_refused_metric_does_not_hold_up_the_others(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A metric that the storage refuses is sent no more until the next setup; flush tells, a scrape goes on."""
-    recorder.outcomes = [Outcome(refused={"hits": "because"})]
+    recorder.outcomes = [Outcome(set(), {}, {"hits": "because"})]
     counter.inc()
     recorder.batches.clear()
     for _ in range(10):
@@ -320,7 +320,7 @@ def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: p
     """Where the storage did not know a metric that it had, all metrics are told again, without what was sent before."""
     counter.inc(5)
     recorder.batches.clear()
-    recorder.outcomes = [Outcome(unknown={"level"})]
+    recorder.outcomes = [Outcome({"level"}, {}, {})]
     gauge.inc()
     assert {update.name for update in recorder.batches[1].updates} == {"hits", "level"}
     assert recorder.sent("_total") == [("add", 0.0)]

@@ -91,17 +91,17 @@ def live_and_die(storage: Storage, number: int, gauges: list[Family]) -> None:
     changes = updates(writer, number, gauges)
     storage.apply(Batch(writer, 1, changes))
     if number // len(GAUGES) % 2 == 0:
-        storage.apply(Batch(writer, 2, [Update(update.name, "") for update in changes], leaving=True))
+        storage.apply(Batch(writer, 2, [Update(update.name, "", []) for update in changes], leaving=True))
 
 
 def after_a_day(storage: Storage, monkeypatch: pytest.MonkeyPatch, sequence: int) -> Snapshot:
     """What is stored when a process has written after a day; it leaves then."""
-    changes = [*updates(ALIVE, WRITERS, GAUGES), Update(COUNTER.name, COUNTER.meta)]
+    changes = [*updates(ALIVE, WRITERS, GAUGES), Update(COUNTER.name, COUNTER.meta, [])]
     with monkeypatch.context() as patch:
         hasten(patch, **AT_ONCE)
         storage.apply(Batch(ALIVE, sequence, changes))
     snapshot = storage.read()
-    storage.apply(Batch(ALIVE, sequence + 1, [Update(update.name, "") for update in changes], leaving=True))
+    storage.apply(Batch(ALIVE, sequence + 1, [Update(update.name, "", []) for update in changes], leaving=True))
     return snapshot
 
 
@@ -179,8 +179,8 @@ def test_forty_processes_leave_as_much_as_five(
         with monkeypatch.context() as patch:
             hasten(patch, **AT_ONCE)
             names = probe.read().metrics
-            probe.apply(Batch(f"{count}-probe", 1, [Update(name, "") for name in names]))
-            probe.apply(Batch("another-probe", count, [Update(name, "") for name in names]))
+            probe.apply(Batch(f"{count}-probe", 1, [Update(name, "", []) for name in names]))
+            probe.apply(Batch("another-probe", count, [Update(name, "", []) for name in names]))
         fields = {name: sorted(field for field in found) for name, found in probe.read().metrics.items()}
         text = pdc.generate_latest().decode()
         shown.append((fields, re.sub(r" \S+$", "", text, flags=re.MULTILINE)))
@@ -228,7 +228,7 @@ def test_a_process_that_slept_is_back_with_its_numbers(
     store = pdc.config.DEFAULT.required()
     with monkeypatch.context() as patch:
         hasten(patch, **{**AT_ONCE, "FORGET_VALUES_SECONDS": 86400.0})
-        store.apply(Batch("2-other", 1, [Update(name, "") for name in (*modes, "hits")]))
+        store.apply(Batch("2-other", 1, [Update(name, "", []) for name in (*modes, "hits")]))
     metrics = store.read().metrics
     assert [name for name, fields in metrics.items() if any(field.count(":") > 1 for field in fields)] == ["all", "sum"]
     hits.inc()

@@ -19,7 +19,6 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -84,13 +83,12 @@ class Operation(NamedTuple):
     value: Value | Stamped = 0.0
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What a batch changes in one metric; with no operations it renews the metric and the writer's mark."""
 
     name: str
     meta: str
-    operations: list[Operation] = field(default_factory=list)
+    operations: list[Operation]
     declare: bool = False
     """Replace the stored ``#meta`` even where there is one: true once per process and metric."""
 
@@ -101,8 +99,7 @@ class Update:
                 yield kind, chosen
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Updates of any number of metrics, each of them at most once.
 
     Applying a batch twice is applying it once: ``sequence`` grows with every batch of a ``writer``, and a metric
@@ -116,15 +113,14 @@ class Batch:
     leaving: bool = False
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """What a storage says of a batch that it applied."""
 
-    unknown: set[str] = field(default_factory=set)
+    unknown: set[str]
     """Metrics that held nothing of this writer before: new to it, expired, evicted or deleted."""
-    replaced: dict[str, str] = field(default_factory=dict)
+    replaced: dict[str, str]
     """The ``#meta`` of metrics that somebody had declared otherwise before this batch did."""
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str]
     """Metrics that can never be applied, with the reason; the others were."""
 
 

@@ -292,7 +292,7 @@ class RedisStorage(ForkSafe):
         return f"{self} {self.client.connection_pool.connection_kwargs.get('db') or 0} {self._prefix}"
 
     def apply(self, batch: Batch) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(set(), {}, {})
         missing, *replies = self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
         if isinstance(missing, ResponseError):
             raise self._failed(missing)

@@ -121,7 +121,7 @@ class SqliteStorage(ForkSafe):
         return bool(refusals)
 
     def apply(self, batch: Batch) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(set(), {}, {})
         with self.lock, self._explained("write"), self._transaction() as cursor:
             for update in batch.updates:
                 _Metric(cursor, update.name).apply(batch, update, outcome)
