@@ -60,10 +60,11 @@ $(VERSION2)/version2.stamp: pyproject.toml
 servers:
 	@missing=; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v openssl >/dev/null || missing="$$missing openssl"; \
 	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	test -n "$$missing" || exit 0; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "The tests need the commands redis-server, prometheus and promtool: please install$$missing." >&2; exit 1; \
+		echo "The tests need the commands redis-server, openssl, prometheus and promtool: please install$$missing." >&2; exit 1; \
 	fi; \
 	sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
 	echo "Installing the Debian packages$$missing"; \
