@@ -166,16 +166,20 @@ def test_a_client_that_waits_for_long(
 def test_a_client_with_shorter_timeouts(own_redis_server: RedisServer) -> None:
     """The timeouts of a client are kept where they are shorter, and so is what else it was given."""
     with own_redis_server.client(socket_timeout=0.1, client_name="ours", decode_responses=True) as client:
+
+        def connections() -> int:
+            return [entry["name"] for entry in client.client_list()].count("ours")
+
         pdc.setup(redis=client)
         pdc.generate_latest()
-        assert [entry["name"] for entry in client.client_list()] == ["ours", "ours"]
+        assert connections() == 2
         own_redis_server.freeze()
         start = time.monotonic()
         assert Scrape().answer().status == HTTPStatus.SERVICE_UNAVAILABLE
         assert time.monotonic() - start < 2
         own_redis_server.thaw()
         pdc.shutdown()
-        wait_until(lambda: len(client.client_list()) == 1)
+        wait_until(lambda: connections() == 1)
 
 
 def test_a_client_of_another_class_is_used_as_it_is(redis_server: RedisServer, registry: CollectorRegistry) -> None:
@@ -404,12 +408,11 @@ def sentinel_with_password(_: str) -> redis.Redis:
     [
         (lambda url: url.replace(SECRET, f"{SECRET}-wrong"), "Check the user, the password"),
         (lambda url: url.partition("?")[0], "certificate verify failed"),
-        (lambda url: f"{url}.missing", "No such file"),
         (lambda url: url.replace("rediss:", "redis:").partition("?")[0], "Check that it runs"),
         (lambda url: re.sub(r":\d+/", ":1/", url), "Connection refused"),
         (sentinel_with_password, "No master found"),
     ],
-    ids=["wrong-password", "unknown-authority", "missing-authority", "no-tls", "unreachable", "sentinel"],
+    ids=["wrong-password", "unknown-authority", "no-tls", "unreachable", "sentinel"],
 )
 def test_a_connection_that_fails_shows_no_password(
     tls_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, change: Callable[[str], Any], expected: str
