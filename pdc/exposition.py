@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from . import config
+from . import config, health
 from .buffer import NotConfigured
 from .family import families
 from .metrics import StoredMetric
@@ -62,14 +62,20 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     return text.generate_latest(_Families(collect(registry)))
 
 
-def collect(registry: CollectorRegistry | None = None, names: Collection[str] | None = None) -> list[Metric]:
+def collect(
+    registry: CollectorRegistry | None = None, names: Collection[str] | None = None, *, own: bool = False
+) -> list[Metric]:
     """The families of the storage, from one read, then those of the registry's other collectors.
 
     `names` leaves only the samples with these names, as the query ``?name[]=`` does. A family of the storage comes
-    before one of the same name in the registry, which is left out. Raises NotConfigured and StorageError.
+    before one of the same name in the registry, which is left out. With `own`, what pdc tells of itself is among them.
+    Raises NotConfigured and StorageError.
     """
     snapshot = config.read(config.DEFAULT)
-    metrics = families(snapshot.metrics, snapshot.now)
+    shown = {name: fields for name, fields in snapshot.metrics.items() if name not in health.NAMES}
+    if own:
+        shown.update(health.fields(snapshot.metrics, config.BUFFERS))
+    metrics = families(shown, snapshot.now)
     if registry is not None:
         stored = {metric.name for metric in metrics}
         metrics += [metric for metric in _others(registry) if metric.name not in stored]
@@ -102,9 +108,11 @@ class Scrape:
         if self.method not in ("GET", "HEAD"):
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
         try:
-            families = _Families(collect(registry, parse_qs(self.query).get("name[]")))
+            families = _Families(collect(registry, parse_qs(self.query).get("name[]"), own=True))
         except (StorageError, NotConfigured) as error:
-            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+            waiting = sum(buffer.waiting for buffer in config.BUFFERS)
+            message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
+            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
         encode, content_type = negotiate(self.accept)
         headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
         body = encode(families)

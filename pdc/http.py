@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.validation import _validate_exemplar
 
+from . import health
 from .exposition import ASGIApplication, Port, Receive, Response, Scope, Scrape, Send, plain, respond, scrape_from_wsgi
 from .metrics import Counter, Gauge, Histogram, StoredMetric
 from .options import Label, OptionError, Options
@@ -149,6 +150,7 @@ class HTTPMetrics:
             return known
         if len(metric._metrics) >= self.options.max_series:
             self._complain(f"{metric} has {self.options.max_series} series (PDC_MAX_SERIES): new ones count as {OVERFLOW!r}")
+            metric.buffer.health.count(health.SERIES_REFUSED)
             values = (OVERFLOW,) * len(values)
         return metric.labels(*values)
 

@@ -36,8 +36,7 @@ class StoredMetric(MetricWrapperBase):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._pending = Pending(self.buffer, self._family())
-            if not self._labelnames:
-                self._cell = self._pending.add(self._new_cell("{}"))
+            self._cell = _NoCell(self) if self._labelnames else self._pending.add(self._new_cell("{}"))
             self.buffer.declare(self._pending if self._labelnames else self._cell)
 
     def _metric_init(self) -> None:
@@ -49,29 +48,25 @@ class StoredMetric(MetricWrapperBase):
     def _family(self) -> Family:
         return Family(self._name, str(self._type), clean(self._documentation), self._unit, self._labelnames)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_cell":
-            raise ValueError(f"{self._type} metric {self._name} is missing label values: call labels() for {self._labelnames}")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
     def labels(self: MetricT, *labelvalues: object, **labelkwargs: object) -> MetricT:
         """Return the child for these label values, which the storage shows from now on.
 
         Raises ValueError where the labels are not those of the metric.
         """
-        if labelkwargs:
-            values = self._values_by_name(labelvalues, labelkwargs)
-        else:
-            values = tuple(map(str, labelvalues))
+        values: Any = self._values_by_name(labelvalues, labelkwargs) if labelkwargs else labelvalues
+        for value in values:
+            if type(value) is not str:  # subclasses may have another `str()`
+                values = tuple(map(str, values))
+                break
         child: MetricT | None = self._metrics.get(values)
         return self._child(values) if child is None else child
 
-    def _values_by_name(self, labelvalues: tuple[object, ...], labelkwargs: dict[str, object]) -> tuple[str, ...]:
+    def _values_by_name(self, labelvalues: tuple[object, ...], labelkwargs: dict[str, object]) -> tuple[object, ...]:
         if labelvalues:
             raise ValueError("Can't pass both *args and **kwargs")
         if self._labelnames and labelkwargs.keys() != set(self._labelnames):
             raise ValueError(f"Incorrect label names: {self} has {self._labelnames}, got {tuple(labelkwargs)}")
-        return tuple(str(labelkwargs[name]) for name in self._labelnames)
+        return tuple([labelkwargs[name] for name in self._labelnames])
 
     def _child(self: MetricT, values: tuple[str, ...]) -> MetricT:
         if self._labelvalues:
@@ -148,6 +143,23 @@ class StoredMetric(MetricWrapperBase):
             own = dict(zip(self._labelnames, self._labelvalues, strict=True))
             metric.samples = [_without(own, sample) for sample in metric.samples if own.items() <= sample.labels.items()]
         return [metric]
+
+
+class _NoCell:
+    """In place of the cell of a metric with labels, of which only the children have one: using it is a ValueError.
+
+    A `__getattr__` of the metrics could say the same, but would slow down every access to their attributes.
+    """
+
+    def __init__(self, metric: StoredMetric) -> None:
+        name = f"{metric._type} metric {metric._name}"
+        self.__dict__["error"] = f"{name} is missing label values: call labels() for {metric._labelnames}"
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(self.error)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise ValueError(self.error)
 
 
 class Counter(StoredMetric, prometheus_client.Counter):

@@ -39,6 +39,7 @@ def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
         ("web", "Starlette, 1 route", {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"}),
         ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, *AT_ONCE, MULTIPROCESS, "pytheus, Redis"}),
         ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
+        ("updates", "Room of a counter in SQLite", {"pdc, SQLite, every second"}),
         ("scrape", "of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
     ],
 )

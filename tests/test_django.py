@@ -20,7 +20,7 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 import django
 import django_project
 import pytest
-from conftest import ROOT, RedisServer
+from conftest import ROOT
 from django.contrib.auth.models import Group, Permission
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
@@ -770,23 +770,6 @@ def test_a_test_can_assert_a_change(send: Send) -> None:
         assert_change("http_requests_total", route="/"),
     ):
         pass
-
-
-@pytest.mark.parametrize("more", [[], ["--", "--preload", "--threads", "4", "--max-requests", "50"]])
-def test_the_demo_counts_every_request(storage: dict[str, Any], redis_server: RedisServer, more: list[str]) -> None:
-    """Under Gunicorn with four workers, also preloaded, threaded and recycled, any worker counts what was sent."""
-    environment = {"PDC_REDIS_URL": redis_server.url} if "redis" in storage else {}
-    command = [sys.executable, str(ROOT / "example_apps" / "demo.py"), "--app", "django_app", "--once", "--port", "0"]
-    done = subprocess.run(
-        [*command, "--requests", "200", *more],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Every worker counts what was sent: yes" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["check", "metrics"])

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import ROOT, RedisServer
 from flask import Blueprint, Flask, Response, abort, request, send_file, stream_with_context
 from opentelemetry import trace
 from prometheus_client.parser import text_string_to_metric_families
@@ -217,22 +213,6 @@ def test_an_application_factory_may_be_called_twice(make_app: Make) -> None:
     assert scraped(first, "http_requests_total") == scraped(second, "http_requests_total") == {("GET", "/", "200"): 2.0}
     with pytest.raises(RuntimeError, match="already"):
         PrometheusMetrics().init_app(first)
-
-
-@pytest.mark.parametrize("options", [[], ["--", "--max-requests", "50"], ["--", "--preload", "--threads", "4"]])
-def test_the_demo_counts_every_request(storage: dict[str, Any], redis_server: RedisServer, options: list[str]) -> None:
-    """Under Gunicorn with four workers, also recycled, preloaded or threaded, any worker counts what was sent."""
-    environment = {"PDC_REDIS_URL": redis_server.url} if "redis" in storage else {}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "example_apps" / "demo.py"), "--once", "--port", "0", "--requests", "300", *options],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Every worker counts what was sent: yes" in done.stdout
 
 
 def test_views_can_be_measured_by_decorators(make_app: Make) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,32 @@ def test_a_parent_refuses_updates(registry: CollectorRegistry, kind: str) -> Non
     parent = make(kind, ["path"], registry=registry)
     with pytest.raises(ValueError, match="missing label values"):
         UPDATES[kind](parent)
+    if kind == "Counter":
+        with pytest.raises(ValueError, match="missing label values"):
+            parent.inc(exemplar={"trace_id": "1"})
     assert shown() == {}
+
+
+class Colour(str, Enum):
+    """An enumeration whose members are strings, but are not shown as such."""
+
+    RED = "red"
+
+
+@pytest.mark.usefixtures("ready")
+def test_values_of_labels_are_their_text(registry: CollectorRegistry) -> None:
+    """Equal values of labels are other series where `str()` makes another text of them, as in prometheus_client."""
+    counters = [
+        prometheus_client.Counter("m", "Help", ["path"], registry=CollectorRegistry()),
+        pdc.Counter("m", "Help", ["path"], registry=registry),
+    ]
+    for value in ("red", Colour.RED, 1, True, 1.0, None):
+        for counter in counters:
+            counter.labels(value).inc()
+            counter.labels(path=value).inc()
+    expected = {str(child[0]): 2.0 for child in counters[0]._metrics}
+    assert len(expected) == 6
+    assert shown() == {f'm_total{{path="{value}"}}': count for value, count in expected.items()}
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -624,7 +650,8 @@ def test_context_managers_and_decorators(registry: CollectorRegistry) -> None:
     """Exceptions are counted, calls in progress are tracked, and durations observed, around blocks and functions."""
     exceptions, progress = pdc.Counter("failures", "Help", registry=registry), pdc.Gauge("progress", "Help", registry=registry)
     last = pdc.Gauge("last", "Help", registry=registry)
-    timers = [pdc.Summary("s", "Help", registry=registry), pdc.Histogram("h", "Help", ["path"], registry=registry).labels("/")]
+    summary = pdc.Summary("s", "Help", registry=registry)
+    histogram = pdc.Histogram("h", "Help", ["path"], registry=registry).labels("/")
 
     def work(error: type[Exception] | None = None) -> None:
         assert shown("progress") == {"progress": 1.0}
@@ -633,8 +660,8 @@ def test_context_managers_and_decorators(registry: CollectorRegistry) -> None:
 
     for decorate in (
         last.time(),
-        timers[1].time(),
-        timers[0].time(),
+        histogram.time(),
+        summary.time(),
         progress.track_inprogress(),
         exceptions.count_exceptions(KeyError),
     ):
@@ -643,7 +670,7 @@ def test_context_managers_and_decorators(registry: CollectorRegistry) -> None:
     for error in (KeyError, OSError):
         with pytest.raises(error):
             work(error)
-    with pytest.raises(OSError, match="seen"), exceptions.count_exceptions(), timers[0].time():
+    with pytest.raises(OSError, match="seen"), exceptions.count_exceptions(), summary.time():
         raise OSError("seen")
     with progress.track_inprogress():
         assert shown("progress") == {"progress": 1.0}

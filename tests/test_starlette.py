@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, RedisServer, free_port, wait_until
+from conftest import ROOT, free_port, wait_until
 from fastapi import APIRouter, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
@@ -793,20 +793,3 @@ def _answers(port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-@pytest.mark.parametrize("more", [[], ["--", "--preload"]])
-def test_the_demo_counts_every_request(storage: dict[str, Any], redis_server: RedisServer, more: list[str]) -> None:
-    """Under Gunicorn with four Uvicorn workers, also preloaded, any worker counts what was sent."""
-    environment = {"PDC_REDIS_URL": redis_server.url} if "redis" in storage else {}
-    command = [sys.executable, str(ROOT / "example_apps" / "demo.py"), "--app", "starlette_app", "--once", "--port", "0"]
-    done = subprocess.run(
-        [*command, "--requests", "300", *more],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Every worker counts what was sent: yes" in done.stdout

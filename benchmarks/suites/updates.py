@@ -20,6 +20,12 @@ NAMES = {
     "pytheus, Redis": "pytheus",
 }
 
+STORED = {
+    "Redis": ["pdc, Redis, every second", "version 2, Redis", "pytheus, Redis"],
+    "SQLite": ["pdc, SQLite, every second", "version 2, SQLite"],
+}
+"""Who keeps series in each storage; the first of them is compared with the others."""
+
 
 def library(name: str, module: str, keywords: Mapping[str, Any]) -> Contender:
     """A contender that is one of `benchmarks.contenders.libraries`."""
@@ -54,8 +60,14 @@ def _idle_series(series: int) -> Case:
     names = [
         name for name in NAMES if not name.endswith("at once") and name != "version 2, SQLite"
     ]  # they take minutes to fill
-    contenders = [library(name, "idle_series", {}) for name in names]
+    contenders = [library(name, "series", {"size": "memory"}) for name in names]
     return Case("Memory of an idle series", contenders, REFERENCE, unit="bytes", scale=1, measure="result", fresh=series)
+
+
+def _stored_series(database: str, names: list[str], series: int, *, histograms: bool) -> Case:
+    contenders = [library(name, "series", {"size": database.lower(), "histograms": histograms}) for name in names]
+    title = f"Room of a {'histogram' if histograms else 'counter'} in {database}"
+    return Case(title, contenders, names[0], unit="bytes", scale=1, measure="result", fresh=series)
 
 
 def suite(*, quick: bool) -> Suite:
@@ -72,5 +84,10 @@ def suite(*, quick: bool) -> Suite:
             *(_updates(title, kind, threads) for title, kind in kinds.items() for threads in (1, 4)),
             _imports(),
             _idle_series(1_000 if quick else 5_000),
+            *(
+                _stored_series(database, names, 100 if quick else 1_000, histograms=histograms)
+                for database, names in STORED.items()
+                for histograms in (False, True)
+            ),
         ],
     )

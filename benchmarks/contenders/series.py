@@ -1,0 +1,66 @@
+"""What series that were updated once take: memory of the process, or room in the storage."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.worker import Operation
+
+from .libraries import LIBRARIES
+
+
+def make(library: str, size: str, histograms: bool = False) -> Operation:
+    """New series of one metric; returns the bytes by which that size has grown."""
+    chosen = LIBRARIES[library]()
+    metric = (chosen.histogram if histograms else chosen.counter)("events")
+    update = "observe" if histograms else "inc"
+    measured = SIZES[size]
+
+    def add(route: str) -> None:
+        getattr(metric.labels(*chosen.values("GET", route, "200")), update)(1)
+
+    add("/")
+    chosen.settle()  # connections and threads are there before
+
+    def create(times: int) -> float:
+        before = measured()
+        for number in range(times):
+            add(f"/items/{number}")
+        chosen.settle()
+        gc.collect()
+        return measured() - before
+
+    return create
+
+
+def _resident_bytes() -> int:
+    """The memory that this process has now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _redis_bytes() -> int:
+    """What the keys of this contender's database take, by Redis's own account."""
+    from redis import Redis
+
+    client: Any = Redis.from_url(os.environ["REDIS_URL"])
+    return sum(client.execute_command("MEMORY", "USAGE", key, "SAMPLES", 0) for key in client.scan_iter())
+
+
+def _sqlite_bytes() -> int:
+    """What the pages in use of the database in this folder take."""
+    import sqlite3
+
+    connection = sqlite3.connect("metrics.db")
+    try:
+        pages, free, size = (connection.execute(f"PRAGMA {each}").fetchone()[0] for each in _PAGES)
+    finally:
+        connection.close()
+    return int((pages - free) * size)
+
+
+_PAGES = ("page_count", "freelist_count", "page_size")
+SIZES: dict[str, Callable[[], int]] = {"memory": _resident_bytes, "redis": _redis_bytes, "sqlite": _sqlite_bytes}
