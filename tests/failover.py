@@ -270,7 +270,7 @@ def kill(primary: RedisServer, replica: RedisServer, lag: float) -> None:
     if lag:
         replica.freeze()
         with primary.client() as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # or the system would keep for it what is sent meanwhile
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # or the system keeps for it what is sent
         time.sleep(lag)
     primary.stop()
     replica.thaw()
