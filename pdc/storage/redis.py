@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Collection
@@ -20,6 +21,7 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from . import (
     FORGET_VALUES_SECONDS,
@@ -38,7 +40,7 @@ from . import (
 
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
-"""Timeouts of a client that is made from a URL; the URL may name others (``?socket_timeout=1``)."""
+"""How long a call may last; a URL may name other timeouts (``?socket_timeout=1``), a client of the application shorter ones."""
 
 _APPLY = """
 local key, prefix, meta, declare, expire = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -267,9 +269,10 @@ class RedisStorage(ForkSafe):
             kind = f"{type(client).__module__}.{type(client).__qualname__}"
             raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got a {kind}")
         super().__init__()
-        self._own = isinstance(client, str)
         self.client: Any = _client_from_url(client) if isinstance(client, str) else client
         self._clustered = isinstance(self.client, redis.RedisCluster)
+        self._client: Any = self.client if isinstance(client, (str, redis.RedisCluster)) else _brisk(client, SOCKET_SECONDS)
+        self._own = isinstance(client, str) or self._client is not client
         self._prefix = prefix
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
         self._index = f"prometheus#{prefix}"
@@ -324,7 +327,7 @@ class RedisStorage(ForkSafe):
 
     def close(self) -> None:
         if self._own:
-            self.client.connection_pool.disconnect()  # the oldest redis-py closes no connection in `client.close()`
+            self._client.connection_pool.disconnect()  # the oldest redis-py closes no connection in `client.close()`
 
     def _key(self, name: str) -> str:
         return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"
@@ -375,7 +378,7 @@ class RedisStorage(ForkSafe):
         prepared = [self._prepare(*command) for command in commands]
         if self._clustered:
             return [self._send_alone(command) for command in prepared]
-        with self.client.pipeline(transaction=False) as pipeline:
+        with self._client.pipeline(transaction=False) as pipeline:
             for command in prepared:
                 pipeline.execute_command(*command)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
@@ -383,15 +386,15 @@ class RedisStorage(ForkSafe):
 
     def _find_nodes_again(self) -> None:
         """Tell a cluster's client the nodes that it knew: redis-py before 8 forgets each that fails, at last all."""
-        known = self.client.nodes_manager.startup_nodes
+        known = self._client.nodes_manager.startup_nodes
         self._nodes.update(known)
         if not known:
             known.update(self._nodes)
 
     def _send_alone(self, command: tuple[Any, ...]) -> Any:
-        options = {"target_nodes": self.client.get_random_node()} if command == ("TIME",) else {}
+        options = {"target_nodes": redis.RedisCluster.RANDOM} if command == ("TIME",) else {}
         try:
-            return self.client.execute_command(*command, **options)
+            return self._client.execute_command(*command, **options)
         except ResponseError as error:
             return error
 
@@ -399,7 +402,7 @@ class RedisStorage(ForkSafe):
         if "\n" not in command:
             return command, *arguments
         if command not in self._scripts:
-            self._scripts[command] = _text(self.client.script_load(command))
+            self._scripts[command] = _text(self._client.script_load(command))
         return "EVALSHA", self._scripts[command], 1, *arguments
 
     def _reason(self, name: str, refusal: ResponseError) -> str:
@@ -411,11 +414,19 @@ class RedisStorage(ForkSafe):
 
     def _failed(self, error: Exception) -> StorageError:
         remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
+        if "executing the script can't run" in str(error):  # Redis 7.0 does not say which command
+            remedy = _RIGHTS_REMEDY
         return StorageError(f"{self} failed: {type(error).__name__}: {str(error).rstrip('.')}{remedy}")
 
 
+_COMMANDS = {"evalsha", "script|load", *re.findall(r"redis\.call\('(\w+)'", (_APPLY + _LIST + _DELETE).lower())}
+READER_RIGHTS = "%R~prometheus_* %R~prometheus#* +hgetall +time +zrange"
+WRITER_RIGHTS = f"~prometheus_* ~prometheus#* {' '.join(sorted(f'+{command}' for command in _COMMANDS | {'hgetall'}))}"
+"""What ``ACL SETUSER`` must give to a user that only scrapes, and to one that counts."""
+_RIGHTS_REMEDY = f". A user that counts needs the rights {WRITER_RIGHTS}; one that only scrapes, {READER_RIGHTS}."
 _REMEDIES: list[tuple[Any, str]] = [
-    ((AuthenticationError, NoPermissionError), ". Check the user, the password and what they may do."),
+    (AuthenticationError, ". Check the user, the password and what they may do."),
+    (NoPermissionError, _RIGHTS_REMEDY),
     (ReadOnlyError, ". This is a replica: give setup() the primary."),
     (OutOfMemoryError, ". Raise maxmemory, or let it evict keys; what is pending is kept in memory until then."),
     (redis.TimeoutError, ". It did not answer in time: check its load and the network."),
@@ -423,14 +434,53 @@ _REMEDIES: list[tuple[Any, str]] = [
 ]
 
 
+_RETRY = Retry(NoBackoff(), 1, (redis.ConnectionError,))
+"""For a connection that died while it was idle; the buffer does the rest."""
+_POOLS = (redis.ConnectionPool, redis.BlockingConnectionPool, SentinelConnectionPool)
+"""Of which we know what they do, and can make our own."""
+
+
 def _client_from_url(url: str) -> Any:
-    retry = Retry(NoBackoff(), 1, (redis.ConnectionError,))  # one that died while idle; the buffer does the rest
     try:
-        return redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=retry)
-    except ValueError:
-        shown = re.sub(r"(?<=//).*@|(?<=password=)[^&]*", "***", url)
-        expected = "expected one like redis://:password@localhost:6379/0"
-    raise ValueError(f"setup(redis={shown!r}) cannot use this URL: {expected}")
+        client = redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=_RETRY)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # it does not connect, but knows which options there are
+    except ValueError:  # which may quote a part of the password
+        reason = "expected one like redis://:password@localhost:6379/0"
+    except (TypeError, RedisError) as error:
+        reason = str(error)
+    else:
+        return client
+    shown = re.sub(r"(?<=//).*@|(?<=password=)[^&]*", "***", url)
+    raise ValueError(f"setup(redis={shown!r}) cannot use this URL: {reason}")
+
+
+def _brisk(client: redis.Redis, seconds: float) -> redis.Redis:
+    """A client with the options of this one and connections of its own, which gives up after so many seconds.
+
+    redis-py's defaults try for a minute (version 8) or wait for ever (before). A client or pool that is not of redis-py's
+    own classes may do more than connect: that client is used as it is.
+    """
+    pool = client.connection_pool
+    if type(client) is not redis.Redis or type(pool) not in _POOLS:
+        return client
+    options = {**pool.connection_kwargs, "connection_class": pool.connection_class, "retry": _RETRY}
+    options |= {"retry_on_error": [], "retry_on_timeout": False}
+    for name, longest in (("socket_timeout", seconds), ("socket_connect_timeout", min(seconds, CONNECT_SECONDS))):
+        given = options.get(name)
+        options[name] = longest if given is None else min(given, longest)
+    if not isinstance(pool, SentinelConnectionPool):
+        return redis.Redis(connection_pool=redis.ConnectionPool(**options))
+    options |= {"is_master": pool.is_master, "check_connection": pool.check_connection}
+    manager = _brisk_sentinel(pool.sentinel_manager)
+    return redis.Redis(connection_pool=SentinelConnectionPool(pool.service_name, manager, **options))
+
+
+def _brisk_sentinel(sentinel: Sentinel) -> Sentinel:
+    """The same, each of its servers given the time of a connect."""
+    brisk = copy.copy(sentinel)
+    brisk.sentinels = [_brisk(server, CONNECT_SECONDS) for server in sentinel.sentinels]
+    return brisk
 
 
 def _argument(operation: Operation, now: float) -> str:
