@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +199,8 @@ _held: dict[int, list[Buffer]] = {}
 
 
 def _before_fork() -> None:
+    if threading.active_count() > 1:
+        import_module("pdc.exposition")  # where another thread is importing it, the child would wait for that thread for ever
     _held[threading.get_ident()] = [buffer for buffer in BUFFERS if buffer.before_fork()]
 
 

@@ -181,7 +181,9 @@ def test_a_program_without_a_framework_is_set_up_from_the_environment(
         assert reader.execute(value).fetchone() == (2.0,)
 
 
-def test_a_program_without_a_framework_writes_to_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_without_a_framework_writes_to_the_working_folder(
+    tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`setup_from_environ` makes metrics.db where no variable names a storage, and refuses options that do not exist."""
     for name in ("PDC_REDIS_URL", "PDC_SQLITE_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -189,7 +191,8 @@ def test_a_program_without_a_framework_writes_to_the_working_folder(tmp_path: Pa
     with pytest.raises(OptionError, match="unknown option PDC_FLUSH; did you mean"):
         pdc.setup_from_environ(flush=0)
     pdc.setup_from_environ()
-    pdc.generate_latest()
+    pdc.Counter("runs", "Runs so far.", registry=registry).inc()
+    pdc.flush()
     assert (tmp_path / "metrics.db").is_file()
 
 

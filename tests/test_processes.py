@@ -253,6 +253,37 @@ print(sum(counted))
     assert found["latency_count"] == found['latency_bucket{le="+Inf"}'] == parent + 60
 
 
+def test_a_fork_amid_the_first_scrape(storage: dict[str, Any], run_script: Run) -> None:
+    """A process may fork while a thread of it scrapes for the first time, which is when the modules for that are imported."""
+    source = """
+import os, signal, sys, threading, time
+hits = pdc.Counter("hits", "Hits.")
+setup(flush_interval=3600)
+importing = threading.Event()
+
+class Slowly:
+    def find_spec(self, name, *arguments):
+        if name == "pdc.exposition":
+            importing.set()
+            time.sleep(0.2)
+
+sys.meta_path.insert(0, Slowly())
+thread = threading.Thread(target=lambda: pdc.generate_latest())
+thread.start()
+importing.wait()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    hits.inc()
+    pdc.generate_latest()
+    sys.exit()
+thread.join()
+print(os.waitpid(child, 0)[1] + 1)
+"""
+    assert float(run_quietly(run_script, source, storage)) == 1
+    assert totals(storage)["hits_total"] == 1
+
+
 def test_connections_are_not_shared_with_children(storage: dict[str, Any], run_script: Run) -> None:
     """A child has no open file of the database, and connections of its own; those of the parent stay usable."""
     connected = "pdc.get_redis_conn().client_id()" if "redis" in storage else "os.getpid()"
