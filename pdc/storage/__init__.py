@@ -122,7 +122,7 @@ class Snapshot(NamedTuple):
     """The fields of some metrics, and the storage's clock when they were read."""
 
     now: float
-    metrics: Mapping[str, Mapping[str, Any]]
+    metrics: dict[str, dict[str, Any]]
 
 
 class Storage(Protocol):
