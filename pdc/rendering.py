@@ -86,15 +86,16 @@ class Encoder:
     def pairs(self, labels: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Each pair of label and value as a template."""
         distinct = list(dict.fromkeys(labels))
+        before, after, _ = self.frame("m")
         lines = self._lines(*(Sample("m", {name: value}, 0.0) for name, value in distinct))
-        return {pair: line[len("m{") : -len("} 0.0")] for pair, line in zip(distinct, lines, strict=True)}
+        return {pair: line[len(before) : -len(f"{after}0.0")] for pair, line in zip(distinct, lines, strict=True)}
 
     def exemplar(self, stored: str) -> bytes:
         """The exemplar with the space before it."""
         metric = Metric("m", "", "histogram")
         header = self.encode([metric])
         metric.samples = [Sample("m_bucket", {}, 0.0, None, Exemplar(*json.loads(stored)))]
-        return self.encode([metric]).removeprefix(header + b"m_bucket 0.0").removesuffix(b"\n")
+        return self.encode([metric]).removeprefix(header).removesuffix(b"\n").partition(b" 0.0")[2]
 
     def _lines(self, *samples: Sample) -> list[str]:
         """The lines of the samples, which are of a metric that no sample is named after, as templates."""
