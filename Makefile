@@ -1,7 +1,7 @@
 # `make demo` and `make test` build what they need; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions bench servers clean
+.PHONY: help demo test lint format check-versions bench servers wrk clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,7 +35,7 @@ format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
 check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the oldest versions of the dependencies
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py $(PYTEST)
 
-bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
+bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
 	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH)
 
 # Version 2 of this project has the same name, so that environment is without this one.
@@ -60,14 +60,24 @@ $(VERSION2)/version2.stamp: pyproject.toml
 servers:
 	@missing=; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v openssl >/dev/null || missing="$$missing openssl"; \
 	command -v prometheus >/dev/null && command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	$(INSTALL)
+
+# Sends the benchmarks' requests to Gunicorn.
+wrk:
+	@missing=; command -v wrk >/dev/null || missing=wrk; $(INSTALL)
+
+# Installs the Debian packages that the variable of the shell names.
+define INSTALL
 	test -n "$$missing" || exit 0; \
 	if ! command -v apt-get >/dev/null; then \
-		echo "The tests need the commands redis-server, prometheus and promtool: please install$$missing." >&2; exit 1; \
+		echo "Commands of these packages are missing, please install them:$$missing" >&2; exit 1; \
 	fi; \
 	sudo=; test "$$(id -u)" = 0 || sudo=sudo; \
 	echo "Installing the Debian packages$$missing"; \
 	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $$missing
+endef
 
 clean:  ## Remove what these targets made
 	rm -rf $(VENV) $(OLDEST) $(VERSION2) benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -51,6 +51,8 @@ class Case:
     """Do that many operations in a new process each round, instead of as many as fill the time of a round."""
     costly: bool = False
     """Whether one operation takes longer than a round should."""
+    most_rounds: int = MOST_TIMES
+    """Where more would say the same."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Effort:
 
     def rounds_of(self, case: Case) -> int:
         """How many rounds to measure of a case."""
-        return self.costly_rounds if case.costly or case.fresh else self.rounds
+        return min(case.most_rounds, self.costly_rounds if case.costly or case.fresh else self.rounds)
 
 
 class Arena:

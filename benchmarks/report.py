@@ -110,7 +110,7 @@ def _relative_spread(values: Sequence[float]) -> float:
 
 def table(found: Result) -> str:
     """The result for a terminal, in Markdown."""
-    per = "of CPU time per operation" if found.measure == "cpu" else "per operation"
+    per = {"cpu": " of CPU time per operation", "wall": " per operation"}.get(found.measure, "")
     added = (
         "" if found.baseline_median is None else f", added to {found.baseline} ({_short(found.baseline_median)} {found.unit})"
     )
@@ -119,7 +119,7 @@ def table(found: Result) -> str:
         (line.contender, _short(line.median), f"{_short(line.low)} to {_short(line.high)}", _ratio(line))
         for line in found.lines
     ]
-    note = f"In {found.unit} {per}{added}; noise {found.noise:.0%}."
+    note = f"In {found.unit}{per}{added}; noise {found.noise:.0%}."
     return "\n".join([f"### {found.case}", note, "", *_aligned([head, *rows]), ""])
 
 

@@ -1,12 +1,17 @@
 """Prometheus metrics shared by every process."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import redis, sqlite
 from .buffer import NotConfigured
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
-from .exposition import generate_latest, make_asgi_app, make_wsgi_app, start_http_server
 from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
-from .options import setup_from_environ
 from .storage import StorageError
+
+if TYPE_CHECKING:
+    from .exposition import generate_latest, make_asgi_app, make_wsgi_app, start_http_server
+    from .options import setup_from_environ
 
 __all__ = [
     "Counter",
@@ -31,3 +36,15 @@ __all__ = [
     "sqlite",
     "start_http_server",
 ]
+
+_LATER = {
+    **dict.fromkeys(("generate_latest", "make_asgi_app", "make_wsgi_app", "start_http_server"), "exposition"),
+    "setup_from_environ": "options",
+}
+"""The modules of functions that most programs call once, if at all: they are imported when somebody asks for these."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

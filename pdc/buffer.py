@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .cells import Cell, Entry, Pending, Sums
 from .family import LEASE_SECONDS, Family
+from .health import BATCHES_RETRIED, Health
 from .journal import Journals
 from .storage import FORK_SECONDS, Batch, Outcome, Snapshot, Storage, StorageError, Update
 
@@ -25,6 +26,8 @@ logger = logging.getLogger("pdc")
 BEAT_SECONDS = LEASE_SECONDS / 3
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 15.0
+SCRAPE_RETRY_SECONDS = 1.0
+"""How often a scrape tries a storage that is down: whoever asks waits for it, but no application does."""
 
 
 class NotConfigured(RuntimeError):
@@ -46,6 +49,7 @@ class Buffer:
         self._threaded = True
         self._renew_seconds: float | None = None
         self._metrics: weakref.WeakValueDictionary[int, Pending] = weakref.WeakValueDictionary()
+        self.health = Health(self)
         self._journals: Journals | None = None
         self._leaving = False
         self._used = False
@@ -57,7 +61,8 @@ class Buffer:
         self._sequence = 0
         self._queue: deque[Entry] = deque()
         self._in_flight: Batch | None = None
-        self._taken: list[Sums] = []
+        self._taken: list[Cell] = []
+        self._first_try = 0.0
         self._replay_due = True
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
@@ -71,7 +76,7 @@ class Buffer:
         self._wake = threading.Event()
         self._down: Exception | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
-        self._retry_at = 0.0
+        self._retry_at = self._scrape_at = 0.0
         self._next_beat = 0.0
         self._next_renewal = 0.0
 
@@ -123,6 +128,15 @@ class Buffer:
         """Whether the storage could not be written the last time."""
         return self._down is not None
 
+    @property
+    def waiting(self) -> int:
+        """How many series have updates that could not be written, or that the storage refuses."""
+        waiting = {entry for entry in [*self._taken, *self._queue.copy()] if isinstance(entry, Cell)} if self.down else set()
+        for pending in self._all_metrics():
+            if pending.family.name in self._refused:
+                waiting.update(list(pending.cells))
+        return len(waiting)
+
     # What the application and scrapes call
 
     def attach(
@@ -143,7 +157,7 @@ class Buffer:
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
         with self._turn():
             first = self.storage is None
-            self._leave()
+            self._leave(returning=True)
             self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
             self._threaded = threaded
             self.write_through = interval == 0 or self._leaving
@@ -173,13 +187,14 @@ class Buffer:
             self._in_flight = None
             self._taken.clear()
             self._reset_retries()
+            self.health = Health(self)
             for pending in self._all_metrics():
                 pending.discard()
         self._wake.set()
 
     def flush(self) -> None:
         """Send all that is pending. Raises StorageError, also for metrics that the storage refuses."""
-        self._retry_at = 0.0
+        self._retry_at = self._scrape_at = 0.0
         self.settle()
         if self._refused:
             raise StorageError("; ".join(f"metric {name!r} is refused: {why}" for name, why in self._refused.items()))
@@ -187,7 +202,8 @@ class Buffer:
     def settle(self) -> None:
         """Send all that is pending, but for what the storage refuses.
 
-        Raises StorageError; at once where the storage was found down a moment ago, so that scrapes do not queue up.
+        Raises StorageError; at once where the storage was found down within `SCRAPE_RETRY_SECONDS`, so that scrapes do not
+        queue up.
         """
         self._rouse(beat=False)
         with self._turn():
@@ -340,7 +356,7 @@ class Buffer:
             self._say(logging.ERROR, "metrics could not be sent; they are kept in memory", error)
 
     def _send_unless_down(self) -> None:
-        if self._down is not None and time.monotonic() < self._retry_at:
+        if self._down is not None and time.monotonic() < self._scrape_at:
             raise StorageError(str(self._down)) from self._down
         self._send()
 
@@ -388,11 +404,16 @@ class Buffer:
             updates = self._take()
             if updates:
                 self._in_flight = Batch(self.writer, self._next_sequence(), updates)
+                self._first_try = time.monotonic()
+        elif self.down:
+            self.health.count(BATCHES_RETRIED)
         return self._in_flight
 
     def _take(self) -> list[Update]:
         """What is queued, each entry once: in a batch, what is set counts before what is added."""
         entries = dict.fromkeys(self._queue.popleft() for _ in range(len(self._queue)))
+        if entries and self._interval:
+            entries[self.health.flushes] = None
         updates: dict[str, Update] = {}
         for entry in entries:
             family = entry.pending.family
@@ -404,7 +425,7 @@ class Buffer:
                 update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
                 self._declared[family.name] = meta
             update.operations.extend(entry.take())
-            if isinstance(entry, Sums):
+            if isinstance(entry, Cell):
                 self._taken.append(entry)
         return list(updates.values())
 
@@ -421,6 +442,8 @@ class Buffer:
         self._tell_of_replaced(batch, outcome)
         if batch.leaving:
             return False
+        if self._interval:
+            self.health.flushes.observe(time.monotonic() - self._first_try)
         forgotten = not self._applied.isdisjoint(outcome.unknown)
         self._applied.update(update.name for update in batch.updates)
         self._applied.difference_update(outcome.refused)
@@ -438,7 +461,8 @@ class Buffer:
         """Note that nothing is in flight any more."""
         self._in_flight = None
         for cell in self._taken:
-            cell.settle()
+            if isinstance(cell, Sums):
+                cell.settle()
         self._taken.clear()
         if self._journals is not None:
             self._journals.end()
@@ -455,19 +479,25 @@ class Buffer:
         expected = self._applied if names is None else self._applied.intersection(names)
         return not expected <= snapshot.metrics.keys()
 
-    def _leave(self) -> None:
+    def _leave(self, *, returning: bool = False) -> None:
+        """Send what is pending, then leave; what counts after this process stays its own where it may be `returning`."""
         if self.storage is None:
             return
         self._retry_at = 0.0
         if self._queue or self._in_flight is not None:
             self._try_to_send()
-        if self._in_flight is None and self._applied:
-            updates = [Update(name, meta="") for name in sorted(self._applied)]  # who leaves declares nothing
+        lasting = [pending for pending in self._all_metrics() if pending.family.lasting]
+        left = self._applied.difference(pending.family.name for pending in lasting) if returning else self._applied
+        if self._in_flight is None and left:
+            updates = [Update(name, "", []) for name in sorted(left)]  # who leaves declares nothing
             self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
             self._try_to_send()
             self._applied.clear()
             if self._in_flight is not None and self._in_flight.leaving:
                 self._landed()
+            elif not returning:
+                for pending in lasting:  # the storage has folded their values, which must not be told again
+                    pending.discard()
 
     def _leave_for_good(self) -> None:
         self._leave()
@@ -513,7 +543,9 @@ class Buffer:
         if self._down is None:
             self._say(logging.WARNING, f"metrics cannot be sent and are kept in memory until they can: {error}")
         self._down = error
-        self._retry_at = time.monotonic() + self._retry_seconds * random.uniform(0.5, 1.0)
+        now = time.monotonic()
+        self._retry_at = now + self._retry_seconds * random.uniform(0.5, 1.0)
+        self._scrape_at = min(self._retry_at, now + SCRAPE_RETRY_SECONDS)
         self._retry_seconds = min(self._retry_seconds * 2, LAST_RETRY_SECONDS)
 
     def _recovered(self) -> None:

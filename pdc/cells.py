@@ -364,11 +364,11 @@ class ProcessNumber(Cell):
         self._set_at: float | None = None
 
     def add(self, amount: float) -> None:
-        now = time.monotonic()
-        with self.pending.lock:
-            self._value += amount
-            self._set_at = now
-        self.changed()
+        """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
+        number = amount + 0.0
+        self._value += number
+        if not self.quiet:
+            self.changed()
 
     def set(self, value: float) -> None:
         now = time.monotonic()

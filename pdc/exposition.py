@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
@@ -25,12 +24,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import CollectorRegistry
 
-from . import config
+from . import config, health
 from .buffer import NotConfigured
 from .family import families
 from .metrics import StoredMetric
 from .rendering import Encoder, Renderer
-from .storage import StorageError
+from .storage import Snapshot, StorageError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -64,13 +63,16 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
     return _render(Encoder(), registry)
 
 
-def collect(registry: CollectorRegistry | None = None, names: Collection[str] | None = None) -> list[Metric]:
+def collect(
+    registry: CollectorRegistry | None = None, names: Collection[str] | None = None, *, own: bool = False
+) -> list[Metric]:
     """The families of the storage, from one read, then those of the registry's other collectors.
 
     `names` leaves only the samples with these names, as the query ``?name[]=`` does. A family of the storage comes
-    before one of the same name in the registry, which is left out. Raises NotConfigured and StorageError.
+    before one of the same name in the registry, which is left out. With `own`, what pdc tells of itself is among them.
+    Raises NotConfigured and StorageError.
     """
-    snapshot = config.read(config.DEFAULT)
+    snapshot = _read(own=own)
     metrics = families(snapshot.metrics, snapshot.now)
     metrics += _others(registry, {metric.name for metric in metrics})
     if names is not None:
@@ -78,10 +80,22 @@ def collect(registry: CollectorRegistry | None = None, names: Collection[str] | 
     return metrics
 
 
-def _render(encoder: Encoder, registry: CollectorRegistry | None, names: Collection[str] | None = None) -> bytes:
+def _render(
+    encoder: Encoder, registry: CollectorRegistry | None, names: Collection[str] | None = None, *, own: bool = False
+) -> bytes:
+    """What `collect` collects, as text."""
     if names is not None:
-        return encoder.encode(collect(registry, names)) + encoder.end
-    return RENDERER.render(config.read(config.DEFAULT), encoder, partial(_others, registry))
+        return encoder.encode(collect(registry, names, own=own)) + encoder.end
+    return RENDERER.render(_read(own=own), encoder, partial(_others, registry))
+
+
+def _read(*, own: bool) -> Snapshot:
+    """All that the storage holds, and with `own`, what pdc tells of itself."""
+    now, stored = config.read(config.DEFAULT)
+    about = health.fields(stored, config.BUFFERS) if own else {}
+    for name in health.NAMES:
+        stored.pop(name, None)
+    return Snapshot(now, stored | about)
 
 
 class Response(NamedTuple):
@@ -92,8 +106,7 @@ class Response(NamedTuple):
     body: bytes = b""
 
 
-@dataclass(frozen=True)
-class Scrape:
+class Scrape(NamedTuple):
     """A request for metrics."""
 
     method: str = "GET"
@@ -109,9 +122,11 @@ class Scrape:
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
         encoder, content_type = negotiate(self.accept)
         try:
-            body = _render(encoder, registry, parse_qs(self.query).get("name[]"))
+            body = _render(encoder, registry, parse_qs(self.query).get("name[]"), own=True)
         except (StorageError, NotConfigured) as error:
-            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, str(error)))
+            waiting = sum(buffer.waiting for buffer in config.BUFFERS)
+            message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
+            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
         headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
         if compress and accepts_gzip(self.accept_encoding):
             body = gzip.compress(body, compresslevel=6, mtime=0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import lru_cache, reduce
+from itertools import chain
 from operator import add
 from typing import Any, NamedTuple
 
@@ -15,9 +15,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from .storage import LIVE, META, WRITERS, Marks, StorageError
+from .storage import MARK, META, Mark, StorageError
 
-PROCESS = "#process:"
 EXEMPLAR = "#exemplar"
 LEASE_SECONDS = 15.0
 """A process not seen for so long counts as gone in the live modes of a gauge."""
@@ -46,8 +45,7 @@ def clean(value: str) -> str:
     return value
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Name (without ``_total``), type and help of a metric, as prometheus_client knows them."""
 
     name: str
@@ -64,27 +62,38 @@ class Family:
     @property
     def meta(self) -> str:
         """The family as ``#meta`` keeps it."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self._asdict(), separators=(",", ":"))
 
     @classmethod
     def from_meta(cls, meta: str) -> Family:
-        """The family that `meta` describes; what later versions added is ignored."""
-        stored = {key: value for key, value in json.loads(meta).items() if key in cls.__dataclass_fields__}
+        """The family that `meta` describes; what later versions added is ignored. Raises errors for what no version wrote."""
+        stored = {key: value for key, value in json.loads(meta).items() if key in cls._fields}
         tuples: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
-        return cls(**{**stored, **tuples})
+        family = cls(**{**stored, **tuples})
+        texts = (family.name, family.type, family.documentation, family.unit, family.mode)
+        _check_texts((*texts, *family.labelnames, *family.bounds, *family.states))
+        return family
 
     @property
     def live(self) -> bool:
         """Whether only processes that are alive count."""
         return self.mode.startswith("live")
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the value of a process counts when the process has ended."""
+        return self.mode != "shared" and not self.live
+
     def process_prefix(self, writer: str) -> str:
         """The start of the fields that hold the values of one process."""
-        return f"{LIVE if self.live else PROCESS}{writer}:"
+        return f"#{'live' if self.live else self.mode}:{writer}:"
 
     def changed_since(self, before: str) -> str:
         """What is declared otherwise than in that `#meta`, in words."""
-        old, new = asdict(Family.from_meta(before)), asdict(self)
+        try:
+            old, new = Family.from_meta(before)._asdict(), self._asdict()
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return "what was declared before is not of pdc"
         changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
         return ", ".join(changed)
 
@@ -95,13 +104,15 @@ class Family:
     def metric(self, fields: Fields, now: float) -> Metric:
         """The family with its samples, series sorted by their label values.
 
-        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive. Raises StorageError for
+        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive. One that it saw in the future is
+        not: the clock was put back, or is that of another server, and who lives is seen again soon. Raises StorageError for
         fields that pdc did not write.
         """
-        metric = self.empty()
-        _, samples = TYPES[self.type]
         with explained(self.name):
+            metric = self.empty()
+            _, samples = TYPES[self.type]
             for labels, values in sorted(self._series(fields, now).items(), key=lambda item: [value for _, value in item[0]]):
+                _check_texts(chain.from_iterable(labels))
                 for suffix, own, value, exemplar in samples(self, values):
                     metric.samples.append(Sample(self.name + suffix, {**dict(labels), **own}, value, None, exemplar))
         return metric
@@ -123,13 +134,12 @@ class Family:
 
     def _processes(self, fields: Fields, now: float) -> Iterator[tuple[Labels, str, float, float]]:
         """Yield labels, process, value and time of setting for each process that counts."""
-        marks = Marks.loads(fields.get(WRITERS))
-        prefix = LIVE if self.live else PROCESS
+        prefix = self.process_prefix("").removesuffix(":")
         for field, stored in fields.items():
             if not field.startswith(prefix):
                 continue
             writer, _, labels = field.removeprefix(prefix).partition(":")
-            if self.live and marks.get(writer, (0, 0.0))[1] < now - LEASE_SECONDS:
+            if self.live and abs(now - Mark.loads(fields.get(MARK + writer, "0 0")).seen) > LEASE_SECONDS:
                 continue
             value, _, stamp = stored.partition(" ")
             yield tuple(sorted(json.loads(labels).items())), writer, float(value), float(stamp)
@@ -191,7 +201,9 @@ def _histogram(family: Family, values: Values) -> Samples:
 
 
 def _info(_: Family, values: Values) -> Samples:
-    yield "_info", json.loads(values["_info", ""].value), 1.0, None
+    labels = json.loads(values["_info", ""].value)
+    _check_texts(chain.from_iterable(labels.items()))
+    yield "_info", labels, 1.0, None
 
 
 def _stateset(family: Family, values: Values) -> Samples:
@@ -210,7 +222,19 @@ def _number(values: Values, suffix: str) -> float:
 
 
 def _exemplar(stored: Stored) -> Exemplar | None:
-    return Exemplar(*json.loads(stored.exemplar)) if stored.exemplar else None
+    return exemplar_from(stored.exemplar) if stored.exemplar else None
+
+
+def exemplar_from(text: str) -> Exemplar:
+    """The exemplar that `exemplar_text` made this of. Raises TypeError and ValueError for anything else."""
+    labels, value, timestamp = json.loads(text)
+    _check_texts(chain.from_iterable(labels.items()))
+    return Exemplar(labels, float(value), float(timestamp))
+
+
+def _check_texts(texts: Iterable[str]) -> None:
+    """Raise TypeError or ValueError unless all are texts that an exposition format can carry."""
+    "".join(texts).encode()
 
 
 TYPES = {
@@ -252,7 +276,7 @@ def explained(name: str) -> Iterator[None]:
     """Turn errors about fields of that metric into a StorageError that says which metric it is, and what helps."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise StorageError(
             f"metric {name!r} holds something that pdc did not write: {error!r}. Delete the field or the metric in the storage."
         ) from error

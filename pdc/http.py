@@ -6,8 +6,8 @@ import hmac
 import importlib
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
-from functools import cache
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, MutableMapping
+from functools import cache, partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.validation import _validate_exemplar
 
+from . import health
 from .exposition import ASGIApplication, Port, Receive, Response, Scope, Scrape, Send, plain, respond, scrape_from_wsgi
 from .metrics import Counter, Gauge, Histogram, StoredMetric
 from .options import Label, OptionError, Options
@@ -62,7 +63,8 @@ class _Families(NamedTuple):
     duration: Histogram
     in_progress: Gauge
     exceptions: Counter
-    sizes: tuple[Histogram, Histogram] | None
+    sizes: tuple[Histogram, ...]
+    """Of the body of the request, and of the answer; none unless asked for."""
 
 
 @cache
@@ -87,7 +89,7 @@ def _families(namespace: str, buckets: tuple[float, ...], labels: tuple[str, ...
         Counter("http_exceptions", "Exceptions that left a view.", ["method", "route", "exception", *labels], **common),
         (size("http_request_size", "Bytes of request bodies."), size("http_response_size", "Bytes of response bodies."))
         if sizes
-        else None,
+        else (),
     )
 
 
@@ -115,6 +117,10 @@ def _websocket_families(namespace: str, labels: tuple[str, ...]) -> _WebSocketFa
     )
 
 
+_Series = tuple[Counter, Histogram, list[Histogram]]
+"""What counts the requests of one method, route and status, their durations, and the sizes if these are asked for."""
+
+
 class HTTPMetrics:
     """Counts and times the requests of an application, and answers its scrapes.
 
@@ -130,17 +136,48 @@ class HTTPMetrics:
         exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
+        self._in_progress: dict[str, Callable[[float], None]] = {}
+        self._series: dict[tuple[str, str, int, tuple[str, ...]], _Series] = {}
+        self.asks = bool(options.labels or options.exemplars)
+        """Whether there is more to find out about a request than its method, route and status."""
         self._complained: set[str] = set()
         self._port: Port | None = None
 
-    def track(self, method: str, path: str) -> Tracker | None:
-        """Begin to track a request; None for one that is excluded."""
+    def track(self, method: str, path: str, look: Look | None = None, source: Any = None) -> Tracker | None:
+        """Begin to track a request; None for one that is excluded. `look` and `source` are those of a `Tracker`."""
         if self._port is not None:
             self._port.open()
-        return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD)
+        return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD, look, source)
 
     def _excludes(self, path: str) -> bool:
         return path in self._excluded or (self._patterns != [] and any(pattern.fullmatch(path) for pattern in self._patterns))
+
+    def in_progress(self, method: str) -> Callable[[float], None]:
+        """What adds to the requests in progress of a method."""
+        known = self._in_progress.get(method)
+        if known is None:
+            known = self.bounded(self.families.in_progress, method)._cell.add
+            if (method,) in self.families.in_progress._metrics:  # not the one for all that are over the limit
+                self._in_progress[method] = known
+        return known
+
+    def series(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> _Series:
+        """What a request with that answer changes."""
+        key = (method, route, status, labels)
+        known = self._series.get(key)
+        return self._new_series(*key) if known is None else known
+
+    def _new_series(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> _Series:
+        values = (method, route, f"{status // 100}xx" if self.options.group_status else str(int(status)), *labels)
+        families = self.families
+        series = (
+            self.bounded(families.requests, *values),
+            self.bounded(families.duration, *values),
+            [self.bounded(size, *values) for size in families.sizes],
+        )
+        if values in families.requests._metrics:  # not one for all that are over the limit
+            self._series[method, route, status, labels] = series
+        return series
 
     def bounded(self, metric: MetricT, *values: str) -> MetricT:
         """The series of a metric with these label values, or one for all that are over the limit of its series."""
@@ -149,13 +186,13 @@ class HTTPMetrics:
             return known
         if len(metric._metrics) >= self.options.max_series:
             self._complain(f"{metric} has {self.options.max_series} series (PDC_MAX_SERIES): new ones count as {OVERFLOW!r}")
+            metric.buffer.health.count(health.SERIES_REFUSED)
             values = (OVERFLOW,) * len(values)
         return metric.labels(*values)
 
     def labels(self, request: Any) -> tuple[str, ...]:
         """The values of the application's own labels for a request, empty where a callable has none or fails."""
-        labels = self.options.labels
-        return tuple(self._label(name, label, request) for name, label in labels.items()) if labels else ()
+        return tuple(self._label(name, label, request) for name, label in self.options.labels.items())
 
     def _label(self, name: str, label: Label, request: Any) -> str:
         if isinstance(label, str):
@@ -212,7 +249,8 @@ class HTTPMetrics:
             if tracker is None:
                 return app(environ, start_response)
             environ[TRACKER] = tracker
-            tracker.received = content_length(environ.get("CONTENT_LENGTH", ""))
+            if self.options.sizes:
+                tracker.received = content_length(environ.get("CONTENT_LENGTH", ""))
 
             def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
                 tracker.started(int(status[:3]), headers)
@@ -223,27 +261,25 @@ class HTTPMetrics:
             except BaseException as error:
                 tracker.fail(error)
                 raise
-            return _watched(body, tracker, environ.get("wsgi.file_wrapper"))
+            file_wrapper: Any = environ.get("wsgi.file_wrapper")
+            if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+                return _sent_by_server(body, tracker)
+            return Body(tracker, body)
 
         return tracked
 
-    async def asgi(
-        self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Callable[[Tracker], None]
-    ) -> None:
+    async def asgi(self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Look) -> None:
         """Track an HTTP request of an ASGI application; the framework finds its tracker in ``scope[TRACKER]``.
 
-        `look` tells the tracker the route and the request. It is called once, when they are first needed: when the answer
-        starts, an exception is counted, or the application ends without an answer.
+        `look` is that of a `Tracker`; its source is the scope.
         """
-        tracker = scope[TRACKER] = self.track(scope["method"], asgi_path(scope))
+        tracker = scope[TRACKER] = self.track(scope["method"], asgi_path(scope), look, scope)
         if tracker is None:
             await app(scope, receive, send)
             return
-        tracker.look = look
-        for name, value in scope.get("headers", ()):
-            if name == b"content-length":
-                tracker.received = content_length(value.decode("latin-1"))
-                break
+        if self.options.sizes:
+            lengths = [value for name, value in scope.get("headers", ()) if name == b"content-length"]
+            tracker.received = content_length(lengths[0].decode("latin-1")) if lengths else 0
         channel = _Channel(tracker, receive, send)
         try:
             await app(scope, channel.receive, channel.send)
@@ -253,7 +289,7 @@ class HTTPMetrics:
         channel.ended(None)
 
     async def websocket(
-        self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Callable[[Connection], None]
+        self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Callable[[Scope, Connection], None]
     ) -> None:
         """Count and time a WebSocket connection of an ASGI application; one that is never accepted is none.
 
@@ -263,7 +299,7 @@ class HTTPMetrics:
         if self._excludes(asgi_path(scope)):
             await app(scope, receive, send)
             return
-        connection = Connection(self, look)
+        connection = Connection(self, partial(look, scope))
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "websocket.accept":
@@ -279,52 +315,68 @@ class HTTPMetrics:
 class Tracker:
     """One request, from its start until its last byte is handed to the server. Its methods never raise.
 
-    The framework says what it knows: `request`, as callables for labels take it, and `route`; or it sets `look`, which
-    does so when they are first needed. With `has_error_page` it finishes a request by itself whose application raised
-    before the answer started, after making the answer.
+    The framework says what it knows: `request`, as callables for labels take it, and `route`; or `look` does so, which is
+    called once with its `source` and the tracker, when they are first needed: when the answer starts, an exception is
+    counted, or the application ends without an answer. With `has_error_page` a tracker finishes a request by itself whose
+    application raised before the answer started, after making the answer.
     """
 
     __slots__ = (
-        *("_exception", "_exemplar", "_finished", "_labels", "_method", "_metrics", "_start"),
-        *("body_bytes", "gone", "has_error_page", "look", "received", "request", "route", "sent", "status"),
+        *("_exception", "_exemplar", "_headers", "_in_progress", "_known", "_labels", "_look", "_method", "_metrics"),
+        *("_source", "_start", "finished", "gone", "has_error_page", "received", "request", "route", "sent", "status"),
     )
 
-    def __init__(self, metrics: HTTPMetrics, method: str) -> None:
+    def __init__(self, metrics: HTTPMetrics, method: str, look: Look | None, source: Any) -> None:
         self._metrics = metrics
         self._method = method
-        self._labels: tuple[str, ...] | None = None
+        self._look = look
+        self._source = source
+        self._known = look is None and not metrics.asks
+        self.finished = self.gone = self.has_error_page = False
+        self._labels: tuple[str, ...] = ()
+        self._headers: Iterable[tuple[str, str]] | None = None
         self._exemplar: dict[str, str] | None = None
         self._exception: BaseException | None = None
-        self._finished = False
-        self.look: Callable[[Tracker], None] = _know_nothing
-        self.gone = False
-        self.has_error_page = False
         self.request: Any = None
         self.route = UNMATCHED
         self.status = 500
-        self.body_bytes = math.inf
         self.received = self.sent = 0
         self._start = perf_counter()
         try:
-            metrics.bounded(metrics.families.in_progress, method).inc()
+            self._in_progress = metrics.in_progress(method)
+            self._in_progress(1.0)
         except Exception:
             logger.exception("a request could not be tracked")
-            self._finished = True
+            self.finished = True
 
     def started(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Note the start of the answer, while the request is being handled."""
         self.status = status
-        self.body_bytes = 0.0 if self._method == "HEAD" else _body_bytes(status, headers)
-        self._labelled()
+        self._headers = headers
+        if not self._known:
+            self._learn()
+
+    def body_bytes(self) -> float:
+        """How long the body of the answer will be; infinite where only its end can tell."""
+        if self._headers is None:  # nothing was said yet
+            return math.inf
+        if self._method == "HEAD" or self.status in WITHOUT_BODY:
+            return 0.0
+        for name, value in self._headers:
+            if len(name) == len("content-length") and name.lower() == "content-length" and value.isdecimal():
+                return float(value)
+        return math.inf
 
     def raised(self, error: BaseException) -> None:
         """Count an exception that left the view, once however often it is seen; exits are none, nor is a client that went."""
         if error is self._exception or self.gone or not isinstance(error, Exception):
             return
         self._exception = error
-        metrics, labels = self._metrics, self._labelled()
-        if self._finished:
+        if not self._known:
+            self._learn()
+        if self.finished:
             return
+        metrics, labels = self._metrics, self._labels
         try:
             metrics.bounded(metrics.families.exceptions, self._method, self.route, type(error).__name__, *labels).inc()
         except Exception:
@@ -333,38 +385,43 @@ class Tracker:
     def finish(self) -> None:
         """Count and time the request; only the first call does."""
         duration = perf_counter() - self._start
-        labels = self._labelled()  # which may forget the request
-        if self._finished:
+        if not self._known:
+            self._learn()  # which may forget the request
+        if self.finished:
             return
-        self._finished = True
-        metrics, families = self._metrics, self._metrics.families
-        status = f"{self.status // 100}xx" if metrics.options.group_status else str(self.status)
-        values = (self._method, self.route, status, *labels)
+        self.finished = True
         try:
-            metrics.bounded(families.in_progress, self._method).dec()
-            metrics.bounded(families.requests, *values).inc(1, self._exemplar)
-            metrics.bounded(families.duration, *values).observe(duration, self._exemplar)
-            if families.sizes is not None:
-                for size, count in zip(families.sizes, (self.received, self.sent), strict=True):
-                    metrics.bounded(size, *values).observe(count)
+            self._in_progress(-1.0)
+            requests, durations, sizes = self._metrics.series(self._method, self.route, self.status, self._labels)
+            requests.inc(1.0, self._exemplar)
+            durations.observe(duration, self._exemplar)
+            if sizes:
+                sizes[0].observe(self.received)
+                sizes[1].observe(self.sent)
         except Exception:
             logger.exception("a request could not be counted")
         self._let_go()
 
+    def all_sent(self) -> None:
+        """Finish a request whose body the server sends by itself."""
+        length = self.body_bytes()
+        self.sent = int(length) if math.isfinite(length) else 0
+        self.finish()
+
     def forget(self) -> None:
         """Do not count the request after all."""
-        if self._finished:
+        if self.finished:
             return
-        self._finished = True
+        self.finished = True
         try:
-            self._metrics.bounded(self._metrics.families.in_progress, self._method).dec()
+            self._in_progress(-1.0)
         except Exception:
             logger.exception("a request could not be left out")
         self._let_go()
 
     def _let_go(self) -> None:
         """Hold the request no longer, which holds the tracker: only the garbage collector would free the two."""
-        self.request, self.look, self._exception = None, _know_nothing, None
+        self.request = self._source = self._exception = None
 
     def fail(self, error: BaseException) -> None:
         """End a request whose application raised: nothing but an error 500 can have come of it."""
@@ -372,20 +429,21 @@ class Tracker:
         self.status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.finish()
 
-    def _labelled(self) -> tuple[str, ...]:
-        """The application's labels, found out with the route and the exemplar when they are first needed."""
-        if self._labels is None:
-            try:
-                self.look(self)
-            except Exception:
-                logger.exception("the route of a request could not be found")
+    def _learn(self) -> None:
+        """Find out the route, the application's labels and the exemplar."""
+        self._known = True
+        try:
+            if self._look is not None:
+                self._look(self._source, self)
+        except Exception:
+            logger.exception("the route of a request could not be found")
+        if self._metrics.asks:
             self._labels = self._metrics.labels(self.request)
             self._exemplar = self._metrics.exemplar()
-        return self._labels
 
 
-def _know_nothing(_: Tracker) -> None:
-    """Say nothing of the request."""
+Look = Callable[[Any, Tracker], None]
+"""Says the route and the request to a tracker, of what it was given as its source."""
 
 
 class Connection:
@@ -436,41 +494,37 @@ class Connection:
         return _websocket_families(options.namespace, tuple(options.labels))
 
 
-def _watched(body: Iterable[bytes], tracker: Tracker, file_wrapper: Any) -> Iterable[bytes]:
-    """The body of a WSGI answer, which finishes the request at its end.
-
-    What the server would send by itself from a file (PEP 3333, ``wsgi.file_wrapper``) is left as it is.
-    """
-    if not (isinstance(file_wrapper, type) and isinstance(body, file_wrapper)):
-        return Body(tracker, body)
-    file: Any = body
+def _sent_by_server(file: Any, tracker: Tracker) -> Iterable[bytes]:
+    """A file that the server sends by itself (PEP 3333, ``wsgi.file_wrapper``): it stays what it is, and ends the request."""
     close: Callable[[], None] | None = getattr(file, "close", None)
 
     def finish_and_close() -> None:
-        if math.isfinite(tracker.body_bytes):
-            tracker.sent = int(tracker.body_bytes)
-        tracker.finish()
+        tracker.all_sent()
         if close is not None:
             close()
 
     file.close = finish_and_close
-    return body
+    return file  # type: ignore[no-any-return]
 
 
 class _AnyBody:
     """A body that is watched: read to its end, broken by an exception, or left by a client that went away."""
 
+    __slots__ = ("_body", "_iterator", "_left", "_tracker")
+
+    _iterate: Callable[[Any], Any]
+
     def __init__(self, tracker: Tracker, body: Any) -> None:
         self._tracker = tracker
         self._body = body
-        self._left = tracker.body_bytes
+        self._left = tracker.body_bytes()
+        self._iterator = self._iterate(body)
 
-    def _passed(self, chunk: bytes) -> bytes:
+    def _passed(self, chunk: bytes) -> None:
         self._tracker.sent += len(chunk)
         self._left -= len(chunk)
         if self._left <= 0:
             self._tracker.finish()
-        return chunk
 
     def _ended(self, error: BaseException | None) -> None:
         self._left = 0
@@ -480,9 +534,10 @@ class _AnyBody:
 
     def close(self) -> None:
         """Finish the request; the server calls this whatever became of it (PEP 3333)."""
-        if self._left > 0:
-            self._tracker.status = CLIENT_CLOSED_REQUEST
-        self._tracker.finish()
+        if not self._tracker.finished:
+            if self._left > 0:
+                self._tracker.status = CLIENT_CLOSED_REQUEST
+            self._tracker.finish()
         if hasattr(self._body, "close"):
             self._body.close()
 
@@ -490,40 +545,45 @@ class _AnyBody:
 class Body(_AnyBody):
     """The watched body of a WSGI answer."""
 
-    def __init__(self, tracker: Tracker, body: Iterable[bytes]) -> None:
-        super().__init__(tracker, body)
-        self._iterator = iter(body)
+    __slots__ = ()
+
+    _iterate = staticmethod(iter)
 
     def __iter__(self) -> Iterator[bytes]:
-        return self
-
-    def __next__(self) -> bytes:
         try:
-            return self._passed(next(self._iterator))
-        except BaseException as error:
-            self._ended(None if isinstance(error, StopIteration) else error)
+            for chunk in self._iterator:
+                self._passed(chunk)
+                yield chunk
+        except GeneratorExit:  # `close` tells what that means
             raise
+        except BaseException as error:
+            self._ended(error)
+            raise
+        if not self._tracker.finished:
+            self._ended(None)
 
 
 class AsyncBody(_AnyBody):
     """The watched body of an answer that is made asynchronously; what is dropped unread was left, too."""
 
-    def __init__(self, tracker: Tracker, body: AsyncIterable[bytes]) -> None:
-        super().__init__(tracker, body)
-        self._iterator = body.__aiter__()
+    __slots__ = ()
+
+    _iterate = staticmethod(aiter)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            return self._passed(await self._iterator.__anext__())
+            chunk: bytes = await self._iterator.__anext__()
         except StopAsyncIteration:
             self._ended(None)
             raise
         except Exception as error:
             self._ended(error)
             raise
+        self._passed(chunk)
+        return chunk
 
     def __del__(self) -> None:
         self.close()
@@ -531,6 +591,8 @@ class AsyncBody(_AnyBody):
 
 class _Channel:
     """The messages of one ASGI request, which are watched."""
+
+    __slots__ = ("_length_is_known", "_receive", "_send", "_started", "_tracker")
 
     def __init__(self, tracker: Tracker, receive: Receive, send: Send) -> None:
         self._tracker = tracker
@@ -548,23 +610,21 @@ class _Channel:
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        tracker = self._tracker
-        if message["type"] == "http.response.start":
-            headers = [item for item in message.get("headers", ()) if item[0].lower() == b"content-length"]
-            tracker.started(message["status"], [("content-length", value.decode("latin-1")) for _, value in headers])
+        tracker, kind = self._tracker, message["type"]
+        if kind == "http.response.start":
+            tracker.started(message["status"], _texts(message.get("headers", ())))
             self._started = True
         try:
             await self._send(message)
         except OSError:  # what a server raises for a client that is gone (ASGI 2.4)
             tracker.gone = True
             raise
-        if message["type"] == "http.response.body":
+        if kind == "http.response.body":
             tracker.sent += len(message.get("body", b""))
             if not message.get("more_body", False):
                 tracker.finish()
-        elif message["type"] == "http.response.pathsend":  # a file that the server sends by itself is all of the body
-            tracker.sent = int(tracker.body_bytes) if math.isfinite(tracker.body_bytes) else 0
-            tracker.finish()
+        elif kind == "http.response.pathsend":  # a file that the server sends by itself is all of the body
+            tracker.all_sent()
 
     def ended(self, error: BaseException | None) -> None:
         """Finish the request, unless its answer was complete; a server cancels one whose client is gone."""
@@ -577,21 +637,17 @@ class _Channel:
         self._tracker.finish()
 
 
+def _texts(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
+    """The headers of an ASGI message as WSGI has them."""
+    for name, value in headers:
+        yield name.decode("latin-1"), value.decode("latin-1")
+
+
 def asgi_path(scope: Scope) -> str:
     """The path of an ASGI request below the `root_path` of its application."""
     path: str = scope["path"]
     root = scope.get("root_path", "").rstrip("/")
-    return path[len(root) :] if path.startswith(f"{root}/") else path
-
-
-def _body_bytes(status: int, headers: Iterable[tuple[str, str]]) -> float:
-    """How long the body will be; infinite where only its end can tell."""
-    if status in WITHOUT_BODY:
-        return 0.0
-    for name, value in headers:
-        if name.lower() == "content-length" and value.isdecimal():
-            return float(value)
-    return math.inf
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def content_length(header: str) -> int:

@@ -304,7 +304,7 @@ def batches(content: bytes) -> Iterator[Batch]:
         names.update(updates)
         if updates:
             yield Batch(writer, sequence, list(updates.values()))
-    yield Batch(writer, last + 2, [Update(name, meta="") for name in sorted(names)], leaving=True)
+    yield Batch(writer, last + 2, [Update(name, "", []) for name in sorted(names)], leaving=True)
 
 
 def _series(content: bytes) -> Iterator[tuple[Family, Sums, list[list[float]]]]:

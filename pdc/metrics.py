@@ -194,7 +194,9 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
     """A gauge of `prometheus_client.Gauge`.
 
     With the `multiprocess_mode` ``shared``, the default, it has one value for all processes: the last `set` wins,
-    `inc` and `dec` add up. In the other modes, those of prometheus_client, every process has a value of its own.
+    `inc` and `dec` add up. In the other modes, those of prometheus_client, every process has a value of its own. The live
+    ones count processes that live. Of the rest, ``sum``, ``min``, ``max`` and ``mostrecent`` count dead ones for ever;
+    ``all`` shows a dead one for a day.
     """
 
     _MULTIPROC_MODES = prometheus_client.Gauge._MULTIPROC_MODES | {"shared"}

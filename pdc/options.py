@@ -55,8 +55,9 @@ class Option:
     allowed: str
 
 
-def _option(default: Any, parse: Callable[[Any], Any], allowed: str) -> Any:
-    return field(default_factory=lambda: default, metadata={"option": Option(parse=parse, allowed=allowed)})
+def _option(default: Any, parse: Callable[[Any], Any], allowed: str, *, secret: bool = False) -> Any:
+    option = Option(parse=parse, allowed=allowed)
+    return field(default_factory=lambda: default, repr=not secret, metadata={"option": option})
 
 
 def _text(value: Any) -> str:
@@ -170,7 +171,7 @@ def _count(value: Any) -> int:
 class Options:
     """What can be configured. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
 
-    redis_url: str | None = _option(None, _text, "a URL such as redis://localhost:6379/0")
+    redis_url: str | None = _option(None, _text, "a URL such as redis://localhost:6379/0", secret=True)
     sqlite_path: str | None = _option(None, _path, "the path of a file")
     redis_prefix: str = _option("", _text, "a text")
     redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
@@ -178,7 +179,7 @@ class Options:
     journal: str | bool = _option(True, _journal, "a folder, true or false")
     metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
     metrics_port: tuple[str, int] | None = _option(None, _address, "a port, or an address and a port: 127.0.0.1:9100")
-    metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send")
+    metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send", secret=True)
     namespace: str = _option("", _namespace, "letters, digits and underscores")
     buckets: tuple[float, ...] = _option(Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds")
     exclude_paths: tuple[str | re.Pattern[str], ...] = _option(

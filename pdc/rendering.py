@@ -22,10 +22,10 @@ import prometheus_client.metrics
 from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics_text
-from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-from .family import EXEMPLAR, TYPES, Family, Fields, Labels, explained, known_families, number
+from .family import EXEMPLAR, TYPES, Family, Fields, Labels, exemplar_from, explained, known_families, number
 from .storage import META, Snapshot
 
 CHUNK = 1_000
@@ -94,7 +94,7 @@ class Encoder:
         """The exemplar with the space before it."""
         metric = Metric("m", "", "histogram")
         header = self.encode([metric])
-        metric.samples = [Sample("m_bucket", {}, 0.0, None, Exemplar(*json.loads(stored)))]
+        metric.samples = [Sample("m_bucket", {}, 0.0, None, exemplar_from(stored))]
         return self.encode([metric]).removeprefix(header).removesuffix(b"\n").partition(b" 0.0")[2]
 
     def _lines(self, *samples: Sample) -> list[str]:
@@ -121,7 +121,8 @@ class Renderer:
         now, metrics = snapshot
         for name, family in known_families(metrics):
             fields = metrics.pop(name)
-            names.add(family.empty().name)
+            with explained(family.name):
+                names.add(family.empty().name)
             if family.type in TEMPLATES and family.mode == "shared":
                 with explained(family.name):
                     layouts[name] = _layout(self._layouts.get(name), family, fields, encoder)

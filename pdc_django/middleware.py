@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from functools import partial, wraps
+from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
@@ -48,34 +46,38 @@ class PrometheusMiddleware:
         """Answer the request; a coroutine does where Django runs asynchronously."""
         if self._is_async:
             return self._call_async(request)
-        with _tracked(request) as answered:
-            return answered(self._get_response(request))
+        tracker = _track(request)
+        if tracker is None:
+            return self._get_response(request)  # type: ignore[no-any-return]
+        try:
+            return _answered(tracker, request, self._get_response(request))
+        except BaseException as error:
+            tracker.fail(error)
+            raise
 
     async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
-        with _tracked(request) as answered:
-            return answered(await self._get_response(request))
+        tracker = _track(request)
+        if tracker is None:
+            return await self._get_response(request)  # type: ignore[no-any-return]
+        try:
+            return _answered(tracker, request, await self._get_response(request))
+        except asyncio.CancelledError:  # the client is gone
+            tracker.status = CLIENT_CLOSED_REQUEST
+            tracker.finish()
+            raise
+        except BaseException as error:
+            tracker.fail(error)
+            raise
 
 
-@contextmanager
-def _tracked(request: HttpRequest) -> Iterator[Callable[[HttpResponseBase], HttpResponseBase]]:
-    """Track a request; give the function that takes its response and returns it."""
+def _track(request: HttpRequest) -> Tracker | None:
+    """Begin to track a request; None for one that is excluded, and where nothing is counted."""
     metrics = conf.http_metrics()
-    tracker = None if metrics is None else metrics.track(request.method or "", request.path_info)
-    if tracker is None:
-        yield lambda response: response
-        return
-    request.META[TRACKER] = tracker
-    tracker.look = partial(_look, request)
-    tracker.received = content_length(request.META.get("CONTENT_LENGTH") or "")
-    try:
-        yield partial(_answered, tracker, request)
-    except asyncio.CancelledError:  # the client is gone
-        tracker.status = CLIENT_CLOSED_REQUEST
-        tracker.finish()
-        raise
-    except BaseException as error:
-        tracker.fail(error)
-        raise
+    tracker = None if metrics is None else metrics.track(request.method or "", request.path_info, _look, request)
+    if tracker is not None:
+        request.META[TRACKER] = tracker
+        tracker.received = content_length(request.META.get("CONTENT_LENGTH") or "")
+    return tracker
 
 
 def _look(request: HttpRequest, tracker: Tracker) -> None:
@@ -101,20 +103,14 @@ def _answered(tracker: Tracker, request: HttpRequest, response: Any) -> HttpResp
     """Finish a request whose response is complete, or watch the response's stream to its end."""
     tracker.started(response.status_code, response.items())
     if not response.streaming:
-        tracker.sent = int(min(len(response.content), tracker.body_bytes))
+        tracker.sent = int(min(len(response.content), tracker.body_bytes()))
         tracker.finish()
     elif getattr(response, "file_to_stream", None) is not None and request.META.get("wsgi.file_wrapper"):
-        response._resource_closers.append(partial(_file_sent, tracker))  # the server sends the file by itself
+        response._resource_closers.append(tracker.all_sent)  # the server sends the file by itself
     else:
         body = (AsyncBody if response.is_async else Body)(tracker, response.streaming_content)
         response.streaming_content = body
     return response  # type: ignore[no-any-return]
-
-
-def _file_sent(tracker: Tracker) -> None:
-    if math.isfinite(tracker.body_bytes):
-        tracker.sent = int(tracker.body_bytes)
-    tracker.finish()
 
 
 def watch_views() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -66,10 +65,10 @@ class PrometheusMiddleware:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             self._watch(scope)
-            await metrics.asgi(self.app, scope, receive, send, partial(self._look, scope))
+            await metrics.asgi(self.app, scope, receive, send, self._look)
         elif scope["type"] == "websocket":
             self._watch(scope)
-            await metrics.websocket(self.app, scope, receive, send, partial(self._look, scope))
+            await metrics.websocket(self.app, scope, receive, send, self._look)
         else:
             await self.app(scope, receive, _flushing(send))
 

@@ -52,11 +52,12 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 class RedisServer:
     """A `redis-server` on a free port of the loopback interface, without persistence."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, settings: Path | None = None) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [
             "redis-server",
+            *([str(settings)] if settings else []),
             "--port",
             str(self.port),
             "--bind",
@@ -75,7 +76,7 @@ class RedisServer:
         wait_until(self._answers)
 
     def stop(self) -> None:
-        """Stop the server, losing what it held but for what its options let it keep."""
+        """Kill the server, losing what it held but for what its options let it keep."""
         self._process.kill()
         self._process.wait()
 
@@ -95,6 +96,8 @@ class RedisServer:
         try:
             with self.client() as client:
                 return bool(client.ping())
+        except redis.AuthenticationError:
+            return True
         except redis.ConnectionError:
             return False
 

@@ -18,6 +18,7 @@ import pdc
 from pdc import buffer as buffer_module
 from pdc.buffer import Buffer
 from pdc.cells import Entry, Pending
+from pdc.health import NAMES
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, StorageError
 
 
@@ -35,7 +36,7 @@ class Recorder:
         """Keep the batch."""
         self.batches.append(batch)
         self.during()
-        return self.outcomes.pop(0) if self.outcomes else Outcome()
+        return self.outcomes.pop(0) if self.outcomes else Outcome(set(), {}, {})
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Know all metrics that were sent."""
@@ -59,9 +60,9 @@ class Recorder:
         return total
 
     def operations(self) -> Iterator[Operation]:
-        """Every operation, once however often it was sent, in the order in which it counts."""
+        """Every operation, once however often it was sent, in the order in which it counts; none of pdc's own metrics."""
         for batch in {batch.sequence: batch for batch in self.batches}.values():
-            for update in batch.updates:
+            for update in [update for update in batch.updates if update.name not in NAMES]:
                 for _, operations in update.by_kind():
                     yield from operations
 
@@ -299,7 +300,7 @@ def test_a_refused_metric_does_not_hold_up_the_others(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A metric that the storage refuses is sent no more until the next setup; flush tells, a scrape goes on."""
-    recorder.outcomes = [Outcome(refused={"hits": "because"})]
+    recorder.outcomes = [Outcome(set(), {}, {"hits": "because"})]
     counter.inc()
     recorder.batches.clear()
     for _ in range(10):
@@ -319,7 +320,7 @@ def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: p
     """Where the storage did not know a metric that it had, all metrics are told again, without what was sent before."""
     counter.inc(5)
     recorder.batches.clear()
-    recorder.outcomes = [Outcome(unknown={"level"})]
+    recorder.outcomes = [Outcome({"level"}, {}, {})]
     gauge.inc()
     assert {update.name for update in recorder.batches[1].updates} == {"hits", "level"}
     assert recorder.sent("_total") == [("add", 0.0)]
@@ -394,7 +395,7 @@ def test_a_metric_that_went_in_an_outage_is_sent_to_the_next_storage(buffer: Buf
     buffer.attach(second, 0.0, None)
     assert second.total() == 5
     buffer.attach(recorder, 0.0, None)
-    assert [update.name for update in second.batches[-1].updates] == ["gone"]
+    assert [update.name for update in second.batches[-1].updates if update.name not in NAMES] == ["gone"]
     assert second.batches[-1].leaving
 
 

@@ -6,8 +6,11 @@ import json
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Exemplar
 
 from pdc.family import LEASE_SECONDS, Family, clean, dump, exemplar_text, families, labels_with
@@ -58,7 +61,8 @@ def test_types_of_later_versions_are_left_out() -> None:
 def test_series_are_sorted_by_the_values_of_their_labels() -> None:
     """Series come in the order of their label values, and bookkeeping is no series."""
     fields = {f'_total:{{"a":"{value}"}}': 1.0 for value in ("b", "a", "c")}
-    samples = Family("m", "counter", "", labelnames=("a",)).metric({**fields, "#writers": "{}", "other:{}": "x"}, NOW).samples
+    others = {"#mark:1-a": "1 900.0", "other:{}": "x"}
+    samples = Family("m", "counter", "", labelnames=("a",)).metric({**fields, **others}, NOW).samples
     assert [sample.labels["a"] for sample in samples] == ["a", "b", "c"]
 
 
@@ -164,7 +168,7 @@ def test_values_of_processes_are_merged(mode: str, expected: dict[tuple[str, ...
     """Each mode merges the processes that count: all, or those whose lease is not over."""
     family = Family("m", "gauge", "", mode=mode)
     fields: dict[str, object] = {family.process_prefix(writer) + "{}": value for writer, value in PROCESSES.items()}
-    fields["#writers"] = json.dumps({writer: [1, seen] for writer, seen in SEEN.items()})
+    fields.update({f"#mark:{writer}": f"1 {seen}" for writer, seen in SEEN.items()})
     fields[":{}"] = 77.0  # of the time when it was shared
     assert values(family, fields) == expected
 
@@ -206,3 +210,61 @@ def test_what_another_type_left_does_no_harm(
 ) -> None:
     """Fields of the time when a name belonged to another type are left out, or count as zero."""
     assert values(family, fields) == expected
+
+
+def test_a_clock_that_was_put_back_makes_nobody_alive() -> None:
+    """A process that was last seen hours from now is not alive until it is seen again."""
+    family = Family("busy", "gauge", "", mode="livesum")
+    for seen, shown in ((NOW + 7200, {}), (NOW + 1, {("busy",): 1.0}), (NOW - 7200, {})):
+        assert values(family, {"#live:w:{}": "1.0 1.0", "#writers": json.dumps({"w": [1, seen]})}) == shown
+
+
+any_json = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "le"]), inner, max_size=2),
+    max_leaves=4,
+).map(json.dumps)
+any_value = (
+    any_json
+    | st.text(max_size=4)
+    | st.floats()
+    | st.none()
+    | st.sampled_from(["1.0 2.0", "[" * 100_000, '{"w": [Infinity, 1]}'])
+)
+any_field = st.just("#writers") | st.builds(
+    str.__add__,
+    st.sampled_from(["", "_total", "_bucket", "_sum", "_created", "_info", "#live:w", "#process:w", "#exemplar_total"]),
+    st.builds(str.__add__, st.just(":"), st.sampled_from(["{}", '{"a":"b"}', '{"le":"1.0"}']) | any_json),
+)
+any_meta = any_json | st.builds(
+    lambda kind, mode, key, value: json.dumps({"name": "x", "type": kind, "documentation": "", "mode": mode, key: value}),
+    st.sampled_from(["counter", "gauge", "summary", "histogram", "info", "stateset"]),
+    st.sampled_from(["shared", "livesum", "mostrecent"]),
+    st.sampled_from(["name", "type", "documentation", "labelnames", "mode", "bounds", "states", "added"]),
+    any_json.map(json.loads),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(any_meta, st.dictionaries(any_field, any_value, max_size=4))
+@example('{"name": "x", "type": "histogram", "documentation": ""}', {"_sum:{}": 1.0})
+@example('{"name": "x", "type": "gauge", "documentation": null}', {})
+@example('{"name": null, "type": "gauge", "documentation": ""}', {})
+@example('{"name": "x", "type": {}, "documentation": ""}', {})
+@example('{"name": "x", "type": "gauge", "documentation": ""}', {':{"a":1}': 1.0})
+@example('{"name": "x", "type": "gauge", "documentation": ""}', {':{"a":"\\ud800"}': 1.0})
+@example('{"name": "x", "type": "gauge", "documentation": ""}', {":" + "[" * 100_000: 1.0})
+@example(
+    '{"name": "x", "type": "gauge", "documentation": "", "mode": "livesum"}',
+    {"#writers": '{"w": [Infinity, 1]}', "#live:w:{}": "1 1"},
+)
+def test_whatever_is_stored_is_rendered_or_refused(meta: str, fields: dict[str, object]) -> None:
+    """Anything in the fields of a metric is text that parses, or a StorageError, never another error."""
+    try:
+        found = families({"x": {META: meta, **fields}}, NOW)
+    except StorageError:
+        return
+    registry = CollectorRegistry()
+    registry.collect = lambda: found  # type: ignore[method-assign]
+    list(parse_text(generate_latest(registry).decode()))
+    generate_openmetrics(registry)

@@ -17,6 +17,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 
 import pdc
+import pdc.exposition
 from pdc.options import OptionError, from_header
 from pdc_flask import PrometheusMetrics
 

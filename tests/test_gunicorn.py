@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, free_port, wait_until
 
 import pdc
+import pdc.exposition
 
 SHOP = """
 import os, time

@@ -646,6 +646,17 @@ def test_new_series_over_the_limit_are_one(make: Make) -> None:
     assert without_durations(app.scrape().text) == counted(
         f"GET {ITEMS} 200 = 2", "GET /stream 200", "<overflow> <overflow> <overflow> = 2"
     )
+    assert "\npdc_series_refused_total 4.0\n" in app.scrape().text  # the counter and the duration of two requests
+
+
+def test_the_page_tells_of_pdc(make: Make) -> None:
+    """The page has the metrics of pdc itself, whatever the namespace."""
+    page = make(namespace="shop", flush_interval=60).scrape().text
+    told = dict(re.findall(r"\n(pdc_\w+) (\S+)", page))
+    zero = ("pdc_batches_retried_total", "pdc_series_pending", "pdc_series_refused_total")
+    assert {told[name] for name in zero} == {"0.0"}
+    assert told["pdc_storage_up"] == "1.0"
+    assert {"pdc_flush_duration_seconds_count", "pdc_last_flush_timestamp_seconds"} <= told.keys()
 
 
 def test_the_page_asks_for_the_token(make: Make) -> None:

@@ -57,7 +57,7 @@ def running(command: list[str], log: Path, **options: Any) -> Iterator[subproces
 
 @pytest.fixture(params=[JOB], ids=lambda path: path.parent.name)
 def scrape(request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path) -> Iterator[Scrape]:
-    """Scrape the process that an example's docstring starts: the samples but for `_created`, `_sum` and `_bucket`."""
+    """Scrape the process that an example's docstring starts: the samples but for pdc's, `_created`, `_sum` and `_bucket`."""
     (source,) = re.findall(r'^    python -c "(.*)"$', request.param.read_text(), re.MULTILINE)
     port = free_port()
     command = [sys.executable, "-W", "error", "-c", source.replace("9100", str(port))]
@@ -66,7 +66,7 @@ def scrape(request: pytest.FixtureRequest, environment: dict[str, str], tmp_path
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
         found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-        return {name: value for name, value in found.items() if not re.search("_(created|sum|bucket)({|$)", name)}
+        return {name: value for name, value in found.items() if not re.search("^pdc_|_(created|sum|bucket)({|$)", name)}
 
     def answers() -> bool:
         try:

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 
 import pdc
+import pdc.exposition
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -47,6 +48,7 @@ for _ in range(ROUNDS):
 setup(journal="journals")
 pdc.flush()
 found = {{}}
+import pdc.exposition
 for metric in pdc.exposition.collect():
     for sample in metric.samples:
         found[sample.name + sample.labels.get("le", "")] = sample.value

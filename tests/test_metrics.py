@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -743,3 +744,26 @@ def test_a_gauge_may_change_its_mode(storage: dict[str, Any], registry: Collecto
     pdc.setup(**storage)
     make("Gauge", ["path"], registry=registry, multiprocess_mode="sum").labels("?").set(2)
     assert shown() == {'m{path="?"}': 2.0}
+
+
+def test_threads_that_change_a_gauge_of_a_process_lose_nothing(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """A gauge that has a value per process adds what all of its threads add."""
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
+    gauge = pdc.Gauge("level", "Help", registry=registry, multiprocess_mode="sum")
+
+    def change() -> None:
+        for _ in range(5_000):
+            gauge.inc(2)
+            gauge.dec()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=change) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert b"\nlevel 20000.0\n" in pdc.generate_latest()

@@ -9,8 +9,9 @@ import random
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
+from itertools import product
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from redis._parsers import _RESP2Parser, _RESP3Parser
 import pdc
 import pdc.storage
 import pdc.storage.redis
+import pdc.storage.sqlite
 from pdc import config
 from pdc.family import LEASE_SECONDS
-from pdc.storage import LIVE, Batch, Kind, Operation, Snapshot, Stamped, Storage, StorageError, Update
+from pdc.health import NAMES
+from pdc.storage import FOLDED, MARK, Batch, Kind, Mark, Operation, Snapshot, Stamped, Storage, StorageError, Update
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -176,75 +179,166 @@ def test_texts_come_back_as_they_were(store: Storage) -> None:
 def test_stamps_tell_when_a_number_was_set(store: Storage) -> None:
     """A stamp keeps the number, and the time it was set by the storage's clock; 0 for never."""
     set_at = time.monotonic() - 100
-    stamps = {"#process:1-a:{}": Stamped(-1.5, set_at), "#process:2-b:{}": Stamped(math.inf, None)}
+    stamps = {"#sum:1-a:{}": Stamped(-1.5, set_at), "#sum:2-b:{}": Stamped(math.inf, None)}
     store.apply(batch(1, *(Operation(Kind.STAMP, field, stamp) for field, stamp in stamps.items())))
     snapshot = store.read()
-    number, _, stamp = snapshot.metrics["m"]["#process:1-a:{}"].partition(" ")
+    number, _, stamp = snapshot.metrics["m"]["#sum:1-a:{}"].partition(" ")
     age = time.monotonic() - set_at
     assert float(number) == -1.5
     assert 100 <= snapshot.now - float(stamp) <= age + 1
     assert abs(snapshot.now - time.time()) < 10
-    assert [float(part) for part in snapshot.metrics["m"]["#process:2-b:{}"].split(" ")] == [math.inf, 0.0]
+    assert [float(part) for part in snapshot.metrics["m"]["#sum:2-b:{}"].split(" ")] == [math.inf, 0.0]
 
 
-def test_a_leaving_writer_takes_its_live_values_along(store: Storage) -> None:
-    """A batch of a leaving writer removes its live values, and it counts as gone; what others hold, and totals, stay."""
-    for writer in ("1-a", "2-b"):
-        live = Operation(Kind.STAMP, f"{LIVE}{writer}:{{}}", Stamped(1.0, None))
-        kept = Operation(Kind.STAMP, f"#process:{writer}:{{}}", Stamped(1.0, None))
-        store.apply(batch(1, live, kept, Operation(Kind.ADD, A, 1.0), writer=writer))
+def hasten(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Let the storages count so many seconds where they count more."""
+    for module in (pdc.storage, pdc.storage.redis, pdc.storage.sqlite):
+        for name, value in seconds.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+
+
+AT_ONCE = {"FORGET_WRITER_SECONDS": 0.0, "FORGET_VALUES_SECONDS": 0.0}
+"""Whoever does not write is forgotten with the next batch of another writer."""
+
+
+def stamps(number: float, *fates: str, writer: str = "1-a", age: float = 10.0) -> list[Operation]:
+    """Set the values of a process that have these fates."""
+    stamped = Stamped(number, time.monotonic() - age)
+    return [Operation(Kind.STAMP, f"#{fate}:{writer}:{{}}", stamped) for fate in fates]
+
+
+def own(fields: Mapping[str, Any]) -> dict[str, float]:
+    """The values of processes among the fields of a metric."""
+    found = {field: value for field, value in fields.items() if field.startswith("#") and field.count(":") > 1}
+    return {field: float(value.split(" ")[0]) for field, value in found.items()}
+
+
+def marks(fields: Mapping[str, Any]) -> dict[str, Mark]:
+    """What a metric keeps of each writer."""
+    return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
+
+
+def test_the_values_of_a_writer_that_leaves_meet_their_fate(store: Storage) -> None:
+    """The live value goes and others are folded into those of the dead; what the living hold, and totals, stay."""
+    fates = ("live", *FOLDED)
+    for writer, number, age in (("1-a", 3.0, 10.0), ("2-b", 5.0, 30.0), ("3-c", 4.0, 20.0)):
+        store.apply(batch(1, *stamps(number, *fates, writer=writer, age=age), Operation(Kind.ADD, A, 1.0), writer=writer))
     store.apply(batch(2, Operation(Kind.ADD, A, 1.0), writer="1-a", leaving=True))
+    store.apply(batch(2, writer="2-b", leaving=True))
     now, metrics = store.read()
-    fields = metrics["m"]
-    assert sorted(field for field in fields if field.startswith((LIVE, "#process"))) == [
-        "#live:2-b:{}",
-        "#process:1-a:{}",
-        "#process:2-b:{}",
-    ]
-    assert [writer for writer, (_, seen) in json.loads(fields["#writers"]).items() if seen > now - LEASE_SECONDS] == ["2-b"]
-    assert float(fields[A]) == 3.0
+    dead = {"#sum::{}": 8.0, "#min::{}": 3.0, "#max::{}": 5.0, "#mostrecent::{}": 3.0}
+    assert own(metrics["m"]) == dead | {f"#{fate}:3-c:{{}}": 4.0 for fate in fates}
+    assert [writer for writer, mark in marks(metrics["m"]).items() if mark.seen > now - LEASE_SECONDS] == ["3-c"]
+    assert float(metrics["m"][A]) == 4.0
+
+
+def test_a_value_is_folded_once(store: Storage) -> None:
+    """Whatever batch of a writer that has left comes again, nothing is folded again or comes back."""
+    first, second = batch(1, *stamps(3.0, "sum", "live")), batch(2, *stamps(4.0, "sum", "live"))
+    last = batch(3, *stamps(5.0, "sum", "live"), leaving=True)
+    for one in (first, second, first, last, last, second, first, last):
+        store.apply(one)
+    assert own(store.read().metrics["m"]) == {"#sum::{}": 5.0}
+
+
+def test_a_late_goodbye_of_a_writer_that_is_back_changes_nothing(store: Storage) -> None:
+    """The batch with which a writer left is a duplicate like others, when the writer has written again."""
+    goodbye = batch(2, leaving=True)
+    for one in (batch(1, *stamps(3.0, "live")), goodbye, batch(3, *stamps(4.0, "live")), goodbye):
+        store.apply(one)
+    assert own(store.read().metrics["m"]) == {"#live:1-a:{}": 4.0}
+
+
+def test_values_of_several_series_are_folded_apart(store: Storage) -> None:
+    """Each series has its own value of the dead; a series that is removed takes it along."""
+    for writer in ("1-a", "2-b"):
+        for sequence, labels in enumerate(('{"path":"/"}', '{"path":"a:b"}'), 1):
+            store.apply(batch(sequence, Operation(Kind.STAMP, f"#sum:{writer}:{labels}", Stamped(0.5, 1.0)), writer=writer))
+        store.apply(batch(3, writer=writer, leaving=True))
+    assert own(store.read().metrics["m"]) == {'#sum::{"path":"/"}': 1.0, '#sum::{"path":"a:b"}': 1.0}
+    store.apply(batch(4, Operation(Kind.DELETE, '{"path":"/"}')))
+    assert own(store.read().metrics["m"]) == {'#sum::{"path":"a:b"}': 1.0}
+
+
+def test_the_dead_are_merged_as_the_living(store: Storage) -> None:
+    """Folded numbers are bit for bit what prometheus_client merges of the same processes."""
+    pairs = list(product([math.nan, -math.inf, 0.1, -0.0], [math.nan, math.inf, 0.2, 1e-20]))
+    for case, pair in enumerate(pairs):
+        for sequence, (value, writer) in enumerate(zip(pair, ("1-a", "2-b"), strict=True)):
+            values = stamps(value, *FOLDED, writer=writer, age=10.0 - sequence)
+            store.apply(Batch(writer, 2 * case + 1, [update(*values, name=f"m{case}")]))
+            store.apply(Batch(writer, 2 * case + 2, [update(name=f"m{case}")], leaving=True))
+    found = store.read().metrics
+    for case, (dead, last) in enumerate(pairs):
+        smallest, largest = last if last < dead else dead, last if last > dead else dead
+        expected = {"#sum::{}": dead + last, "#min::{}": smallest, "#max::{}": largest, "#mostrecent::{}": last}
+        assert repr(sorted(own(found[f"m{case}"]).items())) == repr(sorted(expected.items()))
+
+
+def test_all_values_stay_when_their_writer_leaves(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value of the fate ``all`` is there till its writer, who left or was killed, is forgotten."""
+    for writer in ("1-a", "2-b"):
+        store.apply(batch(1, *stamps(3.0, "all", writer=writer), writer=writer))
+    for _ in range(2):
+        store.apply(batch(2, leaving=True))
+    hasten(monkeypatch, **{**AT_ONCE, "FORGET_VALUES_SECONDS": 60.0})
+    store.apply(batch(1, writer="3-c"))
+    assert own(store.read().metrics["m"]) == {"#all:1-a:{}": 3.0, "#all:2-b:{}": 3.0}
+    hasten(monkeypatch, **AT_ONCE)
+    store.apply(batch(2, writer="3-c"))
+    assert own(store.read().metrics["m"]) == {}
+    assert set(marks(store.read().metrics["m"])) == {"3-c"}
 
 
 def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next batch of any writer forgets the marks and the live values of those not seen for long."""
-    store.apply(batch(1, Operation(Kind.STAMP, f"{LIVE}1-a:{{}}", Stamped(1.0, None)), Operation(Kind.ADD, A, 1.0)))
-    for module in (pdc.storage, pdc.storage.redis):
-        monkeypatch.setattr(module, "FORGET_WRITER_SECONDS", 0.1)
-    time.sleep(0.2)
-    store.apply(batch(1, writer="2-b"))
+    store.apply(batch(1, *stamps(1.0, "live"), Operation(Kind.ADD, A, 1.0)))
+    store.apply(batch(1, *stamps(1.0, "live", "sum", writer="2-b"), writer="2-b"))
+    hasten(monkeypatch, **{**AT_ONCE, "FORGET_VALUES_SECONDS": 60.0})
+    store.apply(batch(1, writer="3-c"))
     fields = store.read().metrics["m"]
-    assert list(json.loads(fields["#writers"])) == ["2-b"]
-    assert f"{LIVE}1-a:{{}}" not in fields
+    assert own(fields) == {"#live:2-b:{}": 1.0, "#sum:2-b:{}": 1.0}
+    assert set(marks(fields)) == {"2-b", "3-c"}
     assert float(fields[A]) == 1.0
+    hasten(monkeypatch, **AT_ONCE)
+    store.apply(batch(2, writer="3-c"))
+    assert own(store.read().metrics["m"]) == {"#sum::{}": 1.0}
+
+
+def test_it_is_searched_for_those_to_forget_now_and_then(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches between two searches for writers to forget do not search, even if there are some."""
+    for one in (batch(1), batch(2, leaving=True)):
+        store.apply(one)
+    hasten(monkeypatch, FORGET_WRITER_SECONDS=3500.0)  # less than an hour, of which the mark has half a minute left
+    store.apply(batch(1, writer="2-b"))
+    assert set(marks(store.read().metrics["m"])) == {"1-a", "2-b"}
+    hasten(monkeypatch, FORGET_WRITER_SECONDS=50.0)  # less than is left till the next search
+    store.apply(batch(2, writer="2-b"))
+    assert set(marks(store.read().metrics["m"])) == {"2-b"}
 
 
 def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that itself was not seen for long counts once, and its live value of now stays."""
-    live = Operation(Kind.STAMP, f"{LIVE}1-a:{{}}", Stamped(1.0, None))
-    store.apply(batch(1, live, Operation(Kind.ADD, A, 1.0)))
-    for module in (pdc.storage, pdc.storage.redis):
-        monkeypatch.setattr(module, "FORGET_WRITER_SECONDS", 0.1)
-    time.sleep(0.2)
-    for _ in range(2):
-        store.apply(batch(2, live, Operation(Kind.ADD, A, 1.0)))
+    for one in (1, 2, 2):
+        store.apply(batch(one, *stamps(1.0, "live"), Operation(Kind.ADD, A, 1.0)))
+        hasten(monkeypatch, **AT_ONCE)
     fields = store.read().metrics["m"]
     assert float(fields[A]) == 2.0
-    assert f"{LIVE}1-a:{{}}" in fields
+    assert own(fields) == {"#live:1-a:{}": 1.0}
 
 
-def test_a_mark_stays_until_duplicates_have_arrived(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Redis, what a writer sent comes again after it left and is not counted; then its mark goes, too."""
-    monkeypatch.setattr(pdc.storage.redis, "LEFT_SECONDS", 0.3)
-    with redis_server.client() as client:
-        store = RedisStorage(client, "test")
-        first = batch(1, Operation(Kind.ADD, A, 1.0))
-        for one in (first, batch(2, leaving=True), first, batch(1, writer="2-b")):
-            store.apply(one)
-        assert numbers(store.read()) == {A: "1.0"}
-        assert set(json.loads(store.read().metrics["m"]["#writers"])) == {"1-a", "2-b"}
-        time.sleep(0.4)
-        store.apply(batch(2, writer="2-b"))
-        assert list(json.loads(store.read().metrics["m"]["#writers"])) == ["2-b"]
+def test_a_mark_stays_until_duplicates_have_arrived(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a writer sent comes again after it left and is not counted; then its mark goes, too."""
+    hasten(monkeypatch, LEFT_SECONDS=0.2)
+    first = batch(1, Operation(Kind.ADD, A, 1.0))
+    for one in (first, batch(2, leaving=True), first, batch(1, writer="2-b")):
+        store.apply(one)
+    assert numbers(store.read()) == {A: "1.0"}
+    assert set(marks(store.read().metrics["m"])) == {"1-a", "2-b"}
+    time.sleep(0.5)
+    store.apply(batch(2, writer="2-b"))
+    assert set(marks(store.read().metrics["m"])) == {"2-b"}
 
 
 def test_metadata_is_that_of_the_last_declaration(store: Storage) -> None:
@@ -392,10 +486,13 @@ def calls(client: Any, command: str) -> int:
 
 
 @pytest.mark.parametrize("metrics", [1, 3])
-def test_a_batch_is_one_script_per_metric_and_one_for_the_index(
+def test_a_batch_is_one_script_per_metric_one_for_the_index_and_one_that_times_batches(
     redis_server: RedisServer, registry: CollectorRegistry, metrics: int
 ) -> None:
-    """However many updates of however many series, a metric takes one call; a read takes one per metric, and writes nothing."""
+    """However many updates of however many series, a metric takes one call, as does the time that batches take.
+
+    A read takes one per metric, and writes nothing.
+    """
     pdc.setup(redis=redis_server.url, flush_interval=60)
     histograms = [pdc.Histogram(f"h{number}", "Seconds.", ["route"], registry=registry) for number in range(metrics)]
     for histogram in histograms:
@@ -407,10 +504,10 @@ def test_a_batch_is_one_script_per_metric_and_one_for_the_index(
             for number in range(100):
                 histogram.labels(f"/{number % 10}").observe(number)
         pdc.flush()
-        assert calls(client, "evalsha") - before["evalsha"] == metrics + 1
+        assert calls(client, "evalsha") - before["evalsha"] == metrics + 2
         written = [calls(client, command) for command in ("evalsha", "hset", "pexpire", "zadd")]
         pdc.generate_latest()
-        assert calls(client, "hgetall") - before["hgetall"] == metrics
+        assert calls(client, "hgetall") - before["hgetall"] == metrics + 1
         assert [calls(client, command) for command in ("evalsha", "hset", "pexpire", "zadd")] == written
 
 
@@ -474,8 +571,8 @@ def test_marks_of_idle_metrics_are_renewed(
     pdc.Counter("requests", "Requests.", registry=registry).inc()
 
     def seen() -> float:
-        ((_, when),) = json.loads(config.DEFAULT.required().read().metrics["requests"]["#writers"]).values()
-        return float(when)
+        (mark,) = marks(config.DEFAULT.required().read().metrics["requests"]).values()
+        return mark.seen
 
     first = seen()
     wait_until(lambda: seen() > first)
@@ -600,7 +697,7 @@ def test_what_a_storage_loses_comes_back(
         histogram.observe(0.5)
         counter.inc(0)
         pdc.flush()
-        assert set(config.DEFAULT.required().read().metrics) == {"requests", "hits", "latency", "idle"}
+        assert set(config.DEFAULT.required().read().metrics) - NAMES == {"requests", "hits", "latency", "idle"}
     after = pdc.generate_latest().decode().splitlines()
     assert [line for line in after if line.startswith("#")] == [line for line in before if line.startswith("#")]
     observed = (0 if lost in ("all", "latency") else 1) + (by == "update")

@@ -343,6 +343,41 @@ print(pdc.generate_latest().decode())
     assert [line.partition(":")[0] + ": " for line in result.stderr.splitlines()] == [DOWN, UP + ": "]
 
 
+def test_a_scrape_makes_no_file(tmp_path: Path) -> None:
+    """Before the first write a scrape is empty, and leaves the folder as it was; without a folder it is refused."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    assert pdc.generate_latest() == b""
+    assert list(tmp_path.iterdir()) == []
+    pdc.setup(sqlite=tmp_path / "missing" / "metrics.db")
+    with pytest.raises(StorageError, match="Check that the folder exists"):
+        pdc.generate_latest()
+
+
+def test_a_user_who_may_only_read_can_scrape(run_script: Run, registry: CollectorRegistry) -> None:
+    """While a writer has the file open, whoever may read it can scrape; after that the error says why not."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a & b%20?.db"
+        Path(folder).chmod(0o755)
+        pdc.setup(sqlite=path)
+        pdc.Counter("hits", "Hits.", registry=registry).inc(3)
+        path.chmod(0o444)
+        source = """
+import os, pdc.storage.sqlite
+if os.getuid() == 0:  # whom no permission stops
+    os.seteuid(65534)
+setup(journal=False)
+try:
+    print(pdc.generate_latest().decode())
+except pdc.StorageError as error:
+    print(error)
+"""
+        assert "hits_total 3.0" in run_script(source, storage={"sqlite": str(path)}).stdout
+        pdc.shutdown()
+        Path(folder).chmod(0o555)
+        assert "Check" in run_script(source, storage={"sqlite": str(path)}).stdout
+        Path(folder).chmod(0o755)
+
+
 @INTERVALS
 @pytest.mark.parametrize(
     "target", [{"sqlite": "missing/metrics.db"}, {"redis": "redis://127.0.0.1:1/0"}], ids=["sqlite", "redis"]

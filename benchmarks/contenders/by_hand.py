@@ -1,25 +1,30 @@
-"""The same HTTP metrics as pdc's, by hand on prometheus_client: the least that such metrics can cost in a framework."""
+"""The same HTTP metrics as pdc's, by hand: on prometheus_client in memory, the least that they can cost in a framework."""
 
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any
 
-from prometheus_client import Counter, Gauge, Histogram
-
-REQUESTS = Counter("http_requests", "Requests.", ["method", "route", "status"])
-DURATION = Histogram("http_request_duration_seconds", "Time.", ["method", "route", "status"])
-IN_PROGRESS = Gauge("http_requests_in_progress", "In progress.", ["method"])
+import prometheus_client
 
 
-def begin(method: str) -> float:
-    """Note the start of a request, and return its time."""
-    IN_PROGRESS.labels(method).inc()
-    return perf_counter()
+class ByHand:
+    """The metrics of requests, of a library whose classes are those of prometheus_client."""
 
+    def __init__(self, library: Any = prometheus_client, **options: Any) -> None:
+        answer = ["method", "route", "status"]
+        self._requests = library.Counter("http_requests", "Requests.", answer)
+        self._duration = library.Histogram("http_request_duration_seconds", "Time.", answer)
+        self._in_progress = library.Gauge("http_requests_in_progress", "In progress.", ["method"], **options)
 
-def end(method: str, route: str, status: int, start: float) -> None:
-    """Count and time the request."""
-    labels = (method, route, str(status))
-    REQUESTS.labels(*labels).inc()
-    DURATION.labels(*labels).observe(perf_counter() - start)
-    IN_PROGRESS.labels(method).dec()
+    def begin(self, method: str) -> float:
+        """Note the start of a request, and return its time."""
+        self._in_progress.labels(method).inc()
+        return perf_counter()
+
+    def end(self, method: str, route: str, status: int, start: float) -> None:
+        """Count and time the request."""
+        labels = (method, route, str(status))
+        self._requests.labels(*labels).inc()
+        self._duration.labels(*labels).observe(perf_counter() - start)
+        self._in_progress.labels(method).dec()

@@ -64,19 +64,21 @@ def _view_async() -> Callable[..., Coroutine[Any, Any, HttpResponse]]:
 @sync_and_async_middleware
 def by_hand_middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
     """The leanest middleware for both modes."""
-    from . import by_hand
+    from .by_hand import ByHand
+
+    metrics = ByHand()
 
     def end(request: HttpRequest, response: HttpResponse, start: float) -> HttpResponse:
         match = request.resolver_match
-        by_hand.end(request.method or "", match.route if match else "<unmatched>", response.status_code, start)
+        metrics.end(request.method or "", match.route if match else "<unmatched>", response.status_code, start)
         return response
 
     def middleware(request: HttpRequest) -> HttpResponse:
-        start = by_hand.begin(request.method or "")
+        start = metrics.begin(request.method or "")
         return end(request, get_response(request), start)
 
     async def middleware_async(request: HttpRequest) -> HttpResponse:
-        start = by_hand.begin(request.method or "")
+        start = metrics.begin(request.method or "")
         return end(request, await get_response(request), start)
 
     return middleware_async if iscoroutinefunction(get_response) else middleware

@@ -19,15 +19,15 @@ class Library:
     module = "prometheus_client"
 
     def __init__(self) -> None:
-        self._metrics = importlib.import_module(self.module)
+        self.metrics = importlib.import_module(self.module)
 
     def counter(self, name: str) -> Any:
         """A counter with three labels."""
-        return self._metrics.Counter(name, "Events so far.", LABELS)
+        return self.metrics.Counter(name, "Events so far.", LABELS)
 
     def histogram(self, name: str) -> Any:
         """A histogram with three labels and 15 buckets."""
-        return self._metrics.Histogram(name, "Seconds.", LABELS, buckets=BOUNDS)
+        return self.metrics.Histogram(name, "Seconds.", LABELS, buckets=BOUNDS)
 
     def values(self, *values: str) -> tuple[Any, ...]:
         """The arguments of `labels()` for these label values."""
@@ -60,13 +60,13 @@ class PDC(Library):
 
     def __init__(self, flush_interval: float = 1.0, **storage: str) -> None:
         super().__init__()
-        self._metrics.setup(flush_interval=flush_interval, **storage)
+        self.metrics.setup(flush_interval=flush_interval, **storage)
 
     def settle(self) -> None:
-        self._metrics.flush()
+        self.metrics.flush()
 
     def render(self) -> bytes:
-        return self._metrics.generate_latest()  # type: ignore[no-any-return]
+        return self.metrics.generate_latest()  # type: ignore[no-any-return]
 
 
 class Version2Redis(Library):
@@ -110,10 +110,10 @@ class Pytheus(Library):
         load_backend(MultiProcessRedisBackend, {"host": url.hostname, "port": url.port, "db": int(url.path[1:])})
 
     def counter(self, name: str) -> Any:
-        return self._metrics.Counter(name, "Events so far.", LABELS)
+        return self.metrics.Counter(name, "Events so far.", LABELS)
 
     def histogram(self, name: str) -> Any:
-        return self._metrics.Histogram(name, "Seconds.", LABELS, buckets=BOUNDS)
+        return self.metrics.Histogram(name, "Seconds.", LABELS, buckets=BOUNDS)
 
     def values(self, *values: str) -> tuple[Any, ...]:
         return (dict(zip(LABELS, values, strict=True)),)

@@ -51,10 +51,10 @@ class ByHand:
     """The leanest middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
-        from . import by_hand
+        from .by_hand import ByHand as Metrics
 
         self._app = app
-        self._metrics = by_hand
+        self._metrics = Metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Count and time a request."""

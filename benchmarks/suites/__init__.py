@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 from benchmarks.contest import Suite
 
-from . import scrape, updates, web
+from . import scrape, server, updates, web
 
-SUITES: dict[str, Callable[..., Suite]] = {"web": web.suite, "updates": updates.suite, "scrape": scrape.suite}
+SUITES: dict[str, Callable[..., Suite]] = {
+    "web": web.suite,
+    "server": server.suite,
+    "updates": updates.suite,
+    "scrape": scrape.suite,
+}
 """How to make each suite, with or without ``quick=True``."""

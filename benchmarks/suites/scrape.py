@@ -61,6 +61,7 @@ def suite(*, quick: bool) -> Suite:
                 for what in ({"counters": samples // 10}, {"histograms": samples // 10 // SAMPLES_OF_HISTOGRAM})
                 for processes in ((4,) if quick else (16, 64))
             ),
+            *(_recycled_workers(name, 1_000 if quick else 10_000) for name in STORAGES),
         ],
     )
 
@@ -73,3 +74,14 @@ def _many_processes(processes: int, counters: int = 0, histograms: int = 0) -> C
     contenders = [library(name, "scrapes", keywords) for name in [MULTIPROCESS, *PDC]]
     what = f"{counters:,} counters" if counters else f"{histograms:,} histograms"
     return Case(f"{what} of {processes} processes", contenders, MULTIPROCESS, **MILLISECONDS)
+
+
+def _recycled_workers(storage: str, workers: int) -> Case:
+    counts = {f"{storage}, after {count:,}": count for count in (1, workers)}
+    contenders = [
+        Contender(name, "recycled", {"library": f"pdc_{storage.lower()}", "workers": count, "counters": 1_000})
+        for name, count in counts.items()
+    ]
+    return Case(
+        f"1,000 counters after {workers:,} recycled workers, {storage}", contenders, next(iter(counts)), unit="ms", scale=1e3
+    )

@@ -4,9 +4,11 @@ A storage keeps one mapping of fields to values per metric. It knows names, fiel
 Fields that start with ``#`` are bookkeeping and are never exported:
 
 - ``#meta``: what the metric is (type, help, unit, labels, bounds), as JSON that only `pdc.family` understands;
-- ``#writers``: for every writer, the last batch that was applied and when it was last seen, by the storage's clock;
-- ``#live:<writer>:<labels>`` and ``#process:<writer>:<labels>``: the value of one process, and when it was set.
-  Live values go when their writer goes;
+- ``#mark:<writer>``: the last batch of the writer that was applied, and when it was last seen, by the storage's clock;
+- ``#search``: when to search next for writers that are to be forgotten;
+- ``#<fate>:<writer>:<labels>``: the value of one process, and when it was set. The fate says what becomes of it when its
+  writer has left or is forgotten: ``live`` goes, ``all`` goes too, but not yet when its writer leaves, and ``sum``,
+  ``min``, ``max`` and ``mostrecent`` are folded into ``#<fate>::<labels>``, one value for all the dead;
 - ``#exemplar<suffix>:<labels>``: the exemplar of the field of that suffix and labels.
 """
 
@@ -17,17 +19,24 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 META = "#meta"
-WRITERS = "#writers"
-LIVE = "#live:"
+MARK = "#mark:"
+SEARCH = "#search"
+FOLDED = ("sum", "min", "max", "mostrecent")
+"""The fates of values that are folded; those of ``live`` and ``all`` are dropped."""
 
 FORGET_WRITER_SECONDS = 3600.0
-"""A writer not seen for so long is forgotten, with its live values and its duplicate marks."""
+"""A writer not seen for so long is forgotten: its mark goes, and its live values with it."""
+FORGET_VALUES_SECONDS = 86400.0
+"""The same for a writer with values of another fate: one that only slept must not find its own among those of the dead."""
+LEFT_SECONDS = 30.0
+"""How long the mark of a writer that left stays: a duplicate of its last batch may still be on its way to the storage.
 
+A metric is searched for writers to forget after twice that time, and otherwise every `FORGET_WRITER_SECONDS`.
+"""
 
 FORK_SECONDS = 10.0
 """How long a fork waits for a storage that another thread is using."""
@@ -74,13 +83,12 @@ class Operation(NamedTuple):
     value: Value | Stamped = 0.0
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What a batch changes in one metric; with no operations it renews the metric and the writer's mark."""
 
     name: str
     meta: str
-    operations: list[Operation] = field(default_factory=list)
+    operations: list[Operation]
     declare: bool = False
     """Replace the stored ``#meta`` even where there is one: true once per process and metric."""
 
@@ -91,13 +99,12 @@ class Update:
                 yield kind, chosen
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Updates of any number of metrics, each of them at most once.
 
     Applying a batch twice is applying it once: ``sequence`` grows with every batch of a ``writer``, and a metric
-    ignores a sequence that it has seen. A writer that is ``leaving`` takes its live values along, and its marks once no
-    duplicate of a batch can be on its way; it declares nothing.
+    ignores a sequence that it has seen. The values of a writer that is ``leaving`` meet their fate, and its marks go once
+    no duplicate of a batch can be on its way; it declares nothing.
     """
 
     writer: str
@@ -106,15 +113,14 @@ class Batch:
     leaving: bool = False
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """What a storage says of a batch that it applied."""
 
-    unknown: set[str] = field(default_factory=set)
+    unknown: set[str]
     """Metrics that held nothing of this writer before: new to it, expired, evicted or deleted."""
-    replaced: dict[str, str] = field(default_factory=dict)
+    replaced: dict[str, str]
     """The ``#meta`` of metrics that somebody had declared otherwise before this batch did."""
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str]
     """Metrics that can never be applied, with the reason; the others were."""
 
 
@@ -122,7 +128,7 @@ class Snapshot(NamedTuple):
     """The fields of some metrics, and the storage's clock when they were read."""
 
     now: float
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, Mapping[str, Any]]
 
 
 class Storage(Protocol):
@@ -191,32 +197,29 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
-class Marks(dict[str, tuple[int, float]]):
-    """The ``#writers`` of one metric: the last sequence of each writer and when it was seen (Unix seconds)."""
+class Mark(NamedTuple):
+    """What a metric keeps of a writer."""
+
+    sequence: int
+    """Of the last batch that was applied."""
+    seen: float
+    """Unix seconds."""
+    fate: str = ""
+    """That of the values that it has here; empty where it has none."""
 
     @classmethod
-    def loads(cls, stored: str | None) -> Marks:
-        """Parse the stored JSON; no marks where there is none."""
-        return cls((writer, (int(sequence), float(seen))) for writer, (sequence, seen) in json.loads(stored or "{}").items())
+    def loads(cls, stored: str) -> Mark:
+        """Parse a stored mark."""
+        sequence, seen, *fate = stored.split(" ")
+        return cls(int(sequence), float(seen), *fate)
 
     def dumps(self) -> str:
-        """The marks as JSON."""
-        return json.dumps(self, separators=(",", ":"))
+        """The mark as it is stored."""
+        return " ".join(map(str, self)).rstrip()
 
-    def applied(self, batch: Batch) -> bool:
-        """Whether the batch was applied before."""
-        return batch.writer in self and self[batch.writer][0] >= batch.sequence
-
-    def renew(self, batch: Batch, now: float) -> list[str]:
-        """Record the batch, forget who left or was not seen for long, and return those."""
-        last = max(batch.sequence, self.get(batch.writer, (0, 0.0))[0])
-        self[batch.writer] = (last, now)
-        gone = [writer for writer, (_, seen) in self.items() if seen < now - FORGET_WRITER_SECONDS]
-        if batch.leaving:
-            gone.append(batch.writer)
-        for writer in gone:
-            del self[writer]
-        return gone
+    def forgotten(self, now: float) -> bool:
+        """Whether the writer was not seen for so long that it does not count any more."""
+        return self.seen < now - (FORGET_WRITER_SECONDS if self.fate in ("", "live") else FORGET_VALUES_SECONDS)
 
 
 def has_labels(field: str, wanted: Mapping[str, str]) -> bool:

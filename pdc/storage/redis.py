@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import redis
@@ -20,26 +21,40 @@ from redis.exceptions import (
     ResponseError,
 )
 from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from . import FORGET_WRITER_SECONDS, Batch, ForkSafe, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, Update
+from . import (
+    FORGET_VALUES_SECONDS,
+    FORGET_WRITER_SECONDS,
+    LEFT_SECONDS,
+    Batch,
+    ForkSafe,
+    Kind,
+    Operation,
+    Outcome,
+    Snapshot,
+    Stamped,
+    StorageError,
+    Update,
+)
 
-LEFT_SECONDS = 30.0
-"""How long the mark of a writer that left stays: a duplicate of its last batch may still be on its way to the server."""
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
-"""Timeouts of a client that is made from a URL; the URL may name others (``?socket_timeout=1``)."""
+"""How long a call may last; a URL may name other timeouts (``?socket_timeout=1``), a client of the application shorter ones."""
 
 _APPLY = """
 local key, prefix, meta, declare, expire = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local writer, sequence, leaving, forget_after = ARGV[5], tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8])
-local left_after = tonumber(ARGV[9])
-local FIRST, CHUNK = 10, 1000
+local writer, sequence, leaving = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
+local forget_writer_after, forget_values_after = tonumber(ARGV[8]), tonumber(ARGV[9])
+local left_after = tonumber(ARGV[10])
+local FIRST, CHUNK = 11, 1000
+local FATES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
 
-local stored = redis.call('HMGET', key, '#prefix', '#meta', '#writers')
+local stored = redis.call('HMGET', key, '#prefix', '#meta', '#mark:' .. writer, '#search')
 if stored[1] and stored[1] ~= prefix then
   return redis.error_reply('PDCPREFIX ' .. stored[1])
 end
-if leaving == '1' and not stored[2] then return 0 end
+if leaving and not stored[2] then return 0 end
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
@@ -55,25 +70,96 @@ local function in_chunks(list, call)
   end
 end
 
-local function remove(doomed)
-  local fields = {}
-  for _, field in ipairs(redis.call('HKEYS', key)) do
-    if doomed(field) then fields[#fields + 1] = field end
-  end
+local function remove(fields)
   in_chunks(fields, function(...) redis.call('HDEL', key, ...) end)
 end
 
+local function write(values)
+  local list = {}
+  for field, value in pairs(values) do
+    list[#list + 1] = field
+    list[#list + 1] = value
+  end
+  in_chunks(list, function(...) redis.call('HSET', key, ...) end)
+end
+
+local function has_labels(field, wanted)
+  local start = string.find(field, '{', 1, true)
+  if not start then return false end
+  local ours, labels = pcall(cjson.decode, string.sub(field, start))
+  if not ours then return false end
+  for name, value in pairs(wanted) do
+    if labels[name] ~= value then return false end
+  end
+  return true
+end
+
 local function remove_matching(wanted)
-  remove(function(field)
-    local start = string.find(field, '{', 1, true)
-    if not start then return false end
-    local ours, labels = pcall(cjson.decode, string.sub(field, start))
-    if not ours then return false end
-    for name, value in pairs(wanted) do
-      if labels[name] ~= value then return false end
+  local doomed = {}
+  for _, field in ipairs(redis.call('HKEYS', key)) do
+    if has_labels(field, wanted) then doomed[#doomed + 1] = field end
+  end
+  remove(doomed)
+end
+
+local function find(pattern)
+  local found, cursor = {}, '0'
+  repeat
+    local reply = redis.call('HSCAN', key, cursor, 'MATCH', pattern, 'COUNT', CHUNK)
+    cursor = reply[1]
+    for i = 1, #reply[2], 2 do found[reply[2][i]] = reply[2][i + 1] end
+  until cursor == '0'
+  return found
+end
+
+local function parse_mark(mark)
+  local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
+  return {sequence = tonumber(last) or 0, seen = tonumber(seen) or 0, fate = fate or ''}
+end
+
+local function parse_stamped(value)
+  local number, set_at = string.match(value, '^(%S+) (%S+)$')
+  return tonumber(number), tonumber(set_at)
+end
+
+local function fold(fate, dead, value)
+  if not dead then return value end
+  local number, set_at = parse_stamped(dead)
+  local new, new_set_at = parse_stamped(value)
+  if fate == 'sum' then return text(number + new) .. ' ' .. text(math.max(set_at, new_set_at)) end
+  local wins = (fate == 'min' and new < number) or (fate == 'max' and new > number)
+    or (fate == 'mostrecent' and new_set_at > set_at)
+  return wins and value or dead
+end
+
+local function take_from(gone, pattern)
+  local doomed, folded = {}, {}
+  for field, value in pairs(find(pattern)) do
+    local fate, owner, labels = string.match(field, '^#(%a+):([^:]+):(.*)$')
+    if FATES[fate] and gone[owner] then
+      doomed[#doomed + 1] = field
+      if FATES[fate] == 'fold' then
+        local heir = '#' .. fate .. '::' .. labels
+        folded[heir] = fold(fate, folded[heir] or redis.call('HGET', key, heir), value)
+      end
     end
-    return true
-  end)
+  end
+  remove(doomed)
+  write(folded)
+end
+
+local function forget()
+  local doomed, gone = {}, {}
+  for field, stored_mark in pairs(find('#mark:*')) do
+    local mark = parse_mark(stored_mark)
+    local keep = (mark.fate == '' or mark.fate == 'live') and forget_writer_after or forget_values_after
+    if mark.seen < now - keep then
+      doomed[#doomed + 1] = field
+      if mark.fate ~= '' then gone[string.sub(field, 7)] = true end
+    end
+  end
+  if next(gone) then take_from(gone, '#*') end
+  remove(doomed)
 end
 
 local function read_fields()
@@ -88,6 +174,10 @@ local function read_fields()
   end
   return current
 end
+
+local mark = stored[3] and parse_mark(stored[3])
+local known, fate, seen = mark and mark.sequence or -1, mark and mark.fate or '', now
+local search_at = tonumber(stored[4] or '0') or 0
 
 local function apply()
   for i = FIRST, #ARGV, 3 do
@@ -106,43 +196,29 @@ local function apply()
     elseif kind == 'stamp' then
       local number, age = string.match(value, '^(%S+) (%S+)$')
       new = number .. ' ' .. (age == 'never' and '0' or text(now - tonumber(age)))
+      fate = string.match(field, '^#(%a+):') or fate
     end
     if new then
       current[field], changed[field] = new, new
     end
   end
-  local pairs_ = {}
-  for field, value in pairs(changed) do
-    pairs_[#pairs_ + 1] = field
-    pairs_[#pairs_ + 1] = value
+  write(changed)
+end
+
+if known < sequence then apply() end
+if known <= sequence then
+  if leaving and fate ~= 'all' then
+    if fate ~= '' then take_from({[writer] = true}, '#*:' .. writer .. ':*') end
+    fate, seen = '', now - forget_writer_after + left_after
   end
-  in_chunks(pairs_, function(...) redis.call('HSET', key, ...) end)
+  redis.call('HSET', key, '#mark:' .. writer, string.format('%.0f %s %s', sequence, text(seen), fate))
 end
-
-local writers = stored[3] and cjson.decode(stored[3]) or {}
-local mark = writers[writer]
-if not (mark and mark[1] >= sequence) then
-  apply()
+if search_at <= now or search_at > now + forget_writer_after then
+  forget()
+  search_at = now + forget_writer_after
 end
-
-local gone = {}
-for id, seen in pairs(writers) do
-  if id ~= writer and seen[2] < now - forget_after then gone[id] = true end
-end
-for id in pairs(gone) do writers[id] = nil end
-if leaving == '1' then
-  gone[writer] = true
-  writers[writer] = {sequence, now - forget_after + left_after}
-elseif not mark or mark[1] <= sequence then
-  writers[writer] = {sequence, now}
-end
-if next(gone) then
-  remove(function(field)
-    local owner = string.match(field, '^#live:([^:]+):')
-    return owner and gone[owner]
-  end)
-end
-redis.call('HSET', key, '#writers', cjson.encode(writers))
+if leaving then search_at = math.min(search_at, now + 2 * left_after) end
+if text(search_at) ~= stored[4] then redis.call('HSET', key, '#search', text(search_at)) end
 if declare == '1' or not stored[2] then
   redis.call('HSET', key, '#prefix', prefix, '#meta', meta)
 end
@@ -193,9 +269,10 @@ class RedisStorage(ForkSafe):
             kind = f"{type(client).__module__}.{type(client).__qualname__}"
             raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got a {kind}")
         super().__init__()
-        self._own = isinstance(client, str)
         self.client: Any = _client_from_url(client) if isinstance(client, str) else client
         self._clustered = isinstance(self.client, redis.RedisCluster)
+        self._client: Any = self.client if isinstance(client, (str, redis.RedisCluster)) else _brisk(client, SOCKET_SECONDS)
+        self._own = isinstance(client, str) or self._client is not client
         self._prefix = prefix
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
         self._index = f"prometheus#{prefix}"
@@ -218,7 +295,7 @@ class RedisStorage(ForkSafe):
         return f"{self} {self.client.connection_pool.connection_kwargs.get('db') or 0} {self._prefix}"
 
     def apply(self, batch: Batch) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(set(), {}, {})
         missing, *replies = self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
         if isinstance(missing, ResponseError):
             raise self._failed(missing)
@@ -235,7 +312,7 @@ class RedisStorage(ForkSafe):
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         wanted = sorted(self._names()) if names is None else list(names)
         replies = self._run([("TIME",), *(("HGETALL", self._key(name)) for name in reversed(wanted))])
-        metrics: dict[str, dict[str, Any]] = {}
+        metrics: dict[str, Mapping[str, Any]] = {}
         for name in wanted:
             fields = replies.pop()  # text takes more room than what came from the server: let go of that
             if not isinstance(fields, ResponseError):
@@ -251,7 +328,7 @@ class RedisStorage(ForkSafe):
 
     def close(self) -> None:
         if self._own:
-            self.client.connection_pool.disconnect()  # the oldest redis-py closes no connection in `client.close()`
+            self._client.connection_pool.disconnect()  # the oldest redis-py closes no connection in `client.close()`
 
     def _key(self, name: str) -> str:
         return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"
@@ -273,7 +350,8 @@ class RedisStorage(ForkSafe):
                 arguments += (operation.kind.value, operation.field, _argument(operation, now))
         return (
             *(_APPLY, self._key(update.name), self._prefix, update.meta, int(update.declare), self._expire),
-            *(batch.writer, batch.sequence, int(batch.leaving), FORGET_WRITER_SECONDS, LEFT_SECONDS),
+            *(batch.writer, batch.sequence, int(batch.leaving)),
+            *(FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS),
             *arguments,
         )
 
@@ -301,7 +379,7 @@ class RedisStorage(ForkSafe):
         prepared = [self._prepare(*command) for command in commands]
         if self._clustered:
             return [self._send_alone(command) for command in prepared]
-        with self.client.pipeline(transaction=False) as pipeline:
+        with self._client.pipeline(transaction=False) as pipeline:
             for command in prepared:
                 pipeline.execute_command(*command)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
@@ -309,15 +387,15 @@ class RedisStorage(ForkSafe):
 
     def _find_nodes_again(self) -> None:
         """Tell a cluster's client the nodes that it knew: redis-py before 8 forgets each that fails, at last all."""
-        known = self.client.nodes_manager.startup_nodes
+        known = self._client.nodes_manager.startup_nodes
         self._nodes.update(known)
         if not known:
             known.update(self._nodes)
 
     def _send_alone(self, command: tuple[Any, ...]) -> Any:
-        options = {"target_nodes": self.client.get_random_node()} if command == ("TIME",) else {}
+        options = {"target_nodes": redis.RedisCluster.RANDOM} if command == ("TIME",) else {}
         try:
-            return self.client.execute_command(*command, **options)
+            return self._client.execute_command(*command, **options)
         except ResponseError as error:
             return error
 
@@ -325,7 +403,7 @@ class RedisStorage(ForkSafe):
         if "\n" not in command:
             return command, *arguments
         if command not in self._scripts:
-            self._scripts[command] = _text(self.client.script_load(command))
+            self._scripts[command] = _text(self._client.script_load(command))
         return "EVALSHA", self._scripts[command], 1, *arguments
 
     def _reason(self, name: str, refusal: ResponseError) -> str:
@@ -337,11 +415,19 @@ class RedisStorage(ForkSafe):
 
     def _failed(self, error: Exception) -> StorageError:
         remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
+        if "executing the script can't run" in str(error):  # Redis 7.0 does not say which command
+            remedy = _RIGHTS_REMEDY
         return StorageError(f"{self} failed: {type(error).__name__}: {str(error).rstrip('.')}{remedy}")
 
 
+_COMMANDS = {"evalsha", "script|load", *re.findall(r"redis\.call\('(\w+)'", (_APPLY + _LIST + _DELETE).lower())}
+READER_RIGHTS = "%R~prometheus_* %R~prometheus#* +hgetall +time +zrange"
+WRITER_RIGHTS = f"~prometheus_* ~prometheus#* {' '.join(sorted(f'+{command}' for command in _COMMANDS | {'hgetall'}))}"
+"""What ``ACL SETUSER`` must give to a user that only scrapes, and to one that counts."""
+_RIGHTS_REMEDY = f". A user that counts needs the rights {WRITER_RIGHTS}; one that only scrapes, {READER_RIGHTS}."
 _REMEDIES: list[tuple[Any, str]] = [
-    ((AuthenticationError, NoPermissionError), ". Check the user, the password and what they may do."),
+    (AuthenticationError, ". Check the user, the password and what they may do."),
+    (NoPermissionError, _RIGHTS_REMEDY),
     (ReadOnlyError, ". This is a replica: give setup() the primary."),
     (OutOfMemoryError, ". Raise maxmemory, or let it evict keys; what is pending is kept in memory until then."),
     (redis.TimeoutError, ". It did not answer in time: check its load and the network."),
@@ -349,14 +435,53 @@ _REMEDIES: list[tuple[Any, str]] = [
 ]
 
 
+_RETRY = Retry(NoBackoff(), 1, (redis.ConnectionError,))
+"""For a connection that died while it was idle; the buffer does the rest."""
+_POOLS = (redis.ConnectionPool, redis.BlockingConnectionPool, SentinelConnectionPool)
+"""Of which we know what they do, and can make our own."""
+
+
 def _client_from_url(url: str) -> Any:
-    retry = Retry(NoBackoff(), 1, (redis.ConnectionError,))  # one that died while idle; the buffer does the rest
     try:
-        return redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=retry)
-    except ValueError:
-        shown = re.sub(r"(?<=//).*@|(?<=password=)[^&]*", "***", url)
-        expected = "expected one like redis://:password@localhost:6379/0"
-    raise ValueError(f"setup(redis={shown!r}) cannot use this URL: {expected}")
+        client = redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=_RETRY)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # it does not connect, but knows which options there are
+    except ValueError:  # which may quote a part of the password
+        reason = "expected one like redis://:password@localhost:6379/0"
+    except (TypeError, RedisError) as error:
+        reason = str(error)
+    else:
+        return client
+    shown = re.sub(r"(?<=//).*@|(?<=password=)[^&]*", "***", url)
+    raise ValueError(f"setup(redis={shown!r}) cannot use this URL: {reason}")
+
+
+def _brisk(client: redis.Redis, seconds: float) -> redis.Redis:
+    """A client with the options of this one and connections of its own, which gives up after so many seconds.
+
+    redis-py's defaults try for a minute (version 8) or wait for ever (before). A client or pool that is not of redis-py's
+    own classes may do more than connect: that client is used as it is.
+    """
+    pool = client.connection_pool
+    if type(client) is not redis.Redis or type(pool) not in _POOLS:
+        return client
+    options = {**pool.connection_kwargs, "connection_class": pool.connection_class, "retry": _RETRY}
+    options |= {"retry_on_error": [], "retry_on_timeout": False}
+    for name, longest in (("socket_timeout", seconds), ("socket_connect_timeout", min(seconds, CONNECT_SECONDS))):
+        given = options.get(name)
+        options[name] = longest if given is None else min(given, longest)
+    if not isinstance(pool, SentinelConnectionPool):
+        return redis.Redis(connection_pool=redis.ConnectionPool(**options))
+    options |= {"is_master": pool.is_master, "check_connection": pool.check_connection}
+    manager = _brisk_sentinel(pool.sentinel_manager)
+    return redis.Redis(connection_pool=SentinelConnectionPool(pool.service_name, manager, **options))
+
+
+def _brisk_sentinel(sentinel: Sentinel) -> Sentinel:
+    """The same, each of its servers given the time of a connect."""
+    brisk = copy.copy(sentinel)
+    brisk.sentinels = [_brisk(server, CONNECT_SECONDS) for server in sentinel.sentinels]
+    return brisk
 
 
 def _argument(operation: Operation, now: float) -> str:

@@ -8,19 +8,23 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from . import (
-    LIVE,
+    FOLDED,
+    FORGET_WRITER_SECONDS,
+    LEFT_SECONDS,
+    MARK,
     META,
-    WRITERS,
+    SEARCH,
     Batch,
     ForkSafe,
     Kind,
-    Marks,
+    Mark,
     Operation,
     Outcome,
     Snapshot,
@@ -96,7 +100,7 @@ class SqliteStorage(ForkSafe):
             if self._given is not None:
                 return self._given
             if self._lent is None:
-                self._lent = self._connect()
+                self._lent = self._connect("rwc")
             return self._lent
 
     def bound_to_thread(self) -> bool:
@@ -117,7 +121,7 @@ class SqliteStorage(ForkSafe):
         return bool(refusals)
 
     def apply(self, batch: Batch) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(set(), {}, {})
         with self.lock, self._explained("write"), self._transaction() as cursor:
             for update in batch.updates:
                 _Metric(cursor, update.name).apply(batch, update, outcome)
@@ -125,6 +129,8 @@ class SqliteStorage(ForkSafe):
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         with self.lock, self._explained("read"):
+            if self._to_be_made():
+                return Snapshot(time.time(), {})
             cursor = self._for_reading()
             metrics = dict(_metrics(cursor, names)) if _columns(cursor) else {}
         return Snapshot(time.time(), metrics)
@@ -160,14 +166,18 @@ class SqliteStorage(ForkSafe):
         with _immediate(cursor):
             yield cursor
 
-    def _for_reading(self) -> sqlite3.Cursor:
+    def _to_be_made(self) -> bool:
+        """Whether there is no file yet, in a folder where the first write can make it."""
+        return self._given is None and _identity(self._path) is None and Path(self._path).parent.is_dir()
+
+    def _for_reading(self, mode: str = "rw") -> sqlite3.Cursor:
         """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
         if self._given is None and self._file not in (None, _identity(self._path)):
             self.close()  # the file was moved away or deleted, and its connections would write to what is left of it
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = self._connect(mode)
             self._file = _identity(self._path)
         cursor = self._connection.cursor()
         cursor.row_factory = None
@@ -175,7 +185,7 @@ class SqliteStorage(ForkSafe):
 
     def _for_writing(self) -> sqlite3.Cursor:
         """The same, with the table there and no transaction open."""
-        cursor = self._for_reading()
+        cursor = self._for_reading("rwc")
         if cursor.connection.in_transaction:
             raise StorageError(
                 f"cannot write {self}: the application has an open transaction on it; commit it, or give setup() a path"
@@ -187,8 +197,10 @@ class SqliteStorage(ForkSafe):
             self._prepared = True
         return cursor
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        """Open the file, with the mode "rwc" also one that is not there; one that may only be read can be read with either."""
+        uri = f"{Path(self._path).as_uri()}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error:
@@ -212,26 +224,32 @@ class _Metric:
 
     def apply(self, batch: Batch, update: Update, outcome: Outcome) -> None:
         """Apply the update unless the batch was seen before, and book what there was to see."""
-        stored = dict(
-            self._cursor.execute(
-                "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey IN (?, ?)", (self._name, META, WRITERS)
-            )
-        )
-        marks = Marks.loads(stored.get(WRITERS))
-        if META not in stored or batch.writer not in marks:
+        own = MARK + batch.writer
+        meta, mark = self._get(META), self._get(own)
+        if meta is None or mark is None:
             outcome.unknown.add(self._name)
-        if batch.leaving and META not in stored:
+        if batch.leaving and meta is None:
             return
+        self._change(batch, update, None if mark is None else Mark.loads(mark))
+        if update.declare and meta not in (None, update.meta):
+            outcome.replaced[self._name] = meta
+        if update.declare or meta is None:
+            self._set(META, update.meta)
+
+    def _change(self, batch: Batch, update: Update, mark: Mark | None) -> None:
         now = time.time()
-        if not marks.applied(batch):
+        last, fate = (-1, "") if mark is None else (mark.sequence, mark.fate)
+        if last < batch.sequence:
             for kind, operations in update.by_kind():
                 self._write(kind, operations, now)
-        self._forget(marks.renew(batch, now))
-        self._write(Kind.SET, [Operation(Kind.SET, WRITERS, marks.dumps())], now)
-        if update.declare and stored.get(META, update.meta) != update.meta:
-            outcome.replaced[self._name] = stored[META]
-        if update.declare or META not in stored:
-            self._write(Kind.SET, [Operation(Kind.SET, META, update.meta)], now)
+        if last <= batch.sequence:
+            fates = [_fate(operation.field) for operation in update.operations if operation.kind is Kind.STAMP]
+            self._mark(batch, Mark(batch.sequence, now, fates[-1] if fates else fate))
+        search_at = self._get(SEARCH) or 0.0
+        if not now < search_at <= now + FORGET_WRITER_SECONDS:
+            self._forget(now)
+            search_at = now + FORGET_WRITER_SECONDS
+        self._set(SEARCH, min(search_at, now + 2 * LEFT_SECONDS) if batch.leaving else search_at)
 
     def _write(self, kind: Kind, operations: list[Operation], now: float) -> None:
         if kind is Kind.DELETE:
@@ -245,15 +263,48 @@ class _Metric:
     def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
         self._delete([field for field in self._fields() if any(has_labels(field, wanted) for wanted in selectors)])
 
-    def _forget(self, writers: list[str]) -> None:
-        if writers:
-            prefixes = tuple(f"{LIVE}{writer}:" for writer in writers)
-            self._delete([field for field in self._fields() if field.startswith(prefixes)])
+    def _mark(self, batch: Batch, mark: Mark) -> None:
+        """Record the batch; the values of a writer that leaves meet their fate."""
+        if batch.leaving and mark.fate != "all":
+            if mark.fate:
+                self._take_from([batch.writer])
+            mark = Mark(batch.sequence, mark.seen - FORGET_WRITER_SECONDS + LEFT_SECONDS)
+        self._set(MARK + batch.writer, mark.dumps())
+
+    def _forget(self, now: float) -> None:
+        """Forget the writers that were not seen for long."""
+        marks = {field: Mark.loads(stored) for field, stored in self._starting_with(MARK)}
+        gone = {field: mark for field, mark in marks.items() if mark.forgotten(now)}
+        self._take_from([field.removeprefix(MARK) for field, mark in gone.items() if mark.fate])
+        self._delete(gone)
+
+    def _take_from(self, writers: list[str]) -> None:
+        """Drop the values of these writers, or fold them into those of the dead."""
+        for fate, writer in product((*FOLDED, "live", "all"), writers):
+            prefix = f"#{fate}:{writer}:"
+            values = dict(self._starting_with(prefix))
+            for field, value in values.items() if fate in FOLDED else ():
+                heir = f"#{fate}::{field.removeprefix(prefix)}"
+                dead = self._get(heir)
+                self._set(heir, value if dead is None else _fold(fate, dead, value))
+            self._delete(values)
+
+    def _get(self, field: str) -> Any:
+        query = "SELECT value FROM metrics WHERE metric_key = ? AND subkey = ?"
+        return next((value for (value,) in self._cursor.execute(query, (self._name, field))), None)
+
+    def _starting_with(self, prefix: str) -> list[tuple[str, Any]]:
+        """The fields that start with a prefix that ends with a colon, and their values."""
+        query = "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ?"
+        return self._cursor.execute(query, (self._name, prefix, prefix.removesuffix(":") + ";")).fetchall()
+
+    def _set(self, field: str, value: float | str) -> None:
+        self._write(Kind.SET, [Operation(Kind.SET, field, value)], 0.0)
 
     def _fields(self) -> list[str]:
         return [field for (field,) in self._cursor.execute("SELECT subkey FROM metrics WHERE metric_key = ?", (self._name,))]
 
-    def _delete(self, fields: list[str]) -> None:
+    def _delete(self, fields: Iterable[str]) -> None:
         self._cursor.executemany(
             "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?", ((self._name, field) for field in fields)
         )
@@ -264,6 +315,20 @@ def _stored(value: float | str | Stamped, now: float) -> float | str:
         return value
     age = value.age(time.monotonic())
     return f"{value.number!r} {0.0 if age is None else now - age!r}"
+
+
+def _fate(field: str) -> str:
+    return field.removeprefix("#").partition(":")[0]
+
+
+def _fold(fate: str, dead: str, value: str) -> str:
+    """The value of the dead together with that of one more, each with the time it was set."""
+    number, set_at = map(float, dead.split(" "))
+    new, new_set_at = map(float, value.split(" "))
+    if fate == "sum":
+        return f"{number + new!r} {max(set_at, new_set_at)!r}"
+    wins = {"min": new < number, "max": new > number, "mostrecent": new_set_at > set_at}[fate]
+    return value if wins else dead
 
 
 def _use_wal(cursor: sqlite3.Cursor) -> None:
@@ -283,7 +348,7 @@ def _columns(cursor: sqlite3.Cursor) -> dict[str, bool]:
     return {name: bool(not_null) for _, name, _, not_null, _, _ in cursor.execute("PRAGMA table_info(metrics)")}
 
 
-def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the metrics of these names, or all, with their fields; one by one, or each row would have the name again."""
     if names is None:
         names = [name for (name,) in cursor.execute("SELECT DISTINCT metric_key FROM metrics")]

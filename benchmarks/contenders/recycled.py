@@ -1,0 +1,51 @@
+"""Scrapes after many short-lived processes have written and left."""
+
+from __future__ import annotations
+
+import time
+
+import pdc
+import pdc.buffer
+import pdc.config
+import pdc.storage.redis
+import pdc.storage.sqlite
+from benchmarks.worker import Operation
+
+from .libraries import LIBRARIES
+from .scrapes import check, fill
+
+MODES = ("sum", "min", "max", "mostrecent", "livesum")
+LEFT_SECONDS = 0.5
+
+
+def make(library: str, workers: int, counters: int) -> Operation:
+    """Scrapes of so many counters and a gauge of each mode, after so many workers that counted one event each.
+
+    The workers are writers of their own in this process; their marks are kept for a second, not for a minute, after they left.
+    """
+    chosen = LIBRARIES[library]()
+    fill(chosen, counters, 0)
+    for module in (pdc.storage.redis, pdc.storage.sqlite):
+        module.LEFT_SECONDS = LEFT_SECONDS  # type: ignore[attr-defined]
+    for number in range(workers):
+        work(number)
+    time.sleep(2 * LEFT_SECONDS)
+    work(workers)
+    chosen.settle()
+
+    def scrape(times: int) -> None:
+        for _ in range(times):
+            check(chosen.render(), counters + len(MODES), 0)
+
+    return scrape
+
+
+def work(number: int) -> None:
+    """Live as a worker of that number: count, set the gauges, and leave."""
+    buffer = pdc.buffer.Buffer()
+    buffer.attach(pdc.config.DEFAULT.required(), 3600.0, None, threaded=False)
+    for mode in MODES:
+        own = type("Gauge", (pdc.Gauge,), {"buffer": buffer})
+        own(f"level_{mode}", "Of a worker.", registry=None, multiprocess_mode=mode).set(number)
+    type("Counter", (pdc.Counter,), {"buffer": buffer})("work", "Done.", registry=None).inc()
+    buffer.at_exit()

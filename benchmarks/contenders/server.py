@@ -1,0 +1,133 @@
+"""A Flask application under Gunicorn, bare and instrumented: what comes through, and what Redis has to do for it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.redis_server import RedisServer
+from benchmarks.worker import Operation
+
+from . import flask_app
+from .requests import BODY
+
+PATH = "/items0/apple"
+CONNECTIONS = 8
+PER_SECOND = 500
+"""Requests that are sent in a second where Redis is watched."""
+
+Address = tuple[str, int]
+
+
+def application(instrument: str) -> Any:
+    """The application that Gunicorn runs."""
+    return flask_app.application(instrument)
+
+
+def make(instrument: str, workers: int, measured: str, seconds: int) -> Operation:
+    """Requests over HTTP for so many seconds to that many workers."""
+    return MEASURED[measured](instrument, workers, seconds)
+
+
+def _throughput(instrument: str, workers: int, seconds: int) -> Operation:
+    """As many requests as can be; the operation returns how many were answered per second."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise RuntimeError("the command wrk is missing: `make bench` installs the Debian package of that name")
+    host, port = _serve(instrument, workers)
+    command = [wrk, "--threads", "1", "--connections", str(CONNECTIONS), "--duration", f"{seconds}s"]
+
+    def requests(_: int) -> float:
+        said = subprocess.run([*command, f"http://{host}:{port}{PATH}"], capture_output=True, text=True, check=True).stdout
+        rate = re.search(r"^Requests/sec: +([0-9.]+)$", said, re.MULTILINE)
+        if rate is None or "Non-2xx" in said or "Socket errors" in said:
+            raise RuntimeError(f"wrk said: {said}")
+        return float(rate[1])
+
+    return requests
+
+
+def _work_of_redis(count: str) -> Callable[[str, int, int], Operation]:
+    """What a Redis server of the contender's own counted, per 1,000 requests of a steady flow."""
+
+    def make_operation(instrument: str, workers: int, seconds: int) -> Operation:
+        redis = RedisServer(Path.cwd())
+        redis.__enter__()
+        atexit.register(redis.__exit__, None, None, None)
+        os.environ["REDIS_URL"] = redis.new_database()
+        address = _serve(instrument, workers)
+
+        def requests(_: int) -> float:
+            from redis import Redis
+
+            with Redis.from_url(os.environ["REDIS_URL"]) as client:
+                _send_evenly(address, 1)  # what is sent every second flows from then on
+                client.config_resetstat()
+                sent = _send_evenly(address, seconds)
+                return _counted(client.info("commandstats"), count) * 1000 / sent
+
+        return requests
+
+    return make_operation
+
+
+def _counted(stats: Any, count: str) -> float:
+    """The calls or microseconds of all commands; the time of scripts contains that of the commands they call."""
+    if count == "usec" and "cmdstat_evalsha" in stats:
+        return float(stats["cmdstat_evalsha"]["usec"])
+    return float(sum(each[count] for name, each in stats.items() if not name.startswith("cmdstat_config")))
+
+
+def _send_evenly(address: Address, seconds: int) -> int:
+    """Send requests one by one, and return how many."""
+    start, number = time.monotonic(), seconds * PER_SECOND
+    for sent in range(number):
+        time.sleep(max(0.0, start + sent / PER_SECOND - time.monotonic()))
+        _get(address)
+    return number
+
+
+def _serve(instrument: str, workers: int) -> Address:
+    """Start Gunicorn, which ends with this process, and return its address once it answers."""
+    command = [sys.executable, "-m", "gunicorn", f"{__name__}:application({instrument!r})", f"--workers={workers}"]
+    if instrument.startswith("pdc"):
+        command.append("--config=python:pdc.gunicorn")
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        address: Address = listener.getsockname()
+        bind = [f"--bind=fd://{listener.fileno()}", "--log-level=warning"]
+        server = subprocess.Popen([*command, *bind], pass_fds=[listener.fileno()])
+
+    def stop() -> None:
+        server.terminate()
+        server.wait()
+
+    atexit.register(stop)
+    for _ in range(50 * workers):  # so that all of them have imported what they need
+        _get(address)
+    return address
+
+
+def _get(address: Address) -> None:
+    connection = HTTPConnection(*address, timeout=30)
+    connection.request("GET", PATH)
+    response = connection.getresponse()
+    if response.read() != BODY.encode():
+        raise RuntimeError(f"the server answered {response.status}")
+    connection.close()
+
+
+MEASURED: dict[str, Callable[[str, int, int], Operation]] = {
+    "throughput": _throughput,
+    "calls": _work_of_redis("calls"),
+    "usec": _work_of_redis("usec"),
+}

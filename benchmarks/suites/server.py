@@ -1,0 +1,40 @@
+"""What instrumentation costs behind a server: throughput, and the work of Redis."""
+
+from __future__ import annotations
+
+from benchmarks.contest import Case, Contender, Suite
+
+BARE = "bare application"
+VERSION2 = "by hand, version 2, Redis"
+INSTRUMENTS = {
+    BARE: "bare",
+    "by hand, prometheus_client, multiprocess mode": "multiprocess",
+    "pdc, SQLite": "pdc_sqlite",
+    "pdc, Redis": "pdc_redis",
+    VERSION2: "version2_redis",
+}
+
+
+def _contender(name: str, workers: int, measured: str, seconds: int) -> Contender:
+    keywords = {"instrument": INSTRUMENTS[name], "workers": workers, "measured": measured, "seconds": seconds}
+    env = {"PROMETHEUS_MULTIPROC_DIR": "."} if INSTRUMENTS[name] == "multiprocess" else {}
+    return Contender(name, "server", keywords, env, version2=name == VERSION2)
+
+
+def _throughput() -> Case:
+    contenders = [_contender(name, 2, "throughput", 1) for name in INSTRUMENTS]
+    return Case("Throughput, 2 workers", contenders, BARE, "requests/s", 1, measure="result", costly=True)
+
+
+def _redis(name: str, measured: str, unit: str, seconds: int) -> Case:
+    contenders = [_contender(each, 4, measured, seconds) for each in (VERSION2, "pdc, Redis")]
+    return Case(name, contenders, "pdc, Redis", unit, 1, measure="result", costly=True, most_rounds=3)
+
+
+def suite(*, quick: bool) -> Suite:
+    """The suite; a quick one asks Redis less."""
+    seconds = 1 if quick else 4
+    cases = [_throughput(), _redis("Redis commands per 1,000 requests, 4 workers", "calls", "commands", seconds)]
+    if not quick:
+        cases.append(_redis("Time in Redis per 1,000 requests, 4 workers", "usec", "µs", seconds))
+    return Suite("server", "Flask under Gunicorn", cases)

@@ -1,0 +1,122 @@
+"""What pdc tells of itself: the metrics ``pdc_...``, which every HTTP endpoint adds to what the storage holds."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .cells import Buckets, Pending, Total
+from .family import Family, Fields, bucket_bounds
+from .storage import META, Kind, Operation, Stamped
+
+if TYPE_CHECKING:
+    from .buffer import Buffer
+
+BOUNDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 15.0, 60.0, 600.0, math.inf)
+"""Of durations, in seconds: a write takes milliseconds, an outage minutes."""
+FLUSHED = "#flushed"
+"""The field beside the durations that says when a batch came last, by the storage's clock."""
+ONLY = "{}"
+"""The labels of the one series of a metric without labels."""
+
+FLUSH_DURATION = Family(
+    "pdc_flush_duration_seconds",
+    "histogram",
+    "Time from the first try to write a batch until the storage had it, outages included; of processes that buffer.",
+    bounds=bucket_bounds(BOUNDS),
+)
+BATCHES_RETRIED = Family(
+    "pdc_batches_retried", "counter", "Batches that were sent again after an error, once for each time, by all processes."
+)
+SERIES_REFUSED = Family(
+    "pdc_series_refused",
+    "counter",
+    "Updates that all processes counted as <overflow>, since their metric had PDC_MAX_SERIES series.",
+)
+LAST_FLUSH = Family(
+    "pdc_last_flush_timestamp_seconds",
+    "gauge",
+    "When any process that buffers last wrote a batch, by the clock of the storage.",
+)
+SERIES_PENDING = Family(
+    "pdc_series_pending",
+    "gauge",
+    "Series of the process that answers which wait in memory: they could not be written, or the storage refuses their metric.",
+)
+STORAGE_UP = Family(
+    "pdc_storage_up",
+    "gauge",
+    "1 where the process that answers can write to all of its storages. Without the one it shows it answers 503 instead.",
+)
+NAMES = frozenset(
+    family.name for family in (FLUSH_DURATION, BATCHES_RETRIED, SERIES_REFUSED, LAST_FLUSH, SERIES_PENDING, STORAGE_UP)
+)
+
+
+class Health:
+    """What one buffer counts of itself, in its own storage, so that it matters to nobody which process answers.
+
+    A metric exists from the first time there is something to count: what only reads writes nothing.
+    """
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+        self._counters: dict[Family, Total] = {}
+        self._flushes: Flushes | None = None
+
+    def count(self, family: Family) -> None:
+        """Count one of this counter, to be sent with the next batch."""
+        counter = self._counters.get(family)
+        if counter is None:
+            pending = Pending(self._buffer, family)
+            counter = self._counters.setdefault(family, pending.add(Total(pending, ONLY)))
+        counter.totals[0] += 1.0
+        if not counter.queued:
+            self._buffer.mark(counter)
+
+    @property
+    def flushes(self) -> Flushes:
+        """The durations; called with the lock of the buffer held."""
+        if self._flushes is None:
+            pending = Pending(self._buffer, FLUSH_DURATION)
+            self._flushes = pending.add(Flushes(pending, ONLY, BOUNDS))
+        return self._flushes
+
+
+class Flushes(Buckets):
+    """How long batches took. It goes along with a batch of other metrics, never by itself: an idle process stays idle."""
+
+    __slots__ = ()
+
+    def observe(self, seconds: float) -> None:
+        """Note how long a batch took."""
+        self.totals[0] += seconds
+        self.totals[1 + bisect_left(self.bounds, seconds)] += 1.0
+
+    def additions(self, gained: list[float]) -> list[Operation]:
+        """What they gained, and that a batch has come."""
+        when_it_lands = Stamped(0.0, math.inf)
+        return [*super().additions(gained), Operation(Kind.STAMP, FLUSHED, when_it_lands)]
+
+
+def fields(stored: Mapping[str, Fields], buffers: Collection[Buffer]) -> dict[str, Fields]:
+    """The fields of all these metrics, by name: from the storage or 0, and from the buffers of this process."""
+    flushed = stored.get(FLUSH_DURATION.name, {}).get(FLUSHED)
+    return {
+        BATCHES_RETRIED.name: _stored_or(stored, BATCHES_RETRIED, "_total"),
+        FLUSH_DURATION.name: _stored_or(stored, FLUSH_DURATION, "_sum"),
+        LAST_FLUSH.name: _value(LAST_FLUSH, flushed.partition(" ")[2]) if flushed else {},
+        SERIES_PENDING.name: _value(SERIES_PENDING, sum(buffer.waiting for buffer in buffers)),
+        SERIES_REFUSED.name: _stored_or(stored, SERIES_REFUSED, "_total"),
+        STORAGE_UP.name: _value(STORAGE_UP, not any(buffer.down for buffer in buffers)),
+    }
+
+
+def _stored_or(stored: Mapping[str, Fields], family: Family, suffix: str) -> Fields:
+    return stored.get(family.name) or {META: family.meta, f"{suffix}:{ONLY}": 0.0}
+
+
+def _value(family: Family, value: Any) -> Fields:
+    return {META: family.meta, f":{ONLY}": value}

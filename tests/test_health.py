@@ -1,0 +1,195 @@
+"""What pdc tells of itself at every endpoint, and a scrape of a storage that was down."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+
+import pdc
+from pdc import buffer as buffer_module
+from pdc import config
+from pdc.exposition import Scrape
+from pdc.health import NAMES
+
+OF_PDC = {
+    "pdc_batches_retried_total": 0.0,
+    "pdc_flush_duration_seconds_count": 0.0,
+    "pdc_flush_duration_seconds_sum": 0.0,
+    "pdc_series_pending": 0.0,
+    "pdc_series_refused_total": 0.0,
+    "pdc_storage_up": 1.0,
+}
+"""What a scrape shows where nobody has written anything."""
+LAST_FLUSH = "pdc_last_flush_timestamp_seconds"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_before() -> None:
+    """Begin without a storage: what waits for one goes to the next one, retries included."""
+    pdc.shutdown()
+
+
+def told(page: str = "") -> dict[str, float]:
+    """What a page, or a scrape, tells of pdc, without the buckets and times of creation."""
+    families = list(text_string_to_metric_families(page or Scrape().answer().body.decode()))
+    assert [family.name for family in families] == sorted(family.name for family in families)
+    return {
+        sample.name: sample.value
+        for family in families
+        if family.name in NAMES
+        for sample in family.samples
+        if not sample.name.endswith(("_bucket", "_created"))
+    }
+
+
+def fail(_: object, __: object) -> Any:
+    """What a storage does that is down."""
+    raise pdc.StorageError("the storage is down")
+
+
+@pytest.fixture
+def broken(storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Set up a storage, with a buffer, of which writes fail when told so; reading works."""
+    pdc.setup(**storage, flush_interval=3600)
+    kind = type(config.DEFAULT.required())
+    works = kind.apply
+
+    def break_or_mend(down: bool) -> None:
+        monkeypatch.setattr(kind, "apply", fail if down else works)
+
+    return break_or_mend
+
+
+def test_who_only_reads_writes_nothing(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
+    """An empty storage shows zeros and no last flush, and stays empty, also where a process that declared nothing flushes."""
+    script = """
+        from pdc.exposition import Scrape
+        setup(flush_interval=60)
+        pdc.flush()
+        print(Scrape().answer().body.decode())
+        if names := set(pdc.config.DEFAULT.read().metrics):
+            raise SystemExit(f"there should be no metric, got {names}")
+    """
+    assert told(run_script(script, storage=storage).stdout) == OF_PDC
+
+
+def test_flushes_are_timed_for_every_process(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
+    """What another process wrote is told by this one, but not by `generate_latest`."""
+    script = """
+        setup(flush_interval=60)
+        hits = pdc.Counter("hits", "Hits.")
+        for _ in range(3):
+            hits.inc()
+            pdc.flush()
+    """
+    before = time.time()
+    run_script(script, storage=storage)
+    pdc.setup(**storage)
+    for processes in (1, 2):
+        found = told()
+        assert before < found.pop(LAST_FLUSH) < time.time()
+        assert 0 < found.pop("pdc_flush_duration_seconds_sum") < 10
+        assert found.pop("pdc_flush_duration_seconds_count") >= 2 * processes
+        assert found.items() <= OF_PDC.items()
+        run_script(script, storage=storage)
+    assert b"pdc_" not in pdc.generate_latest()
+
+
+def test_an_idle_process_stays_idle(storage: dict[str, Any], registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a batch was sent is no reason to send another one."""
+    sent: list[object] = []
+    pdc.setup(**storage, flush_interval=0.01)
+    kind = type(config.DEFAULT.required())
+    works = kind.apply
+
+    def apply(self: Any, batch: Any) -> Any:
+        sent.append(batch)
+        return works(self, batch)
+
+    monkeypatch.setattr(kind, "apply", apply)
+    pdc.Counter("hits", "Hits.", registry=registry).inc()
+    wait_until(lambda: sent)
+    pdc.flush()
+    before = len(sent)
+    pdc.flush()
+    time.sleep(0.1)
+    assert len(sent) == before
+
+
+def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> None:
+    """During an outage the 503 says how many series wait; afterwards retries are counted, and the batch took that long."""
+    hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+    hits.labels("/0").inc()
+    pdc.flush()
+    broken(True)
+    for number in range(5):
+        hits.labels(f"/{number}").inc()
+    began = time.monotonic()
+    for _ in range(4):
+        with pytest.raises(pdc.StorageError):
+            pdc.flush()
+    answer = Scrape().answer()
+    assert answer.status == 503
+    assert re.search(rb"the storage is down\n# [5-7] series of this process wait in memory\n", answer.body)
+    broken(False)
+    pdc.flush()
+    lasted = time.monotonic() - began
+    hits.labels("/0").inc()
+    found = told()
+    assert found["pdc_batches_retried_total"] in (4.0, 5.0)  # the scrape tries once a second at most
+    assert 0 < found["pdc_flush_duration_seconds_sum"] < lasted + 10
+    assert (found["pdc_storage_up"], found["pdc_series_pending"]) == (1.0, 0.0)
+
+
+def test_a_second_storage_that_is_down_is_told(tmp_path: Path, redis_server: Any, registry: Any) -> None:
+    """A page of one storage says that another one of the process cannot be written, and how many series wait for it."""
+    pdc.setup(sqlite=str(tmp_path / "missing" / "metrics.db"))
+    pdc.sqlite.Counter("hits", "Hits.", registry=registry).inc()
+    pdc.setup(redis=redis_server.url)
+    found = told()
+    assert found["pdc_storage_up"] == 0.0
+    assert found["pdc_series_pending"] >= 1.0
+    (tmp_path / "missing").mkdir()
+    pdc.flush()
+    assert told().items() >= {"pdc_storage_up": 1.0, "pdc_series_pending": 0.0}.items()
+
+
+def test_the_first_scrape_after_a_long_outage_is_right(
+    broken: Callable[[bool], None], registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scrapes try a storage that is down now and then, but not each of them, however long the buffer would wait."""
+    monkeypatch.setattr(buffer_module, "SCRAPE_RETRY_SECONDS", 0.2)
+    broken(True)
+    pdc.Counter("hits", "Hits.", registry=registry).inc()
+    for _ in range(10):
+        with pytest.raises(pdc.StorageError):
+            pdc.flush()
+    tries = told_retries()
+    assert {Scrape().answer().status for _ in range(100)} == {503}
+    assert told_retries() - tries <= 5
+    broken(False)
+    wait_until(lambda: Scrape().answer().status == 200, 2.0)
+
+
+def told_retries() -> float:
+    """How many batches this process has sent again."""
+    (counter,) = config.DEFAULT.health._counters.values()
+    return counter.totals[0]
+
+
+def test_the_alerts_of_the_docs_are_valid(tmp_path: Path) -> None:
+    """Prometheus takes the rules of the page on reliability, which speak of all of these metrics but the durations."""
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    (rules,) = re.findall(r"```yaml\n(groups:.*?)```", page, re.DOTALL)
+    (tmp_path / "rules.yml").write_text(rules)
+    subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], check=True, capture_output=True, timeout=30)
+    spoken = set(re.findall(r"pdc_\w+", rules))
+    assert spoken == {*OF_PDC, LAST_FLUSH} - {"pdc_flush_duration_seconds_count", "pdc_flush_duration_seconds_sum"}

@@ -1,0 +1,254 @@
+"""Processes that come and go: what a storage holds and a scrape shows depends on those alive, and on what the dead counted."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import RedisServer
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
+from test_storage import AT_ONCE, hasten
+
+import pdc
+from pdc.family import Family, bucket_bounds, families
+from pdc.storage import Batch, Kind, Operation, Snapshot, Stamped, Storage, Update
+from pdc.storage.redis import RedisStorage
+from pdc.storage.sqlite import SqliteStorage
+
+MODES = ("all", "sum", "min", "max", "mostrecent", "liveall", "livesum", "livemin", "livemax", "livemostrecent")
+GAUGES = [Family(mode, "gauge", "Of each process.", labelnames=("path",), mode=mode) for mode in MODES]
+COUNTER = Family("hits", "counter", "Hits.")
+HISTOGRAM = Family("latency", "histogram", "Seconds.", bounds=bucket_bounds((1.0, float("inf"))))
+LABELS = [f'{{"path":"/{number}"}}' for number in range(3)]
+ALIVE = "1-alive"
+WRITERS = 10_000
+
+
+class Sized:
+    """A storage, and how many bytes it takes."""
+
+    def __init__(self, storage: Storage, size: Callable[[], int]) -> None:
+        self.storage = storage
+        self.size = size
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def sized(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sized]:
+    """A storage of each kind; the size in SQLite is that of the pages in use, which may be fewer than those of the file."""
+    if request.param == "sqlite":
+        storage = SqliteStorage(tmp_path / "metrics.db")
+        pages = (
+            "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        )
+        yield Sized(storage, lambda: int(storage.connection().execute(pages).fetchone()[0]))
+        storage.close()
+    else:
+        server: RedisServer = request.getfixturevalue("redis_server")
+        with server.client() as client:
+            yield Sized(RedisStorage(client, "test"), lambda: redis_bytes(client))
+
+
+def redis_bytes(client: redis.Redis) -> int:
+    """The memory of all keys. Redis gives back the room of a hash that has shrunk bit by bit, while the hash is used."""
+    keys = list(client.scan_iter(count=1000))
+    with client.pipeline(transaction=False) as pipeline:
+        for key in (key for key in keys if b"#" not in key):
+            for _ in range(1000):
+                pipeline.hexists(key, "any")
+        pipeline.execute()
+    return sum(int(client.memory_usage(key, samples=0) or 0) for key in keys)
+
+
+def value_of(number: int) -> float:
+    """What the process of that number sets a gauge to; sums of them are exact."""
+    return float(number * 7919 % 1000 - 500)
+
+
+def updates(writer: str, number: int, gauges: list[Family]) -> list[Update]:
+    """What a process does in its short life: set a series of some gauges, and count or observe."""
+    bucket = f'_bucket:{{"le":"{HISTOGRAM.bounds[number % 3 % 2]}"}}'
+    counted = (COUNTER, "_total:{}") if number % 2 else (HISTOGRAM, bucket)
+    family_operations = [(counted[0], [Operation(Kind.ADD, counted[1], 1.0)])]
+    for gauge in gauges:
+        field = gauge.process_prefix(writer) + LABELS[number // len(GAUGES) % len(LABELS)]
+        stamped = Stamped(value_of(number), time.monotonic() - WRITERS + number)
+        family_operations.append((gauge, [Operation(Kind.STAMP, field, stamped)]))
+    return [Update(family.name, family.meta, operations) for family, operations in family_operations]
+
+
+def live_and_die(storage: Storage, number: int, gauges: list[Family]) -> None:
+    """Write as a process of that number, and leave if the number is even; others are never seen again."""
+    writer = f"{number}-w"
+    changes = updates(writer, number, gauges)
+    storage.apply(Batch(writer, 1, changes))
+    if number // len(GAUGES) % 2 == 0:
+        storage.apply(Batch(writer, 2, [Update(update.name, "", []) for update in changes], leaving=True))
+
+
+def after_a_day(storage: Storage, monkeypatch: pytest.MonkeyPatch, sequence: int) -> Snapshot:
+    """What is stored when a process has written after a day; it leaves then."""
+    changes = [*updates(ALIVE, WRITERS, GAUGES), Update(COUNTER.name, COUNTER.meta, [])]
+    with monkeypatch.context() as patch:
+        hasten(patch, **AT_ONCE)
+        storage.apply(Batch(ALIVE, sequence, changes))
+    snapshot = storage.read()
+    storage.apply(Batch(ALIVE, sequence + 1, [Update(update.name, "", []) for update in changes], leaving=True))
+    return snapshot
+
+
+def merged_by_prometheus_client(mode: str, numbers: Iterator[int]) -> dict[str, float]:
+    """The value of each path that the multiprocess mode shows for these processes."""
+    metric: Any = Metric(mode, "Help.", "gauge")
+    metric._multiprocess_mode = mode
+    for number in numbers:
+        labels: Any = (("path", f"/{number // len(GAUGES) % len(LABELS)}"), ("pid", str(number)))
+        metric.samples.append(Sample(mode, labels, value_of(number), number + 1.0))
+    (found,) = MultiProcessCollector._accumulate_metrics({mode: metric}, True)
+    return {sample.labels["path"]: sample.value for sample in found.samples}
+
+
+def test_ten_thousand_writers_leave_no_trace(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 10,000 processes, half of them killed, the fields, the size and the scrape are those after a few.
+
+    Numbers are what all of them counted, and gauges what the multiprocess mode of prometheus_client shows.
+    """
+    storage = sized.storage
+    few = 6 * len(GAUGES)  # of each mode and path one that leaves and one that is killed
+    for number in range(few):
+        live_and_die(storage, number, [GAUGES[number % len(GAUGES)]])
+    before, size = after_a_day(storage, monkeypatch, 1).metrics, sized.size()
+    with monkeypatch.context() as patch:
+        hasten(patch, **{**AT_ONCE, "LEFT_SECONDS": 0.0})
+        for number in range(few, WRITERS):
+            live_and_die(storage, number, [GAUGES[number % len(GAUGES)]])
+    now, after = after_a_day(storage, monkeypatch, 3)
+    assert {name: set(fields) for name, fields in after.items()} == {name: set(fields) for name, fields in before.items()}
+    assert sized.size() < 1.5 * size  # Redis shrinks the table of a hash when nine tenths of it are free
+    shown = {metric.name: metric for metric in families(after, now)}
+    assert shown["hits"].samples[0].value == WRITERS / 2
+    assert [sample.value for sample in shown["latency"].samples if sample.name == "latency_count"] == [WRITERS / 2 + 2]
+    for index, mode in enumerate(MODES):
+        values = {sample.labels["path"]: sample.value for sample in shown[mode].samples}
+        everyone = [*range(index, WRITERS, len(GAUGES)), WRITERS, WRITERS]
+        lasting = mode in ("sum", "min", "max", "mostrecent")
+        assert values == merged_by_prometheus_client(mode, iter(everyone if lasting else [WRITERS]))
+
+
+PROCESSES = f"""
+import os, redis, signal, tempfile
+gauges = [pdc.Gauge("g_" + mode, "Help.", ["path"], multiprocess_mode=mode) for mode in {MODES}]
+hits = pdc.Counter("hits", "Hits.")
+seconds = pdc.Histogram("seconds", "Seconds.", buckets=[1])
+for number in range(COUNT):
+    child = os.fork()
+    if not child:
+        setup(flush_interval=3600)
+        for gauge in gauges:
+            gauge.labels("/").set(number)
+        hits.inc()
+        seconds.observe(number)
+        if number % 5 == 4:
+            pdc.flush()
+            hits.inc()
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise SystemExit
+    os.waitpid(child, 0)
+"""
+
+
+def test_forty_processes_leave_as_much_as_five(
+    storage: dict[str, Any],
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Real processes that exit leave their counts and one value of all; those that are killed do a day later."""
+    shown = []
+    for count in (5, 35):
+        run_script(PROCESSES.replace("COUNT", str(count)), storage=storage)
+        pdc.setup(**storage)
+        probe = pdc.config.DEFAULT.required()
+        with monkeypatch.context() as patch:
+            hasten(patch, **AT_ONCE)
+            names = probe.read().metrics
+            probe.apply(Batch(f"{count}-probe", 1, [Update(name, "", []) for name in names]))
+            probe.apply(Batch("another-probe", count, [Update(name, "", []) for name in names]))
+        fields = {name: sorted(field for field in found) for name, found in probe.read().metrics.items()}
+        text = pdc.generate_latest().decode()
+        shown.append((fields, re.sub(r" \S+$", "", text, flags=re.MULTILINE)))
+        pdc.shutdown()
+    assert shown[0] == shown[1]
+    samples = dict(re.findall(r'^g_(\w+){path="/"} (\S+)$', text, re.MULTILINE))
+    assert samples == {"sum": str(10.0 + 595.0), "min": "0.0", "max": "34.0", "mostrecent": "34.0"}
+    assert "\nhits_total 48.0\n" in text
+
+
+def values() -> dict[str, float]:
+    """What a scrape shows, by name."""
+    lines = [line for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.split(" ") for line in lines) if not name.endswith("_created")}
+
+
+def test_a_process_that_sets_up_again_counts_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Another `setup`, also with the same storage, is no end of the process; `shutdown` is, and a new one begins."""
+    pdc.setup(**storage)
+    level = pdc.Gauge("level", "Of each process.", registry=registry, multiprocess_mode="sum")
+    level.set(5)
+    pdc.setup(**storage)
+    assert values() == {"level": 5}
+    level.set(7)
+    assert values() == {"level": 7}
+    pdc.shutdown()
+    pdc.setup(**storage)
+    assert values() == {"level": 7}
+    level.set(2)
+    assert values() == {"level": 9}
+
+
+def test_a_process_that_slept_is_back_with_its_numbers(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When others have forgotten a process for an hour, its next update brings back its live values and doubles nothing."""
+    pdc.setup(**storage, flush_interval=3600)
+    modes = ("all", "sum", "livesum", "livemax")
+    gauges = [pdc.Gauge(mode, "Of each process.", registry=registry, multiprocess_mode=mode) for mode in modes]
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    for gauge in gauges:
+        gauge.set(5)
+    hits.inc(3)
+    before = values()
+    store = pdc.config.DEFAULT.required()
+    with monkeypatch.context() as patch:
+        hasten(patch, **{**AT_ONCE, "FORGET_VALUES_SECONDS": 86400.0})
+        store.apply(Batch("2-other", 1, [Update(name, "", []) for name in (*modes, "hits")]))
+    metrics = store.read().metrics
+    assert [name for name, fields in metrics.items() if any(field.count(":") > 1 for field in fields)] == ["all", "sum"]
+    hits.inc()
+    assert values() == {**before, "hits_total": 4.0}
+
+
+def test_an_update_after_the_goodbye_counts_alone(
+    storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """A handler of atexit that runs after pdc has left adds to what was folded."""
+    source = """
+import atexit
+late = []
+atexit._clear()
+atexit.register(lambda: late[0].inc(2))
+atexit.register(pdc.config._at_exit)
+setup()
+late.append(pdc.Gauge("level", "Of each process.", multiprocess_mode="sum"))
+late[0].inc(5)
+"""
+    run_script(source, storage=storage)
+    pdc.setup(**storage)
+    assert values() == {"level": 7.0}

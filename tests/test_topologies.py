@@ -1,0 +1,446 @@
+"""Redis as it is run in earnest: clusters, sentinels, replicas, users with few rights, TLS."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, ClassVar
+
+import failover
+import pytest
+import redis
+from conftest import ROOT, RedisServer, free_port, wait_until
+from failover import LAG_SECONDS, Cluster, Run, Topology, Watched
+from prometheus_client import CollectorRegistry
+from redis.sentinel import Sentinel
+
+import pdc
+from pdc.exposition import Scrape
+from pdc.options import Options
+from pdc.storage import StorageError
+from pdc.storage import redis as redis_storage
+
+pytestmark = pytest.mark.xdist_group("topologies")
+
+DOWN = "metrics cannot be sent and are kept in memory until they can: "
+UP = "metrics can be sent again; those kept in memory were"
+SECRET = "s3cret"
+RULES = dict(re.findall(r"^ +ACL SETUSER (\S+) on >secret (.*)$", (ROOT / "docs" / "redis.md").read_text(), re.MULTILINE))
+"""The rights of each user in the documentation."""
+
+
+# A replica takes over while processes count
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Redis Cluster."""
+    with failover.started(Cluster, tmp_path_factory.mktemp("cluster")) as topology:
+        yield topology
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A primary and a replica with a Sentinel."""
+    with failover.started(Watched, tmp_path_factory.mktemp("watched")) as topology:
+        yield topology
+
+
+@pytest.fixture(params=["cluster", "watched"])
+def topology(request: pytest.FixtureRequest) -> Iterator[Topology]:
+    """Each of them, in use by this process."""
+    topology: Topology = request.getfixturevalue(request.param)
+    with topology.client() as client:
+        pdc.setup(redis=client)
+        yield topology
+        pdc.shutdown()
+
+
+def check(result: Run) -> None:
+    """Assert that the application noticed nothing, that scrapes were answered, and that nothing is counted twice."""
+    assert all(line.startswith((DOWN, UP)) for line in result.stderr.splitlines()), result.stderr
+    assert HTTPStatus.OK in result.answers
+    assert set(result.answers) <= {HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE}
+    assert result.lost >= 0
+
+
+def test_a_primary_that_hands_over(topology: Topology) -> None:
+    """Where a replica takes over that has all, nothing is lost."""
+    result = failover.run(topology, topology.hand_over)
+    check(result)
+    assert result.lost == 0
+
+
+def test_a_primary_that_is_killed(topology: Topology) -> None:
+    """What its replica had not received is lost, though it was acknowledged, and nothing else."""
+    result = failover.run(topology, lambda: topology.kill(LAG_SECONDS))
+    check(result)
+    assert 0 < result.lost < result.acknowledged / 2
+
+
+def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: CollectorRegistry) -> None:
+    """Where a node of a cluster forgets scripts, a key or everything, metrics of other nodes keep their numbers."""
+    with cluster.client() as client:
+        pdc.setup(redis=client)
+        pdc.clear()
+        counters = {name: pdc.Counter(name, "Hits.", registry=registry) for name in ("a", "b", "c", "d", "e", "f")}
+        owners = {name: cluster.primary(f"prometheus_{name}").port for name in counters}
+        assert len(set(owners.values())) > 1
+
+        def count(**expected: float) -> None:
+            for counter in counters.values():
+                counter.inc()
+            pdc.flush()
+            text = pdc.generate_latest().decode()
+            assert dict(re.findall(r"^(\w)_total (.*)$", text, re.MULTILINE)) == {
+                name: str(expected.get(name, expected["others"])) for name in counters
+            }
+
+        count(others=1.0)
+        with cluster.primary("prometheus_a").client() as node:
+            node.script_flush()
+            count(others=2.0)
+            client.delete("prometheus#")
+            count(others=3.0)
+            client.delete("prometheus_b")
+            count(others=4.0, b=1.0)
+            node.flushall()
+            lost = {name for name, owner in owners.items() if owner == owners["a"]}
+            count(others=5.0, **({"b": 2.0} | dict.fromkeys(lost, 1.0)))
+        pdc.shutdown()
+
+
+# Servers that do not answer
+
+
+@pytest.fixture
+def frozen(own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """A server that takes connections and does nothing; timeouts are short."""
+    monkeypatch.setattr(redis_storage, "SOCKET_SECONDS", 0.3)
+    monkeypatch.setattr(redis_storage, "CONNECT_SECONDS", 0.2)
+    own_redis_server.freeze()
+    yield own_redis_server
+    own_redis_server.thaw()
+
+
+def plain(port: int) -> redis.Redis:
+    """A client with redis-py's defaults."""
+    return redis.Redis(host="127.0.0.1", port=port)
+
+
+def blocking(port: int) -> redis.Redis:
+    """A client that waits where it has no connection left."""
+    return redis.Redis(connection_pool=redis.BlockingConnectionPool(host="127.0.0.1", port=port, max_connections=1))
+
+
+def by_sentinel(port: int) -> redis.Redis:
+    """A client whose Sentinel is that server."""
+    client: redis.Redis = Sentinel([("127.0.0.1", port)]).master_for("metrics")
+    return client
+
+
+@pytest.mark.parametrize("make_client", [plain, blocking, by_sentinel])
+def test_a_client_that_waits_for_long(
+    frozen: RedisServer, registry: CollectorRegistry, make_client: Callable[[int], redis.Redis]
+) -> None:
+    """Updates and scrapes give up long before the application's client would; that one stays as it is."""
+    with make_client(frozen.port) as client:
+        options = dict(client.connection_pool.connection_kwargs)
+        pdc.setup(redis=client, journal=False)
+        start = time.monotonic()
+        pdc.Counter("hits", "Hits.", registry=registry).inc()
+        with pytest.raises(StorageError):
+            pdc.flush()
+        assert Scrape().answer().status == HTTPStatus.SERVICE_UNAVAILABLE
+        assert time.monotonic() - start < 4
+        assert pdc.get_redis_conn() is client
+        assert client.connection_pool.connection_kwargs == options
+        pdc.shutdown()
+
+
+def test_a_client_with_shorter_timeouts(own_redis_server: RedisServer) -> None:
+    """The timeouts of a client are kept where they are shorter, and so is what else it was given."""
+    with own_redis_server.client(socket_timeout=0.1, client_name="ours", decode_responses=True) as client:
+
+        def connections() -> int:
+            return [entry["name"] for entry in client.client_list()].count("ours")
+
+        pdc.setup(redis=client)
+        pdc.generate_latest()
+        assert connections() == 2
+        own_redis_server.freeze()
+        start = time.monotonic()
+        assert Scrape().answer().status == HTTPStatus.SERVICE_UNAVAILABLE
+        assert time.monotonic() - start < 2
+        own_redis_server.thaw()
+        pdc.shutdown()
+        wait_until(lambda: connections() == 1)
+
+
+def test_a_client_of_another_class_is_used_as_it_is(redis_server: RedisServer, registry: CollectorRegistry) -> None:
+    """What a subclass or a fake does with commands, it does with those of pdc."""
+
+    class Own(redis.Redis):
+        commands: ClassVar[list[str]] = []
+
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            self.commands.append(args[0])
+            return redis.Redis.execute_command(self, *args, **options)
+
+    with Own(host="127.0.0.1", port=redis_server.port) as client:
+        pdc.setup(redis=client)
+        pdc.Counter("hits", "Hits.", registry=registry).inc()
+        assert Own.commands
+        assert set(Own.commands) == {"SCRIPT LOAD"}  # the others go by a pipeline
+        pdc.shutdown()
+
+
+# Who may only read
+
+
+@pytest.fixture
+def primary(redis_server: RedisServer, registry: CollectorRegistry) -> RedisServer:
+    """A server with a metric."""
+    pdc.setup(redis=redis_server.url)
+    pdc.Counter("hits", "Hits.", registry=registry).inc(3)
+    pdc.shutdown()
+    return redis_server
+
+
+READER = """
+import time, urllib.request, urllib.error
+server, thread = (setup(), pdc.start_http_server(0, addr="127.0.0.1"))[1]
+def scrape():
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+for path in ("/metrics", "/metrics"):
+    print(*scrape())
+print(pdc.generate_latest().decode())
+"""
+UPDATE = """
+hits = pdc.Counter("hits", "Hits.")
+for _ in range(3):
+    hits.inc()
+print(*scrape())
+"""
+
+
+def test_a_replica_is_scraped(primary: RedisServer, tmp_path: Path, run_script: Callable[..., Any]) -> None:
+    """The HTTP endpoint of a process that only scrapes may read a replica; an update there is told of once."""
+    replica = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(primary.port))
+    try:
+        with primary.client() as client:
+            client.config_set("repl-diskless-sync-delay", "0")
+        with replica.client() as client:
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up", 30)
+            client.config_resetstat()
+            result = run_script(READER, storage={"redis": replica.url})
+            assert result.stdout.count("hits_total 3.0") == 3
+            assert result.stdout.count("200 ") == 2
+            assert result.stderr == ""
+            called = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+            assert {"zrange", "hgetall", "time"} <= called
+            assert not {name for name in called if name.startswith(("eval", "script", "h", "z"))} - {
+                "zrange",
+                "hgetall",
+                "hello",
+            }
+            result = run_script(READER + UPDATE, storage={"redis": replica.url, "journal": False})
+            assert "503 " in result.stdout
+            down = [line for line in result.stderr.splitlines() if line.startswith(DOWN)]
+            assert len(down) == 1
+            assert "This is a replica: give setup() the primary" in down[0]
+    finally:
+        replica.stop()
+
+
+def test_a_redis_out_of_memory_is_scraped(primary: RedisServer, run_script: Callable[..., Any]) -> None:
+    """While nothing can be written, the endpoint of a process that only scrapes shows what there is."""
+    with primary.client() as client:
+        client.config_set("maxmemory", "1")
+        try:
+            result = run_script(READER, storage={"redis": primary.url})
+        finally:
+            client.config_set("maxmemory", "0")
+    assert result.stdout.count("200 ") == 2
+    assert result.stdout.count("hits_total 3.0") == 3
+
+
+# Users with few rights
+
+
+def allow(server: RedisServer, user: str, rules: str) -> str:
+    """Let the user do that, and nothing else, and return the URL for it."""
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", user, "reset", "on", ">secret", *rules.split())
+    return f"redis://{user}:secret@127.0.0.1:{server.port}/0"
+
+
+def too_few(server: RedisServer, rules: str) -> Iterator[str]:
+    """The URL of a user who lacks one of the rights, for each of them."""
+    for missing in set(rules.split()) - {"-@all"}:
+        yield allow(server, "user", " ".join(rule for rule in rules.split() if rule != missing))
+
+
+def exercise(url: Any) -> None:
+    """Do all that writes."""
+    registry = CollectorRegistry()
+    for expire in (3600, None):
+        pdc.setup(redis=url, redis_expire=expire, journal=False)
+        hits = pdc.Counter(f"hits_{expire}", "Hits.", ["path"], registry=registry)
+        live = pdc.Gauge(f"live_{expire}", "Live.", registry=registry, multiprocess_mode="livesum")
+        live.set(1)
+        hits.labels("/a").inc()
+        hits.labels("/b").inc()
+        hits.remove("/a")
+        pdc.flush()
+        assert f'hits_{expire}_total{{path="/b"}} 1.0' in pdc.generate_latest().decode()
+    pdc.clear()
+    pdc.flush()
+
+
+def test_a_writer_with_the_least_rights(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The rights that the documentation gives to a writer suffice, and with any one missing the error lists them."""
+    rules = RULES["pdc-writer"]
+    exercise(allow(redis_server, "writer", rules))
+    pdc.shutdown()
+    assert caplog.text == ""
+    for url in too_few(redis_server, rules):
+        with pytest.raises(StorageError) as raised:
+            exercise(url)
+        needed = re.search(r"A user that counts needs the rights (.*?);", str(raised.value))
+        assert needed, raised.value
+        assert set(needed[1].split()) | {"-@all"} == set(rules.split())
+        pdc.shutdown()
+        with redis_server.client() as client:
+            client.flushall()
+
+
+def test_a_reader_with_the_least_rights(primary: RedisServer, run_script: Callable[..., Any]) -> None:
+    """The rights that the documentation gives to a reader suffice, and with any one missing the error lists them."""
+    rules = RULES["pdc-reader"]
+    result = run_script(READER, storage={"redis": allow(primary, "reader", rules)})
+    assert result.stdout.count("hits_total 3.0") == 3
+    for url in too_few(primary, rules):
+        pdc.setup(redis=url)
+        with pytest.raises(StorageError, match=re.escape(f"one that only scrapes, {rules.removeprefix('-@all ')}.")):
+            pdc.generate_latest()
+        pdc.shutdown()
+
+
+def test_a_writer_of_a_cluster_with_the_least_rights(cluster: Cluster) -> None:
+    """The rights that the documentation adds for a cluster suffice; a wrong password is not shown."""
+    more = "+cluster|slots +command +info"
+    assert all(f"`{right}`" in (ROOT / "docs" / "redis.md").read_text().replace(" +", "` `+") for right in more.split())
+    for server in cluster.servers:
+        allow(server, "writer", f"{RULES['pdc-writer']} {more}")
+    with redis.RedisCluster(host="127.0.0.1", port=cluster.servers[0].port, username="writer", password="secret") as client:
+        exercise(client)
+        for server in cluster.servers:
+            with server.client() as admin:
+                admin.execute_command("ACL", "SETUSER", "writer", "resetpass", f">{SECRET}-changed")
+                admin.client_kill_filter(_type="normal", skipme=True)
+        with pytest.raises(StorageError) as raised:
+            pdc.generate_latest()
+        assert "secret" not in said(raised.value)
+        pdc.shutdown()
+
+
+# TLS and passwords
+
+
+@pytest.fixture(scope="module")
+def tls_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server that demands TLS and a password, and has a certificate that nobody signed."""
+    folder, port = tmp_path_factory.mktemp("tls"), free_port()
+    certificate, key = str(folder / "certificate.pem"), str(folder / "key.pem")
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    make += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(make.split(), check=True, capture_output=True)
+    files = ("--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no")
+    server = RedisServer(folder, "--tls-port", str(port), *files)
+    with server.client() as client:
+        client.execute_command("ACL", "SETUSER", "user", "on", f">{SECRET}", "allkeys", "allcommands")
+        client.execute_command("ACL", "SETUSER", "default", "off")
+    yield f"rediss://user:{SECRET}@127.0.0.1:{port}/0?ssl_ca_certs={certificate}"
+    server.stop()
+
+
+def said(error: BaseException | None) -> str:
+    """The messages of an error and of what led to it, as a traceback shows them, without lines of code."""
+    parts = []
+    while error is not None:
+        parts += [*traceback.format_exception_only(error), repr(error)]
+        error = error.__cause__ or error.__context__
+    return "".join(parts)
+
+
+def test_tls_with_a_password(tls_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """Metrics are counted over an encrypted connection, and nothing of ours shows the password."""
+    pdc.setup(redis=tls_url)
+    pdc.Counter("hits", "Hits.", registry=registry).inc()
+    assert "hits_total 1.0" in pdc.generate_latest().decode()
+    storage = redis_storage.RedisStorage(tls_url)
+    options = Options(redis_url=tls_url, metrics_token=SECRET)
+    shown = [repr(storage), str(storage), storage.identity, repr(options), str(options), repr(pdc.get_redis_conn())]
+    assert SECRET not in " ".join(shown) + caplog.text
+    pdc.shutdown()
+
+
+def sentinel_with_password(_: str) -> redis.Redis:
+    """A client whose Sentinel cannot be reached."""
+    sentinel = Sentinel([("127.0.0.1", 1)], sentinel_kwargs={"password": SECRET}, password=SECRET)
+    client: redis.Redis = sentinel.master_for("metrics")
+    return client
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda url: url.replace(SECRET, f"{SECRET}-wrong"), "Check the user, the password"),
+        (lambda url: url.partition("?")[0], "certificate verify failed"),
+        (lambda url: url.replace("rediss:", "redis:").partition("?")[0], "Check that it runs"),
+        (lambda url: re.sub(r":\d+/", ":1/", url), "Connection refused"),
+        (sentinel_with_password, "No master found"),
+    ],
+    ids=["wrong-password", "unknown-authority", "no-tls", "unreachable", "sentinel"],
+)
+def test_a_connection_that_fails_shows_no_password(
+    tls_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, change: Callable[[str], Any], expected: str
+) -> None:
+    """Whatever is wrong, the application goes on; errors and log say what, and neither the password nor the URL."""
+    pdc.setup(redis=change(tls_url), journal=False)
+    pdc.Counter("hits", "Hits.", registry=registry).inc()
+    with pytest.raises(StorageError, match=expected) as raised:
+        pdc.flush()
+    answer = Scrape().answer()
+    assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE
+    pdc.shutdown()
+    text = said(raised.value) + answer.body.decode() + caplog.text
+    assert SECRET not in text
+    assert "rediss://" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("sokcet_timeout=1", "unexpected keyword argument 'sokcet_timeout'"),
+        ("socket_timeout=soon", "expected one like"),
+        ("ssl_cert_reqs=maybe", "Invalid SSL Certificate Requirements Flag: maybe"),
+    ],
+)
+def test_an_option_of_a_url_that_does_not_exist(options: str, reason: str) -> None:
+    """`setup` refuses it, and shows the URL without the password."""
+    with pytest.raises(ValueError, match=reason) as raised:
+        pdc.setup(redis=f"rediss://user:{SECRET}@localhost/0?{options}&ssl_password={SECRET}")
+    assert SECRET not in said(raised.value)
+    assert options in str(raised.value)
