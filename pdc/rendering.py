@@ -11,7 +11,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from heapq import merge
 from io import BytesIO
@@ -56,8 +55,7 @@ class Collected:
         return self._metrics
 
 
-@dataclass(frozen=True)
-class Encoder:
+class Encoder(NamedTuple):
     """An encoder of prometheus_client."""
 
     openmetrics: bool = False

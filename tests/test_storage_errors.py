@@ -362,7 +362,7 @@ def test_a_user_who_may_only_read_can_scrape(run_script: Run, registry: Collecto
         pdc.Counter("hits", "Hits.", registry=registry).inc(3)
         path.chmod(0o444)
         source = """
-import os, pdc.storage.sqlite
+import os, pdc.exposition, pdc.storage.sqlite
 if os.getuid() == 0:  # whom no permission stops
     os.seteuid(65534)
 setup(journal=False)
