@@ -311,7 +311,7 @@ def test_a_database_that_may_not_be_written(run_script: Run, forbidden: str, rem
         Path(folder).chmod(0o777 if forbidden == "file" else 0o555)
         source = f"""
 import os, sqlite3, sys
-import pdc.storage.sqlite
+import pdc.exposition, pdc.storage.sqlite
 from pathlib import Path
 
 folder, superuser = Path({folder!r}), os.getuid() == 0
