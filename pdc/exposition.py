@@ -22,13 +22,14 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import CollectorRegistry
 
 from . import config, health
 from .buffer import NotConfigured
 from .family import families
 from .metrics import StoredMetric
-from .storage import StorageError
+from .rendering import Encoder, Renderer
+from .storage import Snapshot, StorageError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -39,13 +40,14 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
-Format = tuple[Callable[[Collector], bytes], str]
-"""An encoder of prometheus_client and its content type."""
+Format = tuple[Encoder, str]
+"""An encoder and its content type."""
 
 TEXT_0_0_4 = text.CONTENT_TYPE_PLAIN_0_0_4
 TEXT_1_0_0 = text.CONTENT_TYPE_PLAIN_1_0_0
 OPENMETRICS_1_0_0 = openmetrics.CONTENT_TYPE_LATEST
 ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, openmetrics.VALUES)
+RENDERER = Renderer()
 METHODS = "GET, HEAD, OPTIONS"
 CLIENT_SECONDS = 30.0
 """How long the HTTP server waits for a client that says nothing."""
@@ -58,7 +60,7 @@ def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
 
     With a registry, its target info and its other collectors come after. Raises NotConfigured and StorageError.
     """
-    return text.generate_latest(_Families(collect(registry)))
+    return _render(Encoder(), registry)
 
 
 def collect(
@@ -70,17 +72,30 @@ def collect(
     before one of the same name in the registry, which is left out. With `own`, what pdc tells of itself is among them.
     Raises NotConfigured and StorageError.
     """
-    snapshot = config.read(config.DEFAULT)
-    shown = {name: fields for name, fields in snapshot.metrics.items() if name not in health.NAMES}
-    if own:
-        shown.update(health.fields(snapshot.metrics, config.BUFFERS))
-    metrics = families(shown, snapshot.now)
-    if registry is not None:
-        stored = {metric.name for metric in metrics}
-        metrics += [metric for metric in _others(registry) if metric.name not in stored]
+    snapshot = _read(own=own)
+    metrics = families(snapshot.metrics, snapshot.now)
+    metrics += _others(registry, {metric.name for metric in metrics})
     if names is not None:
         metrics = [chosen for metric in metrics if (chosen := _restricted(metric, names)).samples]
     return metrics
+
+
+def _render(
+    encoder: Encoder, registry: CollectorRegistry | None, names: Collection[str] | None = None, *, own: bool = False
+) -> bytes:
+    """What `collect` collects, as text."""
+    if names is not None:
+        return encoder.encode(collect(registry, names, own=own)) + encoder.end
+    return RENDERER.render(_read(own=own), encoder, partial(_others, registry))
+
+
+def _read(*, own: bool) -> Snapshot:
+    """All that the storage holds, and with `own`, what pdc tells of itself."""
+    now, stored = config.read(config.DEFAULT)
+    about = health.fields(stored, config.BUFFERS) if own else {}
+    for name in health.NAMES:
+        stored.pop(name, None)
+    return Snapshot(now, stored | about)
 
 
 class Response(NamedTuple):
@@ -105,15 +120,14 @@ class Scrape(NamedTuple):
             return plain(HTTPStatus.OK, METHODS, ("Allow", METHODS))
         if self.method not in ("GET", "HEAD"):
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
+        encoder, content_type = negotiate(self.accept)
         try:
-            families = _Families(collect(registry, parse_qs(self.query).get("name[]"), own=True))
+            body = _render(encoder, registry, parse_qs(self.query).get("name[]"), own=True)
         except (StorageError, NotConfigured) as error:
             waiting = sum(buffer.waiting for buffer in config.BUFFERS)
             message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
             return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
-        encode, content_type = negotiate(self.accept)
         headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
-        body = encode(families)
         if compress and accepts_gzip(self.accept_encoding):
             body = gzip.compress(body, compresslevel=6, mtime=0)
             headers.append(("Content-Encoding", "gzip"))
@@ -126,7 +140,7 @@ class Scrape(NamedTuple):
 
 def negotiate(accept: str) -> Format:
     """The encoder and the content type that an Accept header prefers; text 0.0.4 where it names nothing we know."""
-    chosen: Format = (text.generate_latest, TEXT_0_0_4)
+    chosen: Format = (Encoder(), TEXT_0_0_4)
     best = 0.0
     for media_type, parameters in _clauses(accept):
         quality = _quality(parameters)
@@ -293,18 +307,12 @@ class _SilentHandler(WSGIRequestHandler):
         """Log nothing: a scrape every few seconds is no news."""
 
 
-class _Families:
-    """Families that were collected already, as the encoders want them."""
-
-    def __init__(self, metrics: list[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
+def _others(registry: CollectorRegistry | None, stored: Collection[str]) -> Iterator[Metric]:
+    """What the registry has beside the metrics of the default storage, of which these are stored."""
+    return (metric for metric in _all_others(registry) if metric.name not in stored) if registry is not None else iter(())
 
 
-def _others(registry: CollectorRegistry) -> Iterator[Metric]:
-    """What the registry has beside the metrics of the default storage."""
+def _all_others(registry: CollectorRegistry) -> Iterator[Metric]:
     if target := registry.get_target_info():
         metric = Metric("target", "Target metadata", "info")
         metric.add_sample("target_info", target, 1)
@@ -348,11 +356,11 @@ def _format(media_type: str, parameters: dict[str, str]) -> Format | None:
     version, wanted = parameters.get("version", ""), parameters.get("escaping", "")
     escaping = wanted if wanted in ESCAPINGS else openmetrics.UNDERSCORES
     if media_type == "application/openmetrics-text" and version in ("", "1.0.0"):
-        return partial(openmetrics.generate_latest, escaping=escaping), f"{OPENMETRICS_1_0_0}; escaping={escaping}"
+        return Encoder(openmetrics=True, escaping=escaping), f"{OPENMETRICS_1_0_0}; escaping={escaping}"
     if media_type == "text/plain" and version == "1.0.0":
-        return partial(text.generate_latest, escaping=escaping), f"{TEXT_1_0_0}; escaping={escaping}"
+        return Encoder(escaping=escaping), f"{TEXT_1_0_0}; escaping={escaping}"
     if media_type in ("text/plain", "text/*", "*/*") and version in ("", "0.0.4"):
-        return text.generate_latest, TEXT_0_0_4
+        return Encoder(), TEXT_0_0_4
     return None
 
 

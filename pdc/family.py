@@ -97,6 +97,10 @@ class Family(NamedTuple):
         changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
         return ", ".join(changed)
 
+    def empty(self) -> Metric:
+        """The family without samples."""
+        return Metric(self.name, self.documentation, self.type, self.unit)
+
     def metric(self, fields: Fields, now: float) -> Metric:
         """The family with its samples, series sorted by their label values.
 
@@ -104,9 +108,9 @@ class Family(NamedTuple):
         not: the clock was put back, or is that of another server, and who lives is seen again soon. Raises StorageError for
         fields that pdc did not write.
         """
-        with _explained(self.name):
-            metric = Metric(self.name, self.documentation, self.type, self.unit)
-            _, samples = _TYPES[self.type]
+        with explained(self.name):
+            metric = self.empty()
+            _, samples = TYPES[self.type]
             for labels, values in sorted(self._series(fields, now).items(), key=lambda item: [value for _, value in item[0]]):
                 _check_texts(chain.from_iterable(labels))
                 for suffix, own, value, exemplar in samples(self, values):
@@ -115,7 +119,7 @@ class Family(NamedTuple):
 
     def _series(self, fields: Fields, now: float) -> dict[Labels, Values]:
         found: dict[Labels, Values] = {}
-        suffixes, _ = _TYPES[self.type]
+        suffixes, _ = TYPES[self.type]
         for field, value in fields.items():
             suffix, _, text = field.partition(":")
             if suffix in suffixes and self.mode == "shared":
@@ -141,6 +145,14 @@ class Family(NamedTuple):
             yield tuple(sorted(json.loads(labels).items())), writer, float(value), float(stamp)
 
 
+def number(value: Any) -> float:
+    """A stored value; 0 where it is a text, which the metric left when it was an enum."""
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0
+
+
 class Stored(NamedTuple):
     """A field of a series as the storage holds it."""
 
@@ -149,11 +161,8 @@ class Stored(NamedTuple):
 
     @property
     def number(self) -> float:
-        """The value; 0 where it is a text, which the metric left when it was an enum."""
-        try:
-            return float(self.value)
-        except ValueError:
-            return 0.0
+        """The value as `number` reads it."""
+        return number(self.value)
 
 
 Values = dict[tuple[str, str], Stored]
@@ -213,9 +222,12 @@ def _number(values: Values, suffix: str) -> float:
 
 
 def _exemplar(stored: Stored) -> Exemplar | None:
-    if not stored.exemplar:
-        return None
-    labels, value, timestamp = json.loads(stored.exemplar)
+    return exemplar_from(stored.exemplar) if stored.exemplar else None
+
+
+def exemplar_from(text: str) -> Exemplar:
+    """The exemplar that `exemplar_text` made this of. Raises TypeError and ValueError for anything else."""
+    labels, value, timestamp = json.loads(text)
     _check_texts(chain.from_iterable(labels.items()))
     return Exemplar(labels, float(value), float(timestamp))
 
@@ -225,7 +237,7 @@ def _check_texts(texts: Iterable[str]) -> None:
     "".join(texts).encode()
 
 
-_TYPES = {
+TYPES = {
     "counter": (frozenset({"_total", "_created"}), _counter),
     "gauge": (frozenset({""}), _gauge),
     "summary": (frozenset({"_count", "_sum", "_created"}), _summary),
@@ -246,16 +258,21 @@ def families(metrics: Mapping[str, Fields], now: float) -> list[Metric]:
 
     Raises StorageError for what pdc did not write.
     """
+    return [family.metric(metrics[name], now) for name, family in known_families(metrics)]
+
+
+def known_families(metrics: Mapping[str, Fields]) -> list[tuple[str, Family]]:
+    """The names and families that `families` shows."""
     known = []
     for name, fields in sorted(metrics.items()):
         if META in fields:
-            with _explained(name):
-                known.append((Family.from_meta(fields[META]), fields))
-    return [family.metric(fields, now) for family, fields in known if family.type in _TYPES]
+            with explained(name):
+                known.append((name, Family.from_meta(fields[META])))
+    return [(name, family) for name, family in known if family.type in TYPES]
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
     """Turn errors about fields of that metric into a StorageError that says which metric it is, and what helps."""
     try:
         yield

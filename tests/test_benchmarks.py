@@ -41,7 +41,7 @@ def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
         ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, *AT_ONCE, MULTIPROCESS, "pytheus, Redis"}),
         ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
         ("updates", "Room of a counter in SQLite", {"pdc, SQLite, every second"}),
-        ("scrape", "of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
+        ("scrape", "counters of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
         ("scrape", "recycled workers, Redis", {"Redis, after 1", "Redis, after 1,000"}),
     ],
 )

@@ -311,7 +311,7 @@ def test_a_database_that_may_not_be_written(run_script: Run, forbidden: str, rem
         Path(folder).chmod(0o777 if forbidden == "file" else 0o555)
         source = f"""
 import os, sqlite3, sys
-import pdc.storage.sqlite
+import pdc.exposition, pdc.storage.sqlite
 from pathlib import Path
 
 folder, superuser = Path({folder!r}), os.getuid() == 0
@@ -362,7 +362,7 @@ def test_a_user_who_may_only_read_can_scrape(run_script: Run, registry: Collecto
         pdc.Counter("hits", "Hits.", registry=registry).inc(3)
         path.chmod(0o444)
         source = """
-import os, pdc.storage.sqlite
+import os, pdc.exposition, pdc.storage.sqlite
 if os.getuid() == 0:  # whom no permission stops
     os.seteuid(65534)
 setup(journal=False)

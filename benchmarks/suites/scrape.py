@@ -49,7 +49,18 @@ def suite(*, quick: bool) -> Suite:
                 measure="result",
                 costly=True,
             ),
-            *(_many_processes(processes, 1_000 if quick else 10_000) for processes in ((4,) if quick else (16, 64))),
+            Case(
+                f"{samples:,} samples, longest pause of other threads",
+                [library(name, "pauses", size) for name in [REFERENCE, *PDC]],
+                REFERENCE,
+                measure="result",
+                **MILLISECONDS,
+            ),
+            *(
+                _many_processes(processes, **what)
+                for what in ({"counters": samples // 10}, {"histograms": samples // 10 // SAMPLES_OF_HISTOGRAM})
+                for processes in ((4,) if quick else (16, 64))
+            ),
             *(_recycled_workers(name, 1_000 if quick else 10_000) for name in STORAGES),
         ],
     )
@@ -58,10 +69,11 @@ def suite(*, quick: bool) -> Suite:
 STORAGES = ("SQLite", "Redis")
 
 
-def _many_processes(processes: int, counters: int) -> Case:
-    keywords = {"counters": counters, "histograms": 0, "processes": processes}
+def _many_processes(processes: int, counters: int = 0, histograms: int = 0) -> Case:
+    keywords = {"counters": counters, "histograms": histograms, "processes": processes}
     contenders = [library(name, "scrapes", keywords) for name in [MULTIPROCESS, *PDC]]
-    return Case(f"{counters:,} counters of {processes} processes", contenders, MULTIPROCESS, **MILLISECONDS)
+    what = f"{counters:,} counters" if counters else f"{histograms:,} histograms"
+    return Case(f"{what} of {processes} processes", contenders, MULTIPROCESS, **MILLISECONDS)
 
 
 def _recycled_workers(storage: str, workers: int) -> Case:

@@ -128,7 +128,7 @@ class Snapshot(NamedTuple):
     """The fields of some metrics, and the storage's clock when they were read."""
 
     now: float
-    metrics: Mapping[str, Mapping[str, Any]]
+    metrics: dict[str, Mapping[str, Any]]
 
 
 class Storage(Protocol):

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
@@ -128,17 +128,11 @@ class SqliteStorage(ForkSafe):
         return outcome
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
-        query, parameters = "SELECT metric_key, subkey, value FROM metrics", list(names or ())
-        if names is not None:
-            query += f" WHERE metric_key IN ({','.join('?' * len(parameters))})"
         with self.lock, self._explained("read"):
-            rows: list[tuple[str, str, Any]] = []
-            if not self._to_be_made():
-                cursor = self._for_reading()
-                rows = cursor.execute(query, parameters).fetchall() if _columns(cursor) else []
-        metrics: dict[str, dict[str, Any]] = {}
-        for name, field, value in rows:
-            metrics.setdefault(name, {})[field] = math.nan if value is None else value
+            if self._to_be_made():
+                return Snapshot(time.time(), {})
+            cursor = self._for_reading()
+            metrics = dict(_metrics(cursor, names)) if _columns(cursor) else {}
         return Snapshot(time.time(), metrics)
 
     def delete(self) -> None:
@@ -352,6 +346,16 @@ def _use_wal(cursor: sqlite3.Cursor) -> None:
 def _columns(cursor: sqlite3.Cursor) -> dict[str, bool]:
     """The columns of the table, and whether each refuses NULL; nothing where there is no table."""
     return {name: bool(not_null) for _, name, _, not_null, _, _ in cursor.execute("PRAGMA table_info(metrics)")}
+
+
+def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the metrics of these names, or all, with their fields; one by one, or each row would have the name again."""
+    if names is None:
+        names = [name for (name,) in cursor.execute("SELECT DISTINCT metric_key FROM metrics")]
+    for name in names:
+        rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (name,))
+        if fields := {field: math.nan if value is None else value for field, value in rows}:
+            yield name, fields
 
 
 def _create_table(cursor: sqlite3.Cursor) -> None:

@@ -1,0 +1,323 @@
+"""Rendering a storage as text, byte for byte what prometheus_client renders of the same families, in a fraction of the time.
+
+prometheus_client's encoders render every distinct part (headers, names, pairs of labels, exemplars), and pdc puts the parts
+together. It keeps the text between the numbers of a metric as long as the metric has the same fields in the same order,
+so that the next scrape only fills numbers in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from heapq import merge
+from io import BytesIO
+from itertools import accumulate, chain, islice
+from typing import Any, NamedTuple
+
+import prometheus_client.metrics
+from prometheus_client import exposition as text
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics_text
+from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
+
+from .family import EXEMPLAR, TYPES, Family, Fields, Labels, exemplar_from, explained, known_families, number
+from .storage import META, Snapshot
+
+CHUNK = 1_000
+"""Lines that are filled in, and series that are sorted, in one go: other threads run between chunks."""
+MOST_TEXTS = 10_000
+"""How many numbers are kept as text during a scrape."""
+TEMPLATES = ("counter", "gauge", "summary", "histogram")
+"""Types whose values are numbers that only add up."""
+
+SUFFIXES = ("_total", "_count", "_sum", "_bucket", "_created")
+
+_Found = dict[tuple[str, str], int]
+"""The fields of a series, by suffix and bucket bound."""
+_Line = tuple[str, str, tuple[int, ...]]
+"""Suffix, bucket bound, and what fills the gaps."""
+_Piece = tuple[str, tuple[int, ...]]
+"""A template, and what fills its gaps."""
+
+
+class Collected:
+    """Families that were collected already, as the encoders want them."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """The families."""
+        return self._metrics
+
+
+class Encoder(NamedTuple):
+    """An encoder of prometheus_client."""
+
+    openmetrics: bool = False
+    escaping: str = openmetrics_text.UNDERSCORES
+
+    @property
+    def end(self) -> bytes:
+        """What stands after the last family."""
+        return b"# EOF\n" if self.openmetrics else b""
+
+    def encode(self, metrics: Iterable[Metric]) -> bytes:
+        """The families without the end."""
+        encode: Callable[..., bytes] = openmetrics_text.generate_latest if self.openmetrics else text.generate_latest
+        return encode(Collected(metrics), escaping=self.escaping).removesuffix(self.end)
+
+    def header(self, metric: Metric) -> str:
+        """The comments before the samples of the family, as a template."""
+        return _template(self.encode([Metric(metric.name, metric.documentation, metric.type, metric.unit)]))
+
+    def frame(self, name: str) -> tuple[str, str, str]:
+        """What stands before and after the labels of a sample, and before a number without labels, as templates."""
+        with_labels, without = self._lines(Sample(name, {"a": "b"}, 0.0), Sample(name, {}, 0.0))
+        before, _, after = with_labels.rpartition('a="b"')
+        return before, after.removesuffix("0.0"), without.removesuffix("0.0")
+
+    def pairs(self, labels: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Each pair of label and value as a template."""
+        distinct = list(dict.fromkeys(labels))
+        before, after, _ = self.frame("m")
+        lines = self._lines(*(Sample("m", {name: value}, 0.0) for name, value in distinct))
+        return {pair: line[len(before) : -len(f"{after}0.0")] for pair, line in zip(distinct, lines, strict=True)}
+
+    def exemplar(self, stored: str) -> bytes:
+        """The exemplar with the space before it."""
+        metric = Metric("m", "", "histogram")
+        header = self.encode([metric])
+        metric.samples = [Sample("m_bucket", {}, 0.0, None, exemplar_from(stored))]
+        return self.encode([metric]).removeprefix(header).removesuffix(b"\n").partition(b" 0.0")[2]
+
+    def _lines(self, *samples: Sample) -> list[str]:
+        """The lines of the samples, which are of a metric that no sample is named after, as templates."""
+        metric = Metric("m_", "", "unknown")
+        header = self.encode([metric])
+        metric.samples = list(samples)
+        return _template(self.encode([metric]).removeprefix(header)).split("\n")[:-1]
+
+
+class Renderer:
+    """Renders one snapshot after the other, and keeps the layouts of the last one."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[str, _Layout] = {}
+
+    def render(self, snapshot: Snapshot, encoder: Encoder, others: Callable[[set[str]], Iterable[Metric]]) -> bytes:
+        """The families of the snapshot, those that `others` has beside the named ones, and the end.
+
+        Lets go of the snapshot's fields as it goes. Raises StorageError for what pdc did not write.
+        """
+        output, names = BytesIO(), set()
+        layouts: dict[str, _Layout] = {}
+        now, metrics = snapshot
+        for name, family in known_families(metrics):
+            fields = metrics.pop(name)
+            with explained(family.name):
+                names.add(family.empty().name)
+            if family.type in TEMPLATES and family.mode == "shared":
+                with explained(family.name):
+                    layouts[name] = _layout(self._layouts.get(name), family, fields, encoder)
+                    layouts[name].write(output, fields, encoder)
+            else:
+                output.write(encoder.encode([family.metric(fields, now)]))
+        self._layouts = layouts
+        output.write(encoder.encode(others(names)))
+        output.write(encoder.end)
+        return output.getvalue()
+
+
+class _Layout(NamedTuple):
+    """The text of a family with gaps for its numbers.
+
+    Indices mean fields in their order, then a zero in place of fields that are missing, then the sums of buckets.
+    """
+
+    key: tuple[Any, ...]
+    """What it was made of."""
+    chunks: list[tuple[bytes, array[int]]]
+    """Templates of some lines, each with the indices of what fills its gaps."""
+    buckets: array[int]
+    """Fields of buckets, one histogram after the other, each beginning with the zero."""
+    runs: array[int]
+    """How many of them each histogram has."""
+    exemplars: array[int]
+    """Fields of exemplars that are shown."""
+
+    def write(self, output: BytesIO, fields: Fields, encoder: Encoder) -> None:
+        """Write the text with the values of these fields."""
+        values = [*fields.values(), 0]
+        bucket = map(number, map(values.__getitem__, self.buckets))
+        for run in self.runs:
+            values += [total or b"0.0" for total in accumulate(islice(bucket, run))]
+        for index in self.exemplars:
+            values[index] = encoder.exemplar(values[index])
+        texts = _Texts()
+        for template, gaps in self.chunks:
+            output.write(template % tuple(map(texts.__getitem__, map(values.__getitem__, gaps))))
+
+
+class _Texts(dict[Any, bytes]):
+    """Values as they are shown; bytes are text already."""
+
+    def __missing__(self, value: Any) -> bytes:
+        shown = value if isinstance(value, bytes) else floatToGoString(number(value)).encode()
+        if value != 0:  # the zeros are equal, but one of them is negative
+            if len(self) >= MOST_TEXTS:
+                self.clear()
+            self[value] = shown
+        return shown
+
+
+def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Encoder) -> _Layout:
+    """The layout of these fields: the one before, where it still fits."""
+    digest = hashlib.blake2b("\n".join(fields).encode(), digest_size=16).digest()
+    created = prometheus_client.metrics._use_created
+    key = (fields[META], encoder, created, len(fields), digest)
+    if before is not None and before.key == key:
+        return before
+    return _Draft(family, list(fields), encoder, created=created).layout(key)
+
+
+class _Draft:
+    """Makes the layout of some fields."""
+
+    def __init__(self, family: Family, fields: list[str], encoder: Encoder, *, created: bool) -> None:
+        self._family = family
+        self._encoder = encoder
+        self._fields = fields
+        self._created = created
+        self._missing = len(fields)
+        self._sums = self._missing + 1
+        self._buckets, self._runs, self._exemplars = array("I"), array("I"), array("I")
+        self._series: dict[Labels, _Found] = {}
+        self._exemplar_of: dict[int, int] = {}
+        """The exemplar of a field."""
+
+    def layout(self, key: tuple[Any, ...]) -> _Layout:
+        """The layout, for what has that key."""
+        self._find()
+        pieces, chunks = self._pieces(), []
+        while chunk := list(islice(pieces, CHUNK)):
+            template = "".join(piece for piece, _ in chunk).encode()
+            chunks.append((template, array("I", chain.from_iterable(gaps for _, gaps in chunk))))
+        return _Layout(key, chunks, self._buckets, self._runs, self._exemplars)
+
+    def _find(self) -> None:
+        """Find the series, and the exemplars where they are shown."""
+        suffixes, _ = TYPES[self._family.type]
+        indices = {field: index for index, field in enumerate(self._fields)}
+        for field, index in indices.items():
+            suffix, _, labels_text = field.partition(":")
+            if suffix in suffixes:
+                labels = json.loads(labels_text)
+                le = labels.pop("le", "") if suffix == "_bucket" else ""
+                self._series.setdefault(tuple(sorted(labels.items())), {})[suffix, le] = index
+            elif self._encoder.openmetrics and field.startswith(EXEMPLAR):
+                self._exemplar_of[indices.get(field.removeprefix(EXEMPLAR), -1)] = index
+
+    def _pieces(self) -> Iterator[_Piece]:
+        """Yield headers and lines, those of creation times where the format has them."""
+        empty = self._family.empty()
+        yield self._encoder.header(empty), ()
+        lines = self._sample_lines()
+        if self._encoder.openmetrics or empty.name != self._family.name:
+            yield from (piece for _, piece in lines)
+            return
+        apart = []
+        for suffix, piece in lines:
+            if suffix == "_created":
+                apart.append(piece)
+            else:
+                yield piece
+        if apart:
+            yield self._encoder.header(Metric(f"{empty.name}_created", empty.documentation, "gauge")), ()
+            yield from apart
+
+    def _sample_lines(self) -> Iterator[tuple[str, _Piece]]:
+        """Yield the lines of the series, sorted by their label values, each after its suffix."""
+        pairs = self._encoder.pairs(chain.from_iterable(self._labels_of(*series) for series in self._series.items()))
+        frames = {suffix: self._encoder.frame(self._family.name + suffix) for suffix in ("", *SUFFIXES)}
+        for labels in _sorted(self._series):
+            before = [pairs[pair] for pair in labels if pair[0] < "le"]
+            after = [pairs[pair] for pair in labels if pair[0] > "le"]
+            plain = ",".join([pairs[pair] for pair in labels])
+            for suffix, le, gaps in self._lines(self._series[labels]):
+                shown = ",".join([*before, pairs["le", le], *after]) if le else plain
+                head, tail, bare = frames[suffix]
+                gap = "%s" * len(gaps)
+                yield suffix, (f"{head}{shown}{tail}{gap}\n" if shown else f"{bare}{gap}\n", gaps)
+
+    def _labels_of(self, labels: Labels, found: _Found) -> Iterable[tuple[str, str]]:
+        return chain(labels, (("le", le) for le in self._bounds(found)))
+
+    def _lines(self, found: _Found) -> Iterator[_Line]:
+        """Yield the lines of one series."""
+        missing = self._missing
+        if self._family.type == "counter":
+            total = found.get(("_total", ""), missing)
+            yield "_total", "", self._with_exemplar(total, total)
+        elif self._family.type == "gauge":
+            yield "", "", (found["", ""],)
+        elif self._family.type == "summary":
+            yield "_count", "", (found.get(("_count", ""), missing),)
+            yield "_sum", "", (found.get(("_sum", ""), missing),)
+        else:
+            yield from self._histogram(found)
+        if self._created and ("_created", "") in found:
+            yield "_created", "", (found["_created", ""],)
+
+    def _histogram(self, found: _Found) -> Iterator[_Line]:
+        bounds = self._bounds(found)
+        self._runs.append(1 + len(bounds))
+        self._buckets.append(self._missing)
+        for le in bounds:
+            bucket = found.get(("_bucket", le), self._missing)
+            self._buckets.append(bucket)
+            self._sums += 1
+            yield "_bucket", le, self._with_exemplar(self._sums, bucket)
+        yield "_count", "", (self._sums,)
+        if float(bounds[0]) >= 0:
+            yield "_sum", "", (found.get(("_sum", ""), self._missing),)
+        self._sums += 1
+
+    def _bounds(self, found: _Found) -> tuple[str, ...]:
+        if self._family.type != "histogram":
+            return ()
+        return _sorted_bounds(frozenset(le for suffix, le in found if suffix == "_bucket"), self._family.bounds)
+
+    def _with_exemplar(self, shown: int, field: int) -> tuple[int, ...]:
+        """The gaps for a value, and for the exemplar of the field where there is one."""
+        exemplar = self._exemplar_of.get(field)
+        if exemplar is None:
+            return (shown,)
+        self._exemplars.append(exemplar)
+        return shown, exemplar
+
+
+@lru_cache(maxsize=256)
+def _sorted_bounds(found: frozenset[str], declared: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(found.union(declared), key=float))
+
+
+def _sorted(series: Iterable[Labels]) -> Iterator[Labels]:
+    """The series by the values of their labels, sorted in small parts, since other threads wait while Python sorts."""
+    parts, rest = [], iter(series)
+    while part := list(islice(rest, CHUNK)):
+        parts.append(sorted(part, key=_values))
+    return merge(*parts, key=_values)
+
+
+def _values(labels: Labels) -> list[str]:
+    return [value for _, value in labels]
+
+
+def _template(encoded: bytes) -> str:
+    """The text as a template without gaps."""
+    return encoded.decode().replace("%", "%%")

@@ -1,0 +1,151 @@
+"""Rendering: what is put together from parts is what prometheus_client renders, also when layouts are used again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import cycle
+from typing import Any
+
+import prometheus_client
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import exposition as text
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from pdc import rendering
+from pdc.family import EXEMPLAR, Family, clean, dump, exemplar_text, families, labels_with
+from pdc.rendering import Collected, Encoder, Renderer
+from pdc.storage import META, Snapshot
+
+NOW = 1000.0
+ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, openmetrics.VALUES)
+ENCODERS = [Encoder(openmetrics=kind, escaping=escaping) for kind in (False, True) for escaping in ESCAPINGS]
+SUFFIXES = {
+    "counter": ["_total", "_created"],
+    "gauge": [""],
+    "summary": ["_count", "_sum", "_created"],
+    "histogram": ["_sum", "_created"],
+    "stateset": [""],
+}
+Metrics = dict[str, dict[str, Any]]
+
+names = st.sampled_from(["m", "m_bytes", "a.b", "é", "100%", "#", 'x{a="b"}', "m_created", "n:o"])
+label_names = st.sampled_from(["a", "le_", "z", "é", "a.b", "%s", "pid", '"'])
+label_values = st.text(st.characters(), max_size=8).map(clean) | st.sampled_from(
+    ['a="b"', "\n", "\\", "%s", " 0.0\n", "{}", "\r"]
+)
+numbers = (
+    st.floats()
+    | st.sampled_from([0.0, -0.0, 1e6, 1e21, 123456789.0])
+    | st.floats().map(repr)
+    | st.sampled_from(["7", "-0", "on"])
+)
+bounds = st.sampled_from(["-1.0", "0.0", "0.5", "1.0", "1e+06", "+Inf"])
+
+
+@st.composite
+def stored_metrics(draw: st.DrawFn) -> Metrics:
+    """Fields of some metrics, in any order, as a storage may hold them."""
+    metrics: Metrics = {}
+    for name in draw(st.lists(names, max_size=4, unique=True)):
+        kind = draw(st.sampled_from(sorted(SUFFIXES)))
+        unit = "bytes" if name.endswith("_bytes") or draw(st.booleans()) else ""
+        declared = tuple(sorted({"+Inf", *draw(st.sets(bounds))}, key=float))
+        family = Family(name, kind, draw(label_values), unit, bounds=declared, states=("on", "off"))
+        fields: dict[str, Any] = {}
+        for labels in draw(st.lists(st.dictionaries(label_names, label_values, max_size=3), max_size=4)):
+            chosen = [f"{suffix}:{dump(labels)}" for suffix in SUFFIXES[kind] if suffix == "" or draw(st.booleans())]
+            if kind == "histogram":
+                chosen += ["_bucket:" + labels_with(dump(labels), "le", le) for le in draw(st.sets(bounds))]
+            for field in chosen:
+                fields[field] = draw(numbers)
+                if field.startswith(("_total", "_bucket")) and draw(st.booleans()):
+                    fields[EXEMPLAR + field] = exemplar_text(
+                        draw(st.dictionaries(label_names, label_values, max_size=1)), 1.5, NOW
+                    )
+        shuffled = draw(st.permutations([*fields.items(), (META, family.meta), ("#writers", "{}")]))
+        metrics[name] = dict(shuffled)
+    return metrics
+
+
+def rendered(renderer: Renderer, metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:
+    """What the renderer makes of the metrics, of which it gets a copy."""
+    return renderer.render(Snapshot(NOW, {name: dict(fields) for name, fields in metrics.items()}), encoder, lambda _: others)
+
+
+def expected(metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:
+    """What prometheus_client's encoder makes of them."""
+    shown: Iterable[Metric] = [*families(metrics, NOW), *others]
+    encode: Any = openmetrics.generate_latest if encoder.openmetrics else text.generate_latest
+    return bytes(encode(Collected(shown), escaping=encoder.escaping))
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(stored_metrics(), st.sampled_from(ENCODERS), st.lists(numbers, min_size=5, max_size=5))
+def test_text_is_that_of_prometheus_client(metrics: Metrics, encoder: Encoder, others: list[Any]) -> None:
+    """Any families are rendered byte for byte alike in every format, at first, again, and with other numbers."""
+    renderer = Renderer()
+    assert rendered(renderer, metrics, encoder) == expected(metrics, encoder)
+    assert rendered(renderer, metrics, encoder) == expected(metrics, encoder)
+    turns = cycle(others)
+    changed = {
+        name: {field: value if field.startswith("#") else next(turns) for field, value in fields.items()}
+        for name, fields in metrics.items()
+    }
+    assert rendered(renderer, changed, encoder) == expected(changed, encoder)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_layouts_follow_the_fields(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Series that come and go, other help, the order of fields, creation times and formats show in the next text."""
+    renderer = Renderer()
+    meta = Family("m", "counter", "Help").meta
+    one: dict[str, Any] = {META: meta, '_total:{"a":"1"}': 1.0, '_created:{"a":"1"}': 5.0}
+    two = {**one, '_total:{"a":"2"}': 2.0}
+    scrapes: list[Metrics] = [{"m": one}, {"m": two}, {"m": dict(reversed(two.items()))}, {"m": one}]
+    scrapes += [{"m": {**one, META: Family("m", "counter", "Other").meta}}, {}, {"m": one}]
+    for metrics in scrapes:
+        assert rendered(renderer, metrics, encoder) == expected(metrics, encoder)
+    assert rendered(renderer, {"m": two}, Encoder()) == expected({"m": two}, Encoder())
+    monkeypatch.setattr(prometheus_client.metrics, "_use_created", False)
+    assert rendered(renderer, {"m": two}, encoder) == expected({"m": two}, encoder)
+    assert b"_created" not in rendered(renderer, {"m": two}, encoder)
+
+
+def test_layouts_are_used_again_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same fields make no new layout, and a renderer keeps no layout of a metric that the last scrape did not see."""
+    made: list[str] = []
+    draft = rendering._Draft
+
+    def counted(family: Family, *args: Any, **options: Any) -> Any:
+        made.append(family.name)
+        return draft(family, *args, **options)
+
+    monkeypatch.setattr(rendering, "_Draft", counted)
+    renderer = Renderer()
+    metrics: Metrics = {name: {META: Family(name, "gauge", "").meta, ":{}": 1.0} for name in ("a", "b")}
+    for value in (1.0, 2.0):
+        metrics["a"][":{}"] = value
+        rendered(renderer, metrics, Encoder())
+    assert made == ["a", "b"]
+    rendered(renderer, {"a": metrics["a"]}, Encoder())
+    assert set(renderer._layouts) == {"a"}
+
+
+@pytest.mark.parametrize("count", [rendering.CHUNK - 1, rendering.CHUNK, 2 * rendering.CHUNK + 1])
+def test_large_families_are_sorted_and_whole(count: int) -> None:
+    """Families that are rendered in several chunks have all their series, sorted by label values."""
+    fields = {f'_total:{{"a":"{number * 7919 % count}"}}': float(number) for number in range(count)}
+    metrics: Metrics = {"m": {META: Family("m", "counter", "").meta, **fields}}
+    assert rendered(Renderer(), metrics, Encoder()) == expected(metrics, Encoder())
+
+
+def test_other_families_come_last() -> None:
+    """What a registry has beside the storage stands after it, before the end."""
+    metric = Metric("other", "Help", "gauge")
+    metric.add_sample("other", {}, 1.0)
+    for encoder in ENCODERS:
+        metrics: Metrics = {"z": {META: Family("z", "gauge", "").meta, ":{}": 1.0}}
+        assert rendered(Renderer(), metrics, encoder, metric) == expected(metrics, encoder, metric)
