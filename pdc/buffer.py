@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .cells import Cell, Entry, Pending, Sums
+from .cells import Cell, Entry, Kept, Once, Pending, numbers
 from .family import LEASE_SECONDS, Family
 from .health import BATCHES_RETRIED, Health
 from .journal import Journals
@@ -61,7 +61,7 @@ class Buffer:
         self._sequence = 0
         self._queue: deque[Entry] = deque()
         self._in_flight: Batch | None = None
-        self._taken: list[Cell] = []
+        self._taken: list[Entry] = []
         self._first_try = 0.0
         self._replay_due = True
         self._applied: set[str] = set()
@@ -91,10 +91,16 @@ class Buffer:
             finally:
                 self._sending.release()
 
-    def forget(self, cell: Cell) -> None:
-        """Let go of the cell of a series that was removed."""
+    def keep(self, entry: Entry) -> None:
+        """Have what can be lost of the entry in the journal of this process, if there is one."""
         if self._journals is not None:
-            self._journals.forget(cell)
+            for kept in entry.kept():
+                self._journals.keep(kept)
+
+    def forget(self, kept: Kept) -> None:
+        """Take these numbers out of the journal."""
+        if self._journals is not None:
+            self._journals.forget(kept)
 
     def declare(self, entry: Entry) -> None:
         """Let the storage show the entry; before `setup` there is nothing to send to, and that is fine."""
@@ -107,8 +113,7 @@ class Buffer:
         """Queue the entry. Raises NotConfigured."""
         self.required()
         if isinstance(entry, Cell):
-            if self._journals is not None:
-                self._journals.keep(entry)
+            self.keep(entry)
             entry.queued = True
             entry.quiet = not self.write_through
         self._queue.append(entry)
@@ -425,8 +430,7 @@ class Buffer:
                 update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
                 self._declared[family.name] = meta
             update.operations.extend(entry.take())
-            if isinstance(entry, Cell):
-                self._taken.append(entry)
+            self._taken.append(entry)
         return list(updates.values())
 
     def _next_sequence(self) -> int:
@@ -460,9 +464,8 @@ class Buffer:
     def _landed(self) -> None:
         """Note that nothing is in flight any more."""
         self._in_flight = None
-        for cell in self._taken:
-            if isinstance(cell, Sums):
-                cell.settle()
+        for entry in self._taken:
+            entry.settle()
         self._taken.clear()
         if self._journals is not None:
             self._journals.end()
@@ -512,19 +515,25 @@ class Buffer:
         """Begin the journal of this process, unless it has nothing to count."""
         if self._journals is not None and not self._journals.is_open and self._metrics:
             self._journals.open(self.writer, self._sequence, self._in_flight is not None)
-            for pending in self._all_metrics():
-                for cell in list(pending.cells):
-                    self._journals.keep(cell)
+            for kept in self._kept():
+                self._journals.keep(kept)
 
     def _close_journal(self, *, keep: bool) -> Path | None:
-        """End the journal of this process; the cells then go on in memory. Return its path where it is kept."""
+        """End the journal of this process; what it had goes on in memory. Return its path where it is kept."""
         if self._journals is None:
             return None
         path = self._journals.close(keep=keep)
-        for pending in self._all_metrics():
-            for cell in list(pending.cells):
-                cell.leave_journal()
+        for kept in self._kept():
+            if kept.record is not None:
+                kept.move(numbers(len(kept.rows)), None)
         return path
+
+    def _kept(self) -> list[Kept]:
+        """All that belongs in a journal; removals first, since they are older than the series that there are."""
+        entries: list[Entry] = [entry for entry in (*self._taken, *self._queue.copy()) if isinstance(entry, Once)]
+        for pending in self._all_metrics():
+            entries.extend(list(pending.cells))
+        return [kept for entry in entries for kept in entry.kept()]
 
     def _restart(self) -> None:
         """Queue every series, as for an empty storage."""

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .family import EXEMPLAR, Family, labels_with
 from .storage import Kind, Operation, Stamped
@@ -28,6 +28,38 @@ class Entry(Protocol):
     def take(self) -> list[Operation]:
         """Hand over what there is to send, and keep nothing of it."""
 
+    def settle(self) -> None:
+        """Note that the storage has what was taken."""
+
+    def kept(self) -> Sequence[Kept]:
+        """What a journal holds of it."""
+
+
+class Kept(Protocol):
+    """Numbers that a journal can hold, so that another process can go on from there, and what they are about."""
+
+    rows: memoryview[float]
+    record: memoryview | None
+    """Where a journal has them."""
+    dropped: bool
+
+    @property
+    def family(self) -> Family:
+        """The metric."""
+
+    @property
+    def about(self) -> list[Any]:
+        """What the numbers are about, as JSON."""
+
+    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+        """Keep the numbers in these rows, which are 0, from now on; updates may go on meanwhile."""
+
+    def let_go(self) -> memoryview | None:
+        """Leave the journal without the numbers, and return where it had them."""
+
+    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        """What a dead process had not sent: what was in its batch in flight, where there was one, and the rest."""
+
 
 class Pending:
     """The cells of one metric of this process. Sending it without cells renews the metric in the storage."""
@@ -38,12 +70,20 @@ class Pending:
         self.lock = threading.RLock()
         """Of the cells, for moments in which nothing else can run in the same thread; see `Cell`."""
         self.cells: dict[Cell, None] = {}
+        self.waiting: dict[Operation, Once] = {}
+        """What waits to be sent once, by its first operation."""
         self.computed = False
         self.pending = self
         buffer.adopt(self)
 
     def take(self) -> list[Operation]:
         return []
+
+    def settle(self) -> None:
+        """Nothing was taken."""
+
+    def kept(self) -> Sequence[Kept]:
+        return ()
 
     def add(self, cell: CellT) -> CellT:
         """Take in the cell of a series that has none."""
@@ -67,13 +107,25 @@ class Pending:
             cell.drop()
             self.cells.pop(cell, None)
 
-    def remove(self, selector: str) -> None:
-        """Remove every series of the storage whose labels include those of `selector` (JSON)."""
-        self.buffer.declare(Removal(self, selector))
+    def remove(self, selector: str, cells: Iterable[Cell] = ()) -> None:
+        """Remove every series of the storage whose labels include those of `selector` (JSON), and forget these `cells`."""
+        self.once(Operation(Kind.DELETE, selector), then=lambda: self.drop(cells))
+
+    def once(self, *operations: Operation, then: Callable[[], None]) -> None:
+        """Have the storage do these operations before what is gathered from now on; `then` changes the cells accordingly."""
+        with self.lock:
+            waiting = self.waiting.get(operations[0])
+            entry = self.waiting[operations[0]] = waiting or Once(self, operations)
+            entry.renew(operations)
+            self.buffer.keep(entry)
+            then()
+        if waiting is None:
+            self.buffer.declare(entry)
 
     def discard(self) -> None:
         """Drop what has been gathered."""
         with self.lock:
+            self.waiting.clear()
             for cell in list(self.cells):
                 cell.queued = cell.quiet = False
                 cell.reset()
@@ -86,15 +138,64 @@ class Pending:
         self.discard()
 
 
-class Removal:
-    """The removal of series, as an entry of its own, so that it keeps its place among the updates."""
+class Note:
+    """An operation that the storage does once; a journal holds it until then."""
 
-    def __init__(self, pending: Pending, selector: str) -> None:
+    __slots__ = ("family", "operation", "record", "rows")
+
+    dropped = False
+
+    def __init__(self, family: Family, operation: Operation) -> None:
+        self.family = family
+        self.operation = operation
+        self.rows = numbers(1)
+        """Whether it is in a batch."""
+        self.record: memoryview | None = None
+
+    @property
+    def about(self) -> list[Any]:
+        return list(self.operation)
+
+    def take(self) -> Operation:
+        """Hand it over."""
+        self.rows[0] = 1.0
+        return self.operation
+
+    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+        rows[0] = self.rows[0]
+        self.rows, self.record = rows, record
+
+    def let_go(self) -> memoryview | None:
+        record, self.record = self.record, None
+        return record
+
+    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        return ([self.operation], []) if in_flight and self.rows[0] else ([], [self.operation])
+
+
+class Once:
+    """Operations that are sent once, such as a removal: an entry of their own, so that they keep their place among updates."""
+
+    def __init__(self, pending: Pending, operations: Sequence[Operation]) -> None:
         self.pending = pending
-        self._selector = selector
+        self._notes = [Note(pending.family, operation) for operation in operations]
+
+    def renew(self, operations: Sequence[Operation]) -> None:
+        """Send the same with other values."""
+        for note, operation in zip(self._notes, operations, strict=True):
+            note.operation = operation
 
     def take(self) -> list[Operation]:
-        return [Operation(Kind.DELETE, self._selector)]
+        with self.pending.lock:
+            self.pending.waiting.pop(self._notes[0].operation, None)
+            return [note.take() for note in self._notes]
+
+    def settle(self) -> None:
+        for note in self._notes:
+            self.pending.buffer.forget(note)
+
+    def kept(self) -> Sequence[Kept]:
+        return self._notes
 
 
 class Cell:
@@ -120,17 +221,21 @@ class Cell:
         """Whether an update has nothing to do but to change the cell: it is queued, and nobody waits for it to be sent."""
         self.dropped = False
         self.fresh = True
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was gathered."""
-        raise NotImplementedError
+        self.start_anew()
 
     def start_anew(self) -> None:
         """Start at zero, in memory."""
+        raise NotImplementedError
 
-    def leave_journal(self) -> None:
-        """Go on in memory."""
+    def reset(self) -> None:
+        """Forget what was gathered; called with the lock held."""
+        raise NotImplementedError
+
+    def kept(self) -> Sequence[Kept]:
+        return ()
+
+    def settle(self) -> None:
+        """Note that the storage has what was taken."""
 
     def operations(self) -> list[Operation]:
         """Hand over what was gathered; called with the lock held."""
@@ -149,7 +254,8 @@ class Cell:
         """Never send anything again; whoever still holds the series updates it in vain."""
         with self.pending.lock:
             self.dropped = True
-        self.buffer.forget(self)
+        for kept in self.kept():
+            self.buffer.forget(kept)
 
     def changed(self) -> None:
         """Mark the cell after a change. Raises NotConfigured."""
@@ -165,12 +271,52 @@ class Cell:
         """The field of this series with that suffix."""
         return f"{suffix}:{self.labels}"
 
-    def creation(self, kind: Kind = Kind.INIT) -> Operation:
+    def creation(self) -> Operation:
         """Record when the series was created: as declared at first, later as now, in case somebody deleted it."""
-        return Operation(kind, self.subkey("_created"), self.created if self.fresh else time.time())
+        return Operation(Kind.INIT, self.subkey("_created"), self.created if self.fresh else time.time())
 
 
-class Sums(Cell):
+class Numbers(Cell):
+    """A series that is some numbers, which a journal can hold."""
+
+    __slots__ = ("record", "rows")
+
+    size: int
+    """How many numbers there are."""
+    rows: memoryview[float]
+    record: memoryview | None
+
+    @property
+    def family(self) -> Family:
+        return self.pending.family
+
+    @property
+    def about(self) -> list[Any]:
+        return [self.labels, self.created]
+
+    def kept(self) -> Sequence[Kept]:
+        return (self,)
+
+    def start_anew(self) -> None:
+        self.rows = numbers(self.size)
+        self.record = None
+
+    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+        with self.pending.lock:
+            rows[:] = self.rows
+            self.rows, self.record = rows, record
+
+    def let_go(self) -> memoryview | None:
+        with self.pending.lock:
+            record = self.record
+            self.start_anew()
+        return record
+
+    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        raise NotImplementedError
+
+
+class Sums(Numbers):
     """A series of which updates only ever add: numbers that grow while the process lives, and what was sent of them.
 
     An update is ``cell.totals[index] += amount`` for one or more numbers, without a lock. CPython runs other threads,
@@ -181,31 +327,26 @@ class Sums(Cell):
     them, another process can go on from there.
     """
 
-    __slots__ = ("record", "rows", "totals")
+    __slots__ = ("totals",)
 
     width: int
-    rows: memoryview[float]
+    """How many numbers a row has."""
     totals: memoryview[float]
-    record: memoryview | None
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return 3 * self.width
+
+    def start_anew(self) -> None:
+        super().start_anew()
+        self.totals = self.rows[: self.width]
 
     def reset(self) -> None:
-        if not hasattr(self, "rows"):
-            self.start_anew()
         width = self.width
         self.rows[2 * width :] = self.totals
         self.rows[width : 2 * width] = self.totals
 
-    def start_anew(self) -> None:
-        self.rows = _rows(self.width)
-        self.totals = self.rows[: self.width]
-        self.record = None
-
-    def leave_journal(self) -> None:
-        if self.record is not None:
-            self.move(_rows(self.width), None)
-
     def move(self, rows: memoryview[float], record: memoryview | None) -> None:
-        """Keep the numbers in these rows, which are 0, from now on; updates may go on meanwhile."""
         with self.pending.lock:
             width, before = self.width, self.totals
             rows[width:] = self.rows[width:]
@@ -213,6 +354,17 @@ class Sums(Cell):
             self.totals = totals = rows[:width]
             for index in range(width):
                 totals[index] += before[index]
+
+    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        width, rows = self.width, self.rows.tolist()
+        totals, taken, stored = (rows[row * width : (row + 1) * width] for row in range(3))
+        if in_flight:
+            return self._additions_of(taken, stored), self._additions_of(totals, taken)
+        return [], self._additions_of(totals, stored)
+
+    def _additions_of(self, now: Sequence[float], then: Sequence[float]) -> list[Operation]:
+        gained = self.gained(now, then)
+        return self.additions(gained) if any(gained) else []
 
     def operations(self) -> list[Operation]:
         width = self.width
@@ -240,40 +392,46 @@ class Sums(Cell):
         raise NotImplementedError
 
 
-def _rows(width: int) -> memoryview[float]:
-    """Three rows of so many numbers, which are 0."""
-    return memoryview(bytearray(3 * 8 * width)).cast("d")
+def numbers(count: int) -> memoryview[float]:
+    """So many numbers, which are 0."""
+    return memoryview(bytearray(8 * count)).cast("d")
 
 
 class Total(Sums):
     """A counter."""
 
-    __slots__ = ("_restarted", "exemplar")
+    __slots__ = ("exemplar",)
 
     width = 1
 
+    def start_anew(self) -> None:
+        super().start_anew()
+        self.exemplar = ""
+
     def reset(self) -> None:
         super().reset()
-        self._restarted = False
         self.exemplar = ""
 
     def restart(self) -> None:
         """Set the counter to zero, as created now."""
         now = time.time()
-        with self.pending.lock:
-            self.begin_again()
-            self.created = now
-            self.fresh = self._restarted = True
+
+        def begin() -> None:
+            exemplar = self.exemplar
+            self.buffer.forget(self)
+            self.reset()
+            self.created, self.fresh, self.exemplar = now, True, exemplar
+            self.buffer.keep(self)
+
+        self.pending.once(
+            Operation(Kind.SET, self.subkey("_total"), 0.0), Operation(Kind.SET, self.subkey("_created"), now), then=begin
+        )
         self.changed()
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        restarted, exemplar = self._restarted, self.exemplar
-        self._restarted, self.exemplar = False, ""
+        exemplar, self.exemplar = self.exemplar, ""
         field = self.subkey("_total")
-        if restarted:
-            operations = [Operation(Kind.SET, field, gained[0] + 0.0), self.creation(Kind.SET)]
-        else:
-            operations = [Operation(Kind.ADD, field, gained[0]), self.creation()]
+        operations = [Operation(Kind.ADD, field, gained[0]), self.creation()]
         if exemplar:
             operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplar))
         return operations
@@ -306,9 +464,13 @@ class Buckets(Sums):
         self.width = 1 + len(bounds)
         super().__init__(pending, labels)
 
+    def start_anew(self) -> None:
+        super().start_anew()
+        self.exemplars: dict[int, str] = {}
+
     def reset(self) -> None:
         super().reset()
-        self.exemplars: dict[int, str] = {}
+        self.exemplars = {}
 
     def additions(self, gained: list[float]) -> list[Operation]:
         exemplars, self.exemplars = self.exemplars, {}
@@ -326,60 +488,148 @@ class Buckets(Sums):
         return "_bucket:" + labels_with(self.labels, "le", self.pending.family.bounds[index])
 
 
-class Number(Cell):
-    """A gauge with one value for all processes: the last number set, and what was added since."""
+class Number(Numbers):
+    """A gauge with one value for all processes: a number to add to it, or to set it to.
 
-    __slots__ = ("_added", "_set")
+    Three slots have such a number each: that of updates, that of the batch in flight, and a spare one. Another number, the
+    state, says which is which, so that whoever finds a journal sees every change whole or not at all.
+    """
+
+    __slots__ = ("_flying", "_is_set", "_slot", "_was_set")
+
+    size = 4
+
+    def start_anew(self) -> None:
+        super().start_anew()
+        self._slot, self._is_set, self._flying, self._was_set = 1, 0, 0, 0
+        self.rows[1] = -0.0  # unlike 0.0 it changes nothing it is added to
+        self.rows[0] = 16.0
 
     def reset(self) -> None:
-        self._set: float | None = None
-        self._added = -0.0  # unlike 0.0 it changes nothing it is added to
+        self.operations()
+        self.settle()
+
+    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+        with self.pending.lock:
+            rows[1:] = self.rows[1:]
+            rows[0] = self.rows[0]
+            self.rows, self.record = rows, record
 
     def add(self, amount: float) -> None:
+        number = amount - 0.0  # a float; plus 0.0 would lose the sign of -0.0
         with self.pending.lock:
-            self._added += amount
+            self.rows[self._slot] += number
         self.changed()
 
     def set(self, value: float) -> None:
         with self.pending.lock:
-            self._set = value
-            self._added = -0.0
+            slot, flying = self._slot, self._flying
+            if not self._is_set:
+                slot = 6 - slot - flying if flying else slot % 3 + 1
+            self.rows[slot] = value
+            self.rows[0] = 16 * slot + 8 + 2 * flying + self._was_set
+            self._slot, self._is_set = slot, 1
         self.changed()
 
     def operations(self) -> list[Operation]:
-        base, added = self._set, self._added
-        self._set, self._added = None, -0.0
-        if base is None:
-            return [Operation(Kind.ADD, self.subkey(""), float(added))]
-        return [Operation(Kind.SET, self.subkey(""), float(base + added))]
+        flying, was_set = self._slot, self._is_set
+        slot = flying % 3 + 1
+        self.rows[slot] = -0.0
+        self.rows[0] = 16 * slot + 2 * flying + was_set
+        self._slot, self._is_set, self._flying, self._was_set = slot, 0, flying, was_set
+        return [self._operation(flying, was_set)]
+
+    def settle(self) -> None:
+        with self.pending.lock:
+            self.rows[0] = 16 * self._slot + 8 * self._is_set
+            self._flying = self._was_set = 0
+
+    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        slot, is_set, flying, was_set = _state(self.rows[0])
+        pending = [self._operation(slot, is_set)] if is_set or self.rows[slot] else []
+        if not flying:
+            return [], pending
+        taken = self._operation(flying, was_set)
+        if in_flight:
+            return [taken], pending
+        return [], pending if is_set else [taken._replace(value=self.rows[flying] + self.rows[slot])]
+
+    def _operation(self, slot: int, is_set: int) -> Operation:
+        return Operation(Kind.SET if is_set else Kind.ADD, self.subkey(""), self.rows[slot])
 
 
-class ProcessNumber(Cell):
-    """A gauge with a value for each process: the value of this one, and when it was last set."""
+def _state(number: float) -> tuple[int, int, int, int]:
+    """The state of a `Number`: the slot of updates and whether it sets, that of the batch in flight (0: none) and the same.
 
-    __slots__ = ("_set_at", "_value")
+    It is 16 and 8 times the first two, 2 and 1 times the others. Raises ValueError where it is none.
+    """
+    state = int(number)
+    slot, is_set, flying, was_set = state // 16, state // 8 % 2, state // 2 % 4, state % 2
+    if not 1 <= slot <= 3 or slot == flying:
+        raise ValueError(f"expected the state of a gauge, got {number}")
+    return slot, is_set, flying, was_set
+
+
+class ProcessNumber(Numbers):
+    """A gauge with a value for each process: the value of this one, and when it was last set.
+
+    There are two pairs of a value and a time. The first number says where the pair is that counts.
+    """
+
+    __slots__ = ("_slot",)
+
+    size = 5
+
+    def start_anew(self) -> None:
+        super().start_anew()
+        self._slot = 1
+        self.rows[2] = NEVER
+        self.rows[0] = 1.0
 
     def reset(self) -> None:
-        self._value = 0.0
-        self._set_at: float | None = None
+        self._change(0.0, NEVER)
+
+    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+        with self.pending.lock:
+            rows[1:] = self.rows[1:]
+            rows[0] = self.rows[0]
+            self.rows, self.record = rows, record
 
     def add(self, amount: float) -> None:
         """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
         number = amount + 0.0
-        self._value += number
+        self.rows[self._slot] += number
         if not self.quiet:
             self.changed()
 
     def set(self, value: float) -> None:
         now = time.monotonic()
         with self.pending.lock:
-            self._value = value
-            self._set_at = now
+            self._change(value, now)
         self.changed()
 
+    def _change(self, value: float, set_at: float) -> None:
+        slot = 4 - self._slot
+        self.rows[slot] = value
+        self.rows[slot + 1] = set_at
+        self.rows[0] = self._slot = slot
+
     def operations(self) -> list[Operation]:
-        field = self.pending.family.process_prefix(self.buffer.writer) + self.labels
-        return [Operation(Kind.STAMP, field, Stamped(float(self._value), self._set_at))]
+        value, set_at = self.rows[self._slot], self.rows[self._slot + 1]
+        field = self.family.process_prefix(self.buffer.writer) + self.labels
+        return [Operation(Kind.STAMP, field, Stamped(value, None if set_at == NEVER else set_at))]
+
+    def left(self, _in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        if self.family.live:
+            return [], []
+        self._slot = int(self.rows[0])
+        if self.rows[self._slot + 1] > time.monotonic():  # before the host was started again
+            self.rows[self._slot + 1] = NEVER
+        return [], self.operations()
+
+
+NEVER = -1.0
+"""The time at which a `ProcessNumber` was set that never was."""
 
 
 class Computed(Cell):
@@ -392,8 +642,11 @@ class Computed(Cell):
         super().__init__(pending, labels)
         pending.computed = True
 
-    def reset(self) -> None:
+    def start_anew(self) -> None:
         self._value: float | None = None
+
+    def reset(self) -> None:
+        self.start_anew()
 
     def compute(self) -> None:
         """Call the function; where it fails, the value stays as it was and the error is logged."""
@@ -420,22 +673,41 @@ class Computed(Cell):
 class Text(Cell):
     """An info or an enum: the last text set, or one to start with."""
 
-    __slots__ = ("_first", "_suffix", "_text")
+    __slots__ = ("_first", "_suffix", "_taken", "_text")
 
     def __init__(self, pending: Pending, labels: str, suffix: str, first: str) -> None:
         self._suffix = suffix
         self._first = first
         super().__init__(pending, labels)
 
+    def start_anew(self) -> None:
+        self._text: Note | None = None
+        self._taken: Note | None = None
+
     def reset(self) -> None:
-        self._text: str | None = None
+        for note in self.kept():
+            self.buffer.forget(note)
+        self.start_anew()
+
+    def kept(self) -> Sequence[Kept]:
+        return [note for note in (self._taken, self._text) if note is not None]
 
     def set(self, text: str) -> None:
+        note = Note(self.pending.family, Operation(Kind.SET, self.subkey(self._suffix), text))
         with self.pending.lock:
-            self._text = text
+            before, self._text = self._text, note
+        self.buffer.keep(self)
+        if before is not None:
+            self.buffer.forget(before)
         self.changed()
 
     def operations(self) -> list[Operation]:
-        chosen, self._text = self._text, None
-        kind, text = (Kind.INIT, self._first) if chosen is None else (Kind.SET, chosen)
-        return [Operation(kind, self.subkey(self._suffix), text)]
+        self._taken, self._text = self._text, None
+        if self._taken is None:
+            return [Operation(Kind.INIT, self.subkey(self._suffix), self._first)]
+        return [self._taken.take()]
+
+    def settle(self) -> None:
+        if self._taken is not None:
+            self.buffer.forget(self._taken)
+            self._taken = None

@@ -1,8 +1,8 @@
 """The numbers of this process that are not in the storage yet, in a file that outlives it.
 
 The file is mapped into memory and an update is a store to that memory: it makes no system call, and the kernel keeps what
-was stored when the process is killed. Each series has three rows of numbers: what it counted so far, how much of that went
-into a batch, and how much of that is in the storage. The header says which batch is in flight. So whoever finds the file
+was stored when the process is killed. The numbers of each series say what it gathered, and what of that went into a batch;
+what is to be removed, and texts, have a record each. The header says which batch is in flight. So whoever finds the file
 knows, wherever its owner stopped, what the storage may have and what it cannot have, and sends the same batches again.
 
 A lock on the file (`flock`) shows that its owner lives; it goes with the process, however that ends.
@@ -26,25 +26,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .cells import Buckets, Cell, Observations, Sums, Total
+from .cells import Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total
 from .family import Family
-from .storage import Batch, Storage, Update
+from .storage import FORGET_VALUES_SECONDS, Batch, Kind, Operation, Storage, Update, has_labels
 
 logger = logging.getLogger("pdc")
 
-MAGIC = b"pdcjrnl1"
+MAGIC = b"pdcjrnl2"
 SUFFIX = ".journal"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
-LAST, IN_FLIGHT = 1, 2
-"""Which numbers of 8 bytes in the header are the last sequence that was used, and the one in flight (0: none)."""
-WRITER = slice(24, 96)
+LAST, IN_FLIGHT, SINCE = 1, 2, 3
+"""Which numbers of 8 bytes in the header are the last sequence that was used, the one in flight (0: none), and when the last
+one was begun (Unix seconds)."""
+WRITER = slice(32, 112)
 CHUNK = 64 * 1024
 """Bytes by which a file grows; a record lies in one chunk."""
 ALIGNMENT = 16
 RECORD = struct.Struct("<IIII")
-"""How a record begins: its bytes in all, numbers in a row, bytes of text, and whether it counts."""
-KINDS: dict[str, type[Sums]] = {"counter": Total, "summary": Observations, "histogram": Buckets}
+"""How a record begins: its bytes in all, how many numbers it has, bytes of text, and whether it counts."""
+KINDS: dict[str, type[Numbers]] = {"counter": Total, "summary": Observations}
 
 
 _complaints: set[Path] = set()
@@ -89,21 +90,21 @@ class Journals:
         except OSError as error:
             self._complain(error)
 
-    def keep(self, cell: Cell) -> None:
-        """Have the numbers of a cell in the own journal from now on, if there is one."""
+    def keep(self, kept: Kept) -> None:
+        """Have these numbers in the own journal from now on, if there is one."""
         own = self._own
-        if own is not None and isinstance(cell, Sums) and cell.record is None:
+        if own is not None and kept.record is None:
             try:
-                own.adopt(cell)
+                own.adopt(kept)
             except OSError as error:
                 self._complain(error)
 
-    def forget(self, cell: Cell) -> None:
-        """Take the numbers of a cell out of the own journal."""
-        if self._own is not None and isinstance(cell, Sums) and cell.record is not None:
-            record = cell.record
-            cell.start_anew()
-            self._own.release(record)
+    def forget(self, kept: Kept) -> None:
+        """Take these numbers out of the own journal."""
+        if self._own is not None and kept.record is not None:
+            record = kept.let_go()
+            if record is not None:
+                self._own.release(record)
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
@@ -162,7 +163,7 @@ class Journals:
                 path.unlink()
             return
         try:
-            left = list(batches(content))
+            left = list(batches(content, time.time()))
         except DamagedJournal as error:
             aside = path.rename(path.with_suffix(".damaged"))
             logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
@@ -184,7 +185,8 @@ class Journal:
         self._size = 0
         self._families: dict[Family, int] = {}
         self._free: defaultdict[tuple[int, int], list[memoryview]] = defaultdict(list)
-        self._waiting: deque[Sums] = deque()
+        self._written = 0
+        self._waiting: deque[Kept] = deque()
         self._adopting = threading.Lock()
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,9 +199,9 @@ class Journal:
         first[: len(MAGIC)] = MAGIC
         self._chunk = first[WRITER.stop :]
 
-    def adopt(self, cell: Sums) -> None:
-        """Keep the numbers of a cell from now on. Never waits for another thread. Raises OSError where the disk is full."""
-        self._waiting.append(cell)
+    def adopt(self, kept: Kept) -> None:
+        """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
+        self._waiting.append(kept)
         while self._waiting and self._adopting.acquire(blocking=False):
             try:
                 self._adopt_waiting()
@@ -208,30 +210,33 @@ class Journal:
 
     def _adopt_waiting(self) -> None:
         while self._waiting:
-            cell = self._waiting.popleft()
-            if cell.record is None and not cell.dropped:
-                family = cell.pending.family
+            kept = self._waiting.popleft()
+            if kept.record is None and not kept.dropped:
+                family = kept.family
                 if family not in self._families:
-                    self._write(family.meta, 0)
+                    record, _ = self._write(family.meta, 0)
+                    _let_count(record, counts=True)
                     self._families[family] = len(self._families)
-                text = json.dumps([self._families[family], cell.labels, cell.created])
-                record, rows = self._write(text, cell.width)
-                cell.move(rows, record)
+                self._written += 1
+                text = json.dumps([self._families[family], self._written, *kept.about])
+                record, rows = self._write(text, len(kept.rows))
+                kept.move(rows, record)
+                _let_count(record, counts=True)
 
-    def _write(self, text: str, width: int) -> tuple[memoryview, memoryview[float]]:
-        """Write a record; return it, and its rows, which are 0."""
+    def _write(self, text: str, count: int) -> tuple[memoryview, memoryview[float]]:
+        """Write a record that does not count yet; return it, and its numbers, which are 0."""
         content = text.encode()
         rows_at = RECORD.size + -(-len(content) // 8) * 8
-        size = -(-(rows_at + 3 * width * 8) // ALIGNMENT) * ALIGNMENT
-        record = self._room(size, width)
-        rows = record[rows_at : rows_at + 3 * width * 8].cast("d")
+        size = -(-(rows_at + count * 8) // ALIGNMENT) * ALIGNMENT
+        record = self._room(size, count)
+        rows = record[rows_at : rows_at + count * 8].cast("d")
         rows[:] = memoryview(bytes(rows.nbytes)).cast("d")
         record[RECORD.size : RECORD.size + len(content)] = content
-        RECORD.pack_into(record, 0, size, width, len(content), 1)
+        RECORD.pack_into(record, 0, size, count, len(content), 0)
         return record, rows
 
-    def _room(self, size: int, width: int) -> memoryview:
-        if free := self._free[size, width]:
+    def _room(self, size: int, count: int) -> memoryview:
+        if free := self._free[size, count]:
             return free.pop()
         if len(self._chunk) < size:
             following = self._grow(size)
@@ -252,14 +257,14 @@ class Journal:
         return chunk
 
     def release(self, record: memoryview) -> None:
-        """Forget a series, whose cell has let go of its rows."""
-        size, width, length, _ = RECORD.unpack_from(record)
-        RECORD.pack_into(record, 0, size, width, length, 0)
-        self._free[size, width].append(record)
+        """Forget numbers that have been let go of."""
+        size, count = _let_count(record, counts=False)
+        self._free[size, count].append(record)
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
         self._header[LAST] = sequence
+        self._header[SINCE] = int(time.time())
         self._header[IN_FLIGHT] = sequence
 
     def end(self) -> None:
@@ -278,66 +283,120 @@ class Journal:
         os.close(self._file)
 
 
+def _let_count(record: memoryview, *, counts: bool) -> tuple[int, int]:
+    """Say whether a record counts; return its bytes, and how many numbers it has."""
+    size, count, length, _ = RECORD.unpack_from(record)
+    RECORD.pack_into(record, 0, size, count, length, counts)
+    return size, count
+
+
 def _content(file: int) -> bytes:
     with os.fdopen(os.dup(file), "rb") as opened:
         opened.seek(0)
         return opened.read()
 
 
-def batches(content: bytes) -> Iterator[Batch]:
-    """What a journal of that content has to send, in batches as its owner would have. Raises DamagedJournal."""
+def batches(content: bytes, now: float) -> Iterator[Batch]:
+    """What a journal of that content has to send, in batches as its owner would have. Raises DamagedJournal.
+
+    `now` is the time in Unix seconds: by when the storage has counted the values of a dead process as they were last sent,
+    they are not sent any more.
+    """
     if len(content) < WRITER.stop or content[: len(MAGIC)] != MAGIC:
         raise DamagedJournal(f"expected a file that starts with {MAGIC!r}, got {content[: len(MAGIC)]!r}")
-    header = memoryview(content)[: WRITER.stop - WRITER.stop % 8].cast("Q")
+    header = memoryview(content)[: WRITER.stop].cast("Q")
     last, in_flight = header[LAST], header[IN_FLIGHT]
     writer = content[WRITER].rstrip(b"\0").decode("ascii", "replace")
-    series = list(_series(content))
-    steps = [(in_flight, 1, 2), (last + 1, 0, 1)] if in_flight else [(last + 1, 0, 2)]
-    names: set[str] = set()
-    for sequence, now, then in steps:
+    counted = header[SINCE] < now - FORGET_VALUES_SECONDS
+    families, entries = _entries(content, writer, in_flight=bool(in_flight))
+    for sequence, operations in ((in_flight, 0), (last + 1, 1)):
         updates: dict[str, Update] = {}
-        for family, cell, rows in series:
-            gained = cell.gained(rows[now], rows[then])
-            if any(gained):
-                update = updates.setdefault(family.name, Update(family.name, family.meta, []))
-                update.operations.extend(cell.additions(gained))
-        names.update(updates)
-        if updates:
-            yield Batch(writer, sequence, list(updates.values()))
-    yield Batch(writer, last + 2, [Update(name, "", []) for name in sorted(names)], leaving=True)
+        for family, *left in entries:
+            update = updates.setdefault(family.name, Update(family.name, family.meta, []))
+            update.operations.extend(each for each in left[operations] if not (counted and each.kind is Kind.STAMP))
+        if any(update.operations for update in updates.values()):
+            yield Batch(writer, sequence, [update for update in updates.values() if update.operations])
+    yield Batch(writer, last + 2, [Update(name, "", []) for name in sorted({family.name for family in families})], leaving=True)
 
 
-def _series(content: bytes) -> Iterator[tuple[Family, Sums, list[list[float]]]]:
-    """The series of a journal: family, a cell to spell its operations, and the three rows."""
+_Left = tuple[Family, list[Operation], list[Operation]]
+"""A family, what was in the batch in flight, and the rest."""
+
+
+def _entries(content: bytes, writer: str, *, in_flight: bool) -> tuple[list[Family], list[_Left]]:
+    """The families of a journal, and what its entries have to send, in the order in which they were written."""
     families: list[Family] = []
+    written: dict[int, Note | Numbers] = {}
+    for at, text, rows in sorted(_records(content), key=lambda record: len(record[2]) > 0):  # families first
+        try:
+            if len(rows):
+                number, serial, *about = json.loads(text)
+                written[int(serial)] = _kept(families[number], writer, about, rows)
+            else:
+                families.append(Family.from_meta(text.decode()))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DamagedJournal(f"the record at byte {at} says {text[:80]!r}") from error
+    try:
+        entries = _without_removed([written[serial] for serial in sorted(written)])
+        return families, [(each.family, *each.left(in_flight)) for each in entries]
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DamagedJournal(f"a record has impossible numbers or labels: {error}") from error
+
+
+def _records(content: bytes) -> Iterator[tuple[int, bytes, memoryview[float]]]:
+    """Where the records that count are, their texts, and their numbers."""
     at = WRITER.stop
     while at + RECORD.size <= len(content):
-        size, width, length, counts = RECORD.unpack_from(content, at)
+        size, count, length, counts = RECORD.unpack_from(content, at)
         if size == 0:
             return
         rows_at = at + RECORD.size + -(-length // 8) * 8
-        if size % ALIGNMENT or rows_at + 3 * width * 8 > at + size or at + size > len(content):
-            raise DamagedJournal(f"the record at byte {at} has an impossible size ({size} bytes, {width} numbers a row)")
-        text = content[at + RECORD.size : at + RECORD.size + length]
-        try:
-            if not width and length:
-                families.append(Family.from_meta(text.decode()))
-            elif counts:
-                number, labels, created = json.loads(text)
-                family = families[number]
-                numbers = struct.unpack_from(f"={3 * width}d", content, rows_at)
-                rows = [list(numbers[row * width : (row + 1) * width]) for row in range(3)]
-                yield family, _cell(family, labels, created, width), rows
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise DamagedJournal(f"the record at byte {at} says {text[:80]!r}") from error
+        if size % ALIGNMENT or rows_at + count * 8 > at + size or at + size > len(content):
+            raise DamagedJournal(f"the record at byte {at} has an impossible size ({size} bytes, {count} numbers)")
+        if counts:
+            rows = memoryview(bytearray(content[rows_at : rows_at + count * 8])).cast("d")
+            yield at, content[at + RECORD.size : at + RECORD.size + length], rows
         at += size
 
 
-def _cell(family: Family, labels: str, created: float, width: int) -> Sums:
-    pending: Any = SimpleNamespace(buffer=None, family=family, lock=threading.RLock())
-    bounds = ([float(bound) for bound in family.bounds],) if family.type == "histogram" else ()
-    cell: Sums = KINDS[family.type](pending, labels, *bounds)
-    if cell.width != width:
-        raise ValueError(width)
-    cell.created = created
-    return cell
+def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]) -> Note | Numbers:
+    """What the record is of."""
+    kept: Note | Numbers
+    if len(about) == 3:
+        kept = Note(family, Operation(Kind(about[0]), str(about[1]), about[2]))
+    else:
+        labels, created = about
+        kept = _cell(family, writer, str(labels))
+        kept.created = float(created)
+    if len(kept.rows) != len(rows):
+        raise ValueError(f"expected {len(kept.rows)} numbers, got {len(rows)}")
+    kept.rows = rows
+    return kept
+
+
+def _cell(family: Family, writer: str, labels: str) -> Numbers:
+    pending: Any = SimpleNamespace(buffer=SimpleNamespace(writer=writer), family=family, lock=threading.RLock())
+    if family.type == "histogram":
+        return Buckets(pending, labels, tuple(map(float, family.bounds)))
+    if family.type == "gauge":
+        return (Number if family.mode == "shared" else ProcessNumber)(pending, labels)
+    return KINDS[family.type](pending, labels)
+
+
+def _without_removed(written: list[Note | Numbers]) -> list[Note | Numbers]:
+    """What was written, in this order, without what a later removal or reset puts an end to: that may not have ended."""
+    left: list[Note | Numbers] = []
+    removed: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    reset: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    for each in reversed(written):
+        name = each.family.name
+        if isinstance(each, Numbers):
+            ended = any(has_labels(each.labels, labels) for labels in removed[name] + reset[name])
+        else:
+            kind, field, _ = each.operation
+            ended = kind is not Kind.DELETE and any(has_labels(field, labels) for labels in removed[name])
+            if kind is Kind.DELETE or each.family.type == "counter":
+                (removed if kind is Kind.DELETE else reset)[name].append(dict(json.loads(field[field.index("{") :])))
+        if not ended:
+            left.append(each)
+    return left[::-1]

@@ -129,8 +129,7 @@ class StoredMetric(MetricWrapperBase):
             if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
         ]
         removed = [self._metrics.pop(values, None) for values in doomed]
-        self._pending.drop([child._cell for child in removed if child is not None])
-        self._pending.remove(dump(wanted))
+        self._pending.remove(dump(wanted), [child._cell for child in removed if child is not None])
 
     def collect(self) -> Iterable[Metric]:
         """Read the metric from the storage, with what this process has pending.

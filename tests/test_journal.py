@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.exposition
+from pdc.buffer import Buffer
+from pdc.journal import Journals, batches
+from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, has_labels
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,6 +35,9 @@ setup(flush_interval=INTERVAL, journal="journals")
 counter = pdc.Counter("hits", "Hits.", ["by"])
 wait = pdc.Histogram("wait", "Wait.", buckets=[1, 2])
 size = pdc.Summary("size", "Size.")
+level = pdc.Gauge("level", "Level.")
+latest = pdc.Gauge("latest", "Latest.")
+each = pdc.Gauge("each", "Of each.", multiprocess_mode="sum")
 acknowledged = memoryview(mmap.mmap(-1, 8)).cast("Q")
 
 def work():
@@ -36,6 +46,9 @@ def work():
         child.inc()
         wait.observe(1.5)
         size.observe(3)
+        level.inc()
+        each.inc()
+        latest.set(acknowledged[0] + 1)
         acknowledged[0] += 1
 
 for _ in range(ROUNDS):
@@ -63,8 +76,9 @@ def test_what_was_acknowledged_before_a_kill_is_counted(
     """Fifty processes that are killed at any moment lose nothing: what is in flight at that moment is in or out."""
     acknowledged, found = json.loads(run_script(COUNT.format(rounds=50, interval=interval), storage=storage).stdout)
     assert acknowledged > 1000
-    for name in ("hits_total", "wait_count", "wait_bucket2.0", "size_count"):
+    for name in ("hits_total", "wait_count", "wait_bucket2.0", "size_count", "level", "each"):
         assert acknowledged <= found[name] <= acknowledged + 50
+    assert acknowledged <= found["latest"] <= acknowledged + 1
     assert found["wait_sum"] == pytest.approx(1.5 * found["wait_count"], abs=1.5 * 50)
     assert not any(any(path.read_bytes()[:8]) for path in (tmp_path / "journals").iterdir())  # but for some just begun
 
@@ -191,10 +205,9 @@ hits.inc(5)
 pdc.flush()
 time.sleep(0.5)  # the thread that flushes has begun to wait
 hits.inc(7)
-child = os.fork()
-if child == 0:
+if os.fork() == 0:
+    print(os.getpid(), flush=True)  # by now it has let go of the journal
     time.sleep(60)
-print(child, flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -214,9 +227,9 @@ os.kill(os.getpid(), signal.SIGSTOP)
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda content: b"pdcjrnl2" + content[8:], "expected a file that starts with"),
+        (lambda content: b"pdcjrnl3" + content[8:], "expected a file that starts with"),
         (lambda content: content[:200], "impossible size"),
-        (lambda content: content[:96] + b"\xff" * 64 + content[160:], "impossible size"),
+        (lambda content: content[:112] + b"\xff" * 64 + content[176:], "impossible size"),
         (lambda content: content.replace(b"path", b"pa\xff\xff"), "says"),
     ],
     ids=["later version", "truncated", "overwritten", "no JSON"],
@@ -245,3 +258,230 @@ def test_without_a_folder_updates_are_in_memory(journal: Journal) -> None:
     journal.folder.chmod(0o777)
     assert "only its owner may write" in journal.leave('hits.labels("/").inc(5)\npdc.flush()')
     assert journal.send() == {("/",): 10.0}
+
+
+EVERY_KIND = """
+level = pdc.Gauge("level", "Shared.")
+least = pdc.Gauge("least", "Of each process.", multiprocess_mode="min")
+recent = pdc.Gauge("recent", "Of the last process.", multiprocess_mode="mostrecent")
+busy = pdc.Gauge("busy", "Of living processes.", multiprocess_mode="livesum")
+about = pdc.Info("about", "Versions.")
+state = pdc.Enum("state", "What it does.", states=["idle", "working"])
+starts = pdc.Counter("starts", "Starts.")
+def begin():
+    level.set(10)
+    least.set(4)
+    recent.set(5)
+    busy.set(6)
+    about.info({"version": "1"})
+    starts.inc(7)
+    hits.labels("/old").inc(8)
+    hits.labels("/kept").inc(9)
+begin()
+pdc.flush()
+level.inc(2.5)
+level.dec(0.5)
+least.set(3)
+recent.set(1)
+busy.set(2)
+about.info({"version": "2"})
+about.info({"version": "3"})
+state.state("working")
+starts.reset()
+starts.inc(4)
+hits.labels("/old").inc(50)
+hits.remove("/old")
+hits.labels("/old").inc()
+"""
+
+
+def test_metrics_of_every_kind_outlive_a_kill(journal: Journal) -> None:
+    """Gauges, texts, resets and removals of the last interval are sent in their order; live values go with the process."""
+    journal.leave(EVERY_KIND)
+    assert journal.send() == {("/old",): 1.0, ("/kept",): 9.0}
+    shown = set(pdc.generate_latest().decode().splitlines())
+    assert shown >= {
+        "level 12.0",
+        "least 3.0",
+        "recent 1.0",
+        'about_info{version="3"} 1.0',
+        'state{state="working"} 1.0',
+        "starts_total 4.0",
+    }
+    assert not any(line.startswith("busy ") for line in shown)
+    journal.leave("level = pdc.Gauge('level', 'Shared.')\nlevel.set(1)\npdc.flush()\nlevel.inc(5)")
+    journal.leave("level = pdc.Gauge('level', 'Shared.')\nlevel.inc(0.5)")
+    journal.send()
+    assert "level 6.5" in pdc.generate_latest().decode().splitlines()
+
+
+def test_values_that_were_counted_since_are_not_sent_again(journal: Journal) -> None:
+    """A day after a kill the storage has counted the values of the process as it knew them: what is older stays out."""
+    journal.leave("""
+        total = pdc.Gauge("total", "Of all processes.", multiprocess_mode="sum")
+        total.set(5)
+        hits.labels("/").inc(2)
+        """)
+    (path,) = journal.folder.iterdir()
+    content = path.read_bytes()
+    ages = (0, 90_000)
+    kinds = [{each.kind for batch in batches(content, time.time() + age) for each in _operations(batch)} for age in ages]
+    assert [Kind.STAMP in found for found in kinds] == [True, False]
+    assert all(Kind.ADD in found for found in kinds)
+
+
+def _operations(batch: Batch) -> list[Operation]:
+    return [operation for update in batch.updates for operation in update.operations]
+
+
+class Model:
+    """A storage in memory, that can be copied."""
+
+    identity = "model"
+
+    def __init__(self, values: dict[str, Any] | None = None, last: int = 0) -> None:
+        self.values: dict[str, Any] = dict(values or {})
+        self.last = last
+
+    def copy(self) -> Model:
+        """One that has the same."""
+        return Model(self.values, self.last)
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Do what a batch says, once, and all of it in one step."""
+        values = dict(self.values)
+        if batch.sequence > self.last:
+            for update in batch.updates:
+                for _, operations in update.by_kind():
+                    for operation in operations:
+                        _do(values, update.name, operation)
+        self.values, self.last = values, max(self.last, batch.sequence)
+        return Outcome(set(), {}, {})
+
+    def read(self, names: Collection[str] | None = None) -> Snapshot:
+        """Nobody reads here."""
+        raise NotImplementedError(names)
+
+    def delete(self) -> None:
+        """Nobody deletes here."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def state(self) -> dict[str, Any]:
+        """What differs from what was never updated, but for times, and for what pdc tells of itself."""
+        untold = re.compile("pdc_|.* _created:")
+        return {place: value for place, value in self.values.items() if value not in (0, "{}") and not untold.match(place)}
+
+
+def _do(values: dict[str, Any], name: str, operation: Operation) -> None:
+    kind, field, value = operation
+    place = f"{name} {field}"
+    if kind is Kind.DELETE:
+        wanted = json.loads(field)
+        for known in [known for known in values if known.startswith(f"{name} ") and has_labels(known, wanted)]:
+            del values[known]
+    elif kind is Kind.ADD:
+        values[place] = values.get(place, 0.0) + value
+    elif kind is not Kind.INIT or place not in values:
+        values[place] = value.number if isinstance(value, Stamped) else value
+
+
+def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """After each bytecode of updates and flushes, storage and journal together hold all updates that ended.
+
+    That in progress is in or out; what is sent again does not count again.
+    """
+    buffer, model, journals = Buffer(), Model(), Journals(tmp_path, "model")
+    modules = {
+        name: type(name, (getattr(pdc, name),), {"buffer": buffer}) for name in ("Counter", "Gauge", "Histogram", "Info")
+    }
+    hits = modules["Counter"]("hits", "Hits.", ["path"], registry=registry)
+    wait = modules["Histogram"]("wait", "Wait.", buckets=[1], registry=registry)
+    level = modules["Gauge"]("level", "Level.", registry=registry)
+    total = modules["Gauge"]("total", "Total.", registry=registry, multiprocess_mode="sum")
+    about = modules["Info"]("about", "About.", registry=registry)
+    buffer.attach(model, 3600.0, None, threaded=False, journals=journals)
+    child = hits.labels("/a")
+    program: list[Callable[[], Any]] = [
+        lambda: child.inc(1),
+        lambda: level.set(10),
+        lambda: level.inc(2),
+        buffer.flush,
+        lambda: level.inc(4),
+        lambda: level.set(20),
+        lambda: wait.observe(0),  # of another value, a kill may leave the sum without the count
+        lambda: total.set(7),
+        lambda: total.inc(1),
+        lambda: about.info({"version": "1"}),
+        lambda: about.info({"version": "2"}),
+        buffer.flush,
+        lambda: child.inc(5),
+        lambda: hits.labels("/b").inc(6),
+        lambda: level.inc(3),
+        lambda: about.info({"version": "3"}),
+        lambda: hits.remove("/a"),
+        lambda: hits.labels("/a").inc(8),
+        buffer.flush,
+        lambda: level.dec(1),
+        lambda: hits.labels("/a").inc(1),
+        lambda: hits.labels("/b").inc(7),
+        lambda: hits.labels("/b").reset(),
+        lambda: hits.labels("/b").inc(1),
+        lambda: hits.labels("/b").reset(),
+        lambda: hits.labels("/b").inc(2),
+        buffer.flush,
+    ]
+    (path,) = tmp_path.iterdir()
+
+    def left() -> dict[str, Any]:
+        storage = model.copy()
+        for batch in batches(path.read_bytes(), time.time()):
+            storage.apply(batch)
+        return storage.state()
+
+    for step, update in enumerate(program):
+        before, seen = left(), _states_during(update, path, model)
+        after = left()
+        found = []
+        for content, storage in seen:
+            for batch in batches(content, time.time()):
+                storage.apply(batch)
+            found.append(storage.state())
+        assert len(found) > 1, step
+        assert [state for state in found if state not in (before, after)] == [], (step, before, after)
+        assert (before == after) == (update == buffer.flush), step
+    buffer.detach()
+    values = {place.replace(buffer.writer, "me"): value for place, value in model.state().items()}
+    assert values == {
+        'hits _total:{"path":"/a"}': 9.0,
+        'hits _total:{"path":"/b"}': 2.0,
+        'wait _bucket:{"le":"1.0"}': 1.0,
+        "level :{}": 22.0,
+        "total #sum:me:{}": 8.0,
+        "about _info:{}": '{"version":"3"}',
+    }
+
+
+def _states_during(update: Callable[[], Any], path: Path, model: Model) -> list[tuple[bytes, Model]]:
+    """The different states of the journal and the storage after each bytecode of pdc that an update runs."""
+    states: dict[tuple[bytes, int], Model] = {}
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if "/pdc/" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            content = path.read_bytes()
+            if (content, model.last) not in states:
+                states[content, model.last] = model.copy()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        update()
+    finally:
+        sys.settrace(before)
+    return [(content, storage) for (content, _), storage in states.items()]
