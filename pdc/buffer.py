@@ -549,6 +549,8 @@ class Buffer:
     def _failed(self, error: Exception) -> None:
         if self.write_through:  # nothing was pending till now
             self._open_journal()
+        if self._journals is not None:
+            self._journals.failed()
         if self._down is None:
             self._say(logging.WARNING, f"metrics cannot be sent and are kept in memory until they can: {error}")
         self._down = error

@@ -380,8 +380,8 @@ class Sums(Numbers):
             self.begin_again()
 
     def begin_again(self) -> None:
-        """Count the first number from 0 again."""
-        self.rows[0] = self.rows[self.width] = self.rows[2 * self.width] = 0.0
+        """Count the first number from 0 again; the total goes last, or who finds the rest would subtract what is infinite."""
+        self.rows[2 * self.width] = self.rows[self.width] = self.rows[0] = 0.0
 
     def gained(self, now: Sequence[float], then: Sequence[float]) -> list[float]:
         """What each number gained; of one that was infinite and is, or that did not change, what changes nothing."""

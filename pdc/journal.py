@@ -28,7 +28,7 @@ from typing import Any
 
 from .cells import Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total
 from .family import Family
-from .storage import FORGET_VALUES_SECONDS, Batch, Kind, Operation, Storage, Update, has_labels
+from .storage import FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Kind, Operation, Storage, StorageError, Update
 
 logger = logging.getLogger("pdc")
 
@@ -36,10 +36,10 @@ MAGIC = b"pdcjrnl2"
 SUFFIX = ".journal"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
-LAST, IN_FLIGHT, SINCE = 1, 2, 3
-"""Which numbers of 8 bytes in the header are the last sequence that was used, the one in flight (0: none), and when the last
-one was begun (Unix seconds)."""
-WRITER = slice(32, 112)
+LAST, IN_FLIGHT, SINCE, SENDING, SENT_AT = 1, 2, 3, 4, 5
+"""Which numbers of 8 bytes in the header are the last sequence that was used, the one in flight (0: none), when the last one
+was begun (Unix seconds), the one that somebody, not only the owner, is sending right now (0: none), and since when."""
+WRITER = slice(48, 112)
 CHUNK = 64 * 1024
 """Bytes by which a file grows; a record lies in one chunk."""
 ALIGNMENT = 16
@@ -111,6 +111,11 @@ class Journals:
         if self._own is not None:
             self._own.begin(sequence)
 
+    def failed(self) -> None:
+        """Note that the batch in flight is not being sent for now."""
+        if self._own is not None:
+            self._own.failed()
+
     def end(self) -> None:
         """Note that no batch is in flight; the rows say what is in the storage."""
         if self._own is not None:
@@ -150,20 +155,10 @@ class Journals:
                 os.close(file)
 
     def _replay(self, path: Path, file: int, storage: Storage) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # its owner lives
-            return
-        found = os.fstat(file)
-        if found.st_nlink == 0:  # another process has sent it
-            return
-        content = _content(file)
-        if not any(content[: len(MAGIC)]):
-            if found.st_mtime < time.time() - BEGIN_SECONDS:
-                path.unlink()
+        if not _is_left(path, file):
             return
         try:
-            left = list(batches(content, time.time()))
+            left = list(batches(_content(file), time.time()))
         except DamagedJournal as error:
             aside = path.rename(path.with_suffix(".damaged"))
             logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
@@ -171,7 +166,31 @@ class Journals:
         for batch in left:
             if batch.leaving:  # it takes along the marks by which the storage knows the others
                 path.unlink()
-            storage.apply(batch)
+            _note_sending(file, batch.sequence)
+            try:
+                storage.apply(batch)
+            except StorageError:
+                _note_sending(file, 0)
+                raise
+
+
+def _is_left(path: Path, file: int) -> bool:
+    """Whether its owner is dead and nobody has sent it; it is locked then. Removes one that was never begun."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    found = os.fstat(file)
+    if found.st_nlink == 0:
+        return False
+    begun = any(os.pread(file, len(MAGIC), 0))
+    if not begun and found.st_mtime < time.time() - BEGIN_SECONDS:
+        path.unlink()
+    return begun
+
+
+def _note_sending(file: int, sequence: int) -> None:
+    os.pwrite(file, struct.pack("=QQ", sequence, int(time.time())), SENDING * 8)
 
 
 class Journal:
@@ -264,12 +283,18 @@ class Journal:
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
         self._header[LAST] = sequence
-        self._header[SINCE] = int(time.time())
+        self._header[SINCE] = self._header[SENT_AT] = int(time.time())
+        self._header[SENDING] = sequence
         self._header[IN_FLIGHT] = sequence
+
+    def failed(self) -> None:
+        """Note that the batch in flight is not being sent for now."""
+        self._header[SENDING] = 0
 
     def end(self) -> None:
         """Note that no batch is in flight; the rows say what is in the storage."""
         self._header[IN_FLIGHT] = 0
+        self._header[SENDING] = 0
 
     def close(self, *, keep: bool) -> None:
         """Let go of the file, and leave it to the next process of this host if there is anything to `keep`."""
@@ -300,7 +325,8 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
     """What a journal of that content has to send, in batches as its owner would have. Raises DamagedJournal.
 
     `now` is the time in Unix seconds: by when the storage has counted the values of a dead process as they were last sent,
-    they are not sent any more.
+    they are not sent any more. Neither is a batch whose sender was killed in the middle of it, once the storage may have
+    forgotten whether it has that: what nobody can know shall not count twice.
     """
     if len(content) < WRITER.stop or content[: len(MAGIC)] != MAGIC:
         raise DamagedJournal(f"expected a file that starts with {MAGIC!r}, got {content[: len(MAGIC)]!r}")
@@ -309,13 +335,23 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
     writer = content[WRITER].rstrip(b"\0").decode("ascii", "replace")
     counted = header[SINCE] < now - FORGET_VALUES_SECONDS
     families, entries = _entries(content, writer, in_flight=bool(in_flight))
+    sending, forgotten = header[SENDING], not 0 <= now - header[SENT_AT] <= FORGET_WRITER_SECONDS
     for sequence, operations in ((in_flight, 0), (last + 1, 1)):
+        if sequence < sending:  # who found the file before, and was killed too, had sent this one
+            continue
         updates: dict[str, Update] = {}
         for family, *left in entries:
             update = updates.setdefault(family.name, Update(family.name, family.meta, []))
             update.operations.extend(each for each in left[operations] if not (counted and each.kind is Kind.STAMP))
-        if any(update.operations for update in updates.values()):
-            yield Batch(writer, sequence, [update for update in updates.values() if update.operations])
+        found = [update for update in updates.values() if update.operations]
+        if found and sequence == sending and forgotten:
+            logger.warning(
+                "a process was killed so long ago that the storage cannot tell whether it has what was on the way; that is "
+                "dropped, so that nothing counts twice: %s",
+                ", ".join(update.name for update in found),
+            )
+        elif found:
+            yield Batch(writer, sequence, found)
     yield Batch(writer, last + 2, [Update(name, "", []) for name in sorted({family.name for family in families})], leaving=True)
 
 
@@ -386,17 +422,35 @@ def _cell(family: Family, writer: str, labels: str) -> Numbers:
 def _without_removed(written: list[Note | Numbers]) -> list[Note | Numbers]:
     """What was written, in this order, without what a later removal or reset puts an end to: that may not have ended."""
     left: list[Note | Numbers] = []
-    removed: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
-    reset: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    removed: defaultdict[str, _Selectors] = defaultdict(_Selectors)
+    reset: defaultdict[str, _Selectors] = defaultdict(_Selectors)
     for each in reversed(written):
         name = each.family.name
         if isinstance(each, Numbers):
-            ended = any(has_labels(each.labels, labels) for labels in removed[name] + reset[name])
+            labels = dict(json.loads(each.labels))
+            ended = removed[name].match(labels) or reset[name].match(labels)
         else:
             kind, field, _ = each.operation
-            ended = kind is not Kind.DELETE and any(has_labels(field, labels) for labels in removed[name])
+            labels = dict(json.loads(field[field.index("{") :]))
+            ended = kind is not Kind.DELETE and removed[name].match(labels)
             if kind is Kind.DELETE or each.family.type == "counter":
-                (removed if kind is Kind.DELETE else reset)[name].append(dict(json.loads(field[field.index("{") :])))
+                (removed if kind is Kind.DELETE else reset)[name].add(labels)
         if not ended:
             left.append(each)
     return left[::-1]
+
+
+class _Selectors:
+    """Labels of which a series must have all of one set, found without looking at each: there may be thousands."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[tuple[str, ...], set[tuple[Any, ...]]] = defaultdict(set)
+
+    def add(self, wanted: dict[str, Any]) -> None:
+        """Look for these too."""
+        names = tuple(sorted(wanted))
+        self._values[names].add(tuple(wanted[name] for name in names))
+
+    def match(self, labels: dict[str, Any]) -> bool:
+        """Whether a series with these labels is looked for."""
+        return any(tuple(labels.get(name) for name in names) in values for names, values in self._values.items())

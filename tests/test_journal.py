@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -22,7 +24,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.exposition
 from pdc.buffer import Buffer
-from pdc.journal import Journals, batches
+from pdc.journal import SENT_AT, SINCE, Journals, batches
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, has_labels
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -330,6 +332,42 @@ def test_values_that_were_counted_since_are_not_sent_again(journal: Journal) -> 
     assert all(Kind.ADD in found for found in kinds)
 
 
+@pytest.mark.parametrize(
+    ("stop", "age", "expected"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 60, 15.0),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 7200, 10.0),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -60, 10.0),
+        ("raise pdc.StorageError('the storage is down')", 7200, 15.0),
+    ],
+    ids=["killed while it sent", "an hour ago", "before the clock was put back", "killed after that had failed"],
+)
+def test_what_was_on_the_way_an_hour_ago_is_dropped(
+    journal: Journal, caplog: pytest.LogCaptureFixture, stop: str, age: int, expected: float
+) -> None:
+    """Nobody knows any more whether the storage had that, so it cannot count twice; it is sent where sending had failed."""
+    journal.leave(f"""
+        hits.labels("/").inc(1)
+        pdc.flush()
+        def stopped(batch):
+            hits.labels("/").inc(9)
+            {stop}
+        pdc.config.DEFAULT.storage.apply = stopped
+        hits.labels("/").inc(5)
+        try:
+            pdc.flush()
+        except pdc.StorageError:
+            pass
+        """)
+    (path,) = journal.folder.iterdir()
+    content = bytearray(path.read_bytes())
+    for place in (SINCE, SENT_AT):
+        struct.pack_into("=Q", content, 8 * place, int(time.time()) - age)
+    path.write_bytes(content)
+    assert journal.send() == {("/",): expected}
+    assert ("what was on the way" in caplog.text) == (expected == 10.0)
+
+
 def _operations(batch: Batch) -> list[Operation]:
     return [operation for update in batch.updates for operation in update.operations]
 
@@ -431,6 +469,7 @@ def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Pa
         lambda: hits.labels("/b").inc(1),
         lambda: hits.labels("/b").reset(),
         lambda: hits.labels("/b").inc(2),
+        lambda: hits.labels("/c").inc(math.inf),
         buffer.flush,
     ]
     (path,) = tmp_path.iterdir()
@@ -457,6 +496,7 @@ def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Pa
     assert values == {
         'hits _total:{"path":"/a"}': 9.0,
         'hits _total:{"path":"/b"}': 2.0,
+        'hits _total:{"path":"/c"}': math.inf,
         'wait _bucket:{"le":"1.0"}': 1.0,
         "level :{}": 22.0,
         "total #sum:me:{}": 8.0,
@@ -485,3 +525,34 @@ def _states_during(update: Callable[[], Any], path: Path, model: Model) -> list[
     finally:
         sys.settrace(before)
     return [(content, storage) for (content, _), storage in states.items()]
+
+
+def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """Killed after a batch of it, that is not sent again by the next one, also when the storage has forgotten it by then."""
+    buffer, model = Buffer(), Model()
+    hits = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", registry=registry)
+    buffer.attach(model, 3600.0, None, threaded=False, journals=Journals(tmp_path / "own", "model"))
+    hits.inc(5)
+    (path,) = (tmp_path / "own").iterdir()
+    left = tmp_path / path.name
+    left.write_bytes(path.read_bytes())  # as of a process that was killed now
+
+    class Killed(BaseException):
+        pass
+
+    class Last(Model):
+        def apply(self, batch: Batch) -> Outcome:
+            model.apply(batch)
+            raise Killed
+
+    with pytest.raises(Killed):
+        Journals(tmp_path, "model").replay(Last())
+    model.last = 0
+    content = bytearray(left.read_bytes())
+    struct.pack_into("=Q", content, 8 * SENT_AT, int(time.time()) - 7200)
+    left.write_bytes(content)
+    Journals(tmp_path, "model").replay(model)
+    assert not left.exists()
+    assert model.state() == {"hits _total:{}": 5.0}
+    hits.reset()
+    buffer.detach()
