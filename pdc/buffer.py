@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .cells import Cell, Entry, Kept, Once, Pending, numbers
+from .cells import Cell, Entry, Kept, Pending, Removal, numbers
 from .family import LEASE_SECONDS, Family
 from .health import BATCHES_RETRIED, Health
 from .journal import Journals
@@ -530,7 +530,7 @@ class Buffer:
 
     def _kept(self) -> list[Kept]:
         """All that belongs in a journal; removals first, since they are older than the series that there are."""
-        entries: list[Entry] = [entry for entry in (*self._taken, *self._queue.copy()) if isinstance(entry, Once)]
+        entries: list[Entry] = [entry for entry in (*self._taken, *self._queue.copy()) if isinstance(entry, Removal)]
         for pending in self._all_metrics():
             entries.extend(list(pending.cells))
         return [kept for entry in entries for kept in entry.kept()]

@@ -70,8 +70,8 @@ class Pending:
         self.lock = threading.RLock()
         """Of the cells, for moments in which nothing else can run in the same thread; see `Cell`."""
         self.cells: dict[Cell, None] = {}
-        self.waiting: dict[Operation, Once] = {}
-        """What waits to be sent once, by its first operation."""
+        self.removals: dict[str, Removal] = {}
+        """Those that wait to be sent, by selector."""
         self.computed = False
         self.pending = self
         buffer.adopt(self)
@@ -109,23 +109,18 @@ class Pending:
 
     def remove(self, selector: str, cells: Iterable[Cell] = ()) -> None:
         """Remove every series of the storage whose labels include those of `selector` (JSON), and forget these `cells`."""
-        self.once(Operation(Kind.DELETE, selector), then=lambda: self.drop(cells))
-
-    def once(self, *operations: Operation, then: Callable[[], None]) -> None:
-        """Have the storage do these operations before what is gathered from now on; `then` changes the cells accordingly."""
         with self.lock:
-            waiting = self.waiting.get(operations[0])
-            entry = self.waiting[operations[0]] = waiting or Once(self, operations)
-            entry.renew(operations)
-            self.buffer.keep(entry)
-            then()
+            waiting = self.removals.get(selector)
+            removal = self.removals[selector] = waiting or Removal(self, selector)
+            self.buffer.keep(removal)
+            self.drop(cells)
         if waiting is None:
-            self.buffer.declare(entry)
+            self.buffer.declare(removal)
 
     def discard(self) -> None:
         """Drop what has been gathered."""
         with self.lock:
-            self.waiting.clear()
+            self.removals.clear()
             for cell in list(self.cells):
                 cell.queued = cell.quiet = False
                 cell.reset()
@@ -149,12 +144,16 @@ class Note:
         self.family = family
         self.operation = operation
         self.rows = numbers(1)
-        """Whether it is in a batch."""
         self.record: memoryview | None = None
 
     @property
     def about(self) -> list[Any]:
         return list(self.operation)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether it is in a batch."""
+        return bool(self.rows[0])
 
     def take(self) -> Operation:
         """Hand it over."""
@@ -170,32 +169,26 @@ class Note:
         return record
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        return ([self.operation], []) if in_flight and self.rows[0] else ([], [self.operation])
+        return ([self.operation], []) if in_flight and self.is_taken else ([], [self.operation])
 
 
-class Once:
-    """Operations that are sent once, such as a removal: an entry of their own, so that they keep their place among updates."""
+class Removal:
+    """The removal of series, as an entry of its own, so that it keeps its place among the updates."""
 
-    def __init__(self, pending: Pending, operations: Sequence[Operation]) -> None:
+    def __init__(self, pending: Pending, selector: str) -> None:
         self.pending = pending
-        self._notes = [Note(pending.family, operation) for operation in operations]
-
-    def renew(self, operations: Sequence[Operation]) -> None:
-        """Send the same with other values."""
-        for note, operation in zip(self._notes, operations, strict=True):
-            note.operation = operation
+        self._note = Note(pending.family, Operation(Kind.DELETE, selector))
 
     def take(self) -> list[Operation]:
         with self.pending.lock:
-            self.pending.waiting.pop(self._notes[0].operation, None)
-            return [note.take() for note in self._notes]
+            self.pending.removals.pop(self._note.operation.field, None)
+            return [self._note.take()]
 
     def settle(self) -> None:
-        for note in self._notes:
-            self.pending.buffer.forget(note)
+        self.pending.buffer.forget(self._note)
 
     def kept(self) -> Sequence[Kept]:
-        return self._notes
+        return (self._note,)
 
 
 class Cell:
@@ -400,33 +393,55 @@ def numbers(count: int) -> memoryview[float]:
 class Total(Sums):
     """A counter."""
 
-    __slots__ = ("exemplar",)
+    __slots__ = ("_notes", "exemplar")
 
     width = 1
 
     def start_anew(self) -> None:
         super().start_anew()
+        self._notes: list[Note] = []
+        """A reset that the storage has not done yet."""
         self.exemplar = ""
+
+    def kept(self) -> Sequence[Kept]:
+        return (*self._notes, self)
 
     def reset(self) -> None:
         super().reset()
+        self._forget(self._notes)
         self.exemplar = ""
 
     def restart(self) -> None:
         """Set the counter to zero, as created now."""
         now = time.time()
-
-        def begin() -> None:
-            exemplar = self.exemplar
+        notes = [
+            Note(self.family, Operation(Kind.SET, self.subkey("_total"), 0.0)),
+            Note(self.family, Operation(Kind.SET, self.subkey("_created"), now)),
+        ]
+        with self.pending.lock:
+            before, exemplar = self._notes, self.exemplar
+            self._notes = notes
+            self.buffer.keep(self)  # from here on, what the journal has of the numbers until now does not count
             self.buffer.forget(self)
-            self.reset()
-            self.created, self.fresh, self.exemplar = now, True, exemplar
+            self.start_anew()
+            self._notes, self.exemplar, self.created = notes, exemplar, now
             self.buffer.keep(self)
-
-        self.pending.once(
-            Operation(Kind.SET, self.subkey("_total"), 0.0), Operation(Kind.SET, self.subkey("_created"), now), then=begin
-        )
+            self._forget(before)
         self.changed()
+
+    def operations(self) -> list[Operation]:
+        return [*(note.take() for note in self._notes), *super().operations()]
+
+    def settle(self) -> None:
+        super().settle()
+        if self._notes:
+            with self.pending.lock:
+                self._forget([note for note in self._notes if note.is_taken])
+
+    def _forget(self, notes: list[Note]) -> None:
+        for note in notes:
+            self.buffer.forget(note)
+        self._notes = [note for note in self._notes if note not in notes]
 
     def additions(self, gained: list[float]) -> list[Operation]:
         exemplar, self.exemplar = self.exemplar, ""

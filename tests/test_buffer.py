@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 from pdc import buffer as buffer_module
 from pdc.buffer import Buffer
-from pdc.cells import Once
+from pdc.cells import Removal
 from pdc.health import NAMES
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, StorageError
 
@@ -185,12 +185,12 @@ def test_an_interrupted_batch_is_sent_again(buffer: Buffer, recorder: Recorder, 
 def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge) -> None:
     """An update while a batch is made goes into the next one, even where its series is queued twice."""
 
-    class Meanwhile(Once):
+    class Meanwhile(Removal):
         def take(self) -> list[Operation]:
             gauge.set(3)
             return []
 
-    entry = Meanwhile(gauge._pending, [])
+    entry = Meanwhile(gauge._pending, "{}")
     buffer.attach(recorder, 3600.0, None)
     buffer.flush()
     recorder.batches.clear()

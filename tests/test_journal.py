@@ -243,7 +243,7 @@ def test_a_journal_that_cannot_be_read_is_set_aside(
     journal.leave('hits.labels("/").inc(5)\nhits.labels("/b").inc(6)')
     (path,) = [path for path in journal.folder.iterdir() if b"hits" in path.read_bytes()]
     path.write_bytes(damage(path.read_bytes()))
-    messages = journal.leave('hits.labels("/").inc(7)').splitlines()
+    messages = journal.leave('hits.labels("/").inc(7)\npdc.flush()').splitlines()
     assert journal.send() == {("/",): 7.0}
     assert journal.files == [".damaged"]
     (message,) = [message for message in messages + caplog.messages if "set aside" in message]
