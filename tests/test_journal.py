@@ -554,5 +554,4 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
     Journals(tmp_path, "model").replay(model)
     assert not left.exists()
     assert model.state() == {"hits _total:{}": 5.0}
-    hits.reset()
     buffer.detach()
