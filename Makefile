@@ -1,15 +1,17 @@
 # `make demo` and `make test` build what they need; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions bench servers wrk clean
+.PHONY: help demo test lint format check-versions bench fuzz servers wrk clean
 
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 VERSION2 ?= .venv-version2
+FUZZ ?= .venv-fuzz
 PYTEST ?=
 BENCH ?=
 JOBS ?= 4
+SECONDS ?= 60
 # Most tests wait for servers and processes: more of them than there are cores go side by side.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadgroup
 
@@ -37,6 +39,11 @@ check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the old
 
 bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
 	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH)
+
+fuzz: $(FUZZ)/fuzz.stamp  ## Look for input that breaks promises, SECONDS=60 for each kind of it
+	@for target in codec exposition journal scrape; do \
+		$(FUZZ)/bin/python tests/fuzz.py $$target -max_total_time=$(SECONDS) -verbosity=0 || exit 1; echo "$$target: nothing found"; \
+	done
 
 # Version 2 of this project has the same name, so that environment is without this one.
 $(VERSION2)/version2.stamp: pyproject.toml
@@ -80,4 +87,4 @@ define INSTALL
 endef
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) $(OLDEST) $(VERSION2) benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VERSION2) $(FUZZ) benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
