@@ -197,9 +197,9 @@ class Cell:
     An update changes the cell, then marks it unless it is quiet. Marking takes no lock: it may leave the cell in the queue
     twice, but never out of it, since `take` makes the cell loud again before it looks at what was gathered.
 
-    Handlers of signals and finalizers may update metrics, and Python runs them wherever code calls or allocates. So an
-    update that holds the lock of its metric does neither, and `operations` takes away what was gathered before it does
-    either.
+    Handlers of signals and finalizers may update metrics too, and Python runs them, and other threads, wherever code calls,
+    allocates what the garbage collector looks after, or jumps back. So the update of a number takes no lock, and does none
+    of that from where it looks at the cell to its last store; nor does `operations` until it has taken what was gathered.
     """
 
     __slots__ = ("buffer", "created", "dropped", "fresh", "labels", "pending", "queued", "quiet")
@@ -532,26 +532,30 @@ class Number(Numbers):
 
     def add(self, amount: float) -> None:
         number = amount - 0.0  # a float; plus 0.0 would lose the sign of -0.0
-        with self.pending.lock:
-            self.rows[self._slot] += number
-        self.changed()
+        self.rows[self._slot] += number
+        if not self.quiet:
+            self.changed()
 
     def set(self, value: float) -> None:
-        with self.pending.lock:
-            slot, flying = self._slot, self._flying
-            if not self._is_set:
-                slot = 6 - slot - flying if flying else slot % 3 + 1
-            self.rows[slot] = value
-            self.rows[0] = 16 * slot + 8 + 2 * flying + self._was_set
-            self._slot, self._is_set = slot, 1
-        self.changed()
+        slot, flying = self._slot, self._flying
+        if not self._is_set:
+            slot = 6 - slot - flying if flying else slot % 3 + 1
+        self.rows[slot] = value
+        self.rows[0] = 16 * slot + 8 + 2 * flying + self._was_set
+        self._slot = slot
+        self._is_set = 1
+        if not self.quiet:
+            self.changed()
 
     def operations(self) -> list[Operation]:
         flying, was_set = self._slot, self._is_set
         slot = flying % 3 + 1
         self.rows[slot] = -0.0
         self.rows[0] = 16 * slot + 2 * flying + was_set
-        self._slot, self._is_set, self._flying, self._was_set = slot, 0, flying, was_set
+        self._slot = slot
+        self._is_set = 0
+        self._flying = flying
+        self._was_set = was_set
         return [self._operation(flying, was_set)]
 
     def settle(self) -> None:
@@ -618,10 +622,9 @@ class ProcessNumber(Numbers):
             self.changed()
 
     def set(self, value: float) -> None:
-        now = time.monotonic()
-        with self.pending.lock:
-            self._change(value, now)
-        self.changed()
+        self._change(value, time.monotonic())
+        if not self.quiet:
+            self.changed()
 
     def _change(self, value: float, set_at: float) -> None:
         slot = 4 - self._slot

@@ -746,10 +746,12 @@ def test_a_gauge_may_change_its_mode(storage: dict[str, Any], registry: Collecto
     assert shown() == {'m{path="?"}': 2.0}
 
 
-def test_threads_that_change_a_gauge_of_a_process_lose_nothing(registry: CollectorRegistry, tmp_path: Path) -> None:
-    """A gauge that has a value per process adds what all of its threads add."""
+@pytest.mark.parametrize("mode", ["sum", "shared"])
+def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, tmp_path: Path, mode: str) -> None:
+    """A gauge adds what all threads of a process add, also while another one sends that."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
-    gauge = pdc.Gauge("level", "Help", registry=registry, multiprocess_mode="sum")
+    gauge = pdc.Gauge("level", "Help", registry=registry, multiprocess_mode=mode)
+    gauge.set(7)
 
     def change() -> None:
         for _ in range(5_000):
@@ -762,8 +764,8 @@ def test_threads_that_change_a_gauge_of_a_process_lose_nothing(registry: Collect
         threads = [threading.Thread(target=change) for _ in range(4)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        while any(thread.is_alive() for thread in threads):
+            pdc.flush()
     finally:
         sys.setswitchinterval(before)
-    assert b"\nlevel 20000.0\n" in pdc.generate_latest()
+    assert b"\nlevel 20007.0\n" in pdc.generate_latest()
