@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -200,6 +201,36 @@ def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recor
     buffer.flush()
     buffer.flush()
     assert recorder.sent("") == [("add", 2.0), ("set", 3.0)]
+
+
+def test_tries_become_rare_and_differ_between_processes(monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry) -> None:
+    """The pauses between tries double up to 15 s; each is cut at random by up to a half, so that no two processes agree."""
+    now = 1000.0
+    tries: list[list[float]] = []
+
+    def fail_now() -> None:
+        tries[-1].append(now)
+        fail()
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for name in ("first", "second"):
+        recorder, buffer = Recorder(), Buffer()
+        buffer.attach(recorder, 0.0, None, threaded=False)
+        counter = type("Counter", (pdc.Counter,), {"buffer": buffer})(name, "Help.", registry=registry)
+        tries.append([])
+        recorder.during = fail_now
+        for _ in range(6000):
+            now += 0.02
+            counter.inc()
+        recorder.during = lambda: None
+        buffer.detach()
+    first, second = ([after - before for before, after in pairwise(times)] for times in tries)
+    for pauses in (first, second):
+        assert len(pauses) > 10
+        for number, pause in enumerate(pauses):
+            most = min(0.25 * 2**number, 15.0)
+            assert most / 2 <= pause <= most + 0.03
+    assert first[4:9] != pytest.approx(second[4:9], abs=0.02)
 
 
 def test_an_outage_is_bounded_by_series_and_logged_once(

@@ -310,15 +310,20 @@ hits.inc()
 
 
 @INTERVALS
-def test_signal_handlers_and_finalizers_may_update(storage: dict[str, Any], run_script: Run, interval: float) -> None:
+def test_handlers_finalizers_and_callbacks_may_update(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """Updates that interrupt updates, flushes and scrapes in the same thread neither block nor are lost."""
     source = f"""
-import gc, signal, threading
+import gc, itertools, signal, threading
 hits = pdc.Counter("hits", "Hits.", ["who"])
 latency = pdc.Histogram("latency", "Seconds.", buckets=(1,))
 level = pdc.Gauge("level", "Ups.", multiprocess_mode="sum")
 setup(flush_interval={interval})
-counted = dict.fromkeys(["handler", "finalizer", "main", "thread"], 0)
+counted = dict.fromkeys(["handler", "finalizer", "collector", "main", "thread"], 0)
+collections = itertools.count()
+
+def collected(phase, _):
+    if next(collections) % 101 == 0:  # an update makes garbage itself
+        update("collector")
 
 def update(who):
     hits.labels(who).inc()
@@ -347,6 +352,7 @@ signal.signal(signal.SIGALRM, interrupt)
 thread = threading.Thread(target=work)
 thread.start()
 gc.set_threshold(50)
+gc.callbacks.append(collected)
 signal.setitimer(signal.ITIMER_REAL, 0.001)
 for number in range(600):
     Cycle()
@@ -360,13 +366,14 @@ thread.join()
 done.append(True)
 signal.setitimer(signal.ITIMER_REAL, 0)
 gc.collect()
+gc.callbacks.remove(collected)
 pdc.flush()
 assert all(counted.values()), counted
 print(*counted.values())
 """
     counts = [float(count) for count in run_quietly(run_script, source, storage).split()]
     found = totals(storage)
-    assert [found[f'hits_total{{who="{who}"}}'] for who in ("handler", "finalizer", "main", "thread")] == counts
+    assert [found[f'hits_total{{who="{who}"}}'] for who in ("handler", "finalizer", "collector", "main", "thread")] == counts
     assert found["latency_count"] == found['latency_bucket{le="1.0"}'] == found["latency_sum"] * 2 == sum(counts)
 
 
