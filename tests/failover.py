@@ -206,7 +206,7 @@ class Watched:
         """Refuse writes until the replica has all and takes over."""
         primary, replica = self._pair()
         _refuse_writes(primary, "2")
-        wait_until(lambda: behind(primary) == 0, PATIENCE)
+        wait_for_replica(primary)
         with self._sentinel.client() as sentinel:
             sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)
         wait_until(lambda: role(replica) == "master" and role(primary) == "slave", PATIENCE)
@@ -253,9 +253,10 @@ def replica_of(primary: RedisServer, servers: list[RedisServer]) -> RedisServer:
 
 def has_replica(server: RedisServer) -> bool:
     """Whether it has one, or is one, that is connected."""
-    with server.client() as client:
+    with server.client() as client, suppress(redis.ConnectionError):  # where a Sentinel makes it a replica, it closes all
         state = client.info("replication")
         return bool(state["connected_slaves"] if state["role"] == "master" else state["master_link_status"] == "up")
+    return False
 
 
 def start_again(servers: list[RedisServer]) -> None:
@@ -268,6 +269,7 @@ def start_again(servers: list[RedisServer]) -> None:
 def kill(primary: RedisServer, replica: RedisServer, lag: float) -> None:
     """Kill a primary whose replica has received nothing for so many seconds, and wait until that has taken over."""
     if lag:
+        wait_for_replica(primary)
         replica.freeze()
         with primary.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # or the system keeps for it what is sent
@@ -283,11 +285,11 @@ def _refuse_writes(server: RedisServer, replicas: str) -> None:
         client.config_set("min-replicas-to-write", replicas)
 
 
-def behind(primary: RedisServer) -> int:
-    """How many bytes its replica has not confirmed."""
+def wait_for_replica(primary: RedisServer) -> None:
+    """Wait until its replica has confirmed all that was written so far: a new one may be sent nothing for a second."""
     with primary.client() as client:
-        state = client.info("replication")
-        return int(state["master_repl_offset"]) - int(state["slave0"]["offset"])
+        written = client.info("replication")["master_repl_offset"]
+        wait_until(lambda: client.info("replication")["slave0"]["offset"] >= written, PATIENCE)
 
 
 class Run(NamedTuple):

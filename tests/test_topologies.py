@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import subprocess
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -34,17 +32,6 @@ UP = "metrics can be sent again; those kept in memory were"
 SECRET = "s3cret"
 RULES = dict(re.findall(r"^ +ACL SETUSER (\S+) on >secret (.*)$", (ROOT / "docs" / "redis.md").read_text(), re.MULTILINE))
 """The rights of each user in the documentation."""
-
-
-@pytest.fixture(autouse=True)
-def _no_connections_left() -> Iterator[None]:
-    """Let go of the connections that old versions of redis-py leave open when a server is killed, each with a warning."""
-    yield
-    pdc.shutdown()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
-        gc.collect()
-
 
 # A replica takes over while processes count
 
