@@ -328,6 +328,22 @@ def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monk
     assert own(fields) == {"#live:1-a:{}": 1.0}
 
 
+def test_bookkeeping_that_is_damaged_counts_as_none(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody writes into the fields of pdc's own neither stops batches nor what is known of others."""
+    damaged = [("1-a", "#mark:1-a"), ("1-a", "#search"), ("2-b", "#mark:2-b"), ("3-c", "#sum:3-c:{}"), ("4-d", "#sum::{}")]
+    hasten(monkeypatch, **AT_ONCE)
+    for sequence, (writer, field) in enumerate(damaged):
+        count = Operation(Kind.ADD, A, 1.0)
+        store.apply(batch(2 * sequence + 1, *stamps(3.0, "sum", writer=writer), count, writer=writer))
+        store.apply(batch(2 * sequence + 2, Operation(Kind.SET, field, "any"), writer=writer))
+    for sequence in (99, 100):
+        store.apply(batch(sequence, Operation(Kind.ADD, A, 1.0), writer="5-e"))
+    fields = store.read().metrics["m"]
+    assert float(fields[A]) == len(damaged) + 2
+    assert own(fields) == {"#sum::{}": 3.0}
+    assert set(marks(fields)) == {"5-e"}
+
+
 def test_a_mark_stays_until_duplicates_have_arrived(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a writer sent comes again after it left and is not counted; then its mark goes, too."""
     hasten(monkeypatch, LEFT_SECONDS=0.2)

@@ -208,10 +208,13 @@ class Mark(NamedTuple):
     """That of the values that it has here; empty where it has none."""
 
     @classmethod
-    def loads(cls, stored: str) -> Mark:
-        """Parse a stored mark."""
-        sequence, seen, *fate = stored.split(" ")
-        return cls(int(sequence), float(seen), *fate)
+    def loads(cls, stored: object) -> Mark:
+        """Parse a stored mark; what nobody of us wrote is that of a writer which was never seen."""
+        try:
+            sequence, seen, *fate = str(stored).split(" ")
+            return cls(int(sequence), float(seen), *fate)
+        except (TypeError, ValueError):
+            return cls(-1, 0.0)
 
     def dumps(self) -> str:
         """The mark as it is stored."""

@@ -114,7 +114,7 @@ end
 
 local function parse_mark(mark)
   local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
-  return {sequence = tonumber(last) or 0, seen = tonumber(seen) or 0, fate = fate or ''}
+  return {sequence = tonumber(last) or -1, seen = tonumber(seen) or 0, fate = fate or ''}
 end
 
 local function parse_stamped(value)
@@ -123,9 +123,10 @@ local function parse_stamped(value)
 end
 
 local function fold(fate, dead, value)
-  if not dead then return value end
-  local number, set_at = parse_stamped(dead)
+  local number, set_at = parse_stamped(dead or '')
   local new, new_set_at = parse_stamped(value)
+  if not number or not set_at then return value end
+  if not new or not new_set_at then return dead end
   if fate == 'sum' then return text(number + new) .. ' ' .. text(math.max(set_at, new_set_at)) end
   local wins = (fate == 'min' and new < number) or (fate == 'max' and new > number)
     or (fate == 'mostrecent' and new_set_at > set_at)

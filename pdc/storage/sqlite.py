@@ -245,8 +245,8 @@ class _Metric:
         if last <= batch.sequence:
             fates = [_fate(operation.field) for operation in update.operations if operation.kind is Kind.STAMP]
             self._mark(batch, Mark(batch.sequence, now, fates[-1] if fates else fate))
-        search_at = self._get(SEARCH) or 0.0
-        if not now < search_at <= now + FORGET_WRITER_SECONDS:
+        search_at = self._get(SEARCH)
+        if not isinstance(search_at, float) or not now < search_at <= now + FORGET_WRITER_SECONDS:
             self._forget(now)
             search_at = now + FORGET_WRITER_SECONDS
         self._set(SEARCH, min(search_at, now + 2 * LEFT_SECONDS) if batch.leaving else search_at)
@@ -285,8 +285,7 @@ class _Metric:
             values = dict(self._starting_with(prefix))
             for field, value in values.items() if fate in FOLDED else ():
                 heir = f"#{fate}::{field.removeprefix(prefix)}"
-                dead = self._get(heir)
-                self._set(heir, value if dead is None else _fold(fate, dead, value))
+                self._set(heir, _fold(fate, self._get(heir), value))
             self._delete(values)
 
     def _get(self, field: str) -> Any:
@@ -321,10 +320,23 @@ def _fate(field: str) -> str:
     return field.removeprefix("#").partition(":")[0]
 
 
-def _fold(fate: str, dead: str, value: str) -> str:
+def _stamped(value: object) -> tuple[float, float] | None:
+    """A number and the time it was set; nothing for what nobody of us wrote."""
+    try:
+        number, set_at = map(float, str(value).split(" "))
+    except ValueError:
+        return None
+    return number, set_at
+
+
+def _fold(fate: str, dead: Any, value: Any) -> Any:
     """The value of the dead together with that of one more, each with the time it was set."""
-    number, set_at = map(float, dead.split(" "))
-    new, new_set_at = map(float, value.split(" "))
+    before, after = _stamped(dead), _stamped(value)
+    if before is None:
+        return value
+    if after is None:
+        return dead
+    (number, set_at), (new, new_set_at) = before, after
     if fate == "sum":
         return f"{number + new!r} {max(set_at, new_set_at)!r}"
     wins = {"min": new < number, "max": new > number, "mostrecent": new_set_at > set_at}[fate]
