@@ -172,6 +172,7 @@ class Shop:
     def strike(self, prometheus: Prometheus, began: float) -> None:
         """Kill the worker that has the request in progress, right after a scrape, which it might otherwise be answering."""
         wait_until(lambda: prometheus.query(SCRAPED).get((self.name,), 0) > began, 30)
+        self.killed = time.time()
         os.kill(int(self.victim), signal.SIGKILL)
 
     def go_on(self) -> None:
@@ -365,8 +366,8 @@ def test_a_killed_worker_is_forgotten(run: Run) -> None:
         assert shop.victim in {answer.worker for answer in shop.warm_up}
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             shop.stream.read()
-    before = f"sum by (shop) (last_over_time(http_requests_in_progress[{RECENT}] @ {run.killed:.3f}))"
-    assert run.prometheus.query(before) == everywhere(1)
+        before = f"last_over_time(http_requests_in_progress{{shop='{shop.name}'}}[{RECENT}] @ {shop.killed:.3f})"
+        assert run.prometheus.query(f"sum by (shop) ({before})") == {(shop.name,): 1}
     assert run.prometheus.query(IN_PROGRESS) == everywhere(0)
     last = run.prometheus.query(
         f"max by (shop) (max_over_time(timestamp(http_requests_in_progress > 0)[2m:{SCRAPE_SECONDS:g}s]))"
