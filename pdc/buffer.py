@@ -524,8 +524,8 @@ class Buffer:
             return None
         path = self._journals.close(keep=keep)
         for kept in self._kept():
-            if kept.record is not None:
-                kept.move(numbers(len(kept.rows)), None)
+            if kept.at:
+                kept.move(numbers(kept.size), 0)
         return path
 
     def _kept(self) -> list[Kept]:

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .family import EXEMPLAR, Family, labels_with
@@ -39,9 +39,13 @@ class Kept(Protocol):
     """Numbers that a journal can hold, so that another process can go on from there, and what they are about."""
 
     rows: memoryview[float]
-    record: memoryview | None
-    """Where a journal has them."""
+    at: int
+    """Where in `rows` they begin: 0 in memory of their own, further on in a journal."""
     dropped: bool
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
 
     @property
     def family(self) -> Family:
@@ -51,10 +55,10 @@ class Kept(Protocol):
     def about(self) -> list[Any]:
         """What the numbers are about, as JSON."""
 
-    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
-        """Keep the numbers in these rows, which are 0, from now on; updates may go on meanwhile."""
+    def move(self, rows: memoryview[float], at: int) -> None:
+        """Keep the numbers in these rows from now on, which are 0 there; updates may go on meanwhile."""
 
-    def let_go(self) -> memoryview | None:
+    def let_go(self) -> tuple[memoryview[float], int]:
         """Leave the journal without the numbers, and return where it had them."""
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
@@ -136,15 +140,15 @@ class Pending:
 class Note:
     """An operation that the storage does once; a journal holds it until then."""
 
-    __slots__ = ("family", "operation", "record", "rows")
+    __slots__ = ("at", "family", "operation", "rows")
 
     dropped = False
+    size = 1
 
     def __init__(self, family: Family, operation: Operation) -> None:
         self.family = family
         self.operation = operation
-        self.rows = numbers(1)
-        self.record: memoryview | None = None
+        self.rows, self.at = numbers(self.size), 0
 
     @property
     def about(self) -> list[Any]:
@@ -153,20 +157,21 @@ class Note:
     @property
     def is_taken(self) -> bool:
         """Whether it is in a batch."""
-        return bool(self.rows[0])
+        return bool(self.rows[self.at])
 
     def take(self) -> Operation:
         """Hand it over."""
-        self.rows[0] = 1.0
+        self.rows[self.at] = 1.0
         return self.operation
 
-    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
-        rows[0] = self.rows[0]
-        self.rows, self.record = rows, record
+    def move(self, rows: memoryview[float], at: int) -> None:
+        rows[at] = self.rows[self.at]
+        self.rows, self.at = rows, at
 
-    def let_go(self) -> memoryview | None:
-        record, self.record = self.record, None
-        return record
+    def let_go(self) -> tuple[memoryview[float], int]:
+        place = self.rows, self.at
+        self.move(numbers(self.size), 0)
+        return place
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         return ([self.operation], []) if in_flight and self.is_taken else ([], [self.operation])
@@ -272,12 +277,11 @@ class Cell:
 class Numbers(Cell):
     """A series that is some numbers, which a journal can hold."""
 
-    __slots__ = ("record", "rows")
+    __slots__ = ("at", "rows")
 
     size: int
-    """How many numbers there are."""
     rows: memoryview[float]
-    record: memoryview | None
+    at: int
 
     @property
     def family(self) -> Family:
@@ -291,19 +295,20 @@ class Numbers(Cell):
         return (self,)
 
     def start_anew(self) -> None:
-        self.rows = numbers(self.size)
-        self.record = None
+        self.rows, self.at = numbers(self.size), 0
 
-    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+    def move(self, rows: memoryview[float], at: int) -> None:
+        """Copy the first number last: it may say what the others mean."""
         with self.pending.lock:
-            rows[:] = self.rows
-            self.rows, self.record = rows, record
+            rows[at + 1 : at + self.size] = self.rows[self.at + 1 : self.at + self.size]
+            rows[at] = self.rows[self.at]
+            self.rows, self.at = rows, at
 
-    def let_go(self) -> memoryview | None:
+    def let_go(self) -> tuple[memoryview[float], int]:
         with self.pending.lock:
-            record = self.record
+            place = self.rows, self.at
             self.start_anew()
-        return record
+        return place
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         raise NotImplementedError
@@ -312,45 +317,43 @@ class Numbers(Cell):
 class Sums(Numbers):
     """A series of which updates only ever add: numbers that grow while the process lives, and what was sent of them.
 
-    An update is ``cell.totals[index] += amount`` for one or more numbers, without a lock. CPython runs other threads,
+    An update is ``cell.rows[cell.at + index] += amount`` for one or more numbers, without a lock. CPython runs other threads,
     handlers and finalizers when code calls something or jumps back, and such a statement does neither, where the amount is
-    a float. What it must not do between looking at `totals` and the last addition is call anything.
+    a float. What it must not do between looking at `rows` and the last addition is call anything.
 
     There are three rows: the totals, those that went into a batch, and those that are in the storage. Where a journal has
     them, another process can go on from there.
     """
 
-    __slots__ = ("totals",)
+    __slots__ = ()
 
     width: int
     """How many numbers a row has."""
-    totals: memoryview[float]
 
     @property
     def size(self) -> int:  # type: ignore[override]
         return 3 * self.width
 
-    def start_anew(self) -> None:
-        super().start_anew()
-        self.totals = self.rows[: self.width]
+    def row(self, number: int) -> memoryview[float]:
+        """That row of the three."""
+        start = self.at + number * self.width
+        return self.rows[start : start + self.width]
 
     def reset(self) -> None:
-        width = self.width
-        self.rows[2 * width :] = self.totals
-        self.rows[width : 2 * width] = self.totals
+        totals = self.row(0)
+        self.row(2)[:] = totals
+        self.row(1)[:] = totals
 
-    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
+    def move(self, rows: memoryview[float], at: int) -> None:
         with self.pending.lock:
-            width, before = self.width, self.totals
-            rows[width:] = self.rows[width:]
-            self.rows, self.record = rows, record
-            self.totals = totals = rows[:width]
+            before, start, width, end = self.row(0), self.at, self.width, at + self.size
+            rows[at + width : end] = self.rows[start + width : start + 3 * width]
+            self.rows, self.at = rows, at
             for index in range(width):
-                totals[index] += before[index]
+                rows[at + index] += before[index]
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        width, rows = self.width, self.rows.tolist()
-        totals, taken, stored = (rows[row * width : (row + 1) * width] for row in range(3))
+        totals, taken, stored = (self.row(number).tolist() for number in range(3))
         if in_flight:
             return self._additions_of(taken, stored), self._additions_of(totals, taken)
         return [], self._additions_of(totals, stored)
@@ -360,21 +363,23 @@ class Sums(Numbers):
         return self.additions(gained) if any(gained) else []
 
     def operations(self) -> list[Operation]:
-        width = self.width
-        before = self.rows[width : 2 * width].tolist()
-        self.rows[width : 2 * width] = self.totals
-        return self.additions(self.gained(self.rows[width : 2 * width].tolist(), before))
+        taken = self.row(1)
+        before = taken.tolist()
+        taken[:] = self.row(0)
+        return self.additions(self.gained(taken.tolist(), before))
 
     def settle(self) -> None:
         """Note that the storage has what went into the last batch."""
-        width = self.width
-        self.rows[2 * width :] = self.rows[width : 2 * width]
-        if not math.isfinite(self.rows[width]):  # nothing can be added to it any more
+        rows, width = self.rows, self.width
+        taken = self.at + width
+        rows[taken + width : taken + 2 * width] = rows[taken : taken + width]
+        if not math.isfinite(rows[taken]):  # nothing can be added to it any more
             self.begin_again()
 
     def begin_again(self) -> None:
         """Count the first number from 0 again; the total goes last, or who finds the rest would subtract what is infinite."""
-        self.rows[2 * self.width] = self.rows[self.width] = self.rows[0] = 0.0
+        rows, at, width = self.rows, self.at, self.width
+        rows[at + 2 * width] = rows[at + width] = rows[at] = 0.0
 
     def gained(self, now: Sequence[float], then: Sequence[float]) -> list[float]:
         """What each number gained; of one that was infinite and is, or that did not change, what changes nothing."""
@@ -399,7 +404,7 @@ class Total(Sums):
 
     def start_anew(self) -> None:
         super().start_anew()
-        self._notes: list[Note] = []
+        self._notes: tuple[Note, ...] = ()
         """A reset that the storage has not done yet."""
         self.exemplar = ""
 
@@ -414,10 +419,10 @@ class Total(Sums):
     def restart(self) -> None:
         """Set the counter to zero, as created now."""
         now = time.time()
-        notes = [
+        notes = (
             Note(self.family, Operation(Kind.SET, self.subkey("_total"), 0.0)),
             Note(self.family, Operation(Kind.SET, self.subkey("_created"), now)),
-        ]
+        )
         with self.pending.lock:
             before, exemplar = self._notes, self.exemplar
             self._notes = notes
@@ -438,10 +443,10 @@ class Total(Sums):
             with self.pending.lock:
                 self._forget([note for note in self._notes if note.is_taken])
 
-    def _forget(self, notes: list[Note]) -> None:
+    def _forget(self, notes: Collection[Note]) -> None:
         for note in notes:
             self.buffer.forget(note)
-        self._notes = [note for note in self._notes if note not in notes]
+        self._notes = tuple(note for note in self._notes if note not in notes)
 
     def additions(self, gained: list[float]) -> list[Operation]:
         exemplar, self.exemplar = self.exemplar, ""
@@ -524,15 +529,9 @@ class Number(Numbers):
         self.operations()
         self.settle()
 
-    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
-        with self.pending.lock:
-            rows[1:] = self.rows[1:]
-            rows[0] = self.rows[0]
-            self.rows, self.record = rows, record
-
     def add(self, amount: float) -> None:
         number = amount - 0.0  # a float; plus 0.0 would lose the sign of -0.0
-        self.rows[self._slot] += number
+        self.rows[self.at + self._slot] += number
         if not self.quiet:
             self.changed()
 
@@ -540,8 +539,8 @@ class Number(Numbers):
         slot, flying = self._slot, self._flying
         if not self._is_set:
             slot = 6 - slot - flying if flying else slot % 3 + 1
-        self.rows[slot] = value
-        self.rows[0] = 16 * slot + 8 + 2 * flying + self._was_set
+        self.rows[self.at + slot] = value
+        self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
         self._slot = slot
         self._is_set = 1
         if not self.quiet:
@@ -550,8 +549,8 @@ class Number(Numbers):
     def operations(self) -> list[Operation]:
         flying, was_set = self._slot, self._is_set
         slot = flying % 3 + 1
-        self.rows[slot] = -0.0
-        self.rows[0] = 16 * slot + 2 * flying + was_set
+        self.rows[self.at + slot] = -0.0
+        self.rows[self.at] = 16 * slot + 2 * flying + was_set
         self._slot = slot
         self._is_set = 0
         self._flying = flying
@@ -560,21 +559,22 @@ class Number(Numbers):
 
     def settle(self) -> None:
         with self.pending.lock:
-            self.rows[0] = 16 * self._slot + 8 * self._is_set
+            self.rows[self.at] = 16 * self._slot + 8 * self._is_set
             self._flying = self._was_set = 0
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        slot, is_set, flying, was_set = _state(self.rows[0])
-        pending = [self._operation(slot, is_set)] if is_set or self.rows[slot] else []
+        rows = self.rows[self.at : self.at + self.size]
+        slot, is_set, flying, was_set = _state(rows[0])
+        pending = [self._operation(slot, is_set)] if is_set or rows[slot] else []
         if not flying:
             return [], pending
         taken = self._operation(flying, was_set)
         if in_flight:
             return [taken], pending
-        return [], pending if is_set else [taken._replace(value=self.rows[flying] + self.rows[slot])]
+        return [], pending if is_set else [taken._replace(value=rows[flying] + rows[slot])]
 
     def _operation(self, slot: int, is_set: int) -> Operation:
-        return Operation(Kind.SET if is_set else Kind.ADD, self.subkey(""), self.rows[slot])
+        return Operation(Kind.SET if is_set else Kind.ADD, self.subkey(""), self.rows[self.at + slot])
 
 
 def _state(number: float) -> tuple[int, int, int, int]:
@@ -608,16 +608,10 @@ class ProcessNumber(Numbers):
     def reset(self) -> None:
         self._change(0.0, NEVER)
 
-    def move(self, rows: memoryview[float], record: memoryview | None) -> None:
-        with self.pending.lock:
-            rows[1:] = self.rows[1:]
-            rows[0] = self.rows[0]
-            self.rows, self.record = rows, record
-
     def add(self, amount: float) -> None:
         """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
         number = amount + 0.0
-        self.rows[self._slot] += number
+        self.rows[self.at + self._slot] += number
         if not self.quiet:
             self.changed()
 
@@ -628,21 +622,22 @@ class ProcessNumber(Numbers):
 
     def _change(self, value: float, set_at: float) -> None:
         slot = 4 - self._slot
-        self.rows[slot] = value
-        self.rows[slot + 1] = set_at
-        self.rows[0] = self._slot = slot
+        self.rows[self.at + slot] = value
+        self.rows[self.at + slot + 1] = set_at
+        self.rows[self.at] = self._slot = slot
 
     def operations(self) -> list[Operation]:
-        value, set_at = self.rows[self._slot], self.rows[self._slot + 1]
+        value, set_at = self.rows[self.at + self._slot], self.rows[self.at + self._slot + 1]
         field = self.family.process_prefix(self.buffer.writer) + self.labels
         return [Operation(Kind.STAMP, field, Stamped(value, None if set_at == NEVER else set_at))]
 
     def left(self, _in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         if self.family.live:
             return [], []
-        self._slot = int(self.rows[0])
-        if self.rows[self._slot + 1] > time.monotonic():  # before the host was started again
-            self.rows[self._slot + 1] = NEVER
+        self._slot = int(self.rows[self.at])
+        set_at = self.at + self._slot + 1
+        if self.rows[set_at] > time.monotonic():  # before the host was started again
+            self.rows[set_at] = NEVER
         return [], self.operations()
 
 

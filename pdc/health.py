@@ -72,7 +72,7 @@ class Health:
         if counter is None:
             pending = Pending(self._buffer, family)
             counter = self._counters.setdefault(family, pending.add(Total(pending, ONLY)))
-        counter.totals[0] += 1.0
+        counter.rows[counter.at] += 1.0
         if not counter.queued:
             self._buffer.mark(counter)
 
@@ -92,8 +92,9 @@ class Flushes(Buckets):
 
     def observe(self, seconds: float) -> None:
         """Note how long a batch took."""
-        self.totals[0] += seconds
-        self.totals[1 + bisect_left(self.bounds, seconds)] += 1.0
+        bucket = bisect_left(self.bounds, seconds)
+        self.rows[self.at] += seconds
+        self.rows[self.at + 1 + bucket] += 1.0
 
     def additions(self, gained: list[float]) -> list[Operation]:
         """What they gained, and that a batch has come."""

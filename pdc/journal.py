@@ -32,7 +32,7 @@ from .storage import FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Kind, 
 
 logger = logging.getLogger("pdc")
 
-MAGIC = b"pdcjrnl2"
+MAGIC = b"pdcjrnl3"
 SUFFIX = ".journal"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
@@ -44,7 +44,8 @@ CHUNK = 64 * 1024
 """Bytes by which a file grows; a record lies in one chunk."""
 ALIGNMENT = 16
 RECORD = struct.Struct("<IIII")
-"""How a record begins: its bytes in all, how many numbers it has, bytes of text, and whether it counts."""
+"""How a record begins: its bytes in all, how many numbers it has, bytes of text, and whether it counts. The numbers follow,
+then the text."""
 KINDS: dict[str, type[Numbers]] = {"counter": Total, "summary": Observations}
 
 
@@ -93,7 +94,7 @@ class Journals:
     def keep(self, kept: Kept) -> None:
         """Have these numbers in the own journal from now on, if there is one."""
         own = self._own
-        if own is not None and kept.record is None:
+        if own is not None and not kept.at:
             try:
                 own.adopt(kept)
             except OSError as error:
@@ -101,10 +102,8 @@ class Journals:
 
     def forget(self, kept: Kept) -> None:
         """Take these numbers out of the own journal."""
-        if self._own is not None and kept.record is not None:
-            record = kept.let_go()
-            if record is not None:
-                self._own.release(record)
+        if self._own is not None and kept.at:
+            self._own.release(*kept.let_go())
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
@@ -203,20 +202,20 @@ class Journal:
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._size = 0
         self._families: dict[Family, int] = {}
-        self._free: defaultdict[tuple[int, int], list[memoryview]] = defaultdict(list)
+        self._free: defaultdict[tuple[int, int], list[tuple[memoryview[float], int]]] = defaultdict(list)
         self._written = 0
         self._waiting: deque[Kept] = deque()
         self._adopting = threading.Lock()
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            first = self._grow(CHUNK)
+            self._grow(CHUNK)
         except OSError:
             self.close(keep=False)
             raise
-        self._header = first[: WRITER.stop].cast("Q")
-        first[WRITER] = writer.encode().ljust(WRITER.stop - WRITER.start, b"\0")
-        first[: len(MAGIC)] = MAGIC
-        self._chunk = first[WRITER.stop :]
+        self._header = self._chunk[: WRITER.stop].cast("Q")
+        self._chunk[WRITER] = writer.encode().ljust(WRITER.stop - WRITER.start, b"\0")
+        self._chunk[: len(MAGIC)] = MAGIC
+        self._next = WRITER.stop
 
     def adopt(self, kept: Kept) -> None:
         """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
@@ -230,55 +229,57 @@ class Journal:
     def _adopt_waiting(self) -> None:
         while self._waiting:
             kept = self._waiting.popleft()
-            if kept.record is None and not kept.dropped:
+            if not kept.at and not kept.dropped:
                 family = kept.family
                 if family not in self._families:
-                    record, _ = self._write(family.meta, 0)
-                    _let_count(record, counts=True)
+                    _let_count(*self._write(family.meta, 0), counts=True)
                     self._families[family] = len(self._families)
                 self._written += 1
-                text = json.dumps([self._families[family], self._written, *kept.about])
-                record, rows = self._write(text, len(kept.rows))
-                kept.move(rows, record)
-                _let_count(record, counts=True)
+                rows, at = self._write(json.dumps([self._families[family], self._written, *kept.about]), kept.size)
+                kept.move(rows, at)
+                _let_count(rows, at, counts=True)
 
-    def _write(self, text: str, count: int) -> tuple[memoryview, memoryview[float]]:
-        """Write a record that does not count yet; return it, and its numbers, which are 0."""
+    def _write(self, text: str, count: int) -> tuple[memoryview[float], int]:
+        """Write a record that does not count yet; return where its numbers are, which are 0."""
         content = text.encode()
-        rows_at = RECORD.size + -(-len(content) // 8) * 8
-        size = -(-(rows_at + count * 8) // ALIGNMENT) * ALIGNMENT
-        record = self._room(size, count)
-        rows = record[rows_at : rows_at + count * 8].cast("d")
-        rows[:] = memoryview(bytes(rows.nbytes)).cast("d")
-        record[RECORD.size : RECORD.size + len(content)] = content
+        size = -(-(RECORD.size + count * 8 + len(content)) // ALIGNMENT) * ALIGNMENT
+        rows, at = self._room(size, count)
+        record = _record(rows, at)
+        text_at = RECORD.size + count * 8
+        record[RECORD.size : text_at] = bytes(count * 8)
+        record[text_at : text_at + len(content)] = content
         RECORD.pack_into(record, 0, size, count, len(content), 0)
-        return record, rows
+        return rows, at
 
-    def _room(self, size: int, count: int) -> memoryview:
+    def _room(self, size: int, count: int) -> tuple[memoryview[float], int]:
         if free := self._free[size, count]:
             return free.pop()
-        if len(self._chunk) < size:
-            following = self._grow(size)
-            if len(self._chunk):
-                RECORD.pack_into(self._chunk, 0, len(self._chunk), 0, 0, 0)
-            self._chunk = following
-        record, self._chunk = self._chunk[:size], self._chunk[size:]
-        return record
+        left = len(self._chunk) - self._next
+        if left < size:
+            before = self._chunk[self._next :]
+            self._grow(size)
+            if left:
+                RECORD.pack_into(before, 0, left, 0, 0, 0)
+        at = (self._next + RECORD.size) // 8
+        self._next += size
+        return self._rows, at
 
-    def _grow(self, least: int) -> memoryview:
+    def _grow(self, least: int) -> None:
+        """Begin a chunk with at least so many bytes."""
         size = -(-least // CHUNK) * CHUNK
         if hasattr(os, "posix_fallocate"):  # where the disk is full, a mapping would crash the process
             os.posix_fallocate(self._file, self._size, size)
         else:
             os.pwrite(self._file, bytes(size), self._size)
-        chunk = memoryview(mmap.mmap(self._file, size, offset=self._size))
+        self._chunk = memoryview(mmap.mmap(self._file, size, offset=self._size))
+        self._rows = self._chunk.cast("d")
+        self._next = 0
         self._size += size
-        return chunk
 
-    def release(self, record: memoryview) -> None:
+    def release(self, rows: memoryview[float], at: int) -> None:
         """Forget numbers that have been let go of."""
-        size, count = _let_count(record, counts=False)
-        self._free[size, count].append(record)
+        size, count = _let_count(rows, at, counts=False)
+        self._free[size, count].append((rows, at))
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
@@ -308,8 +309,14 @@ class Journal:
         os.close(self._file)
 
 
-def _let_count(record: memoryview, *, counts: bool) -> tuple[int, int]:
-    """Say whether a record counts; return its bytes, and how many numbers it has."""
+def _record(rows: memoryview[float], at: int) -> memoryview:
+    """The bytes of a chunk from the beginning of the record that has its numbers there."""
+    return rows.cast("B")[at * 8 - RECORD.size :]
+
+
+def _let_count(rows: memoryview[float], at: int, *, counts: bool) -> tuple[int, int]:
+    """Say whether the record with its numbers there counts; return its bytes, and how many numbers it has."""
+    record = _record(rows, at)
     size, count, length, _ = RECORD.unpack_from(record)
     RECORD.pack_into(record, 0, size, count, length, counts)
     return size, count
@@ -386,12 +393,12 @@ def _records(content: bytes) -> Iterator[tuple[int, bytes, memoryview[float]]]:
         size, count, length, counts = RECORD.unpack_from(content, at)
         if size == 0:
             return
-        rows_at = at + RECORD.size + -(-length // 8) * 8
-        if size % ALIGNMENT or rows_at + count * 8 > at + size or at + size > len(content):
+        text_at = at + RECORD.size + count * 8
+        if size % ALIGNMENT or text_at + length > at + size or at + size > len(content):
             raise DamagedJournal(f"the record at byte {at} has an impossible size ({size} bytes, {count} numbers)")
         if counts:
-            rows = memoryview(bytearray(content[rows_at : rows_at + count * 8])).cast("d")
-            yield at, content[at + RECORD.size : at + RECORD.size + length], rows
+            rows = memoryview(bytearray(content[at + RECORD.size : text_at])).cast("d")
+            yield at, content[text_at : text_at + length], rows
         at += size
 
 
@@ -404,8 +411,8 @@ def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]
         labels, created = about
         kept = _cell(family, writer, str(labels))
         kept.created = float(created)
-    if len(kept.rows) != len(rows):
-        raise ValueError(f"expected {len(kept.rows)} numbers, got {len(rows)}")
+    if kept.size != len(rows):
+        raise ValueError(f"expected {kept.size} numbers, got {len(rows)}")
     kept.rows = rows
     return kept
 

@@ -180,7 +180,7 @@ class Counter(StoredMetric, prometheus_client.Counter):
         number = amount + 0.0  # a float, by whatever rules the type of the amount has
         if exemplar:
             cell.exemplar = _exemplar(exemplar, amount)
-        cell.totals[0] += number
+        cell.rows[cell.at] += number
         if not cell.quiet:
             cell.changed()
 
@@ -262,9 +262,9 @@ class Summary(StoredMetric, prometheus_client.Summary):
         """Observe `amount`."""
         cell = self._cell
         number = amount + 0.0
-        totals = cell.totals
-        totals[0] += number
-        totals[1] += 1.0
+        rows, at = cell.rows, cell.at
+        rows[at] += number
+        rows[at + 1] += 1.0
         if not cell.quiet:
             cell.changed()
 
@@ -291,10 +291,10 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
         bucket = bisect_left(cell.bounds, number)
         if exemplar and number == number:
             cell.exemplars[bucket] = _exemplar(exemplar, amount)
-        totals = cell.totals
-        totals[0] += number
+        rows, at = cell.rows, cell.at
+        rows[at] += number
         if number == number:  # a NaN is in no bucket, as in prometheus_client
-            totals[bucket + 1] += 1.0
+            rows[at + bucket + 1] += 1.0
         if not cell.quiet:
             cell.changed()
 

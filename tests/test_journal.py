@@ -229,7 +229,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda content: b"pdcjrnl3" + content[8:], "expected a file that starts with"),
+        (lambda content: b"pdcjrnl2" + content[8:], "expected a file that starts with"),
         (lambda content: content[:200], "impossible size"),
         (lambda content: content[:112] + b"\xff" * 64 + content[176:], "impossible size"),
         (lambda content: content.replace(b"path", b"pa\xff\xff"), "says"),
