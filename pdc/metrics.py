@@ -83,8 +83,9 @@ class StoredMetric(MetricWrapperBase):
 
     def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
         child = object.__new__(type(self))
-        child.__dict__.update(self.__dict__)
-        del child.__dict__["_metrics"]
+        for name, value in self.__dict__.items():
+            if name != "_metrics":
+                setattr(child, name, value)  # one by one, since a `__dict__` that was asked for takes more room
         child._labelvalues = values
         child._cell = child._new_cell(dump(dict(zip(self._labelnames, values, strict=True))))
         return child

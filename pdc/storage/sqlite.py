@@ -257,7 +257,7 @@ class _Metric:
         else:
             values = ((operation.field, _stored(operation.value, now)) for operation in operations)
             self._cursor.executemany(
-                _WRITE[kind], [{"name": self._name, "field": field, "value": value} for field, value in values]
+                _WRITE[kind], ({"name": self._name, "field": field, "value": value} for field, value in values)
             )
 
     def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
