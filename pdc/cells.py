@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .family import EXEMPLAR, Family, labels_with
+from .family import EXEMPLAR, Family, labels_with, shows_created
 from .storage import Kind, Operation, Stamped
 
 if TYPE_CHECKING:
@@ -269,9 +269,11 @@ class Cell:
         """The field of this series with that suffix."""
         return f"{suffix}:{self.labels}"
 
-    def creation(self) -> Operation:
+    def creation(self) -> list[Operation]:
         """Record when the series was created: as declared at first, later as now, in case somebody deleted it."""
-        return Operation(Kind.INIT, self.subkey("_created"), self.created if self.fresh else time.time())
+        if not shows_created():
+            return []
+        return [Operation(Kind.INIT, self.subkey("_created"), self.created if self.fresh else time.time())]
 
 
 class Numbers(Cell):
@@ -451,7 +453,7 @@ class Total(Sums):
     def additions(self, gained: list[float]) -> list[Operation]:
         exemplar, self.exemplar = self.exemplar, ""
         field = self.subkey("_total")
-        operations = [Operation(Kind.ADD, field, gained[0]), self.creation()]
+        operations = [Operation(Kind.ADD, field, gained[0]), *self.creation()]
         if exemplar:
             operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplar))
         return operations
@@ -470,7 +472,7 @@ class Observations(Sums):
         return [
             Operation(kind, self.subkey("_count"), count + 0.0),
             Operation(kind, self.subkey("_sum"), total + 0.0),
-            self.creation(),
+            *self.creation(),
         ]
 
 
@@ -495,7 +497,7 @@ class Buckets(Sums):
     def additions(self, gained: list[float]) -> list[Operation]:
         exemplars, self.exemplars = self.exemplars, {}
         total, *observed = gained
-        operations = [Operation(Kind.ADD if total else Kind.INIT, self.subkey("_sum"), total + 0.0), self.creation()]
+        operations = [Operation(Kind.ADD if total else Kind.INIT, self.subkey("_sum"), total + 0.0), *self.creation()]
         for bucket, count in enumerate(observed):
             if count:
                 field = self._bucket(bucket)

@@ -212,8 +212,13 @@ def _stateset(family: Family, values: Values) -> Samples:
         yield "", {family.name: state}, float(state == current), None
 
 
+def shows_created() -> bool:
+    """Whether there are series that say since when others are; see `prometheus_client.disable_created_metrics`."""
+    return prometheus_client.metrics._use_created
+
+
 def _created(values: Values) -> Samples:
-    if ("_created", "") in values and prometheus_client.metrics._use_created:
+    if ("_created", "") in values and shows_created():
         yield "_created", {}, _number(values, "_created"), None
 
 

@@ -17,14 +17,13 @@ from io import BytesIO
 from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple
 
-import prometheus_client.metrics
 from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-from .family import EXEMPLAR, TYPES, Family, Fields, Labels, exemplar_from, explained, known_families, number
+from .family import EXEMPLAR, TYPES, Family, Fields, Labels, exemplar_from, explained, known_families, number, shows_created
 from .storage import META, Snapshot
 
 CHUNK = 1_000
@@ -178,7 +177,7 @@ class _Texts(dict[Any, bytes]):
 def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Encoder) -> _Layout:
     """The layout of these fields: the one before, where it still fits."""
     digest = hashlib.blake2b("\n".join(fields).encode(), digest_size=16).digest()
-    created = prometheus_client.metrics._use_created
+    created = shows_created()
     key = (fields[META], encoder, created, len(fields), digest)
     if before is not None and before.key == key:
         return before

@@ -24,6 +24,7 @@ import pdc
 import pdc.family
 import pdc.redis
 import pdc.sqlite
+from pdc import config
 
 RunScript = Callable[..., "subprocess.CompletedProcess[str]"]
 TYPES = ("Counter", "Gauge", "Summary", "Histogram", "Info", "Enum")
@@ -434,6 +435,22 @@ def test_created_is_the_time_of_the_first_process(
     finally:
         prometheus_client.enable_created_metrics()
     assert b"_created" in pdc.generate_latest()
+
+
+@pytest.mark.usefixtures("without_created")
+@pytest.mark.parametrize("kind", ["Counter", "Summary", "Histogram"])
+def test_no_creation_is_stored_while_none_is_shown(storage: dict[str, Any], registry: CollectorRegistry, kind: str) -> None:
+    """While created series are disabled, storages need no room for them; the next update after that is where they begin."""
+    pdc.setup(**storage)
+    metric = make(kind, registry=registry)
+    UPDATES[kind](metric)
+    fields = config.DEFAULT.required().read().metrics["m"]
+    assert [field for field in fields if field.startswith("_created")] == []
+    prometheus_client.enable_created_metrics()
+    assert registry.get_sample_value("m_created") is None
+    enabled = time.time()
+    UPDATES[kind](metric)
+    assert (registry.get_sample_value("m_created") or 0) >= enabled
 
 
 def test_series_that_start_again_are_created_anew(storage: dict[str, Any], registry: CollectorRegistry) -> None:
