@@ -83,7 +83,7 @@ class StoredMetric(MetricWrapperBase):
 
     def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
         child = object.__new__(type(self))
-        for name, value in self.__dict__.items():
+        for name, value in list(self.__dict__.items()):
             if name != "_metrics":
                 setattr(child, name, value)  # one by one, since a `__dict__` that was asked for takes more room
         child._labelvalues = values
