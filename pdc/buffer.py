@@ -79,6 +79,7 @@ class Buffer:
         self._retry_at = self._scrape_at = 0.0
         self._next_beat = 0.0
         self._next_renewal = 0.0
+        self._health_due = True
 
     # What metrics call
 
@@ -326,7 +327,11 @@ class Buffer:
         return told
 
     def _rouse(self, *, beat: bool) -> bool:
-        """Queue the cells that no update queues, and return whether there are any; calls functions of the application."""
+        """Queue the cells that no update queues, and return whether there are any; calls functions of the application.
+
+        What the next batch has tells of the batches until then, too.
+        """
+        self._health_due = True
         restless = [cell for pending in self._all_metrics() for cell in pending.restless(beat=beat)]
         self._queue.extend(restless)
         return bool(restless)
@@ -417,8 +422,9 @@ class Buffer:
     def _take(self) -> list[Update]:
         """What is queued, each entry once: in a batch, what is set counts before what is added."""
         entries = dict.fromkeys(self._queue.popleft() for _ in range(len(self._queue)))
-        if entries and self._interval:
+        if entries and self._interval and self._health_due:
             entries[self.health.flushes] = None
+            self._health_due = False
         updates: dict[str, Update] = {}
         for entry in entries:
             family = entry.pending.family
@@ -487,6 +493,7 @@ class Buffer:
         if self.storage is None:
             return
         self._retry_at = 0.0
+        self._health_due = True
         if self._queue or self._in_flight is not None:
             self._try_to_send()
         lasting = [pending for pending in self._all_metrics() if pending.family.lasting]

@@ -38,7 +38,7 @@ SERIES_REFUSED = Family(
 LAST_FLUSH = Family(
     "pdc_last_flush_timestamp_seconds",
     "gauge",
-    "When any process that buffers last wrote a batch, by the clock of the storage.",
+    "When any process that buffers last wrote a batch, by the clock of the storage; up to 5 s old.",
 )
 SERIES_PENDING = Family(
     "pdc_series_pending",
@@ -86,7 +86,7 @@ class Health:
 
 
 class Flushes(Buckets):
-    """How long batches took. It goes along with a batch of other metrics, never by itself: an idle process stays idle."""
+    """How long batches took. It goes along with batches of other metrics now and then: who is idle stays so."""
 
     __slots__ = ()
 

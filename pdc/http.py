@@ -261,6 +261,9 @@ class HTTPMetrics:
             except BaseException as error:
                 tracker.fail(error)
                 raise
+            if tracker.complete and not self.options.sizes:
+                tracker.finish()
+                return body
             file_wrapper: Any = environ.get("wsgi.file_wrapper")
             if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
                 return _sent_by_server(body, tracker)
@@ -317,13 +320,15 @@ class Tracker:
 
     The framework says what it knows: `request`, as callables for labels take it, and `route`; or `look` does so, which is
     called once with its `source` and the tracker, when they are first needed: when the answer starts, an exception is
-    counted, or the application ends without an answer. With `has_error_page` a tracker finishes a request by itself whose
-    application raised before the answer started, after making the answer.
+    counted, or the application ends without an answer. A body that is `complete` need not be watched. With
+    `has_error_page` a tracker finishes a request by itself whose application raised before the answer started, after
+    making the answer.
     """
 
     __slots__ = (
         *("_exception", "_exemplar", "_headers", "_in_progress", "_known", "_labels", "_look", "_method", "_metrics"),
-        *("_source", "_start", "finished", "gone", "has_error_page", "received", "request", "route", "sent", "status"),
+        *("_source", "_start", "complete", "finished", "gone", "has_error_page", "received", "request", "route", "sent"),
+        "status",
     )
 
     def __init__(self, metrics: HTTPMetrics, method: str, look: Look | None, source: Any) -> None:
@@ -332,7 +337,7 @@ class Tracker:
         self._look = look
         self._source = source
         self._known = look is None and not metrics.asks
-        self.finished = self.gone = self.has_error_page = False
+        self.complete = self.finished = self.gone = self.has_error_page = False
         self._labels: tuple[str, ...] = ()
         self._headers: Iterable[tuple[str, str]] | None = None
         self._exemplar: dict[str, str] | None = None

@@ -89,23 +89,31 @@ def _watch_requests(app: Flask) -> Callable[..., Response]:
     dispatch = app.full_dispatch_request
 
     def dispatching(*args: Any) -> Response:
-        _note_request(app)
-        return dispatch(*args)
+        current: Any = request._get_current_object()  # type: ignore[attr-defined] # once: every use of the proxy costs
+        tracker = current.environ.get(TRACKER)
+        if tracker is None:
+            return dispatch(*args)
+        _note_request(app, current, tracker)
+        response = dispatch(*args)
+        tracker.complete = _is_complete(response)
+        return response
 
     return dispatching
 
 
-def _note_request(app: Flask) -> None:
-    current: Any = request._get_current_object()  # type: ignore[attr-defined] # once: every use of the proxy costs
-    tracker = current.environ.get(TRACKER)
-    if tracker is None:
-        return
+def _note_request(app: Flask, current: Any, tracker: Tracker) -> None:
     tracker.request = current
     rule = current.url_rule if current.routing_exception is None else _rule(app)
     if rule is not None:
         tracker.route = current.root_path + rule.rule
         if is_excluded(app.view_functions.get(rule.endpoint)):
             tracker.forget()
+
+
+def _is_complete(response: Response) -> bool:
+    """Whether the body is in memory, in one piece: there is no moment at which a client could be seen to leave it."""
+    body = getattr(response, "response", None)
+    return isinstance(body, list) and len(body) <= 1
 
 
 def _rule(app: Flask) -> Rule | None:

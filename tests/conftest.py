@@ -153,8 +153,12 @@ def _close_ports() -> None:
         if server is not None:
             server.shutdown()
             server.server_close()
+    _wait_for_threads("pdc-port")
+
+
+def _wait_for_threads(name: str) -> None:
     for thread in threading.enumerate():
-        if thread.name == "pdc-port":
+        if thread.name == name:
             thread.join(10)
 
 
@@ -169,6 +173,7 @@ def _nothing_left() -> Iterator[None]:
     gc.collect()  # now, not before: pytest lets go of the values of fixtures only after their teardown
     yield
     pdc.shutdown()
+    _wait_for_threads("pdc-flush")  # or what it logs last comes into a later test
 
 
 @pytest.fixture

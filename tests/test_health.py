@@ -124,6 +124,34 @@ def test_an_idle_process_stays_idle(storage: dict[str, Any], registry: Any, monk
     assert len(sent) == before
 
 
+def test_batches_are_timed_now_and_then(storage: dict[str, Any], registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What batches tell of themselves goes along with the first of a process, then every 5 s, and whenever somebody asks."""
+    pdc.setup(**storage, flush_interval=0.01)
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    batches: list[set[str]] = []
+    kind = type(config.DEFAULT.required())
+    works = kind.apply
+
+    def apply(self: Any, batch: Any) -> Any:
+        batches.append({update.name for update in batch.updates})
+        return works(self, batch)
+
+    monkeypatch.setattr(kind, "apply", apply)
+
+    def ten_more() -> bool:
+        hits.inc()
+        return len(batches) >= 10
+
+    wait_until(ten_more)
+    assert sum("pdc_flush_duration_seconds" in names for names in batches) <= 2
+
+    def all_told() -> bool:
+        hits.inc()
+        return told()["pdc_flush_duration_seconds_count"] >= 10
+
+    wait_until(all_told, seconds=buffer_module.BEAT_SECONDS / 2)
+
+
 def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> None:
     """During an outage the 503 says how many series wait; afterwards retries are counted, and the batch took that long."""
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)

@@ -55,7 +55,9 @@ def sized(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sized]:
     else:
         server: RedisServer = request.getfixturevalue("redis_server")
         with server.client() as client:
-            yield Sized(RedisStorage(client, "test"), lambda: redis_bytes(client))
+            in_redis = RedisStorage(client, "test")
+            yield Sized(in_redis, lambda: redis_bytes(client))
+            in_redis.close()
 
 
 def redis_bytes(client: redis.Redis) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import redis
@@ -41,22 +43,29 @@ from . import (
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
 """How long a call may last; a URL may name other timeouts (``?socket_timeout=1``), a client of the application shorter ones."""
+MOST_RELIST_SECONDS = 60.0
+"""How long a batch asks only whether the index is there, not whether it has its metrics."""
+MOST_OPERATIONS = 1000
+"""Of the metrics that are changed in one call: more of them would let other clients of the server wait."""
 
 _APPLY = """
-local key, prefix, meta, declare, expire = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local writer, sequence, leaving = ARGV[5], tonumber(ARGV[6]), ARGV[7] == '1'
-local forget_writer_after, forget_values_after = tonumber(ARGV[8]), tonumber(ARGV[9])
-local left_after = tonumber(ARGV[10])
-local FIRST, CHUNK = 11, 1000
+local prefix, expire, writer, sequence, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
+local forget_writer_after, forget_values_after, left_after = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local FIRST, CHUNK = 9, 1000
 local FATES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
-
-local stored = redis.call('HMGET', key, '#prefix', '#meta', '#mark:' .. writer, '#search')
-if stored[1] and stored[1] ~= prefix then
-  return redis.error_reply('PDCPREFIX ' .. stored[1])
-end
-if leaving and not stored[2] then return 0 end
 local clock = redis.call('TIME')
-local now = clock[1] + clock[2] / 1000000
+local now, now_text = clock[1] + clock[2] / 1000000, string.format('%s.%06d', clock[1], clock[2])
+
+local key, first, last, fields, current, written
+
+local function read()
+  for from = 1, #fields, CHUNK do
+    local to = math.min(from + CHUNK - 1, #fields)
+    local values = redis.pcall('HMGET', key, unpack(fields, from, to))
+    if values.err then return values end
+    for i = from, to do current[fields[i]] = values[i - from + 1] end
+  end
+end
 
 local function text(number)
   local short = string.format('%.15g', number)
@@ -64,23 +73,27 @@ local function text(number)
   return string.format('%.17g', number)
 end
 
-local function in_chunks(list, call)
-  for first = 1, #list, CHUNK do
-    call(unpack(list, first, math.min(first + CHUNK - 1, #list)))
-  end
+local function put(field, value)
+  written[#written + 1] = field
+  written[#written + 1] = value
 end
 
-local function remove(fields)
-  in_chunks(fields, function(...) redis.call('HDEL', key, ...) end)
+local function flush()
+  for from = 1, #written, CHUNK do
+    redis.call('HSET', key, unpack(written, from, math.min(from + CHUNK - 1, #written)))
+  end
+  written = {}
 end
 
-local function write(values)
-  local list = {}
-  for field, value in pairs(values) do
-    list[#list + 1] = field
-    list[#list + 1] = value
+local function parse_mark(mark)
+  local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
+  return last or '-1', seen or '0', fate or ''
+end
+
+local function remove(doomed)
+  for from = 1, #doomed, CHUNK do
+    redis.call('HDEL', key, unpack(doomed, from, math.min(from + CHUNK - 1, #doomed)))
   end
-  in_chunks(list, function(...) redis.call('HSET', key, ...) end)
 end
 
 local function has_labels(field, wanted)
@@ -112,11 +125,6 @@ local function find(pattern)
   return found
 end
 
-local function parse_mark(mark)
-  local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
-  return {sequence = tonumber(last) or -1, seen = tonumber(seen) or 0, fate = fate or ''}
-end
-
 local function parse_stamped(value)
   local number, set_at = string.match(value, '^(%S+) (%S+)$')
   return tonumber(number), tonumber(set_at)
@@ -134,6 +142,7 @@ local function fold(fate, dead, value)
 end
 
 local function take_from(gone, pattern)
+  flush()
   local doomed, folded = {}, {}
   for field, value in pairs(find(pattern)) do
     local fate, owner, labels = string.match(field, '^#(%a+):([^:]+):(.*)$')
@@ -146,98 +155,129 @@ local function take_from(gone, pattern)
     end
   end
   remove(doomed)
-  write(folded)
+  for heir, value in pairs(folded) do put(heir, value) end
 end
 
 local function forget()
+  flush()
   local doomed, gone = {}, {}
-  for field, stored_mark in pairs(find('#mark:*')) do
-    local mark = parse_mark(stored_mark)
-    local keep = (mark.fate == '' or mark.fate == 'live') and forget_writer_after or forget_values_after
-    if mark.seen < now - keep then
+  for field, mark in pairs(find('#mark:*')) do
+    local _, seen, fate = parse_mark(mark)
+    local keep = (fate == '' or fate == 'live') and forget_writer_after or forget_values_after
+    if (tonumber(seen) or 0) < now - keep then
       doomed[#doomed + 1] = field
-      if mark.fate ~= '' then gone[string.sub(field, 7)] = true end
+      if fate ~= '' then gone[string.sub(field, 7)] = true end
     end
   end
   if next(gone) then take_from(gone, '#*') end
   remove(doomed)
 end
 
-local function read_fields()
-  local fields, current = {}, {}
-  for i = FIRST, #ARGV, 3 do
-    if ARGV[i] == 'add' or ARGV[i] == 'init' then fields[#fields + 1] = ARGV[i + 1] end
-  end
-  for first = 1, #fields, CHUNK do
-    local last = math.min(first + CHUNK - 1, #fields)
-    local values = redis.call('HMGET', key, unpack(fields, first, last))
-    for i = first, last do current[fields[i]] = values[i - first + 1] or nil end
-  end
-  return current
+local function add(before, amount)
+  local number = (tonumber(before or '0') or 0) + tonumber(amount)
+  if number % 1 == 0 and number ~= 0 and math.abs(number) < 1e15 then return number end
+  return text(number)
 end
 
-local mark = stored[3] and parse_mark(stored[3])
-local known, fate, seen = mark and mark.sequence or -1, mark and mark.fate or '', now
-local search_at = tonumber(stored[4] or '0') or 0
-
-local function apply()
-  for i = FIRST, #ARGV, 3 do
-    if ARGV[i] == 'delete' then remove_matching(cjson.decode(ARGV[i + 1])) end
+local function apply(deletes, fate)
+  if deletes then
+    for i = first, last, 3 do
+      if ARGV[i] == 'delete' then remove_matching(cjson.decode(ARGV[i + 1])) end
+    end
+    read()
   end
-  local current, changed = read_fields(), {}
-  for i = FIRST, #ARGV, 3 do
+  for i = first, last, 3 do
     local kind, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    local new = nil
-    if kind == 'set' then
-      new = value
-    elseif kind == 'init' then
-      if not current[field] then new = value end
-    elseif kind == 'add' then
-      new = text((tonumber(current[field] or '0') or 0) + tonumber(value))
-    elseif kind == 'stamp' then
+    if kind == 'stamp' then
       local number, age = string.match(value, '^(%S+) (%S+)$')
-      new = number .. ' ' .. (age == 'never' and '0' or text(now - tonumber(age)))
+      put(field, number .. ' ' .. (age == 'never' and '0' or string.format('%.6f', now - tonumber(age))))
       fate = string.match(field, '^#(%a+):') or fate
-    end
-    if new then
-      current[field], changed[field] = new, new
+    elseif kind == 'set' or kind == 'add' or (kind == 'init' and not current[field]) then
+      if kind == 'add' then value = add(current[field], value) end
+      current[field] = value
+      put(field, value)
     end
   end
-  write(changed)
+  return fate
 end
 
-if known < sequence then apply() end
-if known <= sequence then
-  if leaving and fate ~= 'all' then
-    if fate ~= '' then take_from({[writer] = true}, '#*:' .. writer .. ':*') end
-    fate, seen = '', now - forget_writer_after + left_after
+local function update(meta, declare)
+  local own_mark, deletes = '#mark:' .. writer, false
+  fields, current, written = {'#prefix', '#meta', own_mark, '#search'}, {}, {}
+  for i = first, last, 3 do
+    local kind = ARGV[i]
+    if kind == 'add' or kind == 'init' then
+      fields[#fields + 1] = ARGV[i + 1]
+    elseif kind == 'delete' then
+      deletes = true
+    end
   end
-  redis.call('HSET', key, '#mark:' .. writer, string.format('%.0f %s %s', sequence, text(seen), fate))
+  local failed = read()
+  if failed then return failed end
+  local stored_prefix, stored_meta, stored_mark = current['#prefix'], current['#meta'], current[own_mark]
+  if stored_prefix and stored_prefix ~= prefix then
+    return redis.error_reply('PDCPREFIX ' .. stored_prefix)
+  end
+  if leaving and not stored_meta then return 0 end
+
+  local known, _, fate = parse_mark(stored_mark or '')
+  known = tonumber(known)
+  if known < sequence then fate = apply(deletes, fate) end
+  if known <= sequence then
+    local seen = now_text
+    if leaving and fate ~= 'all' then
+      if fate ~= '' then take_from({[writer] = true}, '#*:' .. writer .. ':*') end
+      fate, seen = '', text(now - forget_writer_after + left_after)
+    end
+    put(own_mark, ARGV[4] .. ' ' .. seen .. ' ' .. fate)
+  end
+  local searched_at = tonumber(current['#search'] or '0') or 0
+  local search_at = searched_at
+  if search_at <= now or search_at > now + forget_writer_after then
+    forget()
+    search_at = now + forget_writer_after
+  end
+  if leaving then search_at = math.min(search_at, now + 2 * left_after) end
+  if search_at ~= searched_at then put('#search', text(search_at)) end
+  if declare or not stored_meta then
+    put('#prefix', prefix)
+    put('#meta', meta)
+  end
+  flush()
+  if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
+  if declare and stored_meta and stored_meta ~= meta then return stored_meta end
+  return stored_meta and stored_mark and 1 or 0
 end
-if search_at <= now or search_at > now + forget_writer_after then
-  forget()
-  search_at = now + forget_writer_after
+
+local replies, at = {}, FIRST
+for i = 1, #KEYS do
+  key, first = KEYS[i], at + 3
+  last = at + 2 + 3 * ARGV[at + 2]
+  replies[i] = update(ARGV[at], ARGV[at + 1] == '1')
+  at = last + 1
 end
-if leaving then search_at = math.min(search_at, now + 2 * left_after) end
-if text(search_at) ~= stored[4] then redis.call('HSET', key, '#search', text(search_at)) end
-if declare == '1' or not stored[2] then
-  redis.call('HSET', key, '#prefix', prefix, '#meta', meta)
-end
-if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
-if declare == '1' and stored[2] and stored[2] ~= meta then return stored[2] end
-return stored[2] and mark and 1 or 0
+return replies
 """
+"""Applies updates of one batch to the keys of their metrics. Of each it returns 1, 0 where nothing of the writer was there, the
+meta that the update replaced, or an error for a key that is not ours to use. The arguments of all come first, then, for each
+metric, its meta, whether to declare it, how many operations there are, and their kinds, fields and values."""
 
 _LIST = """
-local index, expire, listed, missing = KEYS[1], tonumber(ARGV[1]), {}, {}
+local index, expire, listed, missing, due = KEYS[1], tonumber(ARGV[1]), {}, {}, false
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local gone_at = expire > 0 and string.format('%.0f', now + expire) or '+inf'
+local soonest, latest = 1 / 0, 1 / 0
+if expire > 0 then soonest, latest = now + expire, math.floor(now + expire * 1.1) end
+local gone_at = expire > 0 and string.format('%.0f', latest) or '+inf'
 for i = 2, #ARGV do
+  local score = redis.call('ZSCORE', index, ARGV[i])
+  if not score then missing[#missing + 1] = ARGV[i] end
+  local known = score == 'inf' and 1 / 0 or tonumber(score or '0')
+  due = due or known < soonest or known > latest
   listed[#listed + 1] = gone_at
   listed[#listed + 1] = ARGV[i]
-  if not redis.call('ZSCORE', index, ARGV[i]) then missing[#missing + 1] = ARGV[i] end
 end
+if not due then return missing end
 for first = 1, #listed, 1000 do
   redis.call('ZADD', index, unpack(listed, first, math.min(first + 999, #listed)))
 end
@@ -261,7 +301,7 @@ class RedisStorage(ForkSafe):
     """Metrics under one prefix of a Redis database.
 
     The metric ``requests`` of the prefix ``myapp`` is the hash ``prometheus_myapp_requests``. The names are listed in
-    ``prometheus#myapp``, which no metric key can spell, each with the time in milliseconds when its hash expires.
+    ``prometheus#myapp``, which no metric key can spell, each with a time in milliseconds by which its hash has expired.
     ``expire`` (seconds, None for never) is renewed by every write of a metric, and may differ from writer to writer.
     """
 
@@ -277,6 +317,9 @@ class RedisStorage(ForkSafe):
         self._prefix = prefix
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
         self._index = f"prometheus#{prefix}"
+        self._relist_seconds = min(MOST_RELIST_SECONDS, (expire or math.inf) / 10)
+        self._listed: dict[str, float] = {}
+        """Until when, by `time.monotonic`, the index has these metrics for as long as their hashes last, if it is there."""
         self._scripts: dict[str, str] = {}
         self._nodes: dict[str, Any] = {}
 
@@ -297,17 +340,26 @@ class RedisStorage(ForkSafe):
 
     def apply(self, batch: Batch) -> Outcome:
         outcome = Outcome(set(), {}, {})
-        missing, *replies = self._run([self._listing(batch), *(self._call(batch, update) for update in batch.updates)])
-        if isinstance(missing, ResponseError):
-            raise self._failed(missing)
-        outcome.unknown.update(map(_text, missing))
-        for update, reply in zip(batch.updates, replies, strict=True):
+        now = time.monotonic()
+        due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
+        listing = (_LIST, [self._index], self._expire, *due) if due else ("EXISTS", self._index)
+        listed, *replies = self._run([listing, *(self._call(batch, updates) for updates in self._groups(batch))])
+        if isinstance(listed, ResponseError):
+            raise self._failed(listed)
+        outcome.unknown.update(map(_text, listed) if due else () if listed else [update.name for update in batch.updates])
+        if outcome.unknown:
+            self._listed.clear()
+        else:
+            self._listed.update(dict.fromkeys(due, now + self._relist_seconds))
+        for update, reply in zip(batch.updates, chain.from_iterable(replies), strict=True):
             if isinstance(reply, ResponseError):
                 outcome.refused[update.name] = self._reason(update.name, reply)
             elif not reply:
                 outcome.unknown.add(update.name)
             elif reply != 1:
                 outcome.replaced[update.name] = _text(reply)
+        for name in outcome.unknown:
+            self._listed.pop(name, None)
         return outcome
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
@@ -325,7 +377,8 @@ class RedisStorage(ForkSafe):
 
     def delete(self) -> None:
         names = self._names()
-        self._run([*((_DELETE, self._key(name), self._prefix) for name in names), ("DEL", self._index)])
+        self._listed.clear()
+        self._run([*((_DELETE, [self._key(name)], self._prefix) for name in names), ("DEL", self._index)])
 
     def close(self) -> None:
         if self._own:
@@ -340,24 +393,32 @@ class RedisStorage(ForkSafe):
             raise self._failed(names)
         return [_text(name) for name in names]
 
-    def _listing(self, batch: Batch) -> tuple[Any, ...]:
-        return (_LIST, self._index, self._expire, *(update.name for update in batch.updates))
+    def _groups(self, batch: Batch) -> Iterator[list[Update]]:
+        """The updates of one call each: in a cluster a call has one key, and elsewhere other clients have their turns."""
+        group: list[Update] = []
+        size = 0
+        for update in batch.updates:
+            if group and (self._clustered or size + len(update.operations) > MOST_OPERATIONS):
+                yield group
+                group, size = [], 0
+            group.append(update)
+            size += len(update.operations)
+        if group:
+            yield group
 
-    def _call(self, batch: Batch, update: Update) -> tuple[Any, ...]:
+    def _call(self, batch: Batch, updates: list[Update]) -> tuple[Any, ...]:
         now = time.monotonic()
-        arguments: list[Any] = []
-        for _, operations in update.by_kind():
-            for operation in operations:
-                arguments += (operation.kind.value, operation.field, _argument(operation, now))
-        return (
-            *(_APPLY, self._key(update.name), self._prefix, update.meta, int(update.declare), self._expire),
-            *(batch.writer, batch.sequence, int(batch.leaving)),
-            *(FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS),
-            *arguments,
-        )
+        arguments: list[Any] = [self._prefix, self._expire, batch.writer, batch.sequence, int(batch.leaving)]
+        arguments += (FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS)
+        for update in updates:
+            arguments += (update.meta, int(update.declare), len(update.operations))
+            for _, operations in update.by_kind():
+                for operation in operations:
+                    arguments += (operation.kind.value, operation.field, _argument(operation, now))
+        return _APPLY, [self._key(update.name) for update in updates], *arguments
 
     def _run(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """Send commands, or scripts with one key each, in one round trip, and return their replies.
+        """Send commands, or scripts and the lists of their keys, in one round trip, and return their replies.
 
         Raises StorageError for every error but that a key is not ours to use, which stands among the replies.
         """
@@ -369,7 +430,7 @@ class RedisStorage(ForkSafe):
                     replies = self._send(commands)
         except (RedisError, RedisClusterException, OSError) as error:
             raise self._failed(error) from error
-        for reply in replies:
+        for reply in chain.from_iterable(reply if isinstance(reply, list) else [reply] for reply in replies):
             if isinstance(reply, Exception) and not str(reply).startswith(("PDCPREFIX", "WRONGTYPE")):
                 raise self._failed(reply) from reply
         return replies
@@ -405,7 +466,8 @@ class RedisStorage(ForkSafe):
             return command, *arguments
         if command not in self._scripts:
             self._scripts[command] = _text(self._client.script_load(command))
-        return "EVALSHA", self._scripts[command], 1, *arguments
+        keys, *rest = arguments
+        return "EVALSHA", self._scripts[command], len(keys), *keys, *rest
 
     def _reason(self, name: str, refusal: ResponseError) -> str:
         key = self._key(name)
@@ -421,7 +483,7 @@ class RedisStorage(ForkSafe):
         return StorageError(f"{self} failed: {type(error).__name__}: {str(error).rstrip('.')}{remedy}")
 
 
-_COMMANDS = {"evalsha", "script|load", *re.findall(r"redis\.call\('(\w+)'", (_APPLY + _LIST + _DELETE).lower())}
+_COMMANDS = {"evalsha", "exists", "script|load", *re.findall(r"redis\.p?call\('(\w+)'", (_APPLY + _LIST + _DELETE).lower())}
 READER_RIGHTS = "%R~prometheus_* %R~prometheus#* +hgetall +time +zrange"
 WRITER_RIGHTS = f"~prometheus_* ~prometheus#* {' '.join(sorted(f'+{command}' for command in _COMMANDS | {'hgetall'}))}"
 """What ``ACL SETUSER`` must give to a user that only scrapes, and to one that counts."""
