@@ -26,6 +26,8 @@ logger = logging.getLogger("pdc")
 BEAT_SECONDS = LEASE_SECONDS / 3
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 15.0
+MOST_ENTRIES = 250
+"""Of a batch: a process keeps the memory that its largest one took."""
 SCRAPE_RETRY_SECONDS = 1.0
 """How often a scrape tries a storage that is down: whoever asks waits for it, but no application does."""
 
@@ -371,7 +373,7 @@ class Buffer:
         self._send()
 
     def _send(self) -> None:
-        """Send the batch in flight, if there is one, then what is queued by now. Raises StorageError, and keeps the batch.
+        """Send the batch in flight, if there is one, then what is queued by now. Raises StorageError, and keeps a batch.
 
         What threads queue meanwhile waits for the next time, or they could hold this one here for ever; written through,
         each has at most one update to wait for, and what interrupted this thread has nobody else to send it.
@@ -380,28 +382,29 @@ class Buffer:
             return
         self._sender = threading.get_ident()
         try:
-            more, restarted = True, False
             if not self.write_through:
                 self._open_journal()
             self._replay()
-            while more:
-                retried = self._in_flight is not None
+            due, restarted = len(self._queue), False
+            while self._in_flight is not None or due > 0 or (self.write_through and self._queue):
+                due -= 0 if self._in_flight is not None else MOST_ENTRIES
                 batch = self._next_batch()
-                if batch is None:
-                    break
-                if self._journals is not None:
-                    self._journals.begin(batch.sequence)
-                forgotten = self._note(batch, self.required().apply(batch))
-                if forgotten and not restarted:
+                if batch is not None and self._send_batch(batch) and not restarted:
+                    restarted = True
                     self._restart()
-                more = self.write_through or retried or (forgotten and not restarted)
-                restarted = restarted or forgotten
+                    due = len(self._queue)
             self._recovered()
         except Exception as error:
             self._failed(error)
             raise
         finally:
             self._sender = None
+
+    def _send_batch(self, batch: Batch) -> bool:
+        """Send it, and return whether the storage had forgotten what it held before."""
+        if self._journals is not None:
+            self._journals.begin(batch.sequence)
+        return self._note(batch, self.required().apply(batch))
 
     def _replay(self) -> None:
         """Send what dead processes of this host left, now and then."""
@@ -420,8 +423,8 @@ class Buffer:
         return self._in_flight
 
     def _take(self) -> list[Update]:
-        """What is queued, each entry once: in a batch, what is set counts before what is added."""
-        entries = dict.fromkeys(self._queue.popleft() for _ in range(len(self._queue)))
+        """What has been queued first, each entry once: in a batch, what is set counts before what is added."""
+        entries = dict.fromkeys(self._queue.popleft() for _ in range(min(len(self._queue), MOST_ENTRIES)))
         if entries and self._interval and self._health_due:
             entries[self.health.flushes] = None
             self._health_due = False

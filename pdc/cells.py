@@ -207,18 +207,17 @@ class Cell:
     of that from where it looks at the cell to its last store; nor does `operations` until it has taken what was gathered.
     """
 
-    __slots__ = ("buffer", "created", "dropped", "fresh", "labels", "pending", "queued", "quiet")
+    __slots__ = ("created", "dropped", "pending", "queued", "quiet", "values")
 
-    def __init__(self, pending: Pending, labels: str) -> None:
+    def __init__(self, pending: Pending, values: tuple[str, ...]) -> None:
         self.pending = pending
-        self.buffer = pending.buffer
-        self.labels = labels
-        self.created = time.time()
+        self.values = values
+        self.created: float | None = time.time()
+        """When the series was created, in Unix seconds, until that is in a batch."""
         self.queued = False
         self.quiet = False
         """Whether an update has nothing to do but to change the cell: it is queued, and nobody waits for it to be sent."""
         self.dropped = False
-        self.fresh = True
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -245,7 +244,7 @@ class Cell:
             if self.dropped:
                 return []
             operations = self.operations()
-            self.fresh = False
+            self.created = None
             return operations
 
     def drop(self) -> None:
@@ -265,15 +264,20 @@ class Cell:
         elif not self.queued:
             buffer.mark(self)
 
-    def subkey(self, suffix: str) -> str:
-        """The field of this series with that suffix."""
-        return f"{suffix}:{self.labels}"
+    @property
+    def buffer(self) -> Buffer:
+        return self.pending.buffer
 
-    def creation(self) -> list[Operation]:
-        """Record when the series was created: as declared at first, later as now, in case somebody deleted it."""
+    @property
+    def labels(self) -> str:
+        """The labels as JSON, made whenever they are needed: of idle series they would take more room than the numbers."""
+        return self.pending.family.labels(self.values)
+
+    def creation(self, labels: str) -> list[Operation]:
+        """Record when the series was created: as it was at first, later as now, in case somebody deleted it."""
         if not shows_created():
             return []
-        return [Operation(Kind.INIT, self.subkey("_created"), self.created if self.fresh else time.time())]
+        return [Operation(Kind.INIT, f"_created:{labels}", time.time() if self.created is None else self.created)]
 
 
 class Numbers(Cell):
@@ -291,7 +295,7 @@ class Numbers(Cell):
 
     @property
     def about(self) -> list[Any]:
-        return [self.labels, self.created]
+        return [self.values, self.created]
 
     def kept(self) -> Sequence[Kept]:
         return (self,)
@@ -420,10 +424,10 @@ class Total(Sums):
 
     def restart(self) -> None:
         """Set the counter to zero, as created now."""
-        now = time.time()
+        now, labels = time.time(), self.labels
         notes = (
-            Note(self.family, Operation(Kind.SET, self.subkey("_total"), 0.0)),
-            Note(self.family, Operation(Kind.SET, self.subkey("_created"), now)),
+            Note(self.family, Operation(Kind.SET, f"_total:{labels}", 0.0)),
+            Note(self.family, Operation(Kind.SET, f"_created:{labels}", now)),
         )
         with self.pending.lock:
             before, exemplar = self._notes, self.exemplar
@@ -452,8 +456,9 @@ class Total(Sums):
 
     def additions(self, gained: list[float]) -> list[Operation]:
         exemplar, self.exemplar = self.exemplar, ""
-        field = self.subkey("_total")
-        operations = [Operation(Kind.ADD, field, gained[0]), *self.creation()]
+        labels = self.labels
+        field = f"_total:{labels}"
+        operations = [Operation(Kind.ADD, field, gained[0]), *self.creation(labels)]
         if exemplar:
             operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplar))
         return operations
@@ -468,11 +473,11 @@ class Observations(Sums):
 
     def additions(self, gained: list[float]) -> list[Operation]:
         total, count = gained
-        kind = Kind.ADD if count else Kind.INIT
+        kind, labels = Kind.ADD if count else Kind.INIT, self.labels
         return [
-            Operation(kind, self.subkey("_count"), count + 0.0),
-            Operation(kind, self.subkey("_sum"), total + 0.0),
-            *self.creation(),
+            Operation(kind, f"_count:{labels}", count + 0.0),
+            Operation(kind, f"_sum:{labels}", total + 0.0),
+            *self.creation(labels),
         ]
 
 
@@ -481,10 +486,10 @@ class Buckets(Sums):
 
     __slots__ = ("bounds", "exemplars", "width")
 
-    def __init__(self, pending: Pending, labels: str, bounds: tuple[float, ...]) -> None:
+    def __init__(self, pending: Pending, values: tuple[str, ...], bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.width = 1 + len(bounds)
-        super().__init__(pending, labels)
+        super().__init__(pending, values)
 
     def start_anew(self) -> None:
         super().start_anew()
@@ -497,17 +502,15 @@ class Buckets(Sums):
     def additions(self, gained: list[float]) -> list[Operation]:
         exemplars, self.exemplars = self.exemplars, {}
         total, *observed = gained
-        operations = [Operation(Kind.ADD if total else Kind.INIT, self.subkey("_sum"), total + 0.0), *self.creation()]
+        labels = self.labels
+        operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *self.creation(labels)]
         for bucket, count in enumerate(observed):
             if count:
-                field = self._bucket(bucket)
+                field = "_bucket:" + labels_with(labels, "le", self.family.bounds[bucket])
                 operations.append(Operation(Kind.ADD, field, count))
                 if bucket in exemplars:
                     operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplars[bucket]))
         return operations
-
-    def _bucket(self, index: int) -> str:
-        return "_bucket:" + labels_with(self.labels, "le", self.pending.family.bounds[index])
 
 
 class Number(Numbers):
@@ -576,7 +579,7 @@ class Number(Numbers):
         return [], pending if is_set else [taken._replace(value=rows[flying] + rows[slot])]
 
     def _operation(self, slot: int, is_set: int) -> Operation:
-        return Operation(Kind.SET if is_set else Kind.ADD, self.subkey(""), self.rows[self.at + slot])
+        return Operation(Kind.SET if is_set else Kind.ADD, f":{self.labels}", self.rows[self.at + slot])
 
 
 def _state(number: float) -> tuple[int, int, int, int]:
@@ -652,9 +655,9 @@ class Computed(Cell):
 
     __slots__ = ("_function", "_value")
 
-    def __init__(self, pending: Pending, labels: str, function: Callable[[], float]) -> None:
+    def __init__(self, pending: Pending, values: tuple[str, ...], function: Callable[[], float]) -> None:
         self._function = function
-        super().__init__(pending, labels)
+        super().__init__(pending, values)
         pending.computed = True
 
     def start_anew(self) -> None:
@@ -680,7 +683,7 @@ class Computed(Cell):
         if self._value is None:
             return []
         if self.pending.family.mode == "shared":
-            return [Operation(Kind.SET, self.subkey(""), self._value)]
+            return [Operation(Kind.SET, f":{self.labels}", self._value)]
         field = self.pending.family.process_prefix(self.buffer.writer) + self.labels
         return [Operation(Kind.STAMP, field, Stamped(self._value, time.monotonic()))]
 
@@ -690,10 +693,10 @@ class Text(Cell):
 
     __slots__ = ("_first", "_suffix", "_taken", "_text")
 
-    def __init__(self, pending: Pending, labels: str, suffix: str, first: str) -> None:
+    def __init__(self, pending: Pending, values: tuple[str, ...], suffix: str, first: str) -> None:
         self._suffix = suffix
         self._first = first
-        super().__init__(pending, labels)
+        super().__init__(pending, values)
 
     def start_anew(self) -> None:
         self._text: Note | None = None
@@ -708,7 +711,7 @@ class Text(Cell):
         return [note for note in (self._taken, self._text) if note is not None]
 
     def set(self, text: str) -> None:
-        note = Note(self.pending.family, Operation(Kind.SET, self.subkey(self._suffix), text))
+        note = Note(self.pending.family, Operation(Kind.SET, f"{self._suffix}:{self.labels}", text))
         with self.pending.lock:
             before, self._text = self._text, note
         self.buffer.keep(self)
@@ -719,7 +722,7 @@ class Text(Cell):
     def operations(self) -> list[Operation]:
         self._taken, self._text = self._text, None
         if self._taken is None:
-            return [Operation(Kind.INIT, self.subkey(self._suffix), self._first)]
+            return [Operation(Kind.INIT, f"{self._suffix}:{self.labels}", self._first)]
         return [self._taken.take()]
 
     def settle(self) -> None:

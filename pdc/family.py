@@ -25,9 +25,12 @@ Fields = Mapping[str, Any]
 Labels = tuple[tuple[str, str], ...]
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def dump(labels: Mapping[str, str]) -> str:
     """The labels as a subkey spells them: JSON in ASCII, sorted by name, no spaces."""
-    return json.dumps(labels, sort_keys=True, separators=(",", ":"))
+    return _ENCODER.encode(labels)
 
 
 @lru_cache(maxsize=4096)
@@ -83,6 +86,10 @@ class Family(NamedTuple):
     def lasting(self) -> bool:
         """Whether the value of a process counts when the process has ended."""
         return self.mode != "shared" and not self.live
+
+    def labels(self, values: tuple[str, ...]) -> str:
+        """The labels of the series with these values, as `dump` spells them."""
+        return dump(dict(zip(self.labelnames, values, strict=True)))
 
     def process_prefix(self, writer: str) -> str:
         """The start of the fields that hold the values of one process."""

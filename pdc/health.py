@@ -71,7 +71,7 @@ class Health:
         counter = self._counters.get(family)
         if counter is None:
             pending = Pending(self._buffer, family)
-            counter = self._counters.setdefault(family, pending.add(Total(pending, ONLY)))
+            counter = self._counters.setdefault(family, pending.add(Total(pending, ())))
         counter.rows[counter.at] += 1.0
         if not counter.queued:
             self._buffer.mark(counter)
@@ -81,7 +81,7 @@ class Health:
         """The durations; called with the lock of the buffer held."""
         if self._flushes is None:
             pending = Pending(self._buffer, FLUSH_DURATION)
-            self._flushes = pending.add(Flushes(pending, ONLY, BOUNDS))
+            self._flushes = pending.add(Flushes(pending, (), BOUNDS))
         return self._flushes
 
 

@@ -32,7 +32,7 @@ from .storage import FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Kind, 
 
 logger = logging.getLogger("pdc")
 
-MAGIC = b"pdcjrnl3"
+MAGIC = b"pdcjrnl4"
 SUFFIX = ".journal"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
@@ -49,6 +49,7 @@ then the text."""
 KINDS: dict[str, type[Numbers]] = {"counter": Total, "summary": Observations}
 
 
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
 _complaints: set[Path] = set()
 """The folders that could not be used, of which the log knows."""
 
@@ -235,7 +236,7 @@ class Journal:
                     _let_count(*self._write(family.meta, 0), counts=True)
                     self._families[family] = len(self._families)
                 self._written += 1
-                rows, at = self._write(json.dumps([self._families[family], self._written, *kept.about]), kept.size)
+                rows, at = self._write(_dumps([self._families[family], self._written, *kept.about]), kept.size)
                 kept.move(rows, at)
                 _let_count(rows, at, counts=True)
 
@@ -408,22 +409,22 @@ def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]
     if len(about) == 3:
         kept = Note(family, Operation(Kind(about[0]), str(about[1]), about[2]))
     else:
-        labels, created = about
-        kept = _cell(family, writer, str(labels))
-        kept.created = float(created)
+        values, created = about
+        kept = _cell(family, writer, tuple(map(str, values)))
+        kept.created = None if created is None else float(created)
     if kept.size != len(rows):
         raise ValueError(f"expected {kept.size} numbers, got {len(rows)}")
     kept.rows = rows
     return kept
 
 
-def _cell(family: Family, writer: str, labels: str) -> Numbers:
+def _cell(family: Family, writer: str, values: tuple[str, ...]) -> Numbers:
     pending: Any = SimpleNamespace(buffer=SimpleNamespace(writer=writer), family=family, lock=threading.RLock())
     if family.type == "histogram":
-        return Buckets(pending, labels, tuple(map(float, family.bounds)))
+        return Buckets(pending, values, tuple(map(float, family.bounds)))
     if family.type == "gauge":
-        return (Number if family.mode == "shared" else ProcessNumber)(pending, labels)
-    return KINDS[family.type](pending, labels)
+        return (Number if family.mode == "shared" else ProcessNumber)(pending, values)
+    return KINDS[family.type](pending, values)
 
 
 def _without_removed(written: list[Note | Numbers]) -> list[Note | Numbers]:
@@ -434,7 +435,7 @@ def _without_removed(written: list[Note | Numbers]) -> list[Note | Numbers]:
     for each in reversed(written):
         name = each.family.name
         if isinstance(each, Numbers):
-            labels = dict(json.loads(each.labels))
+            labels = dict(zip(each.family.labelnames, each.values, strict=True))
             ended = removed[name].match(labels) or reset[name].match(labels)
         else:
             kind, field, _ = each.operation

@@ -36,13 +36,13 @@ class StoredMetric(MetricWrapperBase):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._pending = Pending(self.buffer, self._family())
-            self._cell = _NoCell(self) if self._labelnames else self._pending.add(self._new_cell("{}"))
+            self._cell = _NoCell(self) if self._labelnames else self._pending.add(self._new_cell(()))
             self.buffer.declare(self._pending if self._labelnames else self._cell)
 
     def _metric_init(self) -> None:
         """Do nothing: `__init__` makes the cell once the registry has taken the metric."""
 
-    def _new_cell(self, labels: str) -> Cell:
+    def _new_cell(self, values: tuple[str, ...]) -> Cell:
         raise NotImplementedError
 
     def _family(self) -> Family:
@@ -87,7 +87,7 @@ class StoredMetric(MetricWrapperBase):
             if name != "_metrics":
                 setattr(child, name, value)  # one by one, since a `__dict__` that was asked for takes more room
         child._labelvalues = values
-        child._cell = child._new_cell(dump(dict(zip(self._labelnames, values, strict=True))))
+        child._cell = child._new_cell(values)
         return child
 
     def _check_label_count(self, values: Sequence[object]) -> None:
@@ -167,8 +167,8 @@ class Counter(StoredMetric, prometheus_client.Counter):
 
     _cell: Total
 
-    def _new_cell(self, labels: str) -> Total:
-        return Total(self._pending, labels)
+    def _new_cell(self, values: tuple[str, ...]) -> Total:
+        return Total(self._pending, values)
 
     def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
         """Add `amount`, and keep the exemplar where there is one.
@@ -221,8 +221,8 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         mode = str(self._multiprocess_mode)
         return Family(self._name, "gauge", clean(self._documentation), self._unit, self._labelnames, mode=mode)
 
-    def _new_cell(self, labels: str) -> Number | ProcessNumber:
-        return (Number if self._pending.family.mode == "shared" else ProcessNumber)(self._pending, labels)
+    def _new_cell(self, values: tuple[str, ...]) -> Number | ProcessNumber:
+        return (Number if self._pending.family.mode == "shared" else ProcessNumber)(self._pending, values)
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
@@ -245,7 +245,7 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
 
         Where `f` raises, the value stays as it was and the error is logged.
         """
-        before, self._cell = self._cell, self._pending.add(Computed(self._pending, self._cell.labels, f))
+        before, self._cell = self._cell, self._pending.add(Computed(self._pending, self._cell.values, f))
         self._pending.drop([before])
         self._cell.compute()
         self.buffer.declare(self._cell)
@@ -256,8 +256,8 @@ class Summary(StoredMetric, prometheus_client.Summary):
 
     _cell: Observations
 
-    def _new_cell(self, labels: str) -> Observations:
-        return Observations(self._pending, labels)
+    def _new_cell(self, values: tuple[str, ...]) -> Observations:
+        return Observations(self._pending, values)
 
     def observe(self, amount: float) -> None:
         """Observe `amount`."""
@@ -279,8 +279,8 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
         bounds = bucket_bounds(self._upper_bounds)
         return Family(self._name, "histogram", clean(self._documentation), self._unit, self._labelnames, bounds=bounds)
 
-    def _new_cell(self, labels: str) -> Buckets:
-        return Buckets(self._pending, labels, tuple(self._upper_bounds))
+    def _new_cell(self, values: tuple[str, ...]) -> Buckets:
+        return Buckets(self._pending, values, tuple(self._upper_bounds))
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Observe `amount`, and keep the exemplar of its bucket where there is one.
@@ -305,8 +305,8 @@ class Info(StoredMetric, prometheus_client.Info):
 
     _cell: Text
 
-    def _new_cell(self, labels: str) -> Text:
-        return Text(self._pending, labels, "_info", "{}")
+    def _new_cell(self, values: tuple[str, ...]) -> Text:
+        return Text(self._pending, values, "_info", "{}")
 
     def info(self, val: dict[str, str]) -> None:
         """Set the key-value pairs. Raises ValueError for a key that is a label, and for None as a value."""
@@ -326,8 +326,8 @@ class Enum(StoredMetric, prometheus_client.Enum):
         states = tuple(map(clean, self._states))
         return Family(self._name, "stateset", clean(self._documentation), "", self._labelnames, states=states)
 
-    def _new_cell(self, labels: str) -> Text:
-        return Text(self._pending, labels, "", clean(self._states[0]))
+    def _new_cell(self, values: tuple[str, ...]) -> Text:
+        return Text(self._pending, values, "", clean(self._states[0]))
 
     def state(self, state: str) -> None:
         """Set the state. Raises ValueError for one that the metric does not have."""

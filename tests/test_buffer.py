@@ -132,6 +132,34 @@ def test_buffered_updates_are_sent_together(buffer: Buffer, recorder: Recorder, 
     assert recorder.sent("_total") == [("add", 2000.0)]
 
 
+def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, registry: CollectorRegistry) -> None:
+    """A flush sends all, in batches of bounded size; an outage between them repeats nothing, nor does a refusal end it."""
+    buffer.attach(recorder, 3600.0, None)
+    counter: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
+    refused = counter("refused", "Refused.", ["n"], registry=registry)
+    hits = counter("hits", "Hits.", ["n"], registry=registry)
+    for number in range(2 * buffer_module.MOST_ENTRIES):
+        refused.labels(number).inc()
+    for number in range(3 * buffer_module.MOST_ENTRIES):
+        hits.labels(number).inc()
+    recorder.outcomes = [Outcome(set(), {}, {"refused": "somebody else's"})]
+    recorder.during = lambda: fail() if len(recorder.batches) == 3 else None
+    with pytest.raises(StorageError, match="the storage is down"):
+        buffer.flush()
+    with pytest.raises(StorageError, match="somebody else's"):
+        buffer.flush()
+    by_sequence = {batch.sequence: batch for batch in recorder.batches}
+    assert len(recorder.batches) == len(by_sequence) + 1
+    sent = [operation for batch in by_sequence.values() for update in batch.updates for operation in update.operations]
+    added = [operation.field for operation in sent if operation.kind is Kind.ADD and operation.field.startswith("_total")]
+    assert {f'_total:{{"n":"{number}"}}' for number in range(3 * buffer_module.MOST_ENTRIES)} <= set(added)
+    assert len(added) < 4 * buffer_module.MOST_ENTRIES + 10  # one batch, at most, of those that are refused
+    assert (
+        max(sum(len(update.operations) for update in batch.updates) for batch in by_sequence.values())
+        < 3 * buffer_module.MOST_ENTRIES
+    )
+
+
 def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
     """With an interval, nobody has to flush; the thread ends with the buffer."""
     buffer.attach(recorder, 0.01, None)
