@@ -137,7 +137,8 @@ class HTTPMetrics:
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
         self._in_progress: dict[str, Callable[[float], None]] = {}
-        self._series: dict[tuple[str, str, int, tuple[str, ...]], _Series] = {}
+        self.series: dict[tuple[str, str, int, tuple[str, ...]], _Series] = {}
+        """What requests change, by method, route, status and the application's own labels."""
         self.asks = bool(options.labels or options.exemplars)
         """Whether there is more to find out about a request than its method, route and status."""
         self._complained: set[str] = set()
@@ -147,10 +148,12 @@ class HTTPMetrics:
         """Begin to track a request; None for one that is excluded. `look` and `source` are those of a `Tracker`."""
         if self._port is not None:
             self._port.open()
-        return None if self._excludes(path) else Tracker(self, method if method in METHODS else OTHER_METHOD, look, source)
+        if path in self._excluded or (self._patterns and self._excludes(path)):
+            return None
+        return Tracker(self, method if method in METHODS else OTHER_METHOD, look, source)
 
     def _excludes(self, path: str) -> bool:
-        return path in self._excluded or (self._patterns != [] and any(pattern.fullmatch(path) for pattern in self._patterns))
+        return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
 
     def in_progress(self, method: str) -> Callable[[float], None]:
         """What adds to the requests in progress of a method."""
@@ -161,13 +164,8 @@ class HTTPMetrics:
                 self._in_progress[method] = known
         return known
 
-    def series(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> _Series:
-        """What a request with that answer changes."""
-        key = (method, route, status, labels)
-        known = self._series.get(key)
-        return self._new_series(*key) if known is None else known
-
-    def _new_series(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> _Series:
+    def new_series(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> _Series:
+        """What a request with that answer changes, for the first time."""
         values = (method, route, f"{status // 100}xx" if self.options.group_status else str(int(status)), *labels)
         families = self.families
         series = (
@@ -176,7 +174,7 @@ class HTTPMetrics:
             [self.bounded(size, *values) for size in families.sizes],
         )
         if values in families.requests._metrics:  # not one for all that are over the limit
-            self._series[method, route, status, labels] = series
+            self.series[method, route, status, labels] = series
         return series
 
     def bounded(self, metric: MetricT, *values: str) -> MetricT:
@@ -289,7 +287,8 @@ class HTTPMetrics:
         except BaseException as error:
             channel.ended(error)
             raise
-        channel.ended(None)
+        if not tracker.finished:
+            channel.ended(None)
 
     async def websocket(
         self, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, look: Callable[[Scope, Connection], None]
@@ -339,7 +338,7 @@ class Tracker:
         self._known = look is None and not metrics.asks
         self.complete = self.finished = self.gone = self.has_error_page = False
         self._labels: tuple[str, ...] = ()
-        self._headers: Iterable[tuple[str, str]] | None = None
+        self._headers: Iterable[Header] | None = None
         self._exemplar: dict[str, str] | None = None
         self._exception: BaseException | None = None
         self.request: Any = None
@@ -348,13 +347,13 @@ class Tracker:
         self.received = self.sent = 0
         self._start = perf_counter()
         try:
-            self._in_progress = metrics.in_progress(method)
+            self._in_progress = metrics._in_progress.get(method) or metrics.in_progress(method)
             self._in_progress(1.0)
         except Exception:
             logger.exception("a request could not be tracked")
             self.finished = True
 
-    def started(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+    def started(self, status: int, headers: Iterable[Header]) -> None:
         """Note the start of the answer, while the request is being handled."""
         self.status = status
         self._headers = headers
@@ -368,7 +367,7 @@ class Tracker:
         if self._method == "HEAD" or self.status in WITHOUT_BODY:
             return 0.0
         for name, value in self._headers:
-            if len(name) == len("content-length") and name.lower() == "content-length" and value.isdecimal():
+            if len(name) == len("content-length") and _text(name).lower() == "content-length" and _text(value).isdecimal():
                 return float(value)
         return math.inf
 
@@ -397,7 +396,8 @@ class Tracker:
         self.finished = True
         try:
             self._in_progress(-1.0)
-            requests, durations, sizes = self._metrics.series(self._method, self.route, self.status, self._labels)
+            key = (self._method, self.route, self.status, self._labels)
+            requests, durations, sizes = self._metrics.series.get(key) or self._metrics.new_series(*key)
             requests.inc(1.0, self._exemplar)
             durations.observe(duration, self._exemplar)
             if sizes:
@@ -405,7 +405,7 @@ class Tracker:
                 sizes[1].observe(self.sent)
         except Exception:
             logger.exception("a request could not be counted")
-        self._let_go()
+        self.request = self._source = self._exception = None  # they hold the tracker: only the garbage collector would free all
 
     def all_sent(self) -> None:
         """Finish a request whose body the server sends by itself."""
@@ -422,10 +422,6 @@ class Tracker:
             self._in_progress(-1.0)
         except Exception:
             logger.exception("a request could not be left out")
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Hold the request no longer, which holds the tracker: only the garbage collector would free the two."""
         self.request = self._source = self._exception = None
 
     def fail(self, error: BaseException) -> None:
@@ -447,6 +443,7 @@ class Tracker:
             self._exemplar = self._metrics.exemplar()
 
 
+Header = tuple[str, str] | tuple[bytes, bytes]
 Look = Callable[[Any, Tracker], None]
 """Says the route and the request to a tracker, of what it was given as its source."""
 
@@ -617,7 +614,7 @@ class _Channel:
     async def send(self, message: MutableMapping[str, Any]) -> None:
         tracker, kind = self._tracker, message["type"]
         if kind == "http.response.start":
-            tracker.started(message["status"], _texts(message.get("headers", ())))
+            tracker.started(message["status"], message.get("headers", ()))
             self._started = True
         try:
             await self._send(message)
@@ -642,10 +639,9 @@ class _Channel:
         self._tracker.finish()
 
 
-def _texts(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
-    """The headers of an ASGI message as WSGI has them."""
-    for name, value in headers:
-        yield name.decode("latin-1"), value.decode("latin-1")
+def _text(header: str | bytes) -> str:
+    """The name or value of a header as WSGI has it; ASGI has bytes."""
+    return header if isinstance(header, str) else header.decode("latin-1")
 
 
 def asgi_path(scope: Scope) -> str:

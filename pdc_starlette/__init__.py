@@ -64,20 +64,21 @@ class PrometheusMiddleware:
         if metrics is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            self._watch(scope)
+            if not self._watching:
+                self._watch(scope)
             await metrics.asgi(self.app, scope, receive, send, self._look)
         elif scope["type"] == "websocket":
-            self._watch(scope)
+            if not self._watching:
+                self._watch(scope)
             await metrics.websocket(self.app, scope, receive, send, self._look)
         else:
             await self.app(scope, receive, _flushing(send))
 
     def _watch(self, scope: Scope) -> None:
         """Watch the application's exceptions, once it is complete: at its first request."""
-        if not self._watching:
-            self._watching = True
-            watch(self.app)
-            self._has_error_page = watch_error_page(scope.get("app"), self)
+        self._watching = True
+        watch(self.app)
+        self._has_error_page = watch_error_page(scope.get("app"), self)
 
     def _look(self, scope: Scope, seen: Tracker | Connection) -> None:
         seen.route, view = self._routes.find(scope)

@@ -28,10 +28,13 @@ class RouteFinder:
         endpoint = scope.get("endpoint")
         if endpoint is None and "router" in scope:  # routing took place, and found nothing
             return _frontend(scope), None
-        routes = routes_of(scope.get("router") or scope.get("app") or self._app)
-        if self._table.is_outdated(routes, endpoint):
-            self._table = _Table(routes)
-        candidates = self._table.by_endpoint.get(id(endpoint)) or self._table.entries
+        table = self._table
+        owner = scope.get("router") or scope.get("app") or self._app
+        if getattr(owner, "routes", None) is not table.routes or table.is_outdated(endpoint):
+            routes = routes_of(owner)
+            if routes is not table.routes or table.is_outdated(endpoint):
+                table = self._table = _Table(routes)
+        candidates = table.by_endpoint.get(id(endpoint)) or table.entries
         if len(candidates) == 1:
             return candidates[0].template, candidates[0].endpoint
         entry = _match(candidates, scope["type"], scope.get("method"), _outer_path(scope))
@@ -87,7 +90,7 @@ class _Entry(NamedTuple):
 
 class _Table:
     def __init__(self, routes: list[BaseRoute]) -> None:
-        self._routes = routes
+        self.routes = routes
         self._size = len(routes)
         self.entries = list(_entries(routes))
         self.by_endpoint: dict[int, list[_Entry]] = {}
@@ -96,10 +99,9 @@ class _Table:
             if entry.template != UNMATCHED:
                 same.append(entry)
 
-    def is_outdated(self, routes: list[BaseRoute], endpoint: Any) -> bool:
+    def is_outdated(self, endpoint: Any) -> bool:
         """Whether routes were added since, as far as can be told without reading all of them."""
-        unknown = endpoint is not None and id(endpoint) not in self.by_endpoint
-        return unknown or routes is not self._routes or len(routes) != self._size
+        return (endpoint is not None and id(endpoint) not in self.by_endpoint) or len(self.routes) != self._size
 
 
 def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern[str], ...] = ()) -> Iterator[_Entry]:

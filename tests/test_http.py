@@ -330,7 +330,7 @@ def test_what_is_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
     options = Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=3600, max_series=2)
     metrics = HTTPMetrics(options)
     for number in range(20):
-        metrics.series("GET", f"/{number}", 200, ())[0].inc()
-    assert len(metrics._series) == 2
+        metrics.new_series("GET", f"/{number}", 200, ())[0].inc()
+    assert len(metrics.series) == 2
     assert samples()["requests_total", "GET", "/1", "200"] == 1.0
     assert samples()["requests_total", "<overflow>", "<overflow>", "<overflow>"] == 18.0
