@@ -49,12 +49,15 @@ def suite(*, quick: bool) -> Suite:
                 measure="result",
                 costly=True,
             ),
-            Case(
-                f"{samples:,} samples, longest pause of other threads",
-                [library(name, "pauses", size) for name in [REFERENCE, *PDC]],
-                REFERENCE,
-                measure="result",
-                **MILLISECONDS,
+            *(
+                Case(
+                    f"{samples:,} samples, longest pause of {others}",
+                    [library(name, "pauses", {**size, "others": kind}) for name in [REFERENCE, *PDC]],
+                    REFERENCE,
+                    measure="result",
+                    **MILLISECONDS,
+                )
+                for kind, others in (("threads", "other threads"), ("event loop", "the event loop"))
             ),
             *(
                 _many_processes(processes, **what)
