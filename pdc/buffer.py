@@ -387,7 +387,8 @@ class Buffer:
             self._replay()
             due, restarted = len(self._queue), False
             while self._in_flight is not None or due > 0 or (self.write_through and self._queue):
-                due -= 0 if self._in_flight is not None else MOST_ENTRIES
+                if self._in_flight is None:
+                    due -= MOST_ENTRIES
                 batch = self._next_batch()
                 if batch is not None and self._send_batch(batch) and not restarted:
                     restarted = True
@@ -433,12 +434,15 @@ class Buffer:
             family = entry.pending.family
             if family.name in self._refused:
                 continue
+            operations = entry.take()
+            if not operations and entry is not entry.pending:
+                continue
             update = updates.get(family.name)
             if update is None:
                 meta = family.meta
                 update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
                 self._declared[family.name] = meta
-            update.operations.extend(entry.take())
+            update.operations.extend(operations)
             self._taken.append(entry)
         return list(updates.values())
 
@@ -506,6 +510,8 @@ class Buffer:
             self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
             self._try_to_send()
             self._applied.clear()
+            for pending in self._all_metrics():  # the storage has dropped live values
+                pending.all_again()
             if self._in_flight is not None and self._in_flight.leaving:
                 self._landed()
             elif not returning:
@@ -549,7 +555,7 @@ class Buffer:
         """Queue every series, as for an empty storage."""
         for pending in self._all_metrics():
             self._queue.append(pending)
-            self._queue.extend(list(pending.cells))
+            self._queue.extend(pending.all_again())
         if self._queue and self._thread is None:
             self._start_thread()
 

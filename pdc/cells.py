@@ -103,7 +103,14 @@ class Pending:
         computed = [cell for cell in cells if isinstance(cell, Computed)]
         for cell in computed:
             cell.compute()
-        return cells if beat and self.family.live else list(computed)
+        return self.all_again() if beat and self.family.live else list(computed)
+
+    def all_again(self) -> list[Cell]:
+        """All cells, which are to be told even where nothing changed."""
+        cells = list(self.cells)
+        for cell in cells:
+            cell.forget_stored()
+        return cells
 
     def drop(self, cells: Iterable[Cell]) -> None:
         """Forget these series; whoever still holds one updates it in vain."""
@@ -233,6 +240,9 @@ class Cell:
 
     def settle(self) -> None:
         """Note that the storage has what was taken."""
+
+    def forget_stored(self) -> None:
+        """Do not rely on what the storage has."""
 
     def operations(self) -> list[Operation]:
         """Hand over what was gathered; called with the lock held."""
@@ -597,10 +607,12 @@ def _state(number: float) -> tuple[int, int, int, int]:
 class ProcessNumber(Numbers):
     """A gauge with a value for each process: the value of this one, and when it was last set.
 
-    There are two pairs of a value and a time. The first number says where the pair is that counts.
+    There are two pairs of a value and a time. The first number says where the pair is that counts. In the live modes, where
+    every value is told again with each beat, one that is as it was stored need not be told in between: requests in progress
+    come and go.
     """
 
-    __slots__ = ("_slot",)
+    __slots__ = ("_slot", "_stored", "_taken")
 
     size = 5
 
@@ -609,9 +621,18 @@ class ProcessNumber(Numbers):
         self._slot = 1
         self.rows[2] = NEVER
         self.rows[0] = 1.0
+        self.forget_stored()
 
     def reset(self) -> None:
         self._change(0.0, NEVER)
+        self.forget_stored()
+
+    def forget_stored(self) -> None:
+        self._stored: tuple[float, float] | None = None
+        self._taken: tuple[float, float] | None = None
+
+    def settle(self) -> None:
+        self._stored = self._taken
 
     def add(self, amount: float) -> None:
         """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
@@ -633,6 +654,9 @@ class ProcessNumber(Numbers):
 
     def operations(self) -> list[Operation]:
         value, set_at = self.rows[self.at + self._slot], self.rows[self.at + self._slot + 1]
+        if self._stored == (value, set_at) and self.family.live:
+            return []
+        self._taken = value, set_at
         field = self.family.process_prefix(self.buffer.writer) + self.labels
         return [Operation(Kind.STAMP, field, Stamped(value, None if set_at == NEVER else set_at))]
 

@@ -20,7 +20,7 @@ from pdc import buffer as buffer_module
 from pdc.buffer import Buffer
 from pdc.cells import Removal
 from pdc.health import NAMES
-from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, StorageError
+from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
 
 
 class Recorder:
@@ -393,6 +393,44 @@ def test_live_values_are_told_again_however_long_the_interval(
     live.set(3)
     wait_until(lambda: len(recorder.batches) > 5)
     assert all(kind is Kind.STAMP for kind, _, _ in recorder.operations())
+
+
+def test_a_live_value_that_came_back_is_told_with_the_next_beat(
+    buffer: Buffer, recorder: Recorder, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests that came and went between two batches cost the storage nothing, until the lease is to be renewed."""
+    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 3600.0)
+    buffer.attach(recorder, 3600.0, None)
+    kind: type[pdc.Gauge] = type("Gauge", (pdc.Gauge,), {"buffer": buffer})
+    live = kind("live", "Live.", registry=registry, multiprocess_mode="livesum")
+    lasting = kind("lasting", "Lasting.", registry=registry, multiprocess_mode="sum")
+
+    def told() -> dict[str, float]:
+        recorder.batches.clear()
+        buffer.flush()
+        return {
+            update.name: operation.value.number
+            for batch in recorder.batches
+            for update in batch.updates
+            for operation in update.operations
+            if isinstance(operation.value, Stamped) and update.name not in NAMES
+        }
+
+    for gauge in (live, lasting):
+        gauge.inc()
+    assert told() == {"live": 1.0, "lasting": 1.0}
+    for gauge in (live, lasting):
+        gauge.inc()
+        gauge.dec()
+    assert told() == {"lasting": 1.0}
+    live.inc()
+    assert told() == {"live": 2.0}
+    buffer._rouse(beat=True)
+    assert told() == {"live": 2.0}
+    buffer.leave()
+    live.inc()
+    live.dec()
+    assert told() == {"live": 2.0}
 
 
 def test_metrics_are_renewed_though_nobody_updates_them(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
