@@ -42,6 +42,8 @@ was begun (Unix seconds), the one that somebody, not only the owner, is sending 
 WRITER = slice(48, 112)
 CHUNK = 64 * 1024
 """Bytes by which a file grows; a record lies in one chunk."""
+VIEW = 2048
+"""Bytes of a chunk after which a new view begins: places in so short a one are integers that Python has ready."""
 ALIGNMENT = 16
 RECORD = struct.Struct("<IIII")
 """How a record begins: its bytes in all, how many numbers it has, bytes of text, and whether it counts. The numbers follow,
@@ -261,7 +263,9 @@ class Journal:
             self._grow(size)
             if left:
                 RECORD.pack_into(before, 0, left, 0, 0, 0)
-        at = (self._next + RECORD.size) // 8
+        if self._next - self._view_at >= VIEW:
+            self._view()
+        at = (self._next - self._view_at + RECORD.size) // 8
         self._next += size
         return self._rows, at
 
@@ -273,9 +277,14 @@ class Journal:
         else:
             os.pwrite(self._file, bytes(size), self._size)
         self._chunk = memoryview(mmap.mmap(self._file, size, offset=self._size))
-        self._rows = self._chunk.cast("d")
         self._next = 0
         self._size += size
+        self._view()
+
+    def _view(self) -> None:
+        """Begin a view of the chunk, at the next record."""
+        self._view_at = self._next
+        self._rows = self._chunk[self._next :].cast("d")
 
     def release(self, rows: memoryview[float], at: int) -> None:
         """Forget numbers that have been let go of."""

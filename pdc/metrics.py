@@ -22,6 +22,9 @@ from .family import Family, bucket_bounds, clean, dump, exemplar_text
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
+_PARENTS_OWN = frozenset({"_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_subsystem"})
+"""Attributes that only serve to make children."""
+
 
 class StoredMetric(MetricWrapperBase):
     """What the metric classes share: a cell per series instead of a value, and samples read from the storage."""
@@ -34,6 +37,7 @@ class StoredMetric(MetricWrapperBase):
     if not TYPE_CHECKING:  # type checkers see the signatures of prometheus_client
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.__dict__ = {**self.__dict__}  # not split, or every child has room for the attributes that only a parent has
             super().__init__(*args, **kwargs)
             self._pending = Pending(self.buffer, self._family())
             self._cell = _NoCell(self) if self._labelnames else self._pending.add(self._new_cell(()))
@@ -84,7 +88,7 @@ class StoredMetric(MetricWrapperBase):
     def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
         child = object.__new__(type(self))
         for name, value in list(self.__dict__.items()):
-            if name != "_metrics":
+            if name not in _PARENTS_OWN:
                 setattr(child, name, value)  # one by one, since a `__dict__` that was asked for takes more room
         child._labelvalues = values
         child._cell = child._new_cell(values)

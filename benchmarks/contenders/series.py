@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ def make(library: str, size: str, histograms: bool = False) -> Operation:
     def add(route: str) -> None:
         getattr(metric.labels(*chosen.values("GET", route, "200")), update)(1)
 
-    add("/")
-    chosen.settle()  # connections and threads are there before
-
-    def create(times: int) -> float:
-        before = measured()
-        for number in range(times):
-            add(f"/items/{number}")
+    def size_with(names: Iterable[str]) -> int:
+        for name in names:
+            add(name)
         chosen.settle()
         gc.collect()
-        return measured() - before
+        return measured()
+
+    def create(times: int) -> float:
+        before = size_with(f"/first/{number}" for number in range(times // 5))  # they take what is there before: free memory
+        return size_with(f"/items/{number}" for number in range(times)) - before
 
     return create
 

@@ -36,6 +36,8 @@ from . import (
 
 BUSY_SECONDS = 5.0
 """How long one call waits for other writers before it says that the database is busy."""
+CACHE_KIB = 256
+"""The pages that a connection keeps: the kernel has them too, once for all processes."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS metrics (
@@ -203,6 +205,7 @@ class SqliteStorage(ForkSafe):
         connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         except sqlite3.Error:
             connection.close()
             raise
