@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .requests import BODY
 PATH = "/items0/apple"
 CONNECTIONS = 8
 PER_SECOND = 500
-"""Requests that are sent in a second where Redis is watched."""
+"""Requests that are sent in a second where Redis is watched, unless a contender says otherwise."""
 
 Address = tuple[str, int]
 
@@ -34,9 +33,11 @@ def application(instrument: str) -> Any:
     return flask_app.application(instrument)
 
 
-def make(instrument: str, workers: int, measured: str, seconds: int) -> Operation:
+def make(instrument: str, workers: int, measured: str, seconds: int, per_second: int = PER_SECOND) -> Operation:
     """Requests over HTTP for so many seconds to that many workers."""
-    return MEASURED[measured](instrument, workers, seconds)
+    if measured == "throughput":
+        return _throughput(instrument, workers, seconds)
+    return _work_of_redis(instrument, workers, measured, seconds * per_second, per_second)
 
 
 def _throughput(instrument: str, workers: int, seconds: int) -> Operation:
@@ -57,44 +58,39 @@ def _throughput(instrument: str, workers: int, seconds: int) -> Operation:
     return requests
 
 
-def _work_of_redis(count: str) -> Callable[[str, int, int], Operation]:
-    """What a Redis server of the contender's own counted, per 1,000 requests of a steady flow."""
+def _work_of_redis(instrument: str, workers: int, count: str, number: int, per_second: int) -> Operation:
+    """What a Redis server of the contender's own counted, per 1,000 requests of a steady flow of so many."""
+    from redis import Redis
 
-    def make_operation(instrument: str, workers: int, seconds: int) -> Operation:
-        redis = RedisServer(Path.cwd())
-        redis.__enter__()
-        atexit.register(redis.__exit__, None, None, None)
-        os.environ["REDIS_URL"] = redis.new_database()
-        address = _serve(instrument, workers)
+    redis = RedisServer(Path())
+    redis.__enter__()
+    atexit.register(redis.__exit__, None, None, None)
+    os.environ["REDIS_URL"] = redis.new_database()
+    address = _serve(instrument, workers)
 
-        def requests(_: int) -> float:
-            from redis import Redis
+    def requests(_: int) -> float:
+        with Redis.from_url(os.environ["REDIS_URL"]) as client:
+            _send_evenly(address, per_second, per_second)  # what is sent every second flows from then on
+            client.config_resetstat()
+            _send_evenly(address, number, per_second)
+            return _counted(client.info("commandstats"), count) * 1000 / number
 
-            with Redis.from_url(os.environ["REDIS_URL"]) as client:
-                _send_evenly(address, 1)  # what is sent every second flows from then on
-                client.config_resetstat()
-                sent = _send_evenly(address, seconds)
-                return _counted(client.info("commandstats"), count) * 1000 / sent
-
-        return requests
-
-    return make_operation
+    return requests
 
 
 def _counted(stats: Any, count: str) -> float:
     """The calls or microseconds of all commands; the time of scripts contains that of the commands they call."""
     if count == "usec" and "cmdstat_evalsha" in stats:
-        return float(stats["cmdstat_evalsha"]["usec"])
+        stats = {name: stats[name] for name in ("cmdstat_evalsha", "cmdstat_exists") if name in stats}
     return float(sum(each[count] for name, each in stats.items() if not name.startswith("cmdstat_config")))
 
 
-def _send_evenly(address: Address, seconds: int) -> int:
-    """Send requests one by one, and return how many."""
-    start, number = time.monotonic(), seconds * PER_SECOND
+def _send_evenly(address: Address, number: int, per_second: int) -> None:
+    """Send requests one by one."""
+    start = time.monotonic()
     for sent in range(number):
-        time.sleep(max(0.0, start + sent / PER_SECOND - time.monotonic()))
+        time.sleep(max(0.0, start + sent / per_second - time.monotonic()))
         _get(address)
-    return number
 
 
 def _serve(instrument: str, workers: int) -> Address:
@@ -124,10 +120,3 @@ def _get(address: Address) -> None:
     if response.read() != BODY.encode():
         raise RuntimeError(f"the server answered {response.status}")
     connection.close()
-
-
-MEASURED: dict[str, Callable[[str, int, int], Operation]] = {
-    "throughput": _throughput,
-    "calls": _work_of_redis("calls"),
-    "usec": _work_of_redis("usec"),
-}

@@ -203,7 +203,7 @@ end
 
 local function update(meta, declare)
   local own_mark, deletes = '#mark:' .. writer, false
-  fields, current, written = {'#prefix', '#meta', own_mark, '#search'}, {}, {}
+  fields, current, written = {'#prefix', own_mark, '#search', declare and '#meta' or nil}, {}, {}
   for i = first, last, 3 do
     local kind = ARGV[i]
     if kind == 'add' or kind == 'init' then
@@ -218,7 +218,7 @@ local function update(meta, declare)
   if stored_prefix and stored_prefix ~= prefix then
     return redis.error_reply('PDCPREFIX ' .. stored_prefix)
   end
-  if leaving and not stored_meta then return 0 end
+  if leaving and not stored_prefix then return 0 end
 
   local known, _, fate = parse_mark(stored_mark or '')
   known = tonumber(known)
@@ -239,14 +239,14 @@ local function update(meta, declare)
   end
   if leaving then search_at = math.min(search_at, now + 2 * left_after) end
   if search_at ~= searched_at then put('#search', text(search_at)) end
-  if declare or not stored_meta then
+  if declare or not stored_prefix then
     put('#prefix', prefix)
     put('#meta', meta)
   end
   flush()
   if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
   if declare and stored_meta and stored_meta ~= meta then return stored_meta end
-  return stored_meta and stored_mark and 1 or 0
+  return stored_prefix and stored_mark and 1 or 0
 end
 
 local replies, at = {}, FIRST
