@@ -51,6 +51,8 @@ class Case:
     """Do that many operations in a new process each round, instead of as many as fill the time of a round."""
     costly: bool = False
     """Whether one operation takes longer than a round should."""
+    generations: int = 1
+    """How many processes a contender has one after the other: how memory happens to lie in one is worth microseconds."""
     most_rounds: int = MOST_TIMES
     """Where more would say the same."""
 
@@ -165,14 +167,21 @@ def run(case: Case, arena: Arena, effort: Effort) -> Costs:
     """Measure the contenders of a case in turns, beginning with another one each round."""
     contenders = [contender for contender in case.contenders if arena.admits(contender)]
     costs: Costs = {contender.name: [] for contender in contenders}
-    with ExitStack() as stack:
-        turn = _turns_of_new(arena, case) if case.fresh else _turns_of_lasting(arena, case, effort, stack)
-        for number in range(effort.rounds_of(case)):
-            first = number % len(contenders)
-            for contender in contenders[first:] + contenders[:first]:
-                measured, times = turn(contender)
-                costs[contender.name].append(measured[case.measure] * case.scale / times)
+    rounds = range(effort.rounds_of(case))
+    for generation in _shared_out(rounds, case.generations):
+        with ExitStack() as stack:
+            turn = _turns_of_new(arena, case) if case.fresh else _turns_of_lasting(arena, case, effort, stack)
+            for number in generation:
+                first = number % len(contenders)
+                for contender in contenders[first:] + contenders[:first]:
+                    measured, times = turn(contender)
+                    costs[contender.name].append(measured[case.measure] * case.scale / times)
     return costs
+
+
+def _shared_out(rounds: range, parts: int) -> list[range]:
+    size = -(-len(rounds) // parts)
+    return [rounds[first : first + size] for first in range(0, len(rounds), size)]
 
 
 def _turns_of_new(arena: Arena, case: Case) -> Turn:
