@@ -82,10 +82,13 @@ class Encoder(NamedTuple):
 
     def pairs(self, labels: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Each pair of label and value as a template."""
-        distinct = list(dict.fromkeys(labels))
         before, after, _ = self.frame("m")
-        lines = self._lines(*(Sample("m", {name: value}, 0.0) for name, value in distinct))
-        return {pair: line[len(before) : -len(f"{after}0.0")] for pair, line in zip(distinct, lines, strict=True)}
+        found: dict[tuple[str, str], str] = {}
+        distinct = iter(dict.fromkeys(labels))
+        while part := list(islice(distinct, CHUNK)):
+            lines = self._lines(*(Sample("m", {name: value}, 0.0) for name, value in part))
+            found.update((pair, line[len(before) : -len(f"{after}0.0")]) for pair, line in zip(part, lines, strict=True))
+        return found
 
     def exemplar(self, stored: str) -> bytes:
         """The exemplar with the space before it."""
@@ -212,12 +215,14 @@ class _Draft:
         """Find the series, and the exemplars where they are shown."""
         suffixes, _ = TYPES[self._family.type]
         indices = {field: index for index, field in enumerate(self._fields)}
+        shared: dict[tuple[str, str], tuple[str, str]] = {}
         for field, index in indices.items():
             suffix, _, labels_text = field.partition(":")
             if suffix in suffixes:
                 labels = json.loads(labels_text)
                 le = labels.pop("le", "") if suffix == "_bucket" else ""
-                self._series.setdefault(tuple(sorted(labels.items())), {})[suffix, le] = index
+                pairs = tuple(sorted(shared.setdefault(pair, pair) for pair in labels.items()))
+                self._series.setdefault(pairs, {})[shared.setdefault((suffix, le), (suffix, le))] = index
             elif self._encoder.openmetrics and field.startswith(EXEMPLAR):
                 self._exemplar_of[indices.get(field.removeprefix(EXEMPLAR), -1)] = index
 
