@@ -294,6 +294,21 @@ def test_zero_keeps_its_sign_as_in_ieee_754(registry: CollectorRegistry) -> None
 
 
 @pytest.mark.usefixtures("ready")
+def test_children_have_what_a_subclass_sets(registry: CollectorRegistry) -> None:
+    """Attributes that a subclass sets before or after it calls the constructor are those of its children too."""
+
+    class Owned(pdc.Counter):
+        def __init__(self, name: str) -> None:
+            self.team = "shop"
+            super().__init__(name, "Help.", ["path"], registry=registry)
+            self.owner = "anna"
+
+    metric = Owned("m")
+    for each in (metric, metric.labels("/")):
+        assert (each.team, each.owner) == ("shop", "anna")
+
+
+@pytest.mark.usefixtures("ready")
 def test_a_child_collects_its_own_samples(registry: CollectorRegistry) -> None:
     """`collect` of a child gives the samples of its series alone, without its labels."""
     parent = make("Histogram", ["a", "b"], registry=registry, buckets=[1])
