@@ -115,8 +115,8 @@ class Buffer:
     def mark(self, entry: Entry) -> None:
         """Queue the entry. Raises NotConfigured."""
         self.required()
+        self.keep(entry)
         if isinstance(entry, Cell):
-            self.keep(entry)
             entry.queued = True
             entry.quiet = not self.write_through
         self._queue.append(entry)

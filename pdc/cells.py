@@ -120,13 +120,13 @@ class Pending:
 
     def remove(self, selector: str, cells: Iterable[Cell] = ()) -> None:
         """Remove every series of the storage whose labels include those of `selector` (JSON), and forget these `cells`."""
-        with self.lock:
-            waiting = self.removals.get(selector)
-            removal = self.removals[selector] = waiting or Removal(self, selector)
-            self.buffer.keep(removal)
-            self.drop(cells)
-        if waiting is None:
+        removal = Removal(self, selector)
+        self.buffer.keep(removal)
+        self.drop(cells)
+        if self.removals.setdefault(selector, removal) is removal:
             self.buffer.declare(removal)
+        else:
+            removal.settle()
 
     def discard(self) -> None:
         """Drop what has been gathered."""
@@ -192,9 +192,8 @@ class Removal:
         self._note = Note(pending.family, Operation(Kind.DELETE, selector))
 
     def take(self) -> list[Operation]:
-        with self.pending.lock:
-            self.pending.removals.pop(self._note.operation.field, None)
-            return [self._note.take()]
+        self.pending.removals.pop(self._note.operation.field, None)  # from here on, another one is needed
+        return [self._note.take()]
 
     def settle(self) -> None:
         self.pending.buffer.forget(self._note)
@@ -432,23 +431,16 @@ class Total(Sums):
         self._forget(self._notes)
         self.exemplar = ""
 
-    def restart(self) -> None:
-        """Set the counter to zero, as created now."""
-        now, labels = time.time(), self.labels
-        notes = (
+    def reset_now(self) -> Total:
+        """A cell to go on with, which sets the counter to zero, as created now; what the journal has of this one is void."""
+        new, labels = Total(self.pending, self.values), self.labels
+        new.exemplar, new.created = self.exemplar, (now := time.time())
+        new._notes = (
             Note(self.family, Operation(Kind.SET, f"_total:{labels}", 0.0)),
             Note(self.family, Operation(Kind.SET, f"_created:{labels}", now)),
         )
-        with self.pending.lock:
-            before, exemplar = self._notes, self.exemplar
-            self._notes = notes
-            self.buffer.keep(self)  # from here on, what the journal has of the numbers until now does not count
-            self.buffer.forget(self)
-            self.start_anew()
-            self._notes, self.exemplar, self.created = notes, exemplar, now
-            self.buffer.keep(self)
-            self._forget(before)
-        self.changed()
+        self.buffer.keep(new)
+        return new
 
     def operations(self) -> list[Operation]:
         return [*(note.take() for note in self._notes), *super().operations()]

@@ -87,7 +87,8 @@ class Journals:
             found = self._folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
                 raise PermissionError(f"expected a folder that only its owner may write (chmod 700), got {self._folder}")
-            self._own = Journal(self._folder / f"{self._prefix}-{writer}{SUFFIX}", writer)
+            name = f"{self._prefix}-{time.time_ns():016x}-{writer}{SUFFIX}"  # in the order in which they are sent one day
+            self._own = Journal(self._folder / name, writer)
             self._own.begin(sequence)
             if not in_flight:
                 self._own.end()

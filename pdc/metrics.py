@@ -191,7 +191,13 @@ class Counter(StoredMetric, prometheus_client.Counter):
 
     def reset(self) -> None:
         """Set the counter to zero for every process, created now."""
-        self._cell.restart()
+        if self._cell.dropped:
+            return
+        new = self._pending.add(self._cell.reset_now())
+        with self._pending.lock:
+            before, self._cell = self._cell, new
+        self._pending.drop([before])
+        new.changed()
 
 
 class Gauge(StoredMetric, prometheus_client.Gauge):

@@ -538,3 +538,28 @@ def test_a_flush_ends_however_fast_others_update(recorder: Recorder, buffer: Buf
     recorder.during = lambda: None
     buffer.flush()
     assert recorder.total() == 2.0
+
+
+@pytest.mark.parametrize("change", [lambda parent: parent.remove("/a"), lambda parent: parent.labels("/a").reset()])
+def test_others_send_while_a_series_is_removed_or_reset(
+    buffer: Buffer, registry: CollectorRegistry, change: Callable[[pdc.Counter], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lock is held meanwhile that who sends needs: an update by a signal handler would wait for both for ever."""
+    parent: pdc.Counter = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", ["path"], registry=registry)
+    for path in ("/a", "/b"):
+        parent.labels(path).inc()
+    ended = []
+    keep, changing = buffer.keep, threading.current_thread()
+
+    def keep_and_let_send(entry: Any) -> None:
+        keep(entry)
+        if threading.current_thread() is changing:
+            thread = threading.Thread(target=parent.labels("/b").inc, daemon=True)
+            thread.start()
+            thread.join(5)
+            ended.append(not thread.is_alive())
+
+    monkeypatch.setattr(buffer, "keep", keep_and_let_send)
+    change(parent)
+    assert ended
+    assert all(ended)

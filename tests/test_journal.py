@@ -519,12 +519,29 @@ def _states_during(update: Callable[[], Any], path: Path, model: Model) -> list[
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks only when tracing begins whether any frame wants them
     sys.settrace(trace)
     try:
         update()
     finally:
         sys.settrace(before)
     return [(content, storage) for (content, _), storage in states.items()]
+
+
+def test_journals_are_sent_in_the_order_in_which_they_were_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of processes that died one after the other, the last one has the last word, whatever their ids."""
+    journals, model, sent = Journals(tmp_path, "model"), Model(), []
+    for writer in ("20-b", "100-c", "3-a"):
+        journals.open(writer, 0, in_flight=False)
+        journals.close(keep=True)
+
+    def apply(batch: Batch) -> Outcome:
+        sent.append(batch.writer)
+        return Outcome(set(), {}, {})
+
+    monkeypatch.setattr(model, "apply", apply)
+    journals.replay(model)
+    assert sent == ["20-b", "100-c", "3-a"]
 
 
 def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: CollectorRegistry) -> None:

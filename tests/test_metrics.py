@@ -373,6 +373,7 @@ def test_a_child_that_was_removed_is_inert(registry: CollectorRegistry) -> None:
     assert shown() == {}
     parent.labels("/").inc()
     held.inc(3)
+    held.reset()
     assert shown() == {'m_total{path="/"}': 1.0}
 
 
