@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, reduce
 from itertools import chain
@@ -23,6 +23,8 @@ LEASE_SECONDS = 15.0
 
 Fields = Mapping[str, Any]
 Labels = tuple[tuple[str, str], ...]
+Key = tuple[str, str]
+"""The suffix of a sample, and its bucket bound."""
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
@@ -125,19 +127,42 @@ class Family(NamedTuple):
         return metric
 
     def _series(self, fields: Fields, now: float) -> dict[Labels, Values]:
-        found: dict[Labels, Values] = {}
-        suffixes, _ = TYPES[self.type]
-        for field, value in fields.items():
-            suffix, _, text = field.partition(":")
-            if suffix in suffixes and self.mode == "shared":
-                labels = json.loads(text)
-                le = labels.pop("le", "") if suffix == "_bucket" else ""
-                stored = Stored(value, fields.get(EXEMPLAR + field))
-                found.setdefault(tuple(sorted(labels.items())), {})[suffix, le] = stored
         if self.mode != "shared":
-            for labels, merged in _merged(self.mode, self._processes(fields, now)):
-                found[labels] = {("", ""): Stored(merged)}
+            merged = _merged(self.mode, self._processes(fields, now))
+            return {labels: {("", ""): Stored(value)} for labels, value in merged}
+        found: dict[Labels, Values] = {}
+        for field, labels, key in self.located(fields):
+            found.setdefault(labels, {})[key] = Stored(fields[field], fields.get(EXEMPLAR + field))
         return found
+
+    def located(self, fields: Iterable[str]) -> Iterator[tuple[str, Labels, Key]]:
+        """Yield the fields that belong to series, each with its labels and key; the same pairs of texts are one object."""
+        suffixes, _ = TYPES[self.type]
+        shared: dict[tuple[str, str], tuple[str, str]] = {}
+        for field in fields:
+            suffix, _, text = field.partition(":")
+            if suffix in suffixes:
+                pairs = json.loads(text)
+                key = suffix, pairs.pop("le", "") if suffix == "_bucket" else ""
+                labels = tuple(sorted(shared.setdefault(pair, pair) for pair in pairs.items()))
+                yield field, labels, shared.setdefault(key, key)
+
+    def numbers_of(self, found: Collection[Key]) -> Iterator[Key]:
+        """Yield the keys of the numbers that a series shows, in prometheus_client's order, `found` being what is stored of it.
+
+        Those of buckets add up, and the ``_count`` of a histogram is their last sum; the other numbers are as stored.
+        """
+        if self.type == "histogram":
+            bounds = _sorted_bounds(frozenset(le for suffix, le in found if suffix == "_bucket"), self.bounds)
+            for le in bounds:
+                yield "_bucket", le
+            yield _COUNT
+            if float(bounds[0]) >= 0:
+                yield "_sum", ""
+        else:
+            yield from _NUMBERS[self.type]
+        if _CREATED in found and shows_created():
+            yield _CREATED
 
     def _processes(self, fields: Fields, now: float) -> Iterator[tuple[Labels, str, float, float]]:
         """Yield labels, process, value and time of setting for each process that counts."""
@@ -172,39 +197,23 @@ class Stored(NamedTuple):
         return number(self.value)
 
 
-Values = dict[tuple[str, str], Stored]
-"""The fields of one series, by suffix and bucket bound."""
+Values = dict[Key, Stored]
+"""The fields of one series."""
 Samples = Iterator[tuple[str, dict[str, str], float, Exemplar | None]]
 """Suffix, further labels, value and exemplar of each sample of a series, in prometheus_client's order."""
 
 
-def _counter(_: Family, values: Values) -> Samples:
-    total = values.get(("_total", ""), Stored())
-    yield "_total", {}, total.number, _exemplar(total)
-    yield from _created(values)
-
-
-def _gauge(_: Family, values: Values) -> Samples:
-    yield "", {}, values["", ""].number, None
-
-
-def _summary(_: Family, values: Values) -> Samples:
-    yield "_count", {}, _number(values, "_count"), None
-    yield "_sum", {}, _number(values, "_sum"), None
-    yield from _created(values)
-
-
-def _histogram(family: Family, values: Values) -> Samples:
-    count = 0.0
-    bounds = sorted({le for suffix, le in values if suffix == "_bucket"}.union(family.bounds), key=float)
-    for le in bounds:
-        bucket = values.get(("_bucket", le), Stored())
-        count += bucket.number
-        yield "_bucket", {"le": le}, count, _exemplar(bucket)
-    yield "_count", {}, count, None
-    if float(bounds[0]) >= 0:
-        yield "_sum", {}, _number(values, "_sum"), None
-    yield from _created(values)
+def _numbers(family: Family, values: Values) -> Samples:
+    observed = 0.0
+    for suffix, le in family.numbers_of(values):
+        stored = values.get((suffix, le), Stored())
+        if suffix == "_bucket":
+            observed += stored.number
+            yield suffix, {"le": le}, observed, _exemplar(stored)
+        elif suffix == "_count" and family.type == "histogram":
+            yield suffix, {}, observed, None
+        else:
+            yield suffix, {}, stored.number, _exemplar(stored) if suffix == "_total" else None
 
 
 def _info(_: Family, values: Values) -> Samples:
@@ -224,15 +233,6 @@ def shows_created() -> bool:
     return prometheus_client.metrics._use_created
 
 
-def _created(values: Values) -> Samples:
-    if ("_created", "") in values and shows_created():
-        yield "_created", {}, _number(values, "_created"), None
-
-
-def _number(values: Values, suffix: str) -> float:
-    return values.get((suffix, ""), Stored()).number
-
-
 def _exemplar(stored: Stored) -> Exemplar | None:
     return exemplar_from(stored.exemplar) if stored.exemplar else None
 
@@ -250,14 +250,22 @@ def _check_texts(texts: Iterable[str]) -> None:
 
 
 TYPES = {
-    "counter": (frozenset({"_total", "_created"}), _counter),
-    "gauge": (frozenset({""}), _gauge),
-    "summary": (frozenset({"_count", "_sum", "_created"}), _summary),
-    "histogram": (frozenset({"_bucket", "_sum", "_created"}), _histogram),
+    "counter": (frozenset({"_total", "_created"}), _numbers),
+    "gauge": (frozenset({""}), _numbers),
+    "summary": (frozenset({"_count", "_sum", "_created"}), _numbers),
+    "histogram": (frozenset({"_bucket", "_sum", "_created"}), _numbers),
     "info": (frozenset({"_info"}), _info),
     "stateset": (frozenset({""}), _stateset),
 }
 """The suffixes of a type, and how its series become samples."""
+
+_COUNT, _CREATED = ("_count", ""), ("_created", "")
+_NUMBERS = {"counter": (("_total", ""),), "gauge": (("", ""),), "summary": (_COUNT, ("_sum", ""))}
+
+
+@lru_cache(maxsize=256)
+def _sorted_bounds(found: frozenset[str], declared: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(found.union(declared), key=float))
 
 
 def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:

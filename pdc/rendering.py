@@ -8,10 +8,8 @@ so that the next scrape only fills numbers in.
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from heapq import merge
 from io import BytesIO
 from itertools import accumulate, chain, islice
@@ -23,7 +21,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-from .family import EXEMPLAR, TYPES, Family, Fields, Labels, exemplar_from, explained, known_families, number, shows_created
+from .family import EXEMPLAR, Family, Fields, Key, Labels, exemplar_from, explained, known_families, number, shows_created
 from .storage import META, Snapshot
 
 CHUNK = 1_000
@@ -35,8 +33,8 @@ TEMPLATES = ("counter", "gauge", "summary", "histogram")
 
 SUFFIXES = ("_total", "_count", "_sum", "_bucket", "_created")
 
-_Found = dict[tuple[str, str], int]
-"""The fields of a series, by suffix and bucket bound."""
+_Found = dict[Key, int]
+"""The fields of a series."""
 _Line = tuple[str, str, tuple[int, ...]]
 """Suffix, bucket bound, and what fills the gaps."""
 _Piece = tuple[str, tuple[int, ...]]
@@ -146,7 +144,7 @@ class _Layout(NamedTuple):
     chunks: list[tuple[bytes, array[int]]]
     """Templates of some lines, each with the indices of what fills its gaps."""
     buckets: array[int]
-    """Fields of buckets, one histogram after the other, each beginning with the zero."""
+    """Fields of buckets, one histogram after the other."""
     runs: array[int]
     """How many of them each histogram has."""
     exemplars: array[int]
@@ -180,25 +178,24 @@ class _Texts(dict[Any, bytes]):
 def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Encoder) -> _Layout:
     """The layout of these fields: the one before, where it still fits."""
     digest = hashlib.blake2b("\n".join(fields).encode(), digest_size=16).digest()
-    created = shows_created()
-    key = (fields[META], encoder, created, len(fields), digest)
+    key = (fields[META], encoder, shows_created(), len(fields), digest)
     if before is not None and before.key == key:
         return before
-    return _Draft(family, list(fields), encoder, created=created).layout(key)
+    return _Draft(family, list(fields), encoder).layout(key)
 
 
 class _Draft:
     """Makes the layout of some fields."""
 
-    def __init__(self, family: Family, fields: list[str], encoder: Encoder, *, created: bool) -> None:
+    def __init__(self, family: Family, fields: list[str], encoder: Encoder) -> None:
         self._family = family
         self._encoder = encoder
         self._fields = fields
-        self._created = created
         self._missing = len(fields)
-        self._sums = self._missing + 1
+        self._next_sum = self._missing + 1
         self._buckets, self._runs, self._exemplars = array("I"), array("I"), array("I")
         self._series: dict[Labels, _Found] = {}
+        self._bounds = set(family.bounds)
         self._exemplar_of: dict[int, int] = {}
         """The exemplar of a field."""
 
@@ -213,18 +210,15 @@ class _Draft:
 
     def _find(self) -> None:
         """Find the series, and the exemplars where they are shown."""
-        suffixes, _ = TYPES[self._family.type]
         indices = {field: index for index, field in enumerate(self._fields)}
-        shared: dict[tuple[str, str], tuple[str, str]] = {}
-        for field, index in indices.items():
-            suffix, _, labels_text = field.partition(":")
-            if suffix in suffixes:
-                labels = json.loads(labels_text)
-                le = labels.pop("le", "") if suffix == "_bucket" else ""
-                pairs = tuple(sorted(shared.setdefault(pair, pair) for pair in labels.items()))
-                self._series.setdefault(pairs, {})[shared.setdefault((suffix, le), (suffix, le))] = index
-            elif self._encoder.openmetrics and field.startswith(EXEMPLAR):
-                self._exemplar_of[indices.get(field.removeprefix(EXEMPLAR), -1)] = index
+        for field, labels, key in self._family.located(indices):
+            self._series.setdefault(labels, {})[key] = indices[field]
+            if key[1]:
+                self._bounds.add(key[1])
+        if self._encoder.openmetrics:
+            for field, index in indices.items():
+                if field.startswith(EXEMPLAR):
+                    self._exemplar_of[indices.get(field.removeprefix(EXEMPLAR), -1)] = index
 
     def _pieces(self) -> Iterator[_Piece]:
         """Yield headers and lines, those of creation times where the format has them."""
@@ -246,7 +240,7 @@ class _Draft:
 
     def _sample_lines(self) -> Iterator[tuple[str, _Piece]]:
         """Yield the lines of the series, sorted by their label values, each after its suffix."""
-        pairs = self._encoder.pairs(chain.from_iterable(self._labels_of(*series) for series in self._series.items()))
+        pairs = self._encoder.pairs(chain(chain.from_iterable(self._series), (("le", le) for le in self._bounds)))
         frames = {suffix: self._encoder.frame(self._family.name + suffix) for suffix in ("", *SUFFIXES)}
         for labels in _sorted(self._series):
             before = [pairs[pair] for pair in labels if pair[0] < "le"]
@@ -258,43 +252,21 @@ class _Draft:
                 gap = "%s" * len(gaps)
                 yield suffix, (f"{head}{shown}{tail}{gap}\n" if shown else f"{bare}{gap}\n", gaps)
 
-    def _labels_of(self, labels: Labels, found: _Found) -> Iterable[tuple[str, str]]:
-        return chain(labels, (("le", le) for le in self._bounds(found)))
-
     def _lines(self, found: _Found) -> Iterator[_Line]:
         """Yield the lines of one series."""
-        missing = self._missing
-        if self._family.type == "counter":
-            total = found.get(("_total", ""), missing)
-            yield "_total", "", self._with_exemplar(total, total)
-        elif self._family.type == "gauge":
-            yield "", "", (found["", ""],)
-        elif self._family.type == "summary":
-            yield "_count", "", (found.get(("_count", ""), missing),)
-            yield "_sum", "", (found.get(("_sum", ""), missing),)
-        else:
-            yield from self._histogram(found)
-        if self._created and ("_created", "") in found:
-            yield "_created", "", (found["_created", ""],)
-
-    def _histogram(self, found: _Found) -> Iterator[_Line]:
-        bounds = self._bounds(found)
-        self._runs.append(1 + len(bounds))
-        self._buckets.append(self._missing)
-        for le in bounds:
-            bucket = found.get(("_bucket", le), self._missing)
-            self._buckets.append(bucket)
-            self._sums += 1
-            yield "_bucket", le, self._with_exemplar(self._sums, bucket)
-        yield "_count", "", (self._sums,)
-        if float(bounds[0]) >= 0:
-            yield "_sum", "", (found.get(("_sum", ""), self._missing),)
-        self._sums += 1
-
-    def _bounds(self, found: _Found) -> tuple[str, ...]:
-        if self._family.type != "histogram":
-            return ()
-        return _sorted_bounds(frozenset(le for suffix, le in found if suffix == "_bucket"), self._family.bounds)
+        first_sum = self._next_sum
+        for key in self._family.numbers_of(found):
+            suffix, le = key
+            field = found.get(key, self._missing)
+            if suffix == "_bucket":
+                self._buckets.append(field)
+                yield suffix, le, self._with_exemplar(self._next_sum, field)
+                self._next_sum += 1
+            elif suffix == "_count" and self._family.type == "histogram":
+                self._runs.append(self._next_sum - first_sum)
+                yield suffix, le, (self._next_sum - 1,)
+            else:
+                yield suffix, le, self._with_exemplar(field, field) if suffix == "_total" else (field,)
 
     def _with_exemplar(self, shown: int, field: int) -> tuple[int, ...]:
         """The gaps for a value, and for the exemplar of the field where there is one."""
@@ -303,11 +275,6 @@ class _Draft:
             return (shown,)
         self._exemplars.append(exemplar)
         return shown, exemplar
-
-
-@lru_cache(maxsize=256)
-def _sorted_bounds(found: frozenset[str], declared: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(found.union(declared), key=float))
 
 
 def _sorted(series: Iterable[Labels]) -> Iterator[Labels]:
