@@ -190,7 +190,7 @@ class Buffer:
         """Send what is pending and use no storage any more."""
         with self._turn():
             self._leave_for_good()
-            self.storage = self._thread = None
+            self.storage = self._journals = self._thread = None
             self._queue.clear()
             self._in_flight = None
             self._taken.clear()
@@ -219,6 +219,7 @@ class Buffer:
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Send what is pending, then read those metrics or all. Raises NotConfigured and StorageError."""
+        self.required()
         self._rouse(beat=False)
         with self._turn():
             self._send_unless_down()
@@ -360,6 +361,8 @@ class Buffer:
                 logger.log(level, message, exc_info=error)
 
     def _try_to_send(self) -> None:
+        if self.storage is None:  # another thread has detached it a moment ago
+            return
         try:
             self._send()
         except StorageError:
@@ -373,13 +376,15 @@ class Buffer:
         self._send()
 
     def _send(self) -> None:
-        """Send the batch in flight, if there is one, then what is queued by now. Raises StorageError, and keeps a batch.
+        """Send the batch in flight, if there is one, then what is queued by now; keep one that fails.
 
-        What threads queue meanwhile waits for the next time, or they could hold this one here for ever; written through,
-        each has at most one update to wait for, and what interrupted this thread has nobody else to send it.
+        Raises NotConfigured and StorageError. What threads queue meanwhile waits for the next time, or they could hold this
+        one here for ever; written through, each has at most one update to wait for, and what interrupted this thread has
+        nobody else to send it.
         """
         if self._sender is not None:
             return
+        self.required()
         self._sender = threading.get_ident()
         try:
             if not self.write_through:

@@ -510,6 +510,37 @@ def test_what_cannot_be_sent_before_a_shutdown_is_dropped(
     assert second.total() == 7
 
 
+def test_a_thread_that_a_shutdown_finds_at_work_sends_no_more(
+    buffer: Buffer,
+    recorder: Recorder,
+    gauge: pdc.Gauge,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What the background thread was about to send at a shutdown is no error, nor is it there after the next `setup`."""
+    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 0.02)
+    senders: list[threading.Thread] = []
+    detached = threading.Event()
+
+    def level() -> float:
+        if threading.current_thread().name == "pdc-flush":
+            senders.append(threading.current_thread())
+            assert detached.wait(10)
+        return 1.0
+
+    buffer.attach(recorder, 3600.0, None)
+    gauge.set_function(level)
+    wait_until(lambda: senders)
+    buffer.detach()
+    recorder.batches.clear()
+    detached.set()
+    senders[0].join(10)
+    assert caplog.messages == []
+    with pytest.raises(pdc.NotConfigured):
+        buffer.read()
+    assert recorder.batches == []
+
+
 def test_an_error_that_no_storage_should_raise_is_logged(
     recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
