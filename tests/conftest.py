@@ -26,7 +26,7 @@ from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
 TEMPORARY = tempfile.mkdtemp(prefix="pdc-tests-")
-"""Where this process, and others that a test starts, have journals."""
+"""Where tests, and what they start, have journals and other temporary files."""
 Path(TEMPORARY).chmod(0o1777)
 os.environ["TMPDIR"] = tempfile.tempdir = TEMPORARY
 
@@ -163,8 +163,13 @@ def _wait_for_threads(name: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
-    """Leave no storage, no metrics and no server behind: a later `setup` would declare the metrics again."""
+def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave no storage, metrics, server and journal behind: a later `setup` would declare the metrics, and send the journal."""
+    tmp_path_factory.getbasetemp()  # pytest's own files stay where they are
+    folder = tempfile.mkdtemp(dir=TEMPORARY)
+    Path(folder).chmod(0o1777)
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
     _close_ports()
     for name in [name for name in sys.modules if name.startswith("pdc")]:
         for function in list(vars(sys.modules[name]).values()):
