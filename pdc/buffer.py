@@ -379,8 +379,8 @@ class Buffer:
         """Send the batch in flight, if there is one, then what is queued by now; keep one that fails.
 
         Raises NotConfigured and StorageError. What threads queue meanwhile waits for the next time, or they could hold this
-        one here for ever; written through, each has at most one update to wait for, and what interrupted this thread has
-        nobody else to send it.
+        one here for ever. Written through, one more turn is for what interrupted this thread, which has nobody else to send
+        it; what interrupts that one waits for the next update, or for the background thread.
         """
         if self._sender is not None:
             return
@@ -390,21 +390,26 @@ class Buffer:
             if not self.write_through:
                 self._open_journal()
             self._replay()
-            due, restarted = len(self._queue), False
-            while self._in_flight is not None or due > 0 or (self.write_through and self._queue):
-                if self._in_flight is None:
-                    due -= MOST_ENTRIES
-                batch = self._next_batch()
-                if batch is not None and self._send_batch(batch) and not restarted:
-                    restarted = True
-                    self._restart()
-                    due = len(self._queue)
+            self._send_due()
+            if self.write_through:
+                self._send_due()
             self._recovered()
         except Exception as error:
             self._failed(error)
             raise
         finally:
             self._sender = None
+
+    def _send_due(self) -> None:
+        due, restarted = len(self._queue), False
+        while self._in_flight is not None or due > 0:
+            if self._in_flight is None:
+                due -= MOST_ENTRIES
+            batch = self._next_batch()
+            if batch is not None and self._send_batch(batch) and not restarted:
+                restarted = True
+                self._restart()
+                due = len(self._queue)
 
     def _send_batch(self, batch: Batch) -> bool:
         """Send it, and return whether the storage had forgotten what it held before."""

@@ -120,6 +120,23 @@ def test_write_through_sends_before_the_update_returns(recorder: Recorder, count
     assert len({batch.writer for batch in recorder.batches}) == 1
 
 
+def test_what_interrupts_every_batch_holds_no_update_up(recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge) -> None:
+    """Written through, an update returns though a handler updates during each of its batches; the next one sends the rest."""
+    interruptions: list[int] = []
+
+    def interrupt() -> None:
+        if len(interruptions) < 100:
+            interruptions.append(1)
+            gauge.inc()
+
+    recorder.during = interrupt
+    counter.inc(5)
+    assert len(interruptions) == 2
+    recorder.during = lambda: None
+    counter.inc(6)
+    assert (recorder.total(), sum(value for _, value in recorder.sent(""))) == (11, 2)
+
+
 def test_buffered_updates_are_sent_together(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
     """With an interval, updates make one batch with one operation per field."""
     buffer.attach(recorder, 3600.0, None)
