@@ -38,6 +38,7 @@ class Client:
             answer = requests.get(self.url, timeout=10)
         except requests.ConnectionError:
             return None
+        answer.raise_for_status()
         process = answer.headers.get("X-Worker")
         if process is None:
             self.cut += 1
