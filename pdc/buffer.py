@@ -11,17 +11,23 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from .cells import Cell, Entry, Kept, Pending, Removal, numbers
 from .family import LEASE_SECONDS, Family
 from .health import BATCHES_RETRIED, Health
+from .interruption import interruption
 from .journal import Journals
 from .storage import FORK_SECONDS, Batch, Outcome, Snapshot, Storage, StorageError, Update
 
 logger = logging.getLogger("pdc")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BEAT_SECONDS = LEASE_SECONDS / 3
 FIRST_RETRY_SECONDS = 0.25
@@ -42,6 +48,10 @@ class Buffer:
     With `interval` 0 every update is sent before its call returns; otherwise a background thread sends what changed
     every `interval` seconds. The thread also renews leases and expiry, and retries when the storage is down. Updates
     never raise because of a storage: what could not be sent stays in the cells, bounded by the number of series.
+
+    Handlers of signals may raise an exception between any two bytecodes of this class. It reaches the application, and the
+    next turn goes on from what it finds: an entry is in the queue or among the taken ones until its batch is booked. While
+    there are taken entries and no batch, taking them again gives the batch.
     """
 
     def __init__(self) -> None:
@@ -59,13 +69,16 @@ class Buffer:
 
     def _start(self) -> None:
         """Begin as a new process."""
-        self.writer = f"{os.getpid()}-{os.urandom(8).hex()}"
+        self.writer = _new_writer()
         self._sequence = 0
         self._queue: deque[Entry] = deque()
         self._in_flight: Batch | None = None
-        self._taken: list[Entry] = []
+        self._taken: dict[Entry, None] = {}
+        """The entries of the batch in flight, or of the one that is being made."""
         self._first_try = 0.0
         self._replay_due = True
+        self._restart_due = False
+        """Whether every series must be sent, as to an empty storage."""
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
         self._refused: dict[str, str] = {}
@@ -73,7 +86,6 @@ class Buffer:
         self._sending = threading.RLock()
         self._sender: int | None = None
         self._unsaid: deque[tuple[int, str, Exception | None]] = deque()
-        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._down: Exception | None = None
@@ -116,7 +128,7 @@ class Buffer:
         """Queue the entry. Raises NotConfigured."""
         self.required()
         self.keep(entry)
-        if isinstance(entry, Cell):
+        if isinstance(entry, Cell):  # no exception comes between its flags and its place in the queue: see `Cell`
             entry.queued = True
             entry.quiet = not self.write_through
         self._queue.append(entry)
@@ -124,12 +136,17 @@ class Buffer:
             self._start_thread()
 
     def write(self) -> None:
-        """Send what is queued unless the storage was found down a moment ago; never raise."""
+        """Send what is queued unless the storage was found down a moment ago; raise only what the application raises."""
         if self._sender != threading.get_ident() and time.monotonic() >= self._retry_at:
-            with self._sending:
-                if time.monotonic() >= self._retry_at:  # or another thread found it down while this one waited
-                    self._try_to_send()
-            self._tell()
+            self._in_turn(self._write)
+
+    def _write(self) -> None:
+        if time.monotonic() < self._retry_at:  # another thread found the storage down while this one waited
+            return
+        if not self._leaving:
+            self._try_to_send()
+        elif threading.current_thread() is not self._thread:  # that one has nothing to send that nobody else would
+            self._leave_for_good()
 
     @property
     def down(self) -> bool:
@@ -163,42 +180,44 @@ class Buffer:
         if not self._used:
             self._used = True
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
-        with self._turn():
-            first = self.storage is None
-            self._leave(returning=True)
-            self.storage, self._interval, self._renew_seconds = storage, interval, renew_seconds
-            self._threaded = threaded
-            self.write_through = interval == 0 or self._leaving
-            self._close_journal(keep=False)
-            self._journals, self._replay_due = journals, True
-            self._applied.clear()
-            self._declared.clear()
-            self._refused.clear()
-            self._retry_at = self._next_beat = 0.0
-            self._next_renewal = time.monotonic() + (renew_seconds or 0.0)
-            if first:
-                for pending in self._all_metrics():
-                    pending.discard()
-            if not self.write_through:
-                self._open_journal()
-            self._restart()
-            if self.write_through:
-                self._try_to_send()
+        self._in_turn(self._attach, storage, interval, renew_seconds, threaded, journals)
         self._wake.set()
+
+    def _attach(
+        self, storage: Storage, interval: float, renew_seconds: float | None, threaded: bool, journals: Journals | None
+    ) -> None:
+        self._leave(returning=True)
+        self._close_journal(keep=False)
+        if self.storage is None:
+            self._discard()
+        self._applied.clear()
+        self._declared.clear()
+        self._refused.clear()
+        next_renewal = time.monotonic() + (renew_seconds or 0.0)
+        self.storage, self._journals, self._threaded = storage, journals, threaded
+        self._interval, self._renew_seconds, self._next_renewal = interval, renew_seconds, next_renewal
+        self.write_through = interval == 0 or self._leaving
+        self._retry_at = self._next_beat = 0.0
+        self._replay_due = self._restart_due = True
+        if not self.write_through:
+            self._open_journal()
+        self._restart()
+        if self.write_through:
+            self._try_to_send()
 
     def detach(self) -> None:
         """Send what is pending and use no storage any more."""
-        with self._turn():
-            self._leave_for_good()
-            self.storage = self._journals = self._thread = None
-            self._queue.clear()
-            self._in_flight = None
-            self._taken.clear()
-            self._reset_retries()
-            self.health = Health(self)
-            for pending in self._all_metrics():
-                pending.discard()
+        self._in_turn(self._detach)
         self._wake.set()
+
+    def _detach(self) -> None:
+        self._leave_for_good()
+        self.storage = self._journals = self._thread = self._in_flight = None
+        self._queue.clear()
+        self._taken.clear()
+        self._reset_retries()
+        self.health = Health(self)
+        self._discard()
 
     def flush(self) -> None:
         """Send all that is pending. Raises StorageError, also for metrics that the storage refuses."""
@@ -214,38 +233,43 @@ class Buffer:
         queue up.
         """
         self._rouse(beat=False)
-        with self._turn():
-            self._send_unless_down()
+        self._in_turn(self._send_unless_down)
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Send what is pending, then read those metrics or all. Raises NotConfigured and StorageError."""
         self.required()
         self._rouse(beat=False)
-        with self._turn():
-            self._send_unless_down()
+        return self._in_turn(self._send_and_read, names)
+
+    def _send_and_read(self, names: Collection[str] | None) -> Snapshot:
+        self._send_unless_down()
+        snapshot = self._read(names)
+        if self._lost(snapshot, names):
+            self._restart()
+            self._send()
             snapshot = self._read(names)
-            if self._lost(snapshot, names):
-                self._restart()
-                self._send()
-                snapshot = self._read(names)
-            return snapshot
+        return snapshot
 
     def clear(self) -> None:
         """Delete all metrics from the storage; what this process has declared starts again. Raises StorageError."""
-        with self._turn():
-            self._send_unless_down()
-            self.required().delete()
-            self.start_again()
+        self._in_turn(self._clear)
+
+    def _clear(self) -> None:
+        self._send_unless_down()
+        self._ask(self.required().delete)
+        self._start_again()
 
     def start_again(self) -> None:
         """Start as in a storage that has just been emptied. Raises StorageError."""
-        with self._turn():
-            self._applied.clear()
-            for pending in self._all_metrics():
-                pending.discard()
-                self._queue.append(pending)
-                self._queue.extend(() if pending.family.labelnames else list(pending.cells))
-            self._send()
+        self._in_turn(self._start_again)
+
+    def _start_again(self) -> None:
+        self._applied.clear()
+        self._discard()
+        for pending in self._all_metrics():
+            self._queue.append(pending)
+            self._queue.extend(() if pending.family.labelnames else list(pending.cells))
+        self._send()
 
     def required(self) -> Storage:
         """The storage. Raises NotConfigured where there is none."""
@@ -257,15 +281,13 @@ class Buffer:
         return self.storage
 
     def leave(self) -> None:
-        """Send what is pending, then take this process's marks and live values out of the storage; never raise."""
-        with self._turn():
-            self._leave()
+        """Send what is pending, then take this process's marks and live values out of the storage."""
+        self._in_turn(self._leave)
 
     def at_exit(self) -> None:
         """Leave for good: no thread may start any more, and whatever still changes is sent at once."""
         self._leaving = self.write_through = True
-        with self._turn():
-            self._leave_for_good()
+        self._in_turn(self._leave_for_good)
 
     def before_fork(self) -> bool:
         """Let no other thread send while the process forks; return whether that worked within `FORK_SECONDS`."""
@@ -288,22 +310,21 @@ class Buffer:
     # The background thread
 
     def _start_thread(self) -> None:
-        """Start the thread, unless another call is about to; where none can be started, the next update tries again."""
-        if not self._threaded or self._leaving or not self._starting.acquire(blocking=False):
+        """Start the thread; where none can be started, the next update tries again, and of two the first goes."""
+        if not self._threaded or self._leaving:
             return
+        thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
         try:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
-                self._thread.start()
-                _flush_when_a_multiprocessing_child_ends(self)
+            thread.start()
         except RuntimeError as error:
-            self._thread = None
             logger.debug("no thread can be started to send metrics, they wait for the end of the process: %s", error)
-        finally:
-            self._starting.release()
+            return
+        self._thread = thread
+        _flush_when_a_multiprocessing_child_ends(self)
 
     def _run(self) -> None:
         last_flush = -math.inf
+        self._thread = threading.current_thread()
         while self._thread is threading.current_thread() and not self._leaving:
             self._wake.wait(min(self._interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
             self._wake.clear()
@@ -342,14 +363,26 @@ class Buffer:
     # Sending. The caller holds the lock `_sending`, and no other. While it does, nothing may run that could wait for a
     # thread which updates a metric: no function of the application, and no handler of the log.
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Hold the lock, then log what there was to say."""
+    def _in_turn(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do the work with the lock held, then log what there was to say."""
         try:
             with self._sending:
-                yield
+                return work(*args, **kwargs)
         finally:
             self._tell()
+
+    def _ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the storage. Raises StorageError where it fails, and what the application raised to break the call off."""
+        handled = sys.exc_info()[1]
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            if (raised := interruption(error, handled)) is not None:
+                raise raised  # noqa: B904 - the driver may have turned it into another one
+            if isinstance(error, StorageError):
+                raise
+            self._say(logging.ERROR, "the storage raised an error that nobody foresaw", error)
+            raise StorageError(f"the storage failed: {error!r}") from error
 
     def _say(self, level: int, message: str, error: Exception | None = None) -> None:
         self._unsaid.append((level, message, error))
@@ -361,14 +394,9 @@ class Buffer:
                 logger.log(level, message, exc_info=error)
 
     def _try_to_send(self) -> None:
-        if self.storage is None:  # another thread has detached it a moment ago
-            return
-        try:
+        """Send, unless another thread has detached the storage a moment ago, and keep what cannot be sent."""
+        with suppress(StorageError, NotConfigured):
             self._send()
-        except StorageError:
-            return
-        except Exception as error:  # noqa: BLE001 (it is logged once the lock is free)
-            self._say(logging.ERROR, "metrics could not be sent; they are kept in memory", error)
 
     def _send_unless_down(self) -> None:
         if self._down is not None and time.monotonic() < self._scrape_at:
@@ -382,65 +410,84 @@ class Buffer:
         one here for ever. Written through, one more turn is for what interrupted this thread, which has nobody else to send
         it; what interrupts that one waits for the next update, or for the background thread.
         """
+        self._sending_with(self._send_all)
+
+    def _sending_with(self, send: Callable[[], None]) -> None:
+        """Send, as the thread that does so; nothing where this one does so already, which a handler has interrupted."""
         if self._sender is not None:
             return
         self.required()
         self._sender = threading.get_ident()
         try:
-            if not self.write_through:
-                self._open_journal()
-            self._replay()
-            self._send_due()
-            if self.write_through:
-                self._send_due()
+            send()
             self._recovered()
-        except Exception as error:
+        except StorageError as error:
             self._failed(error)
             raise
         finally:
             self._sender = None
 
+    def _send_all(self) -> None:
+        if not self.write_through:
+            self._open_journal()
+        self._replay()
+        self._send_due()
+        if self.write_through:
+            self._send_due()
+
     def _send_due(self) -> None:
-        due, restarted = len(self._queue), False
-        while self._in_flight is not None or due > 0:
-            if self._in_flight is None:
+        if self._restart_due:
+            self._restart()
+        due = len(self._queue)
+        while self._taken or self._in_flight is not None or due > 0:
+            if not self._taken and self._in_flight is None:
                 due -= MOST_ENTRIES
             batch = self._next_batch()
-            if batch is not None and self._send_batch(batch) and not restarted:
-                restarted = True
+            if batch is not None:
+                self._send_batch(batch)
+            if self._restart_due:
                 self._restart()
                 due = len(self._queue)
 
-    def _send_batch(self, batch: Batch) -> bool:
-        """Send it, and return whether the storage had forgotten what it held before."""
+    def _send_batch(self, batch: Batch) -> None:
         if self._journals is not None:
             self._journals.begin(batch.sequence)
-        return self._note(batch, self.required().apply(batch))
+        self._book(batch, self._ask(self.required().apply, batch))
 
     def _replay(self) -> None:
         """Send what dead processes of this host left, now and then."""
         if self._journals is not None and self._replay_due:
-            self._journals.replay(self.required())
+            self._ask(self._journals.replay, self.required())
         self._replay_due = False
 
     def _next_batch(self) -> Batch | None:
+        """The batch in flight, or a new one; None where the entries that were due have nothing to send."""
         if self._in_flight is None:
             updates = self._take()
             if updates:
-                self._in_flight = Batch(self.writer, self._next_sequence(), updates)
+                self._in_flight = self._batch(updates)
                 self._first_try = time.monotonic()
+            else:
+                self._taken.clear()
         elif self.down:
             self.health.count(BATCHES_RETRIED)
         return self._in_flight
 
+    def _batch(self, updates: list[Update], *, leaving: bool = False) -> Batch:
+        self._sequence += 1
+        return Batch(self.writer, self._sequence, updates, leaving)
+
     def _take(self) -> list[Update]:
-        """What has been queued first, each entry once: in a batch, what is set counts before what is added."""
-        entries = dict.fromkeys(self._queue.popleft() for _ in range(min(len(self._queue), MOST_ENTRIES)))
-        if entries and self._interval and self._health_due:
-            entries[self.health.flushes] = None
-            self._health_due = False
+        """What has been queued first, each entry once: in a batch, what is set counts before what is added.
+
+        Entries that were taken already are taken once more: an exception kept them from making a batch. What they gathered
+        meanwhile may be for the next one.
+        """
+        again = bool(self._taken)
+        if not again:
+            self._dequeue()
         updates: dict[str, Update] = {}
-        for entry in entries:
+        for entry in self._taken:
             family = entry.pending.family
             if family.name in self._refused:
                 continue
@@ -451,30 +498,35 @@ class Buffer:
             if update is None:
                 meta = family.meta
                 update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
-                self._declared[family.name] = meta
             update.operations.extend(operations)
-            self._taken.append(entry)
+        if again:
+            self._queue.extend(self._taken)
         return list(updates.values())
 
-    def _next_sequence(self) -> int:
-        self._sequence += 1
-        return self._sequence
+    def _dequeue(self) -> None:
+        """Move what has been queued first from the queue to the taken entries; none is ever in neither."""
+        while self._queue and len(self._taken) < MOST_ENTRIES:
+            self._taken[self._queue[0]] = None
+            self._queue.popleft()
+        if self._taken and self._interval and self._health_due:
+            self._taken[self.health.flushes] = None
+            self._health_due = False
 
-    def _note(self, batch: Batch, outcome: Outcome) -> bool:
-        """Book what became of the batch, and return whether the storage had forgotten what it held before."""
-        self._landed()
+    def _book(self, batch: Batch, outcome: Outcome) -> None:
+        """Note what became of the batch. Called again with the outcome of a duplicate, it notes the same."""
+        if not batch.leaving:
+            if not self._applied.isdisjoint(outcome.unknown):  # the storage had forgotten what it held before
+                self._restart_due = True
+            self._applied.update(update.name for update in batch.updates if update.name not in outcome.refused)
+            self._applied.difference_update(outcome.refused)
+        self._declared.update((update.name, update.meta) for update in batch.updates if update.declare)
         for name, reason in outcome.refused.items():
             self._refused[name] = reason
             self._say(logging.ERROR, f"metric {name} is refused and will not be counted: {reason}")
         self._tell_of_replaced(batch, outcome)
-        if batch.leaving:
-            return False
-        if self._interval:
+        if self._interval and not batch.leaving:
             self.health.flushes.observe(time.monotonic() - self._first_try)
-        forgotten = not self._applied.isdisjoint(outcome.unknown)
-        self._applied.update(update.name for update in batch.updates)
-        self._applied.difference_update(outcome.refused)
-        return forgotten
+        self._landed()
 
     def _tell_of_replaced(self, batch: Batch, outcome: Outcome) -> None:
         """Say once per process and metric that it was declared otherwise before, as by another version of the program."""
@@ -486,17 +538,17 @@ class Buffer:
 
     def _landed(self) -> None:
         """Note that nothing is in flight any more."""
-        self._in_flight = None
-        for entry in self._taken:
+        for entry in list(self._taken):
             entry.settle()
         self._taken.clear()
+        self._in_flight = None
         if self._journals is not None:
             self._journals.end()
 
     def _read(self, names: Collection[str] | None) -> Snapshot:
         sender, self._sender = self._sender, threading.get_ident()
         try:
-            return self.required().read(names)
+            return self._ask(self.required().read, names)
         finally:
             self._sender = sender
 
@@ -511,25 +563,38 @@ class Buffer:
             return
         self._retry_at = 0.0
         self._health_due = True
-        if self._queue or self._in_flight is not None:
+        self._queue_unsent()
+        if self._queue or self._taken or self._in_flight is not None or self._restart_due:
             self._try_to_send()
         lasting = [pending for pending in self._all_metrics() if pending.family.lasting]
-        left = self._applied.difference(pending.family.name for pending in lasting) if returning else self._applied
-        if self._in_flight is None and left:
-            updates = [Update(name, "", []) for name in sorted(left)]  # who leaves declares nothing
-            self._in_flight = Batch(self.writer, self._next_sequence(), updates, leaving=True)
-            self._try_to_send()
-            self._applied.clear()
-            for pending in self._all_metrics():  # the storage has dropped live values
-                pending.all_again()
-            if self._in_flight is not None and self._in_flight.leaving:
-                self._landed()
-            elif not returning:
-                for pending in lasting:  # the storage has folded their values, which must not be told again
-                    pending.discard()
+        names = self._applied.difference(pending.family.name for pending in lasting) if returning else self._applied
+        if self._in_flight is None and not self._taken and names and self._take_leave(sorted(names)) and not returning:
+            for pending in lasting:  # the storage has folded their values, which must not be told again
+                pending.discard()
+
+    def _take_leave(self, names: list[str]) -> bool:
+        """Send the leaving batch, which nothing may follow: the rest goes to another storage, or is that of another writer.
+
+        Return whether the storage has it.
+        """
+        batch = self._in_flight = self._batch([Update(name, "", []) for name in names], leaving=True)  # it declares nothing
+        with suppress(StorageError, NotConfigured):
+            self._sending_with(partial(self._send_batch, batch))
+        has_left = self._in_flight is None
+        self._landed()
+        self._applied.clear()
+        for pending in self._all_metrics():  # the storage has dropped live values
+            pending.all_again()
+        return has_left
+
+    def _queue_unsent(self) -> None:
+        """Queue the cells that gathered something and are not queued: an exception may have come in between."""
+        for pending in self._all_metrics():
+            self._queue.extend([cell for cell in list(pending.cells) if cell.has_unsent])
 
     def _leave_for_good(self) -> None:
         self._leave()
+        self.writer, self._sequence = _new_writer(), 0
         unsent = self._down is not None and (bool(self._queue) or self._in_flight is not None)
         path = self._close_journal(keep=unsent)
         if path is not None:
@@ -563,14 +628,21 @@ class Buffer:
 
     def _restart(self) -> None:
         """Queue every series, as for an empty storage."""
+        self._restart_due = True
         for pending in self._all_metrics():
             self._queue.append(pending)
             self._queue.extend(pending.all_again())
+        self._restart_due = False
         if self._queue and self._thread is None:
             self._start_thread()
 
     def _all_metrics(self) -> list[Pending]:
         return [pending for reference in self._metrics.valuerefs() if (pending := reference()) is not None]
+
+    def _discard(self) -> None:
+        """Drop what all metrics have gathered."""
+        for pending in self._all_metrics():
+            pending.discard()
 
     def _failed(self, error: Exception) -> None:
         if self.write_through:  # nothing was pending till now
@@ -593,6 +665,10 @@ class Buffer:
     def _reset_retries(self) -> None:
         self._down = None
         self._retry_seconds, self._retry_at = FIRST_RETRY_SECONDS, 0.0
+
+
+def _new_writer() -> str:
+    return f"{os.getpid()}-{os.urandom(8).hex()}"
 
 
 def _flush_when_a_multiprocessing_child_ends(buffer: Buffer) -> None:

@@ -205,8 +205,10 @@ class Removal:
 class Cell:
     """What one series has gathered since it was last sent.
 
-    An update changes the cell, then marks it unless it is quiet. Marking takes no lock: it may leave the cell in the queue
-    twice, but never out of it, since `take` makes the cell loud again before it looks at what was gathered.
+    An update announces the cell unless it is quiet, changes it, and looks again whether it is quiet: it may have been taken
+    meanwhile. Marking takes no lock: it may leave the cell in the queue twice, but never out of it, since `take` makes the
+    cell loud again before it looks at what was gathered. A handler may raise an exception into an update, which then counts
+    if the cell was changed: it has its place in the queue by then.
 
     Handlers of signals and finalizers may update metrics too, and Python runs them, and other threads, wherever code calls,
     allocates what the garbage collector looks after, or jumps back. So the update of a number takes no lock, and does none
@@ -239,12 +241,21 @@ class Cell:
 
     def settle(self) -> None:
         """Note that the storage has what was taken."""
+        self.created = None
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something was gathered that was not taken."""
+        return False
 
     def forget_stored(self) -> None:
         """Do not rely on what the storage has."""
 
     def operations(self) -> list[Operation]:
-        """Hand over what was gathered; called with the lock held."""
+        """Hand over what was gathered; called with the lock held.
+
+        Called once more before `settle`, it hands over at least the same: no batch was made of that.
+        """
         raise NotImplementedError
 
     def take(self) -> list[Operation]:
@@ -252,9 +263,7 @@ class Cell:
             self.queued = self.quiet = False
             if self.dropped:
                 return []
-            operations = self.operations()
-            self.created = None
-            return operations
+            return self.operations()
 
     def drop(self) -> None:
         """Never send anything again; whoever still holds the series updates it in vain."""
@@ -263,15 +272,16 @@ class Cell:
         for kept in self.kept():
             self.buffer.forget(kept)
 
+    def announce(self) -> None:
+        """Queue the cell before a change. Raises NotConfigured."""
+        if not self.queued:
+            self.buffer.mark(self)
+
     def changed(self) -> None:
-        """Mark the cell after a change. Raises NotConfigured."""
-        buffer = self.buffer
-        if buffer.write_through:
-            if not (self.queued and buffer.down):  # while the storage is down, the queue must not grow with every update
-                buffer.mark(self)
-            buffer.write()
-        elif not self.queued:
-            buffer.mark(self)
+        """Queue the cell after a change, where it was taken before that; written through, send it. Raises NotConfigured."""
+        self.announce()
+        if self.buffer.write_through:
+            self.buffer.write()
 
     @property
     def buffer(self) -> Buffer:
@@ -379,12 +389,16 @@ class Sums(Numbers):
 
     def operations(self) -> list[Operation]:
         taken = self.row(1)
-        before = taken.tolist()
         taken[:] = self.row(0)
-        return self.additions(self.gained(taken.tolist(), before))
+        return self.additions(self.gained(taken.tolist(), self.row(2).tolist()))
+
+    @property
+    def has_unsent(self) -> bool:
+        return self.row(0) != self.row(1)
 
     def settle(self) -> None:
         """Note that the storage has what went into the last batch."""
+        super().settle()
         rows, width = self.rows, self.width
         taken = self.at + width
         rows[taken + width : taken + 2 * width] = rows[taken : taken + width]
@@ -413,7 +427,7 @@ def numbers(count: int) -> memoryview[float]:
 class Total(Sums):
     """A counter."""
 
-    __slots__ = ("_notes", "exemplar")
+    __slots__ = ("_notes", "_taken_exemplar", "exemplar")
 
     width = 1
 
@@ -421,7 +435,7 @@ class Total(Sums):
         super().start_anew()
         self._notes: tuple[Note, ...] = ()
         """A reset that the storage has not done yet."""
-        self.exemplar = ""
+        self.exemplar = self._taken_exemplar = ""
 
     def kept(self) -> Sequence[Kept]:
         return (*self._notes, self)
@@ -429,7 +443,7 @@ class Total(Sums):
     def reset(self) -> None:
         super().reset()
         self._forget(self._notes)
-        self.exemplar = ""
+        self.exemplar = self._taken_exemplar = ""
 
     def reset_now(self) -> Total:
         """A cell to go on with, which sets the counter to zero, as created now; what the journal has of this one is void."""
@@ -447,6 +461,7 @@ class Total(Sums):
 
     def settle(self) -> None:
         super().settle()
+        self._taken_exemplar = ""
         if self._notes:
             with self.pending.lock:
                 self._forget([note for note in self._notes if note.is_taken])
@@ -457,12 +472,13 @@ class Total(Sums):
         self._notes = tuple(note for note in self._notes if note not in notes)
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        exemplar, self.exemplar = self.exemplar, ""
+        if self.exemplar:
+            self._taken_exemplar, self.exemplar = self.exemplar, ""
         labels = self.labels
         field = f"_total:{labels}"
         operations = [Operation(Kind.ADD, field, gained[0]), *self.creation(labels)]
-        if exemplar:
-            operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplar))
+        if self._taken_exemplar:
+            operations.append(Operation(Kind.SET, EXEMPLAR + field, self._taken_exemplar))
         return operations
 
 
@@ -486,7 +502,7 @@ class Observations(Sums):
 class Buckets(Sums):
     """A histogram: the sum of its observations, and how many there were in each bucket, not cumulated."""
 
-    __slots__ = ("bounds", "exemplars", "width")
+    __slots__ = ("_taken_exemplars", "bounds", "exemplars", "width")
 
     def __init__(self, pending: Pending, values: tuple[str, ...], bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -496,13 +512,23 @@ class Buckets(Sums):
     def start_anew(self) -> None:
         super().start_anew()
         self.exemplars: dict[int, str] = {}
+        """By the index of the bucket."""
+        self._taken_exemplars: dict[int, str] | None = None
 
     def reset(self) -> None:
         super().reset()
         self.exemplars = {}
+        self._taken_exemplars = None
+
+    def settle(self) -> None:
+        super().settle()
+        self._taken_exemplars = None
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        exemplars, self.exemplars = self.exemplars, {}
+        new, self.exemplars = self.exemplars, {}
+        if new:
+            self._taken_exemplars = {**(self._taken_exemplars or {}), **new}
+        exemplars = self._taken_exemplars or {}
         total, *observed = gained
         labels = self.labels
         operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *self.creation(labels)]
@@ -533,16 +559,21 @@ class Number(Numbers):
         self.rows[0] = 16.0
 
     def reset(self) -> None:
+        self.settle()
         self.operations()
         self.settle()
 
     def add(self, amount: float) -> None:
         number = amount - 0.0  # a float; plus 0.0 would lose the sign of -0.0
+        if not self.quiet:
+            self.announce()
         self.rows[self.at + self._slot] += number
         if not self.quiet:
             self.changed()
 
     def set(self, value: float) -> None:
+        if not self.quiet:
+            self.announce()
         slot, flying = self._slot, self._flying
         if not self._is_set:
             slot = 6 - slot - flying if flying else slot % 3 + 1
@@ -553,7 +584,13 @@ class Number(Numbers):
         if not self.quiet:
             self.changed()
 
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._is_set or self.rows[self.at + self._slot])
+
     def operations(self) -> list[Operation]:
+        if self._flying:
+            return [self._operation(self._flying, self._was_set)]
         flying, was_set = self._slot, self._is_set
         slot = flying % 3 + 1
         self.rows[self.at + slot] = -0.0
@@ -565,6 +602,7 @@ class Number(Numbers):
         return [self._operation(flying, was_set)]
 
     def settle(self) -> None:
+        super().settle()
         with self.pending.lock:
             self.rows[self.at] = 16 * self._slot + 8 * self._is_set
             self._flying = self._was_set = 0
@@ -624,16 +662,25 @@ class ProcessNumber(Numbers):
         self._taken: tuple[float, float] | None = None
 
     def settle(self) -> None:
+        super().settle()
         self._stored = self._taken
+
+    @property
+    def has_unsent(self) -> bool:
+        return (self._taken or (0.0, NEVER)) != (self.rows[self.at + self._slot], self.rows[self.at + self._slot + 1])
 
     def add(self, amount: float) -> None:
         """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
         number = amount + 0.0
+        if not self.quiet:
+            self.announce()
         self.rows[self.at + self._slot] += number
         if not self.quiet:
             self.changed()
 
     def set(self, value: float) -> None:
+        if not self.quiet:
+            self.announce()
         self._change(value, time.monotonic())
         if not self.quiet:
             self.changed()
@@ -728,6 +775,7 @@ class Text(Cell):
 
     def set(self, text: str) -> None:
         note = Note(self.pending.family, Operation(Kind.SET, f"{self._suffix}:{self.labels}", text))
+        self.announce()
         with self.pending.lock:
             before, self._text = self._text, note
         self.buffer.keep(self)
@@ -735,13 +783,19 @@ class Text(Cell):
             self.buffer.forget(before)
         self.changed()
 
+    @property
+    def has_unsent(self) -> bool:
+        return self._text is not None
+
     def operations(self) -> list[Operation]:
-        self._taken, self._text = self._text, None
+        if self._taken is None:
+            self._taken, self._text = self._text, None
         if self._taken is None:
             return [Operation(Kind.INIT, f"{self._suffix}:{self.labels}", self._first)]
         return [self._taken.take()]
 
     def settle(self) -> None:
+        super().settle()
         if self._taken is not None:
             self.buffer.forget(self._taken)
             self._taken = None

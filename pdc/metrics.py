@@ -79,9 +79,10 @@ class StoredMetric(MetricWrapperBase):
         self._check_label_count(values)
         values = tuple(map(clean, values))
         new = self._new_child(values)
+        self._pending.add(new._cell)
         child: MetricT = self._metrics.setdefault(values, new)
-        if child is new:
-            self._pending.add(child._cell)
+        if child is not new:  # another thread was faster
+            self._pending.cells.pop(new._cell, None)
         self.buffer.declare(child._cell)
         return child
 
@@ -185,6 +186,8 @@ class Counter(StoredMetric, prometheus_client.Counter):
         number = amount + 0.0  # a float, by whatever rules the type of the amount has
         if exemplar:
             cell.exemplar = _exemplar(exemplar, amount)
+        if not cell.quiet:
+            cell.announce()
         cell.rows[cell.at] += number
         if not cell.quiet:
             cell.changed()
@@ -273,6 +276,8 @@ class Summary(StoredMetric, prometheus_client.Summary):
         """Observe `amount`."""
         cell = self._cell
         number = amount + 0.0
+        if not cell.quiet:
+            cell.announce()
         rows, at = cell.rows, cell.at
         rows[at] += number
         rows[at + 1] += 1.0
@@ -302,6 +307,8 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
         bucket = bisect_left(cell.bounds, number)
         if exemplar and number == number:
             cell.exemplars[bucket] = _exemplar(exemplar, amount)
+        if not cell.quiet:
+            cell.announce()
         rows, at = cell.rows, cell.at
         rows[at] += number
         if number == number:  # a NaN is in no bucket, as in prometheus_client

@@ -297,7 +297,7 @@ def test_an_outage_is_bounded_by_series_and_logged_once(
     assert recorder.total() == 2000
 
 
-def test_only_one_thread_waits_for_a_storage_that_hangs(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+def test_only_one_thread_waits_for_a_storage_that_hangs(recorder: Recorder, counter: pdc.Counter) -> None:
     """The threads that queued up behind an update which found the storage down do not try it again one by one."""
     entered, release = threading.Event(), threading.Event()
 
@@ -311,9 +311,8 @@ def test_only_one_thread_waits_for_a_storage_that_hangs(buffer: Buffer, recorder
     with ThreadPoolExecutor(5) as pool:
         pool.submit(counter.inc)
         assert entered.wait(10)
-        for _ in range(4):
-            pool.submit(counter.inc)
-        wait_until(lambda: len(buffer._queue) == 4)
+        waiting = [pool.submit(counter.inc) for _ in range(4)]
+        wait_until(lambda: all(update.running() for update in waiting))
         release.set()
     assert len(recorder.batches) == 1
 

@@ -424,16 +424,38 @@ class RedisStorage(ForkSafe):
         """
         try:
             with self.lock:
-                replies = self._send(commands)
-                if any(isinstance(reply, NoScriptError) for reply in replies):
-                    self._scripts.clear()
-                    replies = self._send(commands)
+                replies = self._send_with_scripts(commands)
         except (RedisError, RedisClusterException, OSError) as error:
             raise self._failed(error) from error
+        except BaseException:
+            with self.lock:
+                self._drop_connections()
+            raise
         for reply in chain.from_iterable(reply if isinstance(reply, list) else [reply] for reply in replies):
             if isinstance(reply, Exception) and not str(reply).startswith(("PDCPREFIX", "WRONGTYPE")):
                 raise self._failed(reply) from reply
         return replies
+
+    def _send_with_scripts(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        replies = self._send(commands)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            self._scripts.clear()
+            replies = self._send(commands)
+        return replies
+
+    def _drop_connections(self) -> None:
+        """Close the connection that a handler of a signal may have interrupted: replies may come that nobody will read.
+
+        In a pool of the application it is among the idle ones by now; the others are in use by other threads.
+        """
+        clients = [node.redis_connection for node in self._client.get_nodes()] if self._clustered else [self._client]
+        for pool in [client.connection_pool for client in clients if client is not None]:
+            if self._own or isinstance(pool, redis.BlockingConnectionPool):
+                pool.disconnect()
+            else:
+                pool.disconnect(inuse_connections=False)
+        if self._own:
+            self._client.connection_pool.reset()  # or it would count those that nobody gave back
 
     def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         if self._clustered:

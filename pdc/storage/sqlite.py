@@ -8,11 +8,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from . import (
     FOLDED,
@@ -33,6 +33,9 @@ from . import (
     Update,
     has_labels,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
 """How long one call waits for other writers before it says that the database is busy."""
@@ -84,6 +87,7 @@ class SqliteStorage(ForkSafe):
         self._lent: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._prepared = False
+        self._in_transaction = False
 
     def __str__(self) -> str:
         return f"SQLite {self._path or 'connection'}"
@@ -97,13 +101,15 @@ class SqliteStorage(ForkSafe):
 
         Raises StorageError where the file cannot be opened.
         """
-        with self.lock, self._explained("open"):
-            self._for_writing()
-            if self._given is not None:
-                return self._given
-            if self._lent is None:
-                self._lent = self._connect("rwc")
-            return self._lent
+        return self._used(self._open, "open")
+
+    def _open(self) -> sqlite3.Connection:
+        self._for_writing()
+        if self._given is not None:
+            return self._given
+        if self._lent is None:
+            self._lent = self._connect("rwc")
+        return self._lent
 
     def bound_to_thread(self) -> bool:
         """Whether only the thread that made the given connection may use it."""
@@ -124,22 +130,29 @@ class SqliteStorage(ForkSafe):
 
     def apply(self, batch: Batch) -> Outcome:
         outcome = Outcome(set(), {}, {})
-        with self.lock, self._explained("write"), self._transaction() as cursor:
+
+        def apply_updates(cursor: sqlite3.Cursor) -> None:
             for update in batch.updates:
                 _Metric(cursor, update.name).apply(batch, update, outcome)
+
+        self._used(self._write, "write", apply_updates)
         return outcome
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
-        with self.lock, self._explained("read"):
-            if self._to_be_made():
-                return Snapshot(time.time(), {})
-            cursor = self._for_reading()
-            metrics = dict(_metrics(cursor, names)) if _columns(cursor) else {}
+        return self._used(self._read, "read", names)
+
+    def _read(self, names: Collection[str] | None) -> Snapshot:
+        if self._to_be_made():
+            return Snapshot(time.time(), {})
+        cursor = self._for_reading()
+        metrics = dict(_metrics(cursor, names)) if _columns(cursor) else {}
         return Snapshot(time.time(), metrics)
 
     def delete(self) -> None:
-        with self.lock, self._explained("write"), self._transaction() as cursor:
+        def delete_all(cursor: sqlite3.Cursor) -> None:
             cursor.execute("DELETE FROM metrics")
+
+        self._used(self._write, "write", delete_all)
 
     def close(self) -> None:
         with self.lock:
@@ -152,21 +165,40 @@ class SqliteStorage(ForkSafe):
         """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
         self.close()
 
-    @contextmanager
-    def _explained(self, action: str) -> Iterator[None]:
-        """Turn errors of the driver into a StorageError that names the file and what may help; then connect anew."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            with suppress(sqlite3.Error):
-                self._disconnect()
-            raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
+    def _used(self, work: Callable[P, T], action: str, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do the work as the only thread that uses the connection.
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        cursor = self._for_writing()
-        with _immediate(cursor):
-            yield cursor
+        Whatever raises, also a handler of a signal, leaves no transaction open. Raises StorageError, which names the file and
+        what may help, in place of errors of the driver.
+        """
+        with self.lock:
+            try:
+                return work(*args, **kwargs)
+            except (sqlite3.Error, OSError) as error:
+                self._break_off()
+                raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
+            except BaseException:
+                self._break_off()
+                raise
+
+    def _write(self, change: Callable[[sqlite3.Cursor], None]) -> None:
+        self._change(self._for_writing(), change)
+
+    def _change(self, cursor: sqlite3.Cursor, change: Callable[[sqlite3.Cursor], None]) -> None:
+        """Change it in a transaction that takes the write lock at once, so that no other writer makes it fail half way."""
+        self._in_transaction = True
+        cursor.execute("BEGIN IMMEDIATE")
+        change(cursor)
+        cursor.execute("COMMIT")
+        self._in_transaction = False
+
+    def _break_off(self) -> None:
+        """End the transaction that may be open; connect anew where the connection is not a given one."""
+        with suppress(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
+            if self._in_transaction and self._given is not None:
+                self._given.rollback()
+            self._disconnect()
+        self._in_transaction = False
 
     def _to_be_made(self) -> bool:
         """Whether there is no file yet, in a folder where the first write can make it."""
@@ -178,6 +210,8 @@ class SqliteStorage(ForkSafe):
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
         if self._given is None and self._file not in (None, _identity(self._path)):
             self.close()  # the file was moved away or deleted, and its connections would write to what is left of it
+        if self._in_transaction:  # an exception came while one broke off
+            self._break_off()
         if self._connection is None:
             self._connection = self._connect(mode)
             self._file = _identity(self._path)
@@ -195,7 +229,7 @@ class SqliteStorage(ForkSafe):
         if not self._prepared:
             if self._given is None:
                 _use_wal(cursor)
-            _create_table(cursor)
+            self._create_table(cursor)
             self._prepared = True
         return cursor
 
@@ -206,7 +240,7 @@ class SqliteStorage(ForkSafe):
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        except sqlite3.Error:
+        except BaseException:
             connection.close()
             raise
         return connection
@@ -216,6 +250,12 @@ class SqliteStorage(ForkSafe):
             self._connection.close()
             self._connection = None
         self._prepared = False
+
+    def _create_table(self, cursor: sqlite3.Cursor) -> None:
+        """Create the table, or rebuild one of prometheus-distributed-client 2, whose values may be neither NaN nor text."""
+        columns = _columns(cursor)
+        if not columns or columns.get("value"):
+            self._change(cursor, _make_table)
 
 
 class _Metric:
@@ -373,32 +413,14 @@ def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[
             yield name, fields
 
 
-def _create_table(cursor: sqlite3.Cursor) -> None:
-    """Create the table, or rebuild one of prometheus-distributed-client 2, whose values may be neither NaN nor text."""
-    columns = _columns(cursor)
-    if columns and not columns.get("value"):
-        return
-    with _immediate(cursor):
-        before = _columns(cursor)
-        if before.get("value"):
-            cursor.execute("ALTER TABLE metrics RENAME TO metrics_before")
-        cursor.execute(_SCHEMA)
-        if before.get("value"):
-            cursor.execute("INSERT INTO metrics SELECT metric_key, subkey, value FROM metrics_before")
-            cursor.execute("DROP TABLE metrics_before")
-
-
-@contextmanager
-def _immediate(cursor: sqlite3.Cursor) -> Iterator[None]:
-    """A transaction that takes the write lock at once, so that it cannot fail half way because of another writer."""
-    cursor.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        cursor.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
-            cursor.execute("ROLLBACK")
-        raise
+def _make_table(cursor: sqlite3.Cursor) -> None:
+    before = _columns(cursor)
+    if before.get("value"):
+        cursor.execute("ALTER TABLE metrics RENAME TO metrics_before")
+    cursor.execute(_SCHEMA)
+    if before.get("value"):
+        cursor.execute("INSERT INTO metrics SELECT metric_key, subkey, value FROM metrics_before")
+        cursor.execute("DROP TABLE metrics_before")
 
 
 def _identity(path: str) -> tuple[int, int] | None:

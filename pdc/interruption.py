@@ -1,0 +1,67 @@
+"""Tells exceptions that somebody raised into running code from errors of that code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+
+_LIBRARIES = sys.stdlib_module_names | {"builtins", "pdc", "redis", "hiredis"}
+"""The packages whose code runs while a storage is used, and which raise only exceptions of each other."""
+_SWITCHERS = frozenset({"gevent", "greenlet", "eventlet"})
+"""Packages in whose code a greenlet waits, and where others throw exceptions into it."""
+
+
+def interruption(error: BaseException, handled: BaseException | None = None) -> BaseException | None:
+    """The exception of the application that broke off the code which raised `error`; None where that failed by itself.
+
+    Handlers of signals, `PyThreadState_SetAsyncExc` and greenlets raise exceptions of any class into whatever runs, and
+    drivers turn some of them into errors of their own: those have the original as their context. `handled` is the exception
+    that was being handled when that code was called (`sys.exc_info`): it is the context of every error, and no reason.
+    """
+    for each in _chain(error, handled):
+        if not isinstance(each, Exception) or _is_raised_by_handler(each.__traceback__) or _is_raised_from_outside(each):
+            return each
+    return None
+
+
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Yield the exception and those that it came of."""
+    seen: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following is not handled and following not in seen:
+        yield following
+        seen.append(following)
+        following = following.__context__ if following.__cause__ is None else following.__cause__
+
+
+def _is_raised_by_handler(traceback: TracebackType | None) -> bool:
+    """Whether it passed a function that was given the frame which it interrupted, as handlers of signals are."""
+    interrupted: FrameType | None = None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if interrupted is not None and _has_argument(frame, interrupted):
+            return True
+        interrupted, traceback = frame, traceback.tb_next
+    return False
+
+
+def _has_argument(frame: FrameType, wanted: FrameType) -> bool:
+    values = list(frame.f_locals.values())
+    return any(value is wanted or (isinstance(value, tuple) and any(item is wanted for item in value)) for value in values)
+
+
+def _is_raised_from_outside(error: Exception) -> bool:
+    """Whether code of a library seems to raise what it cannot: a class of somebody else, or one of Python without a message."""
+    owner = _package(type(error).__module__)
+    if owner in _LIBRARIES and (owner != "builtins" or error.args or isinstance(error, AssertionError)):
+        return False
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    package = _package(traceback.tb_frame.f_globals.get("__name__", "")) if traceback is not None else ""
+    return package in _LIBRARIES or package in _SWITCHERS
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
