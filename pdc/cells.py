@@ -205,14 +205,14 @@ class Removal:
 class Cell:
     """What one series has gathered since it was last sent.
 
-    An update announces the cell unless it is quiet, changes it, and looks again whether it is quiet: it may have been taken
-    meanwhile. Marking takes no lock: it may leave the cell in the queue twice, but never out of it, since `take` makes the
-    cell loud again before it looks at what was gathered. A handler may raise an exception into an update, which then counts
-    if the cell was changed: it has its place in the queue by then.
+    An update of a quiet cell changes it and does nothing else. Otherwise it announces the cell, changes it, and looks whether
+    it was taken meanwhile. Marking takes no lock: it may leave the cell in the queue twice, but never out of it, since `take`
+    makes the cell loud again before it looks at what was gathered. A handler may raise an exception into an update: the cell
+    has its place in the queue before it changes.
 
     Handlers of signals and finalizers may update metrics too, and Python runs them, and other threads, wherever code calls,
     allocates what the garbage collector looks after, or jumps back. So the update of a number takes no lock, and does none
-    of that from where it looks at the cell to its last store; nor does `operations` until it has taken what was gathered.
+    of that from where it looks at the cell, and whether it is quiet, to its last store; nor does `operations` until it has taken what was gathered.
     """
 
     __slots__ = ("created", "dropped", "pending", "queued", "quiet", "values")
@@ -565,14 +565,16 @@ class Number(Numbers):
 
     def add(self, amount: float) -> None:
         number = amount - 0.0  # a float; plus 0.0 would lose the sign of -0.0
-        if not self.quiet:
+        quiet = self.quiet
+        if not quiet:
             self.announce()
         self.rows[self.at + self._slot] += number
-        if not self.quiet:
+        if not quiet:
             self.changed()
 
     def set(self, value: float) -> None:
-        if not self.quiet:
+        quiet = self.quiet
+        if not quiet:
             self.announce()
         slot, flying = self._slot, self._flying
         if not self._is_set:
@@ -581,7 +583,7 @@ class Number(Numbers):
         self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
         self._slot = slot
         self._is_set = 1
-        if not self.quiet:
+        if not quiet:
             self.changed()
 
     @property
@@ -672,10 +674,11 @@ class ProcessNumber(Numbers):
     def add(self, amount: float) -> None:
         """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
         number = amount + 0.0
-        if not self.quiet:
+        quiet = self.quiet
+        if not quiet:
             self.announce()
         self.rows[self.at + self._slot] += number
-        if not self.quiet:
+        if not quiet:
             self.changed()
 
     def set(self, value: float) -> None:

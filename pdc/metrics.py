@@ -186,10 +186,11 @@ class Counter(StoredMetric, prometheus_client.Counter):
         number = amount + 0.0  # a float, by whatever rules the type of the amount has
         if exemplar:
             cell.exemplar = _exemplar(exemplar, amount)
-        if not cell.quiet:
+        quiet = cell.quiet
+        if not quiet:
             cell.announce()
         cell.rows[cell.at] += number
-        if not cell.quiet:
+        if not quiet:
             cell.changed()
 
     def reset(self) -> None:
@@ -276,12 +277,13 @@ class Summary(StoredMetric, prometheus_client.Summary):
         """Observe `amount`."""
         cell = self._cell
         number = amount + 0.0
-        if not cell.quiet:
+        quiet = cell.quiet
+        if not quiet:
             cell.announce()
         rows, at = cell.rows, cell.at
         rows[at] += number
         rows[at + 1] += 1.0
-        if not cell.quiet:
+        if not quiet:
             cell.changed()
 
 
@@ -307,13 +309,14 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
         bucket = bisect_left(cell.bounds, number)
         if exemplar and number == number:
             cell.exemplars[bucket] = _exemplar(exemplar, amount)
-        if not cell.quiet:
+        quiet = cell.quiet
+        if not quiet:
             cell.announce()
         rows, at = cell.rows, cell.at
         rows[at] += number
         if number == number:  # a NaN is in no bucket, as in prometheus_client
             rows[at + bucket + 1] += 1.0
-        if not cell.quiet:
+        if not quiet:
             cell.changed()
 
 
