@@ -211,8 +211,9 @@ class Cell:
     has its place in the queue before it changes.
 
     Handlers of signals and finalizers may update metrics too, and Python runs them, and other threads, wherever code calls,
-    allocates what the garbage collector looks after, or jumps back. So the update of a number takes no lock, and does none
-    of that from where it looks at the cell, and whether it is quiet, to its last store; nor does `operations` until it has taken what was gathered.
+    allocates what the garbage collector looks after, or jumps back. So the update of a number takes no lock. From where it
+    looks at the cell, and whether it is quiet, to its last store it does none of that; nor does `operations` until it has
+    taken what was gathered.
     """
 
     __slots__ = ("created", "dropped", "pending", "queued", "quiet", "values")
@@ -323,11 +324,13 @@ class Numbers(Cell):
         self.rows, self.at = numbers(self.size), 0
 
     def move(self, rows: memoryview[float], at: int) -> None:
-        """Copy the first number last: it may say what the others mean."""
+        """Nothing can come between the copy and the stores that follow: see `Cell`."""
+        size = self.size
         with self.pending.lock:
-            rows[at + 1 : at + self.size] = self.rows[self.at + 1 : self.at + self.size]
-            rows[at] = self.rows[self.at]
-            self.rows, self.at = rows, at
+            start = self.at
+            rows[at : at + size] = self.rows[start : start + size]
+            self.rows = rows
+            self.at = at
 
     def let_go(self) -> tuple[memoryview[float], int]:
         with self.pending.lock:
@@ -368,14 +371,6 @@ class Sums(Numbers):
         totals = self.row(0)
         self.row(2)[:] = totals
         self.row(1)[:] = totals
-
-    def move(self, rows: memoryview[float], at: int) -> None:
-        with self.pending.lock:
-            before, start, width, end = self.row(0), self.at, self.width, at + self.size
-            rows[at + width : end] = self.rows[start + width : start + 3 * width]
-            self.rows, self.at = rows, at
-            for index in range(width):
-                rows[at + index] += before[index]
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         totals, taken, stored = (self.row(number).tolist() for number in range(3))

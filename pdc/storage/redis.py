@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -25,6 +26,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from ..interruption import interruption
 from . import (
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,
@@ -321,6 +323,8 @@ class RedisStorage(ForkSafe):
         self._listed: dict[str, float] = {}
         """Until when, by `time.monotonic`, the index has these metrics for as long as their hashes last, if it is there."""
         self._scripts: dict[str, str] = {}
+        self._connection: Any = None
+        """Used without the client's pool: parts of that swallow exceptions that a handler of a signal raises into them."""
         self._nodes: dict[str, Any] = {}
 
     def __str__(self) -> str:
@@ -381,8 +385,8 @@ class RedisStorage(ForkSafe):
         self._run([*((_DELETE, [self._key(name)], self._prefix) for name in names), ("DEL", self._index)])
 
     def close(self) -> None:
-        if self._own:
-            self._client.connection_pool.disconnect()  # the oldest redis-py closes no connection in `client.close()`
+        if self._connection is not None:
+            self._connection.disconnect()
 
     def _key(self, name: str) -> str:
         return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"
@@ -428,8 +432,7 @@ class RedisStorage(ForkSafe):
         except (RedisError, RedisClusterException, OSError) as error:
             raise self._failed(error) from error
         except BaseException:
-            with self.lock:
-                self._drop_connections()
+            self._drop_connections()
             raise
         for reply in chain.from_iterable(reply if isinstance(reply, list) else [reply] for reply in replies):
             if isinstance(reply, Exception) and not str(reply).startswith(("PDCPREFIX", "WRONGTYPE")):
@@ -448,26 +451,46 @@ class RedisStorage(ForkSafe):
 
         In a pool of the application it is among the idle ones by now; the others are in use by other threads.
         """
-        clients = [node.redis_connection for node in self._client.get_nodes()] if self._clustered else [self._client]
-        for pool in [client.connection_pool for client in clients if client is not None]:
-            if self._own or isinstance(pool, redis.BlockingConnectionPool):
-                pool.disconnect()
-            else:
-                pool.disconnect(inuse_connections=False)
-        if self._own:
-            self._client.connection_pool.reset()  # or it would count those that nobody gave back
+        with self.lock:
+            if self._own:
+                self.close()
+                return
+            clients = [node.redis_connection for node in self._client.get_nodes()] if self._clustered else [self._client]
+            for pool in [client.connection_pool for client in clients if client is not None]:
+                if isinstance(pool, redis.BlockingConnectionPool):
+                    pool.disconnect()
+                else:
+                    pool.disconnect(inuse_connections=False)
 
     def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         if self._clustered:
             self._find_nodes_again()
+            return [self._send_alone(self._prepare(*command)) for command in commands]
         prepared = [self._prepare(*command) for command in commands]
-        if self._clustered:
-            return [self._send_alone(command) for command in prepared]
+        if self._own:
+            return self._exchange(prepared)
         with self._client.pipeline(transaction=False) as pipeline:
             for command in prepared:
                 pipeline.execute_command(*command)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
+
+    def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """Send the commands on the own connection; once more where it died while it was idle, the buffer does the rest."""
+        connection = self._connected()
+        try:
+            return _replies(connection, commands)
+        except redis.ConnectionError as error:
+            if interruption(error) is not None:
+                raise
+            return _replies(connection, commands)
+
+    def _connected(self) -> Any:
+        """The own connection; one that was made before a fork is the parent's."""
+        if self._connection is None or self._connection.pid != os.getpid():
+            pool = self._client.connection_pool
+            self._connection = pool.connection_class(**pool.connection_kwargs)
+        return self._connection
 
     def _find_nodes_again(self) -> None:
         """Tell a cluster's client the nodes that it knew: redis-py before 8 forgets each that fails, at last all."""
@@ -487,9 +510,17 @@ class RedisStorage(ForkSafe):
         if "\n" not in command:
             return command, *arguments
         if command not in self._scripts:
-            self._scripts[command] = _text(self._client.script_load(command))
+            self._scripts[command] = self._load(command)
         keys, *rest = arguments
         return "EVALSHA", self._scripts[command], len(keys), *keys, *rest
+
+    def _load(self, script: str) -> str:
+        if not self._own:
+            return _text(self._client.script_load(script))
+        (reply,) = self._exchange([("SCRIPT", "LOAD", script)])
+        if isinstance(reply, ResponseError):
+            raise reply
+        return _text(reply)
 
     def _reason(self, name: str, refusal: ResponseError) -> str:
         key = self._key(name)
@@ -520,8 +551,8 @@ _REMEDIES: list[tuple[Any, str]] = [
 ]
 
 
-_RETRY = Retry(NoBackoff(), 1, (redis.ConnectionError,))
-"""For a connection that died while it was idle; the buffer does the rest."""
+_RETRY = Retry(NoBackoff(), 0, (redis.ConnectionError,))
+"""None: `RedisStorage._exchange` does that."""
 _POOLS = (redis.ConnectionPool, redis.BlockingConnectionPool, SentinelConnectionPool)
 """Of which we know what they do, and can make our own."""
 
@@ -579,12 +610,26 @@ def _argument(operation: Operation, now: float) -> str:
     return repr(value).removesuffix(".0")
 
 
+def _replies(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    connection.send_packed_command(connection.pack_commands(commands))
+    return [_reply(connection) for _ in commands]
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _texts(fields: dict[Any, Any]) -> dict[str, str]:
-    """The fields as texts, by C code as far as can be: there may be very many."""
+def _texts(fields: dict[Any, Any] | list[Any]) -> dict[str, str]:
+    """The fields as texts, by C code as far as can be: there may be very many. A list has each value after its field."""
+    if isinstance(fields, list):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
     if isinstance(next(iter(fields), ""), bytes):
         return dict(zip(map(bytes.decode, fields), map(bytes.decode, fields.values()), strict=True))
     return fields

@@ -195,8 +195,8 @@ class SqliteStorage(ForkSafe):
     def _break_off(self) -> None:
         """End the transaction that may be open; connect anew where the connection is not a given one."""
         with suppress(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
-            if self._in_transaction and self._given is not None:
-                self._given.rollback()
+            if self._in_transaction and self._connection is not None:
+                self._connection.rollback()  # closing it does not end what a cursor of an interrupted frame goes on with
             self._disconnect()
         self._in_transaction = False
 
@@ -333,7 +333,8 @@ class _Metric:
 
     def _get(self, field: str) -> Any:
         query = "SELECT value FROM metrics WHERE metric_key = ? AND subkey = ?"
-        return next((value for (value,) in self._cursor.execute(query, (self._name, field))), None)
+        found = self._cursor.execute(query, (self._name, field)).fetchone()
+        return None if found is None else found[0]
 
     def _starting_with(self, prefix: str) -> list[tuple[str, Any]]:
         """The fields that start with a prefix that ends with a colon, and their values."""
