@@ -346,7 +346,7 @@ class RedisStorage(ForkSafe):
         outcome = Outcome(set(), {}, {})
         now = time.monotonic()
         due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
-        listing = (_LIST, [self._index], self._expire, *due) if due else ("EXISTS", self._index)
+        listing = (_LIST, [self._index], str(self._expire), *due) if due else ("EXISTS", self._index)
         listed, *replies = self._run([listing, *(self._call(batch, updates) for updates in self._groups(batch))])
         if isinstance(listed, ResponseError):
             raise self._failed(listed)
@@ -392,7 +392,7 @@ class RedisStorage(ForkSafe):
         return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"
 
     def _names(self) -> list[str]:
-        (names,) = self._run([("ZRANGE", self._index, 0, -1)])
+        (names,) = self._run([("ZRANGE", self._index, "0", "-1")])
         if isinstance(names, ResponseError):
             raise self._failed(names)
         return [_text(name) for name in names]
@@ -412,10 +412,10 @@ class RedisStorage(ForkSafe):
 
     def _call(self, batch: Batch, updates: list[Update]) -> tuple[Any, ...]:
         now = time.monotonic()
-        arguments: list[Any] = [self._prefix, self._expire, batch.writer, batch.sequence, int(batch.leaving)]
-        arguments += (FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS)
+        arguments = [self._prefix, str(self._expire), batch.writer, str(batch.sequence), str(int(batch.leaving))]
+        arguments += map(str, (FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS))
         for update in updates:
-            arguments += (update.meta, int(update.declare), len(update.operations))
+            arguments += (update.meta, str(int(update.declare)), str(len(update.operations)))
             for _, operations in update.by_kind():
                 for operation in operations:
                     arguments += (operation.kind.value, operation.field, _argument(operation, now))
@@ -423,6 +423,8 @@ class RedisStorage(ForkSafe):
 
     def _run(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Send commands, or scripts and the lists of their keys, in one round trip, and return their replies.
+
+        All arguments are texts: hiredis 3 crashes where the handler of a signal raises while it makes a text of a number.
 
         Raises StorageError for every error but that a key is not ours to use, which stands among the replies.
         """
@@ -512,7 +514,7 @@ class RedisStorage(ForkSafe):
         if command not in self._scripts:
             self._scripts[command] = self._load(command)
         keys, *rest = arguments
-        return "EVALSHA", self._scripts[command], len(keys), *keys, *rest
+        return "EVALSHA", self._scripts[command], str(len(keys)), *keys, *rest
 
     def _load(self, script: str) -> str:
         if not self._own:
