@@ -26,6 +26,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from ..files import Descriptor
 from ..interruption import interruption
 from . import (
     FORGET_VALUES_SECONDS,
@@ -320,6 +321,7 @@ class RedisStorage(ForkSafe):
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
         self._index = f"prometheus#{prefix}"
         self._relist_seconds = min(MOST_RELIST_SECONDS, (expire or math.inf) / 10)
+        self._sentinel: Descriptor | None = None
         self._listed: dict[str, float] = {}
         """Until when, by `time.monotonic`, the index has these metrics for as long as their hashes last, if it is there."""
         self._scripts: dict[str, str] = {}
@@ -384,7 +386,14 @@ class RedisStorage(ForkSafe):
         self._listed.clear()
         self._run([*((_DELETE, [self._key(name)], self._prefix) for name in names), ("DEL", self._index)])
 
+    def before_fork(self) -> None:
+        self._abandon_lost()
+
     def close(self) -> None:
+        self._abandon_lost()
+        if self._sentinel is not None:
+            self._sentinel.close()
+            self._sentinel = None
         if self._connection is not None:
             self._connection.disconnect()
 
@@ -464,7 +473,22 @@ class RedisStorage(ForkSafe):
                 else:
                     pool.disconnect(inuse_connections=False)
 
+    def _abandon_lost(self) -> None:
+        """Forget connections whose descriptors were closed by others, as a daemon does: those may be of other files by now."""
+        if self._sentinel is not None and self._sentinel.status() is None:
+            self._sentinel = None
+            if self._own:
+                _detach(self._connection)
+                self._connection = None
+                for pool in _pools(self._client):
+                    for connection in (*pool._available_connections, *pool._in_use_connections):
+                        _detach(connection)
+                    pool.reset()
+
     def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        self._abandon_lost()
+        if self._sentinel is None:
+            self._sentinel = Descriptor.sentinel()
         if self._clustered:
             self._find_nodes_again()
             return [self._send_alone(self._prepare(*command)) for command in commands]
@@ -600,6 +624,21 @@ def _brisk_sentinel(sentinel: Sentinel) -> Sentinel:
     brisk = copy.copy(sentinel)
     brisk.sentinels = [_brisk(server, CONNECT_SECONDS) for server in sentinel.sentinels]
     return brisk
+
+
+def _pools(client: Any) -> Iterator[Any]:
+    """The pool of a client, and of those that it asks which server to use."""
+    yield client.connection_pool
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    for server in () if manager is None else manager.sentinels:
+        yield server.connection_pool
+
+
+def _detach(connection: Any) -> None:
+    """Forget the socket of a connection, if there is one, without closing its descriptor."""
+    if getattr(connection, "_sock", None) is not None:
+        connection._sock.detach()
+        connection._sock = None
 
 
 def _argument(operation: Operation, now: float) -> str:

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from ..files import Descriptor, keep_for_ever
 from . import (
     FOLDED,
     FORGET_WRITER_SECONDS,
@@ -57,6 +58,8 @@ _WRITE = {
     Kind.ADD: _INSERT.format("0.0 + :value") + "UPDATE SET value = value + :value",
 }
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
+_lost: set[tuple[int, int]] = set()
+"""The files that this process can use no more, since others closed their descriptors."""
 
 
 class SqliteStorage(ForkSafe):
@@ -86,6 +89,7 @@ class SqliteStorage(ForkSafe):
         self._connection = self._given
         self._lent: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._sentinel: Descriptor | None = None
         self._prepared = False
         self._in_transaction = False
 
@@ -160,6 +164,9 @@ class SqliteStorage(ForkSafe):
             if self._lent is not None:
                 self._lent.close()
                 self._lent = None
+            if self._sentinel is not None:
+                self._sentinel.close()
+                self._sentinel = None
 
     def before_fork(self) -> None:
         """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
@@ -208,6 +215,7 @@ class SqliteStorage(ForkSafe):
         """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
+        self._abandon_lost()
         if self._given is None and self._file not in (None, _identity(self._path)):
             self.close()  # the file was moved away or deleted, and its connections would write to what is left of it
         if self._in_transaction:  # an exception came while one broke off
@@ -235,6 +243,13 @@ class SqliteStorage(ForkSafe):
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         """Open the file, with the mode "rwc" also one that is not there; one that may only be read can be read with either."""
+        if _identity(self._path) in _lost:
+            raise StorageError(
+                f"cannot use {self} any more: somebody closed all descriptors of this process, as a daemon does, and SQLite "
+                "would write to the files that have their numbers now; call setup() after that, and update no metric before"
+            )
+        if self._sentinel is None:
+            self._sentinel = Descriptor.sentinel()
         uri = f"{Path(self._path).as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
@@ -245,7 +260,19 @@ class SqliteStorage(ForkSafe):
             raise
         return connection
 
+    def _abandon_lost(self) -> None:
+        """Never touch connections again whose descriptors were closed by others: SQLite would use those of other files."""
+        if self._sentinel is not None and self._sentinel.status() is None:
+            for connection in (self._connection, self._lent):
+                if connection is not None:
+                    keep_for_ever(connection)
+            if self._file is not None:
+                _lost.add(self._file)  # SQLite shares descriptors among the connections to a file
+            self._connection = self._lent = self._sentinel = None
+            self._prepared = False
+
     def _disconnect(self) -> None:
+        self._abandon_lost()
         if self._given is None and self._connection is not None:
             self._connection.close()
             self._connection = None

@@ -1,0 +1,159 @@
+"""Files that stay ours: a daemon closes the descriptors of all, and whatever is opened next gets their numbers."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+DEAD = (b"Z", b"X", b"x")
+"""The states of a process in `/proc` that has ended, though its parent has not asked for its status yet."""
+
+
+class Descriptor:
+    """The number of an open file, for use only while it stands for that file."""
+
+    def __init__(self, number: int, file: tuple[int, int] | None = None) -> None:
+        self.number = number
+        self._file = file or _file(os.fstat(number))
+
+    @classmethod
+    def open(cls, path: Path, flags: int) -> Descriptor:
+        """Open the file. Never as 0, 1 or 2: where those are free, somebody may go on to print there. Raises OSError."""
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if number <= 2:
+            low, number = number, fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(low)
+        return cls(number)
+
+    @classmethod
+    def sentinel(cls) -> Descriptor:
+        """One of a pipe that nobody uses: as long as it is there, nobody closed all others that were opened with it."""
+        reader, writer = os.pipe()
+        os.close(writer)
+        return cls(reader)
+
+    def status(self) -> os.stat_result | None:
+        """The status of the file; None where the number is not ours any more."""
+        try:
+            status = os.fstat(self.number)
+        except OSError:
+            return None
+        return status if _file(status) == self._file else None
+
+    def required(self) -> int:
+        """The number. Raises OSError where it is not ours any more."""
+        if self.status() is None:
+            raise OSError(errno.EBADF, f"expected descriptor {self.number} to be the file that was opened, others closed it")
+        return self.number
+
+    def same(self, status: os.stat_result) -> bool:
+        """Whether that is the status of the same file."""
+        return _file(status) == self._file
+
+    def lock(self) -> None:
+        """Take the lock of the file for this process. Raises BlockingIOError where another one has it, and OSError."""
+        fcntl.flock(self.required(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def reserve(self, start: int, end: int) -> None:
+        """Give these bytes room on the disk: where that is full, a mapping would crash the process. Raises OSError."""
+        number = self.required()
+        try:
+            os.posix_fallocate(number, start, end - start)
+        except AttributeError:  # macOS
+            os.pwrite(number, bytes(end - start), start)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            os.pwrite(number, bytes(end - start), start)
+
+    def map(self, path: Path, start: int, end: int) -> mmap.mmap:
+        """Map these bytes of the file, which is at that path, into memory. Raises OSError.
+
+        A child inherits the mapping with the file as it was opened for that: the lock must not be on it.
+        """
+        own = Descriptor.open(path, os.O_RDWR)
+        try:
+            if not self.same(os.fstat(own.number)):
+                raise OSError(errno.ESTALE, f"expected {path} to be the file that was opened, another one is there")
+            if sys.version_info >= (3, 13):
+                return mmap.mmap(own.number, end - start, offset=start, trackfd=False)
+            return _tracked(own, start, end)
+        finally:
+            own.close()
+
+    def close(self) -> None:
+        """Close the file, unless others did."""
+        if self.status() is not None:
+            os.close(self.number)
+        self.number = -1
+
+
+def _file(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+_mappings: dict[int, tuple[mmap.mmap, Descriptor]] = {}
+"""Those that keep a descriptor of their own open, as they do before Python 3.13, with that descriptor."""
+
+
+def _tracked(own: Descriptor, start: int, end: int) -> mmap.mmap:
+    """Map a file, and know the descriptor that the mapping makes for itself: the lowest number that is free, but not 0 to 2."""
+    held = [os.dup(own.number)]
+    while held[-1] <= 2:
+        held.append(os.dup(own.number))
+    number = held.pop()
+    os.close(number)
+    try:
+        mapping = mmap.mmap(own.number, end - start, offset=start)
+    finally:
+        for low in held:
+            os.close(low)
+    _mappings[id(mapping)] = mapping, Descriptor(number, _file(os.fstat(own.number)))
+    return mapping
+
+
+def close_mappings() -> None:
+    """Close the mappings in which nobody has numbers any more; those of which others closed the descriptor stay for ever."""
+    for key, (mapping, descriptor) in list(_mappings.items()):
+        if descriptor.status() is None:
+            keep_for_ever(mapping)
+            del _mappings[key]
+        else:
+            with suppress(BufferError):  # somebody has numbers there
+                mapping.close()
+                del _mappings[key]
+
+
+def longest_file() -> int:
+    """How long a file of this process may be; a longer one may end the process with a signal."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
+def keep_for_ever(owner: object) -> None:
+    """Never let go of an object that would close a number which is somebody else's by now, not even at exit."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+
+
+def life(pid: int) -> str:
+    """A text that only this life of the process has, for processes that see each other; empty where it has ended.
+
+    It is empty, too, where there is no `/proc` to tell.
+    """
+    try:
+        if Path("/proc/self").readlink().name != str(os.getpid()):  # it is that of another namespace
+            return ""
+        state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in DEAD else f"{pid} {fields[18].decode()} {namespace} {boot}"
