@@ -79,6 +79,8 @@ class Buffer:
         self._replay_due = True
         self._restart_due = False
         """Whether every series must be sent, as to an empty storage."""
+        self._overtaken = False
+        """Whether somebody else sends what is pending."""
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
         self._refused: dict[str, str] = {}
@@ -428,6 +430,7 @@ class Buffer:
             self._sender = None
 
     def _send_all(self) -> None:
+        self._mind_journal()
         if not self.write_through:
             self._open_journal()
         self._replay()
@@ -608,6 +611,31 @@ class Buffer:
             self._journals.open(self.writer, self._sequence, self._in_flight is not None)
             for kept in self._kept():
                 self._journals.keep(kept)
+
+    def _mind_journal(self) -> None:
+        """Leave a journal that was deleted, that cannot be used any more, or that was taken for a dead process's."""
+        if self._journals is not None and not self._journals.is_sound():
+            self._overtaken |= self._journals.is_replayed
+            self._close_journal(keep=self._overtaken)
+        if self._overtaken:
+            self._take_for_sent()
+        if self.down:
+            self._open_journal()
+
+    def _take_for_sent(self) -> None:
+        """Go on as another writer, without what was pending: that is sent by whoever found it."""
+        cells = [cell for pending in self._all_metrics() for cell in list(pending.cells)]
+        entries = dict.fromkeys([*self._taken, *self._queue.copy(), *cells])
+        for entry in entries:
+            entry.take()
+            entry.settle()
+        self._queue.clear()
+        self._taken.clear()
+        self._in_flight = None
+        self.writer, self._sequence = _new_writer(), 0
+        self._applied.clear()
+        self._overtaken = False
+        self._restart_due = True
 
     def _close_journal(self, *, keep: bool) -> Path | None:
         """End the journal of this process; what it had goes on in memory. Return its path where it is kept."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .buffer import Buffer
-from .journal import Journals, default_folder
+from .journal import Journals
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def setup(
     `redis` is not installed.
     """
     interval = _seconds("flush_interval", flush_interval)
-    folder = (default_folder() if journal else None) if isinstance(journal, bool) else Path(journal)
+    folder = journal if isinstance(journal, bool) else Path(journal).absolute()  # a daemon changes the working directory
     if redis is not None and sqlite is None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
         storage = _redis_storage(redis, redis_prefix, expire)
@@ -137,7 +137,7 @@ def _others(buffer: Buffer) -> list[Buffer]:
     return [other for other in BUFFERS if other is not buffer and other.storage is not None and other.storage is buffer.storage]
 
 
-def _attach_sqlite(database: Any, interval: float, folder: Path | None) -> None:
+def _attach_sqlite(database: Any, interval: float, folder: Path | bool) -> None:
     from .storage.sqlite import SqliteStorage
 
     storage = SqliteStorage(database)
@@ -164,17 +164,23 @@ def _attach(
     buffers: tuple[Buffer, ...],
     storage: Storage,
     interval: float,
-    folder: Path | None,
+    folder: Path | bool,
     renew_seconds: float,
     *,
     threaded: bool = True,
 ) -> None:
     before = _storages()
     for buffer in buffers:
-        journals = None if folder is None or storage.identity is None else Journals(folder, storage.identity)
+        journals = _journals(folder, storage.identity)
         buffer.attach(storage, interval, renew_seconds, threaded=threaded, journals=journals)
     for left in before - _storages():
         left.close()
+
+
+def _journals(folder: Path | bool, identity: str | None) -> Journals | None:
+    if folder is False or identity is None:
+        return None
+    return Journals(None if folder is True else folder, identity)
 
 
 def _storages() -> set[Storage]:

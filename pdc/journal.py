@@ -5,55 +5,69 @@ was stored when the process is killed. The numbers of each series say what it ga
 what is to be removed, and texts, have a record each. The header says which batch is in flight. So whoever finds the file
 knows, wherever its owner stopped, what the storage may have and what it cannot have, and sends the same batches again.
 
-A lock on the file (`flock`) shows that its owner lives; it goes with the process, however that ends.
+A lock on the file (`flock`) shows that its owner lives; it goes with the process, however that ends. Since others may close
+its descriptor, the header also names the owner.
 """
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import logging
 import mmap
 import os
 import stat
 import struct
+import sys
 import threading
 import time
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .cells import Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total
 from .family import Family
+from .files import Descriptor, close_mappings, life, longest_file
 from .storage import FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Kind, Operation, Storage, StorageError, Update
 
 logger = logging.getLogger("pdc")
 
-MAGIC = b"pdcjrnl4"
+MAGIC = b"pdcjrnl5"
 SUFFIX = ".journal"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
-LAST, IN_FLIGHT, SINCE, SENDING, SENT_AT = 1, 2, 3, 4, 5
+TOUCH_SECONDS = 60.0
+"""How often the time of a file is renewed at most, so that nobody takes it for an old one."""
+LAST, IN_FLIGHT, SINCE, SENDING, SENT_AT, WRITTEN, REPLAYED = range(1, 8)
 """Which numbers of 8 bytes in the header are the last sequence that was used, the one in flight (0: none), when the last one
-was begun (Unix seconds), the one that somebody, not only the owner, is sending right now (0: none), and since when."""
-WRITER = slice(48, 112)
-CHUNK = 64 * 1024
-"""Bytes by which a file grows; a record lies in one chunk."""
-VIEW = 2048
-"""Bytes of a chunk after which a new view begins: places in so short a one are integers that Python has ready."""
+was begun (Unix seconds), the one that somebody, not only the owner, is sending right now (0: none), since when, the bytes
+that are written, and whether anybody else has begun to send what is in the file."""
+WRITER, OWNER = slice(64, 128), slice(128, 256)
+FIRST_BYTES = 4 * 1024 * 1024
+"""How long a file is at first, and what is mapped of it: without room on the disk, which is reserved in small steps."""
+GROWTH = 4
+"""Each further mapping is so many times as long as all before it: there are a handful, whatever the number of series."""
+UNIT = mmap.ALLOCATIONGRANULARITY
+"""Of which mappings are made."""
+MOST_RESERVED = 1024 * 1024
+"""The longest of the steps in which room on the disk is reserved; the first is a page, then they double."""
+VIEW = 0 if "t" in getattr(sys, "abiflags", "") else 2048
+"""Bytes of a mapping after which a new view begins: places in so short a one are integers that Python has ready. Without the
+GIL each record has a view of its own: that would not be safe for threads that share one."""
 ALIGNMENT = 16
-RECORD = struct.Struct("<IIII")
-"""How a record begins: its bytes in all, how many numbers it has, bytes of text, and whether it counts. The numbers follow,
-then the text."""
+RECORD = struct.Struct("=dd")
+"""How a record begins: its bytes in all, negative while it does not count, and how many numbers it has. The numbers follow,
+then a text, then zeros."""
 KINDS: dict[str, type[Numbers]] = {"counter": Total, "summary": Observations}
 
 
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
 _complaints: set[Path] = set()
-"""The folders that could not be used, of which the log knows."""
+"""The folders and journals that could not be used, of which the log knows."""
 
 
 class DamagedJournal(Exception):  # noqa: N818 - the message says what is wrong with it
@@ -68,12 +82,19 @@ def default_folder() -> Path:
 
 
 class Journals:
-    """The journals of one storage on this host: this process's own, and those that dead processes left."""
+    """The journals of one storage on this host: this process's own, and those that dead processes left.
 
-    def __init__(self, folder: Path, identity: str) -> None:
-        self._folder = folder
+    Without a folder they are in the default one of the user that the process has at the time.
+    """
+
+    def __init__(self, folder: Path | None, identity: str) -> None:
+        self._chosen = folder
         self._prefix = f"{zlib.crc32(identity.encode()):08x}{zlib.adler32(identity.encode()):08x}"
         self._own: Journal | None = None
+
+    @property
+    def _folder(self) -> Path:
+        return self._chosen or default_folder()
 
     @property
     def is_open(self) -> bool:
@@ -82,18 +103,19 @@ class Journals:
 
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
         """Begin this process's own, unless that is impossible: the log then says once that there is none."""
+        folder = self._folder
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self._folder.lstat()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                raise PermissionError(f"expected a folder that only its owner may write (chmod 700), got {self._folder}")
+                raise PermissionError(f"expected a folder that only its owner may write (chmod 700), got {folder}")
             name = f"{self._prefix}-{time.time_ns():016x}-{writer}{SUFFIX}"  # in the order in which they are sent one day
-            self._own = Journal(self._folder / name, writer)
+            self._own = Journal(folder / name, writer)
             self._own.begin(sequence)
             if not in_flight:
                 self._own.end()
         except OSError as error:
-            self._complain(error)
+            self._complain(folder, error)
 
     def keep(self, kept: Kept) -> None:
         """Have these numbers in the own journal from now on, if there is one."""
@@ -102,12 +124,22 @@ class Journals:
             try:
                 own.adopt(kept)
             except OSError as error:
-                self._complain(error)
+                if not own.lost:  # or the next batch begins another one
+                    self._complain(own.path.parent, error)
 
     def forget(self, kept: Kept) -> None:
         """Take these numbers out of the own journal."""
         if self._own is not None and kept.at:
             self._own.release(*kept.let_go())
+
+    def is_sound(self) -> bool:
+        """Whether the next process would find all that is in the own journal, and no other one sends it before."""
+        return self._own is None or self._own.is_sound()
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether another process has begun to send what is in the own journal, taking this one for dead."""
+        return self._own is not None and self._own.is_replayed
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
@@ -125,12 +157,9 @@ class Journals:
             self._own.end()
 
     def close(self, *, keep: bool) -> Path | None:
-        """End the own journal; return its path where there was one to `keep` for the next process of this host."""
+        """End the own journal; return its path where there is one to `keep` for the next process of this host."""
         own, self._own = self._own, None
-        if own is None:
-            return None
-        own.close(keep=keep)
-        return own.path if keep else None
+        return None if own is None else own.close(keep=keep)
 
     def after_fork_in_child(self) -> None:
         """Leave the own journal to the parent."""
@@ -138,88 +167,127 @@ class Journals:
             self._own.let_go()
             self._own = None
 
-    def _complain(self, error: OSError) -> None:
-        if self._folder not in _complaints:
-            _complaints.add(self._folder)
+    def _complain(self, folder: Path, error: OSError) -> None:
+        if folder not in _complaints:
+            _complaints.add(folder)
             logger.warning(
                 "there is no journal, updates that are not sent yet go with the process when it is killed: %s", error
             )
 
     def replay(self, storage: Storage) -> None:
-        """Send what dead processes left, each file once. Raises StorageError, and keeps what was not sent."""
+        """Send what dead processes left, each file once. Raises StorageError, and keeps what was not sent.
+
+        A file that cannot be read or sent for another reason is no business of the others, nor of this process's updates.
+        """
         for path in sorted(self._folder.glob(f"{self._prefix}-*{SUFFIX}")):
             try:
-                file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-            except OSError:  # somebody else has finished with it, or it is none of ours
-                continue
-            try:
-                self._replay(path, file, storage)
-            finally:
-                os.close(file)
-
-    def _replay(self, path: Path, file: int, storage: Storage) -> None:
-        if not _is_left(path, file):
-            return
-        try:
-            left = list(batches(_content(file), time.time()))
-        except DamagedJournal as error:
-            aside = path.rename(path.with_suffix(".damaged"))
-            logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
-            return
-        for batch in left:
-            if batch.leaving:  # it takes along the marks by which the storage knows the others
-                path.unlink()
-            _note_sending(file, batch.sequence)
-            try:
-                storage.apply(batch)
+                self._replay(path, storage)
             except StorageError:
-                _note_sending(file, 0)
                 raise
+            except FileNotFoundError:  # somebody else has finished with it
+                continue
+            except OSError as error:
+                _say_once(path, f"a journal of metrics cannot be sent for now: {path}: {error}")
+            except Exception as error:  # noqa: BLE001 (whatever it is that damaged content leads to)
+                _set_aside(path, error)
+
+    def _replay(self, path: Path, storage: Storage) -> None:
+        file = Descriptor.open(path, os.O_RDWR)
+        try:
+            if _is_left(path, file):
+                _send(path, file, storage)
+        finally:
+            file.close()
 
 
-def _is_left(path: Path, file: int) -> bool:
+def _say_once(path: Path, message: str) -> None:
+    if path not in _complaints:
+        _complaints.add(path)
+        logger.warning("%s", message)
+
+
+def _set_aside(path: Path, reason: Exception) -> None:
+    aside = path.with_suffix(".damaged")
+    try:
+        path.rename(aside)
+    except OSError as error:
+        _say_once(path, f"a journal of metrics cannot be read ({reason}) and cannot be set aside as {aside}: {error}")
+    else:
+        logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, reason)
+
+
+def _is_left(path: Path, file: Descriptor) -> bool:
     """Whether its owner is dead and nobody has sent it; it is locked then. Removes one that was never begun."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.lock()
     except BlockingIOError:
         return False
-    found = os.fstat(file)
-    if found.st_nlink == 0:
+    found = os.fstat(file.number)
+    header = os.pread(file.number, OWNER.stop, 0)
+    if found.st_nlink == 0 or _is_alive(header[OWNER]):
         return False
-    begun = any(os.pread(file, len(MAGIC), 0))
+    begun = any(header[: len(MAGIC)])
     if not begun and found.st_mtime < time.time() - BEGIN_SECONDS:
         path.unlink()
     return begun
 
 
-def _note_sending(file: int, sequence: int) -> None:
-    os.pwrite(file, struct.pack("=QQ", sequence, int(time.time())), SENDING * 8)
+def _is_alive(owner: bytes) -> bool:
+    """Whether the owner of a journal lives, as far as this process can see: others may have closed its lock."""
+    named = owner.rstrip(b"\0").decode("ascii", "replace")
+    pid = named.partition(" ")[0]
+    return pid.isdecimal() and life(int(pid)) == named
+
+
+def _send(path: Path, file: Descriptor, storage: Storage) -> None:
+    os.pwrite(file.number, struct.pack("=Q", 1), REPLAYED * 8)
+    for batch in list(batches(written(file.number), time.time())):
+        if batch.leaving:  # it takes along the marks by which the storage knows the others
+            path.unlink()
+        _note_sending(file, batch.sequence)
+        try:
+            storage.apply(batch)
+        except StorageError:
+            _note_sending(file, 0)
+            raise
+
+
+def _note_sending(file: Descriptor, sequence: int) -> None:
+    os.pwrite(file.required(), struct.pack("=QQ", sequence, int(time.time())), SENDING * 8)
 
 
 class Journal:
-    """The journal that this process writes: records, each a family or the rows of one series, one after the other."""
+    """The journal that this process writes: records, each a family or the rows of one series, one after the other.
+
+    Addresses are counted within the last mapping, in which all that is new goes.
+    """
 
     def __init__(self, path: Path, writer: str) -> None:
         self.path = path
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        # The mapping keeps a file of its own open, which a child inherits: the lock must not be on that.
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._size = 0
+        self._file = Descriptor.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._start = self._end = self._reserved = self._next = self._view_at = 0
         self._families: dict[Family, int] = {}
-        self._free: defaultdict[tuple[int, int], list[tuple[memoryview[float], int]]] = defaultdict(list)
-        self._written = 0
+        self._free: defaultdict[tuple[float, float], list[tuple[memoryview[float], int]]] = defaultdict(list)
+        self._serial = 0
         self._waiting: deque[Kept] = deque()
         self._adopting = threading.Lock()
+        self.lost = False
+        """Whether there are numbers that could not go in, since others closed the file."""
+        self._touched = time.monotonic()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._grow(CHUNK)
+            self._file.lock()
+            self._grow(OWNER.stop)
+            self._reserve(OWNER.stop)
         except OSError:
-            self.close(keep=False)
+            self.path.unlink(missing_ok=True)
+            self.let_go()
             raise
-        self._header = self._chunk[: WRITER.stop].cast("Q")
-        self._chunk[WRITER] = writer.encode().ljust(WRITER.stop - WRITER.start, b"\0")
-        self._chunk[: len(MAGIC)] = MAGIC
-        self._next = WRITER.stop
+        self._first = self._mapping
+        self._header = memoryview(self._first)[: WRITER.start].cast("Q")
+        self._mapping[WRITER] = _field(writer, WRITER)
+        self._mapping[OWNER] = _field(life(os.getpid()), OWNER)
+        self._header[WRITTEN] = self._next = OWNER.stop
+        self._mapping[: len(MAGIC)] = MAGIC
 
     def adopt(self, kept: Kept) -> None:
         """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
@@ -238,59 +306,89 @@ class Journal:
                 if family not in self._families:
                     _let_count(*self._write(family.meta, 0), counts=True)
                     self._families[family] = len(self._families)
-                self._written += 1
-                rows, at = self._write(_dumps([self._families[family], self._written, *kept.about]), kept.size)
+                self._serial += 1
+                rows, at = self._write(_dumps([self._families[family], self._serial, *kept.about]), kept.size)
                 kept.move(rows, at)
                 _let_count(rows, at, counts=True)
 
     def _write(self, text: str, count: int) -> tuple[memoryview[float], int]:
         """Write a record that does not count yet; return where its numbers are, which are 0."""
-        content = text.encode()
-        size = -(-(RECORD.size + count * 8 + len(content)) // ALIGNMENT) * ALIGNMENT
+        content = bytes(count * 8) + text.encode()
+        size = -(-(RECORD.size + len(content)) // ALIGNMENT) * ALIGNMENT
         rows, at = self._room(size, count)
-        record = _record(rows, at)
-        text_at = RECORD.size + count * 8
-        record[RECORD.size : text_at] = bytes(count * 8)
-        record[text_at : text_at + len(content)] = content
-        RECORD.pack_into(record, 0, size, count, len(content), 0)
+        mapping: mmap.mmap = rows.obj  # type: ignore[assignment]
+        start = len(mapping) - rows.nbytes + at * 8  # a view ends where its mapping does
+        mapping[start : start + size - RECORD.size] = content.ljust(size - RECORD.size, b"\0")
+        rows[at - 1], rows[at - 2] = count, -size
         return rows, at
 
     def _room(self, size: int, count: int) -> tuple[memoryview[float], int]:
         if free := self._free[size, count]:
             return free.pop()
-        left = len(self._chunk) - self._next
+        left = len(self._mapping) - self._next
         if left < size:
-            before = self._chunk[self._next :]
+            if left:
+                self._reserve(RECORD.size)
+            mapping, start = self._mapping, self._next
             self._grow(size)
             if left:
-                RECORD.pack_into(before, 0, left, 0, 0, 0)
+                RECORD.pack_into(mapping, start, -left, 0)
+        self._reserve(size)
         if self._next - self._view_at >= VIEW:
             self._view()
         at = (self._next - self._view_at + RECORD.size) // 8
         self._next += size
+        self._header[WRITTEN] = self._start + self._next
         return self._rows, at
 
     def _grow(self, least: int) -> None:
-        """Begin a chunk with at least so many bytes."""
-        size = -(-least // CHUNK) * CHUNK
-        if hasattr(os, "posix_fallocate"):  # where the disk is full, a mapping would crash the process
-            os.posix_fallocate(self._file, self._size, size)
-        else:
-            os.pwrite(self._file, bytes(size), self._size)
-        self._chunk = memoryview(mmap.mmap(self._file, size, offset=self._size))
-        self._next = 0
-        self._size += size
+        """Go on in a new mapping of at least so many bytes; a shorter one where files or memory are limited. Raises OSError."""
+        least, room = -(-least // UNIT), (longest_file() - self._end) // UNIT
+        units = min(max((GROWTH - 1) * self._end // UNIT, FIRST_BYTES // UNIT, least), room)
+        if units < least:
+            raise OSError(errno.EFBIG, f"a file of this process may not be longer than {longest_file()} bytes")
+        while True:
+            try:
+                return self._map(units * UNIT)
+            except OSError:
+                if units == least:
+                    raise
+            units = max(units // 2, least)
+
+    def _map(self, size: int) -> None:
+        os.ftruncate(self._required(), self._end + size)
+        self._mapping = self._file.map(self.path, self._end, self._end + size)
+        self._start, self._end = self._end, self._end + size
+        self._reserved = self._next = 0
         self._view()
 
+    def _reserve(self, size: int) -> None:
+        """See that the next bytes have room on the disk. Raises OSError."""
+        least = self._next + size
+        if least > self._reserved:
+            step = min(max(self._start + self._reserved, mmap.PAGESIZE), MOST_RESERVED)
+            end = min(max(self._reserved + step, least), len(self._mapping))
+            end = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+            self._required()
+            self._file.reserve(self._start + self._reserved, self._start + end)
+            self._reserved = end
+
+    def _required(self) -> int:
+        try:
+            return self._file.required()
+        except OSError:
+            self.lost = True
+            raise
+
     def _view(self) -> None:
-        """Begin a view of the chunk, at the next record."""
+        """Begin a view of the mapping, at the next record."""
         self._view_at = self._next
-        self._rows = self._chunk[self._next :].cast("d")
+        self._rows = memoryview(self._mapping)[self._next :].cast("d")
 
     def release(self, rows: memoryview[float], at: int) -> None:
         """Forget numbers that have been let go of."""
-        size, count = _let_count(rows, at, counts=False)
-        self._free[size, count].append((rows, at))
+        _let_count(rows, at, counts=False)
+        self._free[-rows[at - 2], rows[at - 1]].append((rows, at))
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
@@ -308,35 +406,75 @@ class Journal:
         self._header[IN_FLIGHT] = 0
         self._header[SENDING] = 0
 
-    def close(self, *, keep: bool) -> None:
-        """Let go of the file, and leave it to the next process of this host if there is anything to `keep`."""
-        if not keep:
-            self.path.unlink(missing_ok=True)
+    @property
+    def is_replayed(self) -> bool:
+        """Whether another process has begun to send it."""
+        return bool(self._header[REPLAYED])
+
+    def is_sound(self) -> bool:
+        """Whether it is where the next process finds it, as this user's, and nobody sent it. Takes a lost lock again."""
+        status = self._file.status() or self._lock_again()
+        if status is None or self.lost or not status.st_nlink or status.st_uid != os.geteuid() or self.is_replayed:
+            return False
+        if time.monotonic() >= self._touched + TOUCH_SECONDS and self._file.status() is not None:
+            self._touched = time.monotonic()
+            os.utime(self._file.number)
+        return True
+
+    def _lock_again(self) -> os.stat_result | None:
+        """Open and lock the file once more, since others closed it; return its status, None where it is gone."""
+        try:
+            status = self.path.lstat()
+            if not self._file.same(status):
+                return None
+            again = Descriptor.open(self.path, os.O_RDWR)
+        except (FileNotFoundError, PermissionError, NotADirectoryError):
+            return None
+        try:
+            again.lock()
+        except OSError:  # somebody is just looking whether this process lives: next time, then
+            again.close()
+        else:
+            self._file = again
+        return status
+
+    def close(self, *, keep: bool) -> Path | None:
+        """Let go of the file; `keep` it for the next process of this host, and return where, or make it void."""
+        status = self._file.status()
+        if keep:
+            self._first[OWNER] = bytes(OWNER.stop - OWNER.start)  # nobody must wait for the end of this process
+        else:
+            self._header[0] = 0  # whoever finds it, where it cannot be removed, has nothing to send
+            with suppress(OSError):
+                self.path.unlink()
         self.let_go()
+        return self.path if keep and status is not None and status.st_nlink else None
 
     def let_go(self) -> None:
         """Close the file; the mapping goes with the last cell that has its numbers there."""
-        os.close(self._lock)
-        os.close(self._file)
+        self._file.close()
+        close_mappings()
 
 
-def _record(rows: memoryview[float], at: int) -> memoryview:
-    """The bytes of a chunk from the beginning of the record that has its numbers there."""
-    return rows.cast("B")[at * 8 - RECORD.size :]
+def _field(text: str, place: slice) -> bytes:
+    return text.encode().ljust(place.stop - place.start, b"\0")
 
 
-def _let_count(rows: memoryview[float], at: int, *, counts: bool) -> tuple[int, int]:
-    """Say whether the record with its numbers there counts; return its bytes, and how many numbers it has."""
-    record = _record(rows, at)
-    size, count, length, _ = RECORD.unpack_from(record)
-    RECORD.pack_into(record, 0, size, count, length, counts)
-    return size, count
+def _let_count(rows: memoryview[float], at: int, *, counts: bool) -> None:
+    """Say whether the record with its numbers there counts."""
+    size = abs(rows[at - 2])
+    rows[at - 2] = size if counts else -size
 
 
-def _content(file: int) -> bytes:
+def written(file: int) -> bytes:
+    """The bytes of a journal that are written: the rest of the file may be long, and has nothing in it."""
+    header = os.pread(file, OWNER.stop, 0)
+    if len(header) < OWNER.stop:
+        return header
+    length = struct.unpack_from("=Q", header, WRITTEN * 8)[0]
     with os.fdopen(os.dup(file), "rb") as opened:
         opened.seek(0)
-        return opened.read()
+        return opened.read(min(length, os.fstat(file).st_size))
 
 
 def batches(content: bytes, now: float) -> Iterator[Batch]:
@@ -346,9 +484,11 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
     they are not sent any more. Neither is a batch whose sender was killed in the middle of it, once the storage may have
     forgotten whether it has that: what nobody can know shall not count twice.
     """
-    if len(content) < WRITER.stop or content[: len(MAGIC)] != MAGIC:
+    if len(content) < OWNER.stop or content[: len(MAGIC)] != MAGIC:
         raise DamagedJournal(f"expected a file that starts with {MAGIC!r}, got {content[: len(MAGIC)]!r}")
-    header = memoryview(content)[: WRITER.stop].cast("Q")
+    header = memoryview(content)[: WRITER.start].cast("Q")
+    if header[WRITTEN] > len(content):
+        raise DamagedJournal(f"expected {header[WRITTEN]} bytes, got {len(content)}")
     last, in_flight = header[LAST], header[IN_FLIGHT]
     writer = content[WRITER].rstrip(b"\0").decode("ascii", "replace")
     counted = header[SINCE] < now - FORGET_VALUES_SECONDS
@@ -399,18 +539,18 @@ def _entries(content: bytes, writer: str, *, in_flight: bool) -> tuple[list[Fami
 
 def _records(content: bytes) -> Iterator[tuple[int, bytes, memoryview[float]]]:
     """Where the records that count are, their texts, and their numbers."""
-    at = WRITER.stop
-    while at + RECORD.size <= len(content):
-        size, count, length, counts = RECORD.unpack_from(content, at)
-        if size == 0:
+    at, end = OWNER.stop, struct.unpack_from("=Q", content, WRITTEN * 8)[0]
+    while at + RECORD.size <= end:
+        marked, count = RECORD.unpack_from(content, at)
+        if marked == 0:
             return
-        text_at = at + RECORD.size + count * 8
-        if size % ALIGNMENT or text_at + length > at + size or at + size > len(content):
-            raise DamagedJournal(f"the record at byte {at} has an impossible size ({size} bytes, {count} numbers)")
-        if counts:
-            rows = memoryview(bytearray(content[at + RECORD.size : text_at])).cast("d")
-            yield at, content[text_at : text_at + length], rows
-        at += size
+        size, text_at = abs(marked), at + RECORD.size + count * 8
+        if not (size % ALIGNMENT == 0 and count >= 0 and count == count // 1 and text_at <= at + size <= end):
+            raise DamagedJournal(f"the record at byte {at} has an impossible size ({size:g} bytes, {count:g} numbers)")
+        if marked > 0:
+            rows = memoryview(bytearray(content[at + RECORD.size : int(text_at)])).cast("d")
+            yield at, content[int(text_at) : at + int(size)].rstrip(b"\0"), rows
+        at += int(size)
 
 
 def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]) -> Note | Numbers:

@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["pdc"]):
     from pdc.buffer import Buffer
     from pdc.exposition import Scrape
     from pdc.family import Family, dump, labels_with
-    from pdc.journal import DamagedJournal, Journals, batches
+    from pdc.journal import DamagedJournal, Journals, batches, written
     from pdc.rendering import Encoder, Renderer
     from pdc.storage import META, Snapshot, StorageError, has_labels
     from pdc.storage.sqlite import SqliteStorage
@@ -115,7 +115,8 @@ def _journal() -> bytes:
     counter.remove("/")
     counter.labels("/b").inc()
     (path,) = folder.iterdir()
-    return path.read_bytes().rstrip(b"\0")
+    with path.open("rb") as opened:
+        return written(opened.fileno())
 
 
 TARGETS: dict[str, Callable[[atheris.FuzzedDataProvider], None]] = {

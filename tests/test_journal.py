@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -10,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Collection
@@ -18,13 +21,13 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, RedisServer, wait_until
 from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.exposition
 from pdc.buffer import Buffer
-from pdc.journal import SENT_AT, SINCE, Journals, batches
+from pdc.journal import OWNER, SENT_AT, SINCE, Journals, batches, written
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, has_labels
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -190,9 +193,9 @@ def test_series_that_are_removed_leave_the_journal(journal: Journal) -> None:
         pdc.flush()
         hits.labels("/a").inc(2)
         child.inc()
-        size = sum(path.stat().st_size for path in __import__("pathlib").Path(os.environ["JOURNALS"]).iterdir())
+        size = 512 * sum(path.stat().st_blocks for path in __import__("pathlib").Path(os.environ["JOURNALS"]).iterdir())
         """.replace('os.environ["JOURNALS"]', repr(str(journal.folder)))
-        + "assert size <= 2 * 65536, size"
+        + "assert size <= 4096, size"
     )
     assert journal.send() == {("/a",): 2.0}
 
@@ -230,11 +233,12 @@ os.kill(os.getpid(), signal.SIGSTOP)
     ("damage", "reason"),
     [
         (lambda content: b"pdcjrnl2" + content[8:], "expected a file that starts with"),
-        (lambda content: content[:200], "impossible size"),
-        (lambda content: content[:112] + b"\xff" * 64 + content[176:], "impossible size"),
+        (lambda content: content[:300], "bytes, got 300"),
+        (lambda content: content[:8] + b"\xff" * 56 + content[64:], "expected 18446744073709551615 bytes"),
+        (lambda content: content[: OWNER.stop] + b"\xff" * 64 + content[OWNER.stop + 64 :], "impossible size"),
         (lambda content: content.replace(b"path", b"pa\xff\xff"), "says"),
     ],
-    ids=["later version", "truncated", "overwritten", "no JSON"],
+    ids=["later version", "truncated", "overwritten header", "overwritten", "no JSON"],
 )
 def test_a_journal_that_cannot_be_read_is_set_aside(
     journal: Journal, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes], reason: str
@@ -476,7 +480,7 @@ def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Pa
 
     def left() -> dict[str, Any]:
         storage = model.copy()
-        for batch in batches(path.read_bytes(), time.time()):
+        for batch in batches(_content(path), time.time()):
             storage.apply(batch)
         return storage.state()
 
@@ -505,6 +509,11 @@ def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Pa
     }
 
 
+def _content(path: Path) -> bytes:
+    with path.open("rb") as opened:
+        return written(opened.fileno())
+
+
 def _states_during(update: Callable[[], Any], path: Path, model: Model) -> list[tuple[bytes, Model]]:
     """The different states of the journal and the storage after each bytecode of pdc that an update runs."""
     states: dict[tuple[bytes, int], Model] = {}
@@ -514,7 +523,7 @@ def _states_during(update: Callable[[], Any], path: Path, model: Model) -> list[
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            content = path.read_bytes()
+            content = _content(path)
             if (content, model.last) not in states:
                 states[content, model.last] = model.copy()
         return trace
@@ -558,7 +567,10 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
     hits.inc(7)
     (path,) = (tmp_path / "own").iterdir()
     left = tmp_path / path.name
-    left.write_bytes(path.read_bytes())  # as of a process that was killed now
+    content = path.read_bytes()
+    left.write_bytes(
+        content[: OWNER.start] + bytes(OWNER.stop - OWNER.start) + content[OWNER.stop :]
+    )  # as if it was killed now
 
     class Killed(BaseException):
         pass
@@ -573,10 +585,336 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
     with pytest.raises(Killed):
         Journals(tmp_path, "model").replay(Last())
     model.last = 0
-    content = bytearray(left.read_bytes())
-    struct.pack_into("=Q", content, 8 * SENT_AT, int(time.time()) - 7200)
-    left.write_bytes(content)
+    aged = bytearray(left.read_bytes())
+    struct.pack_into("=Q", aged, 8 * SENT_AT, int(time.time()) - 7200)
+    left.write_bytes(aged)
     Journals(tmp_path, "model").replay(model)
     assert not left.exists()
     assert model.state() == {"hits _total:{}": 12.0}
     buffer.detach()
+
+
+def test_a_journal_takes_few_descriptors_and_little_room(journal: Journal) -> None:
+    """Thousands of histograms take a handful of descriptors; a journal of one series takes two pages on the disk at most."""
+    journal.leave(
+        """
+        hits.labels("/").inc()
+        pdc.flush()
+        def used():
+            return len(os.listdir("/dev/fd"))
+        before, room = used(), sum(entry.stat().st_blocks for entry in os.scandir(FOLDER))
+        wait = pdc.Histogram("wait", "Wait.", ["path"], buckets=range(500))
+        for number in range(500):
+            wait.labels(number).observe(number)
+        assert room * 512 <= 8192, room
+        assert used() <= before + 3, (before, used())
+        """.replace("FOLDER", repr(str(journal.folder)))
+    )
+    journal.send()
+    assert 'wait_count{path="499"} 1.0' in pdc.generate_latest().decode()
+
+
+@pytest.mark.parametrize("limit", ["FSIZE, (300_000, 300_000)", "AS, (size() + 3_000_000,) * 2"])
+def test_limits_of_files_and_memory_make_a_smaller_journal(journal: Journal, limit: str) -> None:
+    """Where a file or the memory of a process may not be that long, the journal is shorter; what finds no room is in memory."""
+    messages = journal.leave(f"""
+        import resource
+        def size():
+            return 4096 * int(open("/proc/self/statm").read().split()[0])
+        pdc.shutdown()
+        resource.setrlimit(resource.RLIMIT_{limit})
+        setup(flush_interval=600)
+        for number in range(1000):
+            hits.labels(str(number)).inc()
+        """)
+    assert len(journal.send()) == 1000
+    assert "no journal" not in messages
+
+
+def test_a_full_disk_leaves_updates_in_memory(journal: Journal) -> None:
+    """What finds no room in the journal is sent as ever."""
+    messages = journal.leave("""
+        import errno
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        hits.labels("/").inc()
+        os.posix_fallocate = full
+        for number in range(1000):
+            hits.labels(str(number)).inc()
+        pdc.flush()
+        """)
+    assert len(journal.send()) == 1001
+    assert messages.count("No space left") == 1
+
+
+def test_file_systems_that_cannot_reserve_room_are_written_to(journal: Journal) -> None:
+    """Where `posix_fallocate` does not exist or is not supported, zeros are written."""
+    for missing in ("del os.posix_fallocate", "os.posix_fallocate = unsupported"):
+        journal.leave(f"""
+            import errno
+            def unsupported(*_):
+                raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+            {missing}
+            for number in range(100):
+                hits.labels(str(number)).inc()
+            """)
+    assert set(journal.send().values()) == {2.0}
+
+
+def test_descriptors_that_others_close_are_theirs(journal: Journal) -> None:
+    """A program that closes all descriptors keeps the files that get their numbers, and nobody counts its updates twice."""
+    journal.leave(f"""
+        import gc, subprocess, sys, time
+        pdc.flush()
+        time.sleep(0.3)  # the thread that flushes has begun to wait
+        hits.labels("/").inc(5)
+        os.closerange(3, 64)
+        os.close(0)
+        files = [open(f"mine{{number}}", "w+") for number in range(40)]
+        for number, file in enumerate(files):
+            print(number, file=file, flush=True)
+        other = "import pdc; pdc.setup(**{journal._storage!r}); pdc.flush()"
+        subprocess.run([sys.executable, "-c", other], check=True)
+        for number in range(2000):
+            hits.labels(str(number)).inc(7)
+        if os.fork() == 0:
+            hits.labels("child").inc(7)
+            pdc.shutdown()
+            os._exit(0)
+        assert os.wait()[1] == 0
+        setup(flush_interval=600)
+        gc.collect()
+        hits.labels("/").inc(2)
+        subprocess.run([sys.executable, "-c", other], check=True)
+        for number, file in enumerate(files):
+            print("end", file=file, flush=True)
+            file.seek(0)
+            assert file.read() == f"{{number}}\\nend\\n", number
+        """)
+    found = journal.send()
+    assert found.pop(("/",)) == 7.0
+    assert found == {(name,): 7.0 for name in [*map(str, range(2000)), "child"]}
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_daemon_counts_exactly(journal: Journal, tmp_path: Path, detach: bool) -> None:
+    """python-daemon closes all that is open, again and again other processes look for journals, and each update counts once."""
+    source = f"""
+import os, pathlib, time, daemon, pdc
+pdc.setup(**{ {**journal._storage, "flush_interval": 0.05}!r})
+hits = pdc.Counter("hits", "Hits.", ["path"]).labels("/")
+for _ in range(100):
+    hits.inc()
+pdc.flush()
+time.sleep(0.2)  # nothing is being sent: what that uses must not be closed meanwhile
+log = open("log", "w")
+with daemon.DaemonContext(detach_process={detach}, working_directory={str(tmp_path)!r}, stderr=log, stdout=log):
+    mine = open("mine", "w")
+    for number in range(1000):
+        hits.inc()
+        print(number, file=mine)
+        if number % 100 == 0:
+            mine.flush()
+            time.sleep(0.02)
+    pdc.shutdown()
+    mine.close()
+    pathlib.Path("done").touch()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+    )
+
+    def done() -> bool:
+        pdc.config.DEFAULT._replay_due = True
+        pdc.flush()
+        return (tmp_path / "done").exists()
+
+    pdc.setup(**journal._storage)
+    wait_until(done)
+    _, errors = process.communicate()
+    assert errors == b""
+    assert (tmp_path / "mine").read_text().split() == list(map(str, range(1000)))
+    lost = "SQLite would write to the files that have their numbers now"
+    assert (lost in (tmp_path / "log").read_text()) == ("sqlite" in journal._storage and not detach)
+    assert journal.send() == {("/",): 1100.0}
+    assert journal.files == []
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_journal_that_is_deleted_is_begun_anew(journal: Journal, what: str) -> None:
+    """What a cleaner deleted while its process lives is there again with the next batch, with all that is pending."""
+    delete = f"""
+        import pathlib, shutil
+        def delete():
+            for path in pathlib.Path({str(journal.folder)!r}).iterdir():
+                path.unlink()
+            if {what == "folder"}:
+                shutil.rmtree(path.parent)
+        """
+    journal.leave(f"""{delete}
+        hits.labels("/").inc(5)
+        delete()
+        pdc.flush()
+        hits.labels("/").inc(7)
+        hits.labels("/new").inc(8)
+        """)
+    assert journal.send() == {("/",): 12.0, ("/new",): 8.0}
+    messages = journal.leave(f"""{delete}
+        def fail(batch):
+            raise pdc.StorageError("the storage is down")
+        pdc.config.DEFAULT.storage.apply = fail
+        hits.labels("/").inc(1)
+        delete()
+        pdc.shutdown()
+        """)
+    (path,) = journal.folder.iterdir()
+    assert f"wait in {path} for the next process" in messages
+    assert journal.send() == {("/",): 13.0, ("/new",): 8.0}
+
+
+def test_a_journal_stays_young(journal: Journal) -> None:
+    """The time of a file that is in use is renewed, so that those who delete old files spare it."""
+    journal.leave(f"""
+        hits.labels("/").inc(5)
+        (entry,) = os.scandir({str(journal.folder)!r})
+        os.utime(entry, (0, 0))
+        pdc.journal.TOUCH_SECONDS = 0
+        pdc.flush()
+        assert os.stat(entry).st_mtime > 0
+        """)
+
+
+def test_locks_that_fail_stop_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a journal of a dead process cannot be locked for now, it waits, and all else is sent."""
+    journal.leave('hits.labels("/").inc(5)')
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", fail)
+        assert journal.send() == {}
+        pdc.Counter("other", "Other.", registry=CollectorRegistry()).inc()
+        assert "other_total 1.0" in pdc.generate_latest().decode()
+    assert caplog.text.count("cannot be sent for now") == 1
+    assert journal.send() == {("/",): 5.0}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_process_that_drops_its_privileges_has_a_journal_of_the_new_user(
+    run_script: Run, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its former journal, which it cannot remove any more, has nothing to send and goes with the next process of that user."""
+    folder = Path(tempfile.gettempdir())
+    database = folder / "data" / "metrics.db"
+    database.parent.mkdir()
+    database.parent.chmod(0o777)
+    database.touch()
+    database.chmod(0o666)
+    options: dict[str, Any] = {"sqlite": {"sqlite": str(database)}, "redis": {"redis": redis_server.url}}[kind]
+    source = """
+import os, pathlib, signal, tempfile
+setup(flush_interval=600)
+hits = pdc.Counter("hits", "Hits.")
+hits.inc(5)
+pdc.flush()
+hits.inc(6)
+pathlib.Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}").chmod(0o500)
+if os.geteuid() == 0:
+    os.setuid(65534)
+hits.inc(7)
+pdc.flush()
+hits.inc(8)
+"""
+    end = "pdc.shutdown()\nprint('ended')"
+    assert run_script(source + end, storage=options).stdout == "ended\n"
+    former = folder / f"pdc-{os.geteuid()}"
+    assert former.stat().st_mode & 0o777 == 0o500
+    former.chmod(0o700)
+    assert run_script(source + "os.kill(os.getpid(), signal.SIGKILL)", storage=options, check=False).stderr == ""
+    send = """
+import os
+setup()
+pdc.generate_latest()  # all modules are imported: the interpreter may be root's only
+if os.geteuid() == 0:
+    os.setuid(65534)
+setup()
+pdc.flush()
+print(pdc.generate_latest().decode())
+"""
+    assert "hits_total 52.0" in run_script(send, storage=options).stdout
+    former.chmod(0o700)
+    monkeypatch.setattr("pdc.journal.BEGIN_SECONDS", -60)
+    pdc.setup(**options)
+    pdc.flush()
+    assert [path for place in folder.glob("pdc-*") for path in place.iterdir()] == []
+    assert "hits_total 52.0" in pdc.generate_latest().decode()
+
+
+@pytest.mark.parametrize(("storage_fails", "expected"), [(False, 6.0), (True, 13.0)])
+def test_who_was_taken_for_dead_goes_on(
+    tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, storage_fails: bool, expected: float
+) -> None:
+    """A process that lost its lock to another namespace, which sends its journal, does not send that, too."""
+    monkeypatch.setattr("pdc.journal.life", lambda _: "")
+    buffer, model = Buffer(), OfSeveral()
+    kinds = {name: type(name, (getattr(pdc, name),), {"buffer": buffer}) for name in ("Counter", "Gauge", "Info")}
+    hits = kinds["Counter"]("hits", "Hits.", ["path"], registry=registry)
+    level = kinds["Gauge"]("level", "Level.", registry=registry)
+    total = kinds["Gauge"]("total", "Total.", registry=registry, multiprocess_mode="sum")
+    buffer.attach(model, 3600.0, None, threaded=False, journals=Journals(tmp_path, "model"))
+    hits.labels("/a").inc(1)
+    hits.labels("/b").inc(1)
+    buffer.flush()
+    hits.labels("/a").inc(5)
+    hits.remove("/b")
+    level.inc(2)
+    total.set(3)
+    (path,) = tmp_path.iterdir()
+    _close_descriptors_of(path)
+    other = Journals(tmp_path, "model")
+    if storage_fails:
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "apply", _down)
+            with pytest.raises(StorageError):
+                other.replay(model)
+    else:
+        other.replay(model)
+    hits.labels("/a").inc(7)
+    buffer.flush()
+    level.inc(4)
+    other.replay(model)
+    buffer.detach()
+    values = {place.replace(buffer.writer, "me"): value for place, value in model.state().items() if "#sum:" not in place}
+    assert values == {'hits _total:{"path":"/a"}': expected, "level :{}": 6.0}
+    assert [value for place, value in model.state().items() if "#sum:" in place][-1] == 3.0
+    assert list(tmp_path.iterdir()) == []
+
+
+def _close_descriptors_of(path: Path) -> None:
+    """Close what this process has open of the file, as a daemon does."""
+    for number in map(int, os.listdir("/dev/fd")):  # noqa: PTH208 - Path("/dev/fd") iterates while it is open
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(number), path.stat()):
+                os.close(number)
+
+
+class OfSeveral(Model):
+    """A model that knows writers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sequences: dict[str, int] = {}
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Do what a batch says, once for each writer."""
+        self.last = self._sequences.get(batch.writer, 0)
+        outcome = super().apply(batch)
+        self._sequences[batch.writer] = self.last
+        return outcome
+
+
+def _down(_: Batch) -> Outcome:
+    raise StorageError("the storage is down")
