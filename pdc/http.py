@@ -17,6 +17,7 @@ from prometheus_client.validation import _validate_exemplar
 
 from . import health
 from .exposition import ASGIApplication, Port, Receive, Response, Scope, Scrape, Send, plain, respond, scrape_from_wsgi
+from .interruption import interruption, log_or_raise
 from .metrics import Counter, Gauge, Histogram, StoredMetric
 from .options import Label, OptionError, Options
 
@@ -198,8 +199,8 @@ class HTTPMetrics:
         try:
             value = None if request is None else label(request)
             return "" if value is None else str(value)
-        except Exception:  # noqa: BLE001 - a label must not break a request; the log has the traceback
-            self._complain(f"the label {name!r} failed and is left empty", exc_info=True)
+        except Exception as error:  # a label must not break a request
+            self._complain(f"the label {name!r} failed and is left empty", error)
             return ""
 
     def exemplar(self) -> dict[str, str] | None:
@@ -210,16 +211,18 @@ class HTTPMetrics:
             found = self._current_exemplar()
             exemplar = None if found is None else {name: str(value) for name, value in found.items()}
             _validate_exemplar(exemplar or {})
-        except Exception:  # noqa: BLE001 - nor must an exemplar
-            self._complain("the exemplar failed and is left out", exc_info=True)
+        except Exception as error:  # nor must an exemplar
+            self._complain("the exemplar failed and is left out", error)
             return None
         return exemplar
 
-    def _complain(self, message: str, *, exc_info: bool = False) -> None:
-        """Log a fault of the configuration, once per application."""
+    def _complain(self, message: str, error: Exception | None = None) -> None:
+        """Log a fault of the configuration, once per application; raise what the application raised into it."""
+        if error is not None and (raised := interruption(error)) is not None:
+            raise raised
         if message not in self._complained:
             self._complained.add(message)
-            logger.warning(message, exc_info=exc_info)
+            logger.warning(message, exc_info=error)
 
     def open_port(self) -> None:
         """Serve scrapes on PDC_METRICS_PORT, if there is one; called by processes that serve requests, once they begin to."""
@@ -315,7 +318,7 @@ class HTTPMetrics:
 
 
 class Tracker:
-    """One request, from its start until its last byte is handed to the server. Its methods never raise.
+    """One request, from its start until its last byte is handed to the server. Its methods raise nothing of their own.
 
     The framework says what it knows: `request`, as callables for labels take it, and `route`; or `look` does so, which is
     called once with its `source` and the tracker, when they are first needed: when the answer starts, an exception is
@@ -349,8 +352,8 @@ class Tracker:
         try:
             self._in_progress = metrics._in_progress.get(method) or metrics.in_progress(method)
             self._in_progress(1.0)
-        except Exception:
-            logger.exception("a request could not be tracked")
+        except Exception as error:
+            log_or_raise(error, "a request could not be tracked")
             self.finished = True
 
     def started(self, status: int, headers: Iterable[Header]) -> None:
@@ -383,8 +386,8 @@ class Tracker:
         metrics, labels = self._metrics, self._labels
         try:
             metrics.bounded(metrics.families.exceptions, self._method, self.route, type(error).__name__, *labels).inc()
-        except Exception:
-            logger.exception("an exception could not be counted")
+        except Exception as error:
+            log_or_raise(error, "an exception could not be counted")
 
     def finish(self) -> None:
         """Count and time the request; only the first call does."""
@@ -403,8 +406,8 @@ class Tracker:
             if sizes:
                 sizes[0].observe(self.received)
                 sizes[1].observe(self.sent)
-        except Exception:
-            logger.exception("a request could not be counted")
+        except Exception as error:
+            log_or_raise(error, "a request could not be counted")
         self.request = self._source = self._exception = None  # they hold the tracker: only the garbage collector would free all
 
     def all_sent(self) -> None:
@@ -420,8 +423,8 @@ class Tracker:
         self.finished = True
         try:
             self._in_progress(-1.0)
-        except Exception:
-            logger.exception("a request could not be left out")
+        except Exception as error:
+            log_or_raise(error, "a request could not be left out")
         self.request = self._source = self._exception = None
 
     def fail(self, error: BaseException) -> None:
@@ -436,8 +439,8 @@ class Tracker:
         try:
             if self._look is not None:
                 self._look(self._source, self)
-        except Exception:
-            logger.exception("the route of a request could not be found")
+        except Exception as error:
+            log_or_raise(error, "the route of a request could not be found")
         if self._metrics.asks:
             self._labels = self._metrics.labels(self.request)
             self._exemplar = self._metrics.exemplar()
@@ -471,8 +474,8 @@ class Connection:
             self._labels = (self.route, *self._metrics.labels(self.request))
             self._metrics.bounded(self._families.connections, *self._labels).inc()
             self._families.in_progress.inc()
-        except Exception:
-            logger.exception("a WebSocket connection could not be counted")
+        except Exception as error:
+            log_or_raise(error, "a WebSocket connection could not be counted")
         else:
             self._start = perf_counter()
 
@@ -487,8 +490,8 @@ class Connection:
         try:
             self._families.in_progress.dec()
             self._metrics.bounded(self._families.duration, *self._labels).observe(perf_counter() - self._start)
-        except Exception:
-            logger.exception("a WebSocket connection could not be timed")
+        except Exception as error:
+            log_or_raise(error, "a WebSocket connection could not be timed")
 
     @property
     def _families(self) -> _WebSocketFamilies:

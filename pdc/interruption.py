@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+
+logger = logging.getLogger("pdc")
 
 _LIBRARIES = sys.stdlib_module_names | {"builtins", "pdc", "redis", "hiredis"}
 """The packages whose code runs while a storage is used, and which raise only exceptions of each other."""
@@ -23,6 +26,13 @@ def interruption(error: BaseException, handled: BaseException | None = None) -> 
         if not isinstance(each, Exception) or _is_raised_by_handler(each.__traceback__) or _is_raised_from_outside(each):
             return each
     return None
+
+
+def log_or_raise(error: Exception, message: str, *values: object) -> None:
+    """Log an error of ours, which must break nothing; raise what the application raised into our code."""
+    if (raised := interruption(error)) is not None:
+        raise raised
+    logger.error(message, *values, exc_info=error)
 
 
 def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any
 from django.conf import settings
 
 from pdc.http import HTTPMetrics
+from pdc.interruption import log_or_raise
 from pdc.options import Options, _flag, _items, _option
-
-logger = logging.getLogger("pdc")
 
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """For queries and cache operations, which are faster than requests."""
@@ -82,5 +80,5 @@ def harmless() -> Iterator[None]:
     """Log what goes wrong while something is counted: it must not break what is being counted."""
     try:
         yield
-    except Exception:
-        logger.exception("something that Django did could not be counted")
+    except Exception as error:
+        log_or_raise(error, "something that Django did could not be counted")

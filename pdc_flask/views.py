@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -13,9 +12,8 @@ from typing import Any, TypeVar, cast
 from flask import Response, current_app
 from werkzeug.exceptions import HTTPException
 
+from pdc.interruption import log_or_raise
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary
-
-logger = logging.getLogger("pdc")
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)
@@ -115,8 +113,8 @@ class _Series:
             return str(value)
         try:
             return str(value(call.response) if _takes_response(value) else value())
-        except Exception:
-            logger.exception("the label %s of %s failed and is left empty", name, self._metric)
+        except Exception as error:
+            log_or_raise(error, "the label %s of %s failed and is left empty", name, self._metric)
             return ""
 
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import ctypes
 import dis
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import anyio
 import pytest
+from conftest import RedisServer
 from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.exposition
+from pdc.http import TRACKER, HTTPMetrics
+from pdc.options import Options
 from pdc.storage import Storage
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
@@ -314,3 +322,153 @@ def test_time_limits_at_random_times(storage: dict[str, Any], interval: float, r
     assert observations <= observed <= observations + limits
     assert level <= float(text["level"]) <= level + limits
     assert float(text["other_total"]) == 200
+
+
+def test_a_request_hears_of_its_time_limit(tmp_path: Path) -> None:
+    """An exception at any point of what counts a request reaches whoever called the application."""
+    metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0, labels={"a": lambda _: "b"}))
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        environ[TRACKER].route = "/"
+        start_response("200 OK", [])
+        return [b"done"]
+
+    app = metrics.wsgi(answer)
+
+    def request() -> None:
+        body: Any = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *_: lambda _: None)
+        for _ in body:
+            pass
+        body.close()
+
+    request()
+    number = number_of_points(request)
+    for point in range(0, number, max(1, number // POINTS)):
+        raise_at(point, request)
+    pdc.flush()
+
+
+@pytest.mark.parametrize("limit", [TimeLimit, TimeoutError, ConnectionError])
+def test_a_limit_ends_the_wait_for_a_frozen_server(
+    own_redis_server: RedisServer, registry: CollectorRegistry, limit: type[Exception]
+) -> None:
+    """What a handler raises while an update waits is raised by the update, whatever the driver makes of its class."""
+    pdc.setup(redis=own_redis_server.url)
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    hits.inc()
+
+    def expire(*_: object) -> None:
+        raise limit
+
+    before = signal.signal(signal.SIGALRM, expire)
+    own_redis_server.freeze()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(limit) as raised:
+            hits.inc(10)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        own_redis_server.thaw()
+    assert raised.type is limit
+    pdc.flush()
+    assert "hits_total 11.0" in pdc.generate_latest().decode()
+
+
+def test_an_exception_from_another_thread_is_heard(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """What `PyThreadState_SetAsyncExc` raises into an update that waits reaches the application, also one of Python's own."""
+    pdc.setup(sqlite=str(tmp_path / "metrics.db"))
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    heard: list[BaseException] = []
+    started = threading.Event()
+
+    def work() -> None:
+        try:
+            started.set()
+            while True:
+                hits.inc()
+        except RuntimeError as error:
+            heard.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    started.wait()
+    time.sleep(0.05)
+    raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    assert raise_in_thread(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(RuntimeError)) == 1
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [error.args for error in heard] == [()]
+
+
+def test_an_exception_that_is_being_handled_is_not_raised_again(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who counts time limits while the storage is down gets no exception from the update."""
+    pdc.setup(sqlite=str(tmp_path / "missing" / "metrics.db"))
+    limits = pdc.Counter("limits", "Limits.", registry=registry)
+
+    def work() -> None:
+        interrupt(0, sys._getframe())
+
+    try:
+        work()
+    except TimeLimit:
+        pdc.config.DEFAULT._retry_at = 0.0
+        limits.inc()
+    assert "cannot be sent" in caplog.text
+
+
+def test_a_gevent_timeout_ends_an_update(own_redis_server: RedisServer, run_script: Run) -> None:
+    """A timeout of gevent is raised out of the update that it interrupts, and that counts once."""
+    source = """
+import os, signal
+from gevent import monkey; monkey.patch_all()
+import gevent
+hits = pdc.Counter("hits", "Hits.")
+setup()
+hits.inc()
+server = int(pdc.get_redis_conn().info()["process_id"])
+raised = 0
+for number in range(5):
+    os.kill(server, signal.SIGSTOP)
+    gevent.spawn_later(0.1, os.kill, server, signal.SIGCONT)
+    try:
+        with gevent.Timeout(0.03):
+            hits.inc()
+    except gevent.Timeout:
+        raised += 1
+    gevent.sleep(0.1)
+pdc.flush()
+print(raised)
+"""
+    result = run_script(source, storage={"redis": own_redis_server.url}, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "5"), result.stderr
+    pdc.setup(redis=own_redis_server.url)
+    assert "hits_total 6.0" in pdc.generate_latest().decode()
+
+
+@pytest.mark.parametrize("runner", ["asyncio", "trio"])
+def test_a_scrape_that_is_cancelled_loses_nothing(storage: dict[str, Any], registry: CollectorRegistry, runner: str) -> None:
+    """Scrapes that asyncio or trio cancels leave nothing held, and what was pending counts once."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    app = pdc.make_asgi_app()
+
+    async def scrape() -> None:
+        async def receive() -> Any:
+            raise AssertionError
+
+        async def send(_: Any) -> None:
+            return
+
+        await app({"type": "http", "method": "GET", "headers": []}, receive, send)
+
+    async def cancelled() -> None:
+        for number in range(20):
+            hits.inc()
+            with anyio.move_on_after(number / 5000):
+                await scrape()
+
+    anyio.run(cancelled, backend=runner)
+    pdc.flush()
+    assert "hits_total 20.0" in pdc.generate_latest().decode()
