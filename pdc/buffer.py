@@ -596,13 +596,16 @@ class Buffer:
             self._queue.extend([cell for cell in list(pending.cells) if cell.has_unsent])
 
     def _leave_for_good(self) -> None:
+        """Leave; what is updated afterwards, as by handlers of atexit, is that of another writer, which leaves at once."""
         self._leave()
-        self.writer, self._sequence = _new_writer(), 0
-        unsent = self._down is not None and (bool(self._queue) or self._in_flight is not None)
+        unsent = self._down is not None and bool(self._queue or self._taken or self._in_flight is not None)
         path = self._close_journal(keep=unsent)
         if path is not None:
+            self._take_for_sent()
             self._say(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {self._down}")
-        elif unsent:
+            return
+        self.writer, self._sequence = _new_writer(), 0
+        if unsent:
             self._say(logging.ERROR, f"metrics that could not be sent are lost: {self._down}")
 
     def _open_journal(self) -> None:

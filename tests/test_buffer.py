@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -28,7 +29,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
-        self.during: Callable[[], None] = lambda: None
+        self.during: Callable[[], object] = lambda: None
         self.outcomes: list[Outcome] = []
 
     identity = None
@@ -447,6 +448,27 @@ def test_a_live_value_that_came_back_is_told_with_the_next_beat(
     live.inc()
     live.dec()
     assert told() == {"live": 2.0}
+
+
+@pytest.mark.parametrize("end", [Buffer.at_exit, Buffer.detach])
+def test_nothing_follows_the_leaving_batch(
+    buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge, registry: CollectorRegistry, end: Callable[[Buffer], None]
+) -> None:
+    """A beat while a process leaves is sent before its leaving batch or not at all; a later update is another writer's."""
+    live: pdc.Gauge = type(gauge)("live", "Live.", registry=registry, multiprocess_mode="livesum")
+    buffer.attach(recorder, 3600.0, None)
+    recorder.batches.clear()
+    live.inc()
+    recorder.during = partial(buffer._rouse, beat=True)
+    end(buffer)
+    first = recorder.batches[-1]
+    assert first.leaving
+    if end is Buffer.at_exit:
+        live.inc()
+        last = recorder.batches[-1]
+        assert last.leaving
+        assert last.writer != first.writer
+        assert [batch.writer for batch in recorder.batches if batch.leaving] == [first.writer, last.writer]
 
 
 def test_metrics_are_renewed_though_nobody_updates_them(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:

@@ -21,7 +21,18 @@ from test_storage import AT_ONCE, hasten
 import pdc
 from pdc import health
 from pdc.family import Family, bucket_bounds, families
-from pdc.storage import Batch, Kind, Operation, Snapshot, Stamped, Storage, Update
+from pdc.storage import (
+    FORGET_WRITER_SECONDS,
+    LEFT_SECONDS,
+    Batch,
+    Kind,
+    Mark,
+    Operation,
+    Snapshot,
+    Stamped,
+    Storage,
+    Update,
+)
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -30,6 +41,7 @@ GAUGES = [Family(mode, "gauge", "Of each process.", labelnames=("path",), mode=m
 COUNTER = Family("hits", "counter", "Hits.")
 HISTOGRAM = Family("latency", "histogram", "Seconds.", bounds=bucket_bounds((1.0, float("inf"))))
 LABELS = [f'{{"path":"/{number}"}}' for number in range(3)]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 ALIVE = "1-alive"
 WRITERS = 10_000
 
@@ -255,3 +267,33 @@ late[0].inc(5)
     run_script(source, storage=storage)
     pdc.setup(**storage)
     assert values() == {"level": 7.0}
+
+
+SHORT_LIVED = """
+import os, random, sys, time, warnings
+hits = pdc.Counter("hits", "Hits.")
+live = pdc.Gauge("live", "Live.", multiprocess_mode="livesum")
+for number in range(30):
+    pid = os.fork()
+    if pid == 0:
+        setup(flush_interval=random.choice([0, 0.001, 0.002, 3600]))
+        hits.inc()
+        live.inc()
+        time.sleep(random.choice([0, 0, 0.001, 0.003]))
+        if number % 2:
+            pdc.shutdown()
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_short_lived_processes_leave_short_marks_only(storage: dict[str, Any], run_script: Run) -> None:
+    """Wherever its thread is when a process ends, no live value of it is left, and its marks go within half a minute."""
+    run_script(SHORT_LIVED, storage=storage)
+    pdc.setup(**storage)
+    snapshot = pdc.config.read(pdc.config.DEFAULT)
+    assert float(snapshot.metrics["hits"]["_total:{}"]) == 30
+    for fields in snapshot.metrics.values():
+        assert [field for field in fields if field.startswith("#live")] == []
+        marks = [Mark.loads(value) for field, value in fields.items() if field.startswith("#mark:")]
+        assert all(mark.seen < snapshot.now - FORGET_WRITER_SECONDS + LEFT_SECONDS + 1 for mark in marks)
