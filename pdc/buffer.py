@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from .cells import Cell, Entry, Kept, Pending, Removal, numbers
+from .cells import Cell, Entry, Kept, Pending, Removal, numbers, one_scrape
 from .family import LEASE_SECONDS, Family
 from .health import BATCHES_RETRIED, Health
 from .interruption import interruption
@@ -60,7 +60,8 @@ class Buffer:
         self._interval = 0.0
         self._threaded = True
         self._renew_seconds: float | None = None
-        self._metrics: weakref.WeakValueDictionary[int, Pending] = weakref.WeakValueDictionary()
+        self._metrics: dict[str, list[weakref.ref[Pending]]] = {}
+        """By their names, those of one name in the order of their declarations."""
         self.health = Health(self)
         self._journals: Journals | None = None
         self._leaving = False
@@ -77,6 +78,8 @@ class Buffer:
         """The entries of the batch in flight, or of the one that is being made."""
         self._first_try = 0.0
         self._replay_due = True
+        self._retired: deque[Pending] = deque()
+        """Metrics that nobody has any more, and whose cells may wait to be sent."""
         self._restart_due = False
         """Whether every series must be sent, as to an empty storage."""
         self._overtaken = False
@@ -101,12 +104,39 @@ class Buffer:
 
     def adopt(self, pending: Pending) -> None:
         """Know the metric from now on."""
-        self._metrics[id(pending)] = pending
+        self._let_go_of_retired()
+        same = self._metrics.setdefault(pending.family.name, [])
+        same.append(weakref.ref(pending, same.remove))
         if not self.write_through and self._sending.acquire(blocking=False):  # or whoever sends next opens the journal
             try:
                 self._open_journal()
             finally:
                 self._sending.release()
+
+    def last_declared(self, name: str) -> Pending | None:
+        """The metric of that name that was declared last, of those that live."""
+        same = self._living(name)
+        return same[-1] if same else None
+
+    def retire(self, pending: Pending) -> None:
+        """Declare the metric no more, as nobody has it; a finalizer calls this, wherever that runs."""
+        pending.retired = True
+        self._retired.append(pending)
+
+    def _let_go_of_retired(self) -> None:
+        """Let go of the cells of metrics that nobody has, but for those that wait to be sent; later, where others send."""
+        if not self._retired or not self._sending.acquire(blocking=False):
+            return
+        try:
+            if self._sender is None:
+                busy = {entry.pending for entry in (*self._taken, *self._queue.copy())}
+                for pending in [self._retired.popleft() for _ in range(len(self._retired))]:
+                    if pending in busy:
+                        self._retired.append(pending)
+                    else:
+                        pending.drop(list(pending.cells))
+        finally:
+            self._sending.release()
 
     def keep(self, entry: Entry) -> None:
         """Have what can be lost of the entry in the journal of this process, if there is one."""
@@ -228,19 +258,19 @@ class Buffer:
         if self._refused:
             raise StorageError("; ".join(f"metric {name!r} is refused: {why}" for name, why in self._refused.items()))
 
-    def settle(self) -> None:
-        """Send all that is pending, but for what the storage refuses.
+    def settle(self, names: Collection[str] | None = None) -> None:
+        """Send all that is pending, but for what the storage refuses; call functions of metrics with these names only, or all.
 
         Raises StorageError; at once where the storage was found down within `SCRAPE_RETRY_SECONDS`, so that scrapes do not
         queue up.
         """
-        self._rouse(beat=False)
+        self._rouse(names, beat=False)
         self._in_turn(self._send_unless_down)
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Send what is pending, then read those metrics or all. Raises NotConfigured and StorageError."""
         self.required()
-        self._rouse(beat=False)
+        self._rouse(names, beat=False)
         return self._in_turn(self._send_and_read, names)
 
     def _send_and_read(self, names: Collection[str] | None) -> Snapshot:
@@ -352,13 +382,15 @@ class Buffer:
             told = True
         return told
 
-    def _rouse(self, *, beat: bool) -> bool:
-        """Queue the cells that no update queues, and return whether there are any; calls functions of the application.
+    def _rouse(self, names: Collection[str] | None = None, *, beat: bool) -> bool:
+        """Queue the cells of those metrics that no update queues, and return whether there are any.
 
-        What the next batch has tells of the batches until then, too.
+        Calls functions of the application. What the next batch has tells of the batches until then, too.
         """
         self._health_due = True
-        restless = [cell for pending in self._all_metrics() for cell in pending.restless(beat=beat)]
+        self._let_go_of_retired()
+        with one_scrape():
+            restless = [cell for pending in self._all_metrics(names) for cell in pending.restless(beat=beat)]
         self._queue.extend(restless)
         return bool(restless)
 
@@ -499,7 +531,7 @@ class Buffer:
                 continue
             update = updates.get(family.name)
             if update is None:
-                meta = family.meta
+                meta = (self.last_declared(family.name) or entry.pending).meta
                 update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
             update.operations.extend(operations)
         if again:
@@ -558,7 +590,7 @@ class Buffer:
     def _lost(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
         """Whether the storage lost a metric that this process has sent, and was asked for."""
         expected = self._applied if names is None else self._applied.intersection(names)
-        return not expected <= snapshot.metrics.keys()
+        return any(self._living(name) for name in expected.difference(snapshot.metrics))
 
     def _leave(self, *, returning: bool = False) -> None:
         """Send what is pending, then leave; what counts after this process stays its own where it may be `returning`."""
@@ -610,7 +642,7 @@ class Buffer:
 
     def _open_journal(self) -> None:
         """Begin the journal of this process, unless it has nothing to count."""
-        if self._journals is not None and not self._journals.is_open and self._metrics:
+        if self._journals is not None and not self._journals.is_open and self._all_metrics():
             self._journals.open(self.writer, self._sequence, self._in_flight is not None)
             for kept in self._kept():
                 self._journals.keep(kept)
@@ -652,7 +684,8 @@ class Buffer:
 
     def _kept(self) -> list[Kept]:
         """All that belongs in a journal; removals first, since they are older than the series that there are."""
-        entries: list[Entry] = [entry for entry in (*self._taken, *self._queue.copy()) if isinstance(entry, Removal)]
+        waiting = (*self._taken, *self._queue.copy())
+        entries: list[Entry] = [entry for entry in waiting if isinstance(entry, Removal) or entry.pending.retired]
         for pending in self._all_metrics():
             entries.extend(list(pending.cells))
         return [kept for entry in entries for kept in entry.kept()]
@@ -667,8 +700,13 @@ class Buffer:
         if self._queue and self._thread is None:
             self._start_thread()
 
-    def _all_metrics(self) -> list[Pending]:
-        return [pending for reference in self._metrics.valuerefs() if (pending := reference()) is not None]
+    def _all_metrics(self, names: Collection[str] | None = None) -> list[Pending]:
+        """The metrics that live, or those of them with these names."""
+        return [pending for name in (list(self._metrics) if names is None else names) for pending in self._living(name)]
+
+    def _living(self, name: str) -> list[Pending]:
+        known = (reference() for reference in tuple(self._metrics.get(name, ())))
+        return [pending for pending in known if pending is not None and not pending.retired]
 
     def _discard(self) -> None:
         """Drop what all metrics have gathered."""

@@ -6,10 +6,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .family import EXEMPLAR, Family, labels_with, shows_created
+from .interruption import is_raised_by_handler
 from .storage import Kind, Operation, Stamped
 
 if TYPE_CHECKING:
@@ -66,11 +69,17 @@ class Kept(Protocol):
 
 
 class Pending:
-    """The cells of one metric of this process. Sending it without cells renews the metric in the storage."""
+    """The cells of one metric of this process. Sending it without cells renews the metric in the storage.
+
+    It counts once the buffer has adopted it, and until it is `retired`, as nobody has the metric any more.
+    """
 
     def __init__(self, buffer: Buffer, family: Family) -> None:
         self.buffer = buffer
         self.family = family
+        self.meta = family.meta
+        """What the storage keeps of the family, made once."""
+        self.retired = False
         self.lock = threading.RLock()
         """Of the cells, for moments in which nothing else can run in the same thread; see `Cell`."""
         self.cells: dict[Cell, None] = {}
@@ -78,7 +87,6 @@ class Pending:
         """Those that wait to be sent, by selector."""
         self.computed = False
         self.pending = self
-        buffer.adopt(self)
 
     def take(self) -> list[Operation]:
         return []
@@ -97,13 +105,19 @@ class Pending:
     def restless(self, *, beat: bool) -> list[Cell]:
         """The cells to send though nothing changed them: those that are computed and, on a beat, those with a lease.
 
-        Calls the functions of computed cells, so not with a lock of the buffer held: they may take any lock themselves.
+        Calls the functions of computed cells, so not with a lock of the buffer held: they may take any lock themselves. A
+        beat is of a thread of our own, which no function may end.
         """
-        cells = list(self.cells) if self.computed or (beat and self.family.live) else []
+        cells = list(self.cells) if self.computed and self.is_last else []
         computed = [cell for cell in cells if isinstance(cell, Computed)]
         for cell in computed:
-            cell.compute()
+            cell.compute(unharmed=beat)
         return self.all_again() if beat and self.family.live else list(computed)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other metric of this name was declared later and lives: that one says how the family is declared."""
+        return self.buffer.last_declared(self.family.name) in (self, None)
 
     def all_again(self) -> list[Cell]:
         """All cells, which are to be told even where nothing changed."""
@@ -142,6 +156,38 @@ class Pending:
         for cell in list(self.cells):
             cell.start_anew()
         self.discard()
+
+
+class Holder:
+    """What the objects of one metric, parent and children, share: with the last of them the metric retires.
+
+    Then the buffer declares it no more. Updates that wait are sent.
+    """
+
+    __slots__ = ("pending",)
+
+    def __init__(self, pending: Pending) -> None:
+        self.pending = pending
+
+    def __del__(self) -> None:
+        self.pending.buffer.retire(self.pending)
+
+
+_CALLED: ContextVar[set[Computed] | None] = ContextVar("_CALLED", default=None)
+
+
+@contextmanager
+def one_scrape() -> Iterator[set[Computed]]:
+    """Give the cells whose functions were called already for this scrape, of which reads by such functions are a part."""
+    called = _CALLED.get()
+    if called is not None:
+        yield called
+        return
+    token = _CALLED.set(called := set())
+    try:
+        yield called
+    finally:
+        _CALLED.reset(token)
 
 
 class Note:
@@ -727,12 +773,21 @@ class Computed(Cell):
     def reset(self) -> None:
         self.start_anew()
 
-    def compute(self) -> None:
-        """Call the function; where it fails, the value stays as it was and the error is logged."""
-        try:
-            self._value = float(self._function())
-        except Exception:
-            logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
+    def compute(self, *, unharmed: bool = False) -> None:
+        """Call the function, unless it was called for this scrape; where it fails, the value stays, and the error is logged.
+
+        What a handler of a signal raises, and what is no `Exception`, reaches the caller unless that must stay `unharmed`.
+        """
+        with one_scrape() as called:
+            if self in called:
+                return
+            called.add(self)
+            try:
+                self._value = float(self._function())
+            except BaseException as error:
+                if not unharmed and (not isinstance(error, Exception) or is_raised_by_handler(error.__traceback__)):
+                    raise
+                logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
 
     def add(self, amount: float) -> None:
         """Do nothing: the function alone says the value."""
@@ -741,7 +796,7 @@ class Computed(Cell):
         """Do nothing: the function alone says the value."""
 
     def operations(self) -> list[Operation]:
-        if self._value is None:
+        if self._value is None or not self.pending.is_last:
             return []
         if self.pending.family.mode == "shared":
             return [Operation(Kind.SET, f":{self.labels}", self._value)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .buffer import Buffer
+from .cells import one_scrape
 from .journal import Journals
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
@@ -122,14 +123,15 @@ def shutdown() -> None:
 
 def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
     """Read those metrics or all, with what this process has pending. Raises NotConfigured and StorageError."""
-    _settle_others(buffer)
-    return buffer.read(names)
+    with one_scrape():
+        _settle_others(buffer, names)
+        return buffer.read(names)
 
 
-def _settle_others(buffer: Buffer) -> None:
+def _settle_others(buffer: Buffer, names: Collection[str] | None = None) -> None:
     """Send what the other buffers of this process have pending for the same storage."""
     for other in _others(buffer):
-        other.settle()
+        other.settle(names)
 
 
 def _others(buffer: Buffer) -> list[Buffer]:

@@ -22,11 +22,12 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.registry import Collector, CollectorRegistry, RestrictedRegistry
 
 from . import config, health
 from .buffer import NotConfigured
-from .family import families
+from .cells import one_scrape
+from .family import Page, families
 from .metrics import StoredMetric
 from .rendering import Encoder, Renderer
 from .storage import Snapshot, StorageError
@@ -55,38 +56,53 @@ TAKE_OVER_SECONDS = 1.0
 """How often a process looks whether it can serve a port that another one serves."""
 
 
-def generate_latest(registry: CollectorRegistry | None = None) -> bytes:
+def generate_latest(registry: Collector | None = None, escaping: str = openmetrics.UNDERSCORES) -> bytes:
     """Render all that the storage holds in the text format 0.0.4, also what this process never declared.
 
-    With a registry, its target info and its other collectors come after. Raises NotConfigured and StorageError.
+    With a registry, its target info and its other collectors come after. A `restricted_registry` leaves only the samples of
+    its names; of another object with a `collect` method, all that it collects is rendered and nothing else. `escaping` is one
+    of the schemes of prometheus_client. Raises ValueError for another one, NotConfigured and StorageError.
     """
-    return _render(Encoder(), registry)
+    if escaping not in ESCAPINGS:
+        raise ValueError(f"escaping must be one of {', '.join(ESCAPINGS)}, got {escaping!r}")
+    return _render(Encoder(escaping=escaping), registry)
 
 
 def collect(
-    registry: CollectorRegistry | None = None, names: Collection[str] | None = None, *, own: bool = False
+    registry: Collector | None = None,
+    names: Collection[str] | None = None,
+    *,
+    own: bool = False,
+    escaping: str = openmetrics.ALLOWUTF8,
 ) -> list[Metric]:
     """The families of the storage, from one read, then those of the registry's other collectors.
 
-    `names` leaves only the samples with these names, as the query ``?name[]=`` does. A family of the storage comes
-    before one of the same name in the registry, which is left out. With `own`, what pdc tells of itself is among them.
+    `names` leaves only the samples with these names, as the query ``?name[]=`` does. A family that shares the name of a
+    sample with one before it, as `escaping` spells them, is left out. With `own`, what pdc tells of itself is among them.
     Raises NotConfigured and StorageError.
     """
-    snapshot = _read(own=own)
-    metrics = families(snapshot.metrics, snapshot.now)
-    metrics += _others(registry, {metric.name for metric in metrics})
+    if isinstance(registry, RestrictedRegistry):
+        restricted = registry._name_set
+        return collect(registry._registry, restricted.intersection(names or restricted), own=own, escaping=escaping)
+    page = Page(escaping)
+    with one_scrape():
+        if registry is None or isinstance(registry, CollectorRegistry):
+            snapshot = _read(own=own)
+            metrics = families(snapshot.metrics, snapshot.now, page)
+            metrics += _others(registry, page)
+        else:
+            metrics = list(page.admitted(registry.collect()))
     if names is not None:
         metrics = [chosen for metric in metrics if (chosen := _restricted(metric, names)).samples]
     return metrics
 
 
-def _render(
-    encoder: Encoder, registry: CollectorRegistry | None, names: Collection[str] | None = None, *, own: bool = False
-) -> bytes:
+def _render(encoder: Encoder, registry: Collector | None, names: Collection[str] | None = None, *, own: bool = False) -> bytes:
     """What `collect` collects, as text."""
-    if names is not None:
-        return encoder.encode(collect(registry, names, own=own)) + encoder.end
-    return RENDERER.render(_read(own=own), encoder, partial(_others, registry))
+    if names is None and (registry is None or isinstance(registry, CollectorRegistry)):
+        with one_scrape():
+            return RENDERER.render(_read(own=own), encoder, partial(_others, registry))
+    return encoder.encode(collect(registry, names, own=own, escaping=encoder.escaping)) + encoder.end
 
 
 def _read(*, own: bool) -> Snapshot:
@@ -114,7 +130,7 @@ class Scrape(NamedTuple):
     accept: str = ""
     accept_encoding: str = ""
 
-    def answer(self, registry: CollectorRegistry | None = None, *, compress: bool = True) -> Response:
+    def answer(self, registry: Collector | None = None, *, compress: bool = True) -> Response:
         """Read the storage once and render it as the client asked; 503 with the reason where it cannot be read."""
         if self.method == "OPTIONS":
             return plain(HTTPStatus.OK, METHODS, ("Allow", METHODS))
@@ -155,8 +171,8 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return qualities.get("gzip", qualities.get("*", 0.0)) > 0
 
 
-def make_wsgi_app(registry: CollectorRegistry | None = None, disable_compression: bool = False) -> WSGIApplication:
-    """A WSGI app that serves all metrics of the storage, and the other collectors of the registry, on any path."""
+def make_wsgi_app(registry: Collector | None = None, disable_compression: bool = False) -> WSGIApplication:
+    """A WSGI app that serves what `generate_latest` renders, on any path."""
 
     def metrics_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return respond(scrape_from_wsgi(environ).answer(registry, compress=not disable_compression), start_response)
@@ -180,9 +196,8 @@ def scrape_from_wsgi(environ: WSGIEnvironment) -> Scrape:
     )
 
 
-def make_asgi_app(registry: CollectorRegistry | None = None, disable_compression: bool = False) -> ASGIApplication:
-    """An ASGI app that serves what `make_wsgi_app` does; it reads the storage in a thread."""
-    import asyncio  # only here: it takes longer to import than all of pdc
+def make_asgi_app(registry: Collector | None = None, disable_compression: bool = False) -> ASGIApplication:
+    """An ASGI app, for asyncio and trio, that serves what `make_wsgi_app` does; it reads the storage in a thread."""
 
     async def metrics_app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -191,12 +206,30 @@ def make_asgi_app(registry: CollectorRegistry | None = None, disable_compression
         if scope["type"] != "http":
             raise ValueError(f"metrics are served over HTTP, got a connection of type {scope['type']!r}")
         answer = partial(scrape_from_asgi(scope).answer, registry, compress=not disable_compression)
-        response = await asyncio.to_thread(answer)
+        response = await _in_thread(answer)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
         await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
 
     return metrics_app
+
+
+async def _in_thread(answer: Callable[[], Response]) -> Response:
+    trio = sys.modules.get("trio")
+    if trio is not None and _is_in_trio(trio):
+        response: Response = await trio.to_thread.run_sync(answer)
+        return response
+    import asyncio  # only here: it takes longer to import than all of pdc
+
+    return await asyncio.to_thread(answer)
+
+
+def _is_in_trio(trio: Any) -> bool:
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
 
 
 def scrape_from_asgi(scope: Scope) -> Scrape:
@@ -216,19 +249,28 @@ def scrape_from_asgi(scope: Scope) -> Scrape:
 def start_http_server(
     port: int,
     addr: str = "0.0.0.0",
-    registry: CollectorRegistry | None = None,
+    registry: Collector | None = None,
     certfile: str | None = None,
     keyfile: str | None = None,
     client_cafile: str | None = None,
+    client_capath: str | None = None,
+    protocol: int = ssl.PROTOCOL_TLS_SERVER,
     client_auth_required: bool = False,
+    tls_min_version: ssl.TLSVersion | None = None,
+    tls_max_version: ssl.TLSVersion | None = None,
 ) -> tuple[WSGIServer, threading.Thread]:
     """Serve metrics from a daemon thread, over TLS where a certificate is given; return the server and the thread.
 
-    Stop it with `server.shutdown()` and `server.server_close()`. Raises OSError where the address cannot be used.
+    The arguments are those of prometheus_client. Stop it with `server.shutdown()` and `server.server_close()`. Raises OSError
+    where the address cannot be used.
     """
     server = _server(addr, port, make_wsgi_app(registry))
     if certfile is not None:
-        context = _tls(certfile, keyfile, client_cafile, client_auth_required)
+        context = ssl.SSLContext(protocol)
+        context.load_cert_chain(certfile, keyfile)
+        _trust_clients(context, client_cafile, client_capath, required=client_auth_required)
+        context.minimum_version = tls_min_version or context.minimum_version
+        context.maximum_version = tls_max_version or context.maximum_version
         # The handshake is for the thread of the connection, lest a client that says nothing hold up all others.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, name="pdc-http", daemon=True)
@@ -307,9 +349,9 @@ class _SilentHandler(WSGIRequestHandler):
         """Log nothing: a scrape every few seconds is no news."""
 
 
-def _others(registry: CollectorRegistry | None, stored: Collection[str]) -> Iterator[Metric]:
-    """What the registry has beside the metrics of the default storage, of which these are stored."""
-    return (metric for metric in _all_others(registry) if metric.name not in stored) if registry is not None else iter(())
+def _others(registry: CollectorRegistry | None, page: Page) -> Iterator[Metric]:
+    """What the registry has beside the metrics of the default storage, which are on the page."""
+    return page.admitted(_all_others(registry)) if registry is not None else iter(())
 
 
 def _all_others(registry: CollectorRegistry) -> Iterator[Metric]:
@@ -373,11 +415,10 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
-def _tls(certfile: str, keyfile: str | None, client_cafile: str | None, client_auth_required: bool) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
-    if client_cafile is not None:
-        context.load_verify_locations(client_cafile)
-    if client_auth_required:
+def _trust_clients(context: ssl.SSLContext, cafile: str | None, capath: str | None, *, required: bool) -> None:
+    if cafile is not None or capath is not None:
+        context.load_verify_locations(cafile, capath)
+    else:
+        context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+    if required:
         context.verify_mode = ssl.CERT_REQUIRED
-    return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, reduce
@@ -12,10 +13,13 @@ from typing import Any, NamedTuple
 
 import prometheus_client.metrics
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import ALLOWUTF8, escape_metric_name
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from .storage import MARK, META, Mark, StorageError
+
+logger = logging.getLogger("pdc")
 
 EXEMPLAR = "#exemplar"
 LEASE_SECONDS = 15.0
@@ -48,6 +52,13 @@ def clean(value: str) -> str:
     except UnicodeEncodeError:
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
+
+
+def text(about: str, value: Any) -> str:
+    """The value as a `str`, `clean`: a text that is translated when it is read, for example. Raises TypeError for no text."""
+    if not isinstance(value, str) and (isinstance(value, type) or not hasattr(value, "encode")):
+        raise TypeError(f"{about} must be a text, got {value!r}")
+    return clean(str.__str__(value) if isinstance(value, str) else str.__str__(str(value)))
 
 
 class Family(NamedTuple):
@@ -105,6 +116,13 @@ class Family(NamedTuple):
             return "what was declared before is not of pdc"
         changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
         return ", ".join(changed)
+
+    def is_admitted(self, page: Page) -> bool:
+        """Whether the page may show the family. Raises StorageError for one that pdc did not write."""
+        with explained(self.name):
+            shown = self.empty().name
+        names = () if shown == self.name else tuple(_names(self.name, self.type, ALLOWUTF8))
+        return page.admits(shown, self.type, *names)
 
     def empty(self) -> Metric:
         """The family without samples."""
@@ -273,22 +291,68 @@ def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:
     return tuple(floatToGoString(bound) for bound in bounds)
 
 
-def families(metrics: Mapping[str, Fields], now: float) -> list[Metric]:
+class Page:
+    """The names on one page, which no two families may share: those of families, and of their samples.
+
+    Of two families that share one, the first is shown, and the log names the other one: in a storage that is the one whose name
+    sorts first, whoever reads it. As in a registry of prometheus_client it matters not which samples there are.
+    """
+
+    def __init__(self, escaping: str = ALLOWUTF8) -> None:
+        self._escaping = escaping
+        self._families: dict[str, str] = {}
+
+    def admits(self, name: str, kind: str, *samples: str) -> bool:
+        """Whether this family, which also has samples of these names, is to be shown; its names are taken from now on."""
+        names = _names(name, kind, self._escaping).union(escape_metric_name(each, self._escaping) for each in samples)
+        for each in sorted(names):
+            if each in self._families:
+                _tell_of_clash(name, self._families[each], each)
+                return False
+        self._families.update(dict.fromkeys(names, name))
+        return True
+
+    def admitted(self, metrics: Iterable[Metric]) -> Iterator[Metric]:
+        """Yield the families that are to be shown."""
+        for metric in metrics:
+            if self.admits(metric.name, metric.type, *{sample.name for sample in metric.samples}):
+                yield metric
+
+
+@lru_cache(maxsize=4096)
+def _names(name: str, kind: str, escaping: str) -> frozenset[str]:
+    """The names of a family and of the samples that its type has, as they are spelled on a page."""
+    return frozenset(escape_metric_name(name + suffix, escaping) for suffix in ("", *_SUFFIXES.get(kind, ())))
+
+
+_SUFFIXES = {kind: tuple(suffixes) for kind, (suffixes, _) in TYPES.items()} | {
+    "histogram": ("_bucket", "_sum", "_count", "_created"),
+    "gaugehistogram": ("_bucket", "_gsum", "_gcount"),
+}
+
+
+@lru_cache(maxsize=4096)
+def _tell_of_clash(name: str, other: str, shared: str) -> None:
+    """Log it, once."""
+    logger.warning("metric %s is not shown: %s is a name of metric %s, too; rename one of them", name, shared, other)
+
+
+def families(metrics: Mapping[str, Fields], now: float, page: Page | None = None) -> list[Metric]:
     """The families of a snapshot, sorted by name, without fields of no metric and types of later versions.
 
     Raises StorageError for what pdc did not write.
     """
-    return [family.metric(metrics[name], now) for name, family in known_families(metrics)]
+    return [family.metric(metrics[name], now) for name, family in known_families(metrics, page or Page())]
 
 
-def known_families(metrics: Mapping[str, Fields]) -> list[tuple[str, Family]]:
-    """The names and families that `families` shows."""
+def known_families(metrics: Mapping[str, Fields], page: Page) -> list[tuple[str, Family]]:
+    """The names and families that `families` shows on the page."""
     known = []
     for name, fields in sorted(metrics.items()):
         if META in fields:
             with explained(name):
                 known.append((name, Family.from_meta(fields[META])))
-    return [(name, family) for name, family in known if family.type in TYPES]
+    return [(name, family) for name, family in known if family.type in TYPES and family.is_admitted(page)]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .cells import Buckets, Pending, Total
+from .cells import Buckets, Holder, Pending, Total
 from .family import Family, Fields, bucket_bounds
 from .storage import META, Kind, Operation, Stamped
 
@@ -63,6 +63,7 @@ class Health:
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
+        self._held: list[Holder] = []
         self._counters: dict[Family, Total] = {}
         self._flushes: Flushes | None = None
 
@@ -70,17 +71,23 @@ class Health:
         """Count one of this counter, to be sent with the next batch."""
         counter = self._counters.get(family)
         if counter is None:
-            pending = Pending(self._buffer, family)
+            pending = self._declare(family)
             counter = self._counters.setdefault(family, pending.add(Total(pending, ())))
         counter.rows[counter.at] += 1.0
         if not counter.queued:
             self._buffer.mark(counter)
 
+    def _declare(self, family: Family) -> Pending:
+        pending = Pending(self._buffer, family)
+        self._held.append(Holder(pending))
+        self._buffer.adopt(pending)
+        return pending
+
     @property
     def flushes(self) -> Flushes:
         """The durations; called with the lock of the buffer held."""
         if self._flushes is None:
-            pending = Pending(self._buffer, FLUSH_DURATION)
+            pending = self._declare(FLUSH_DURATION)
             self._flushes = pending.add(Flushes(pending, (), BOUNDS))
         return self._flushes
 

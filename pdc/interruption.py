@@ -23,7 +23,7 @@ def interruption(error: BaseException, handled: BaseException | None = None) -> 
     that was being handled when that code was called (`sys.exc_info`): it is the context of every error, and no reason.
     """
     for each in _chain(error, handled):
-        if not isinstance(each, Exception) or _is_raised_by_handler(each.__traceback__) or _is_raised_from_outside(each):
+        if not isinstance(each, Exception) or is_raised_by_handler(each.__traceback__) or _is_raised_from_outside(each):
             return each
     return None
 
@@ -45,7 +45,7 @@ def _chain(error: BaseException, handled: BaseException | None) -> Iterator[Base
         following = following.__context__ if following.__cause__ is None else following.__cause__
 
 
-def _is_raised_by_handler(traceback: TracebackType | None) -> bool:
+def is_raised_by_handler(traceback: TracebackType | None) -> bool:
     """Whether it passed a function that was given the frame which it interrupted, as handlers of signals are."""
     interrupted: FrameType | None = None
     while traceback is not None:

@@ -17,12 +17,12 @@ from prometheus_client.validation import _validate_exemplar
 
 from . import config
 from .buffer import Buffer
-from .cells import Buckets, Cell, Computed, Number, Observations, Pending, ProcessNumber, Text, Total
-from .family import Family, bucket_bounds, clean, dump, exemplar_text
+from .cells import Buckets, Cell, Computed, Holder, Number, Observations, Pending, ProcessNumber, Text, Total
+from .family import Family, bucket_bounds, clean, dump, exemplar_text, text
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
-_PARENTS_OWN = frozenset({"_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_subsystem"})
+_PARENTS_OWN = frozenset({"_arguments", "_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_subsystem"})
 """Attributes that only serve to make children."""
 
 
@@ -30,27 +30,81 @@ class StoredMetric(MetricWrapperBase):
     """What the metric classes share: a cell per series instead of a value, and samples read from the storage."""
 
     buffer: ClassVar[Buffer] = config.DEFAULT
-    _pending: Pending
+    _holder: Holder
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    """Of the constructor of a subclass, which makes children, too, as in prometheus_client."""
+    _parent: StoredMetric | None = None
+    """Of a child that the constructor of a subclass is making."""
     _metrics: Any = MappingProxyType({})  # the children; only a parent has some
     _cell: Any
 
     if not TYPE_CHECKING:  # type checkers see the signatures of prometheus_client
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Note the arguments of a subclass's constructor."""
+            metric = super().__new__(cls)
+            if cls.__init__ not in _OUR_CONSTRUCTORS:
+                metric._arguments = args, kwargs
+            return metric
+
+        def __init__(
+            self,
+            name: str,
+            documentation: str,
+            labelnames: Iterable[str] = (),
+            namespace: str = "",
+            subsystem: str = "",
+            unit: str = "",
+            registry: CollectorRegistry | None = REGISTRY,
+            _labelvalues: Sequence[str] | None = None,
+            *args: Any,
+            **options: Any,
+        ) -> None:
             self.__dict__ = {**self.__dict__}  # not split, or every child has room for the attributes that only a parent has
-            super().__init__(*args, **kwargs)
-            self._pending = Pending(self.buffer, self._family())
-            self._cell = _NoCell(self) if self._labelnames else self._pending.add(self._new_cell(()))
-            self.buffer.declare(self._pending if self._labelnames else self._cell)
+            name, namespace, subsystem, unit = [
+                text(about, value) if value else ""
+                for about, value in (("name", name), ("namespace", namespace), ("subsystem", subsystem), ("unit", unit))
+            ]
+            documentation = text("documentation", documentation)
+            labelnames = tuple([text("each label name", each) for each in labelnames])
+            if "" in labelnames:
+                raise ValueError(f"each label name must have a letter at least, got {labelnames}")
+            parent = self.__dict__.pop("_parent", None)
+            values = _labelvalues if parent is None else self._labelvalues
+            super().__init__(name, documentation, labelnames, namespace, subsystem, unit, None, values, *args, **options)
+            if parent is None:
+                self._declare(registry)
+            else:
+                self._holder = parent._holder
+                self._cell = self._new_cell(self._labelvalues)
+
+    def _declare(self, registry: CollectorRegistry | None) -> None:
+        """Let the registry and the storage have the metric; where that raises, neither has it."""
+        pending = Pending(self.buffer, self._family())
+        self._holder = Holder(pending)
+        self._cell = _NoCell(self) if self._labelnames else pending.add(self._new_cell(()))
+        if registry:
+            registry.register(self)
+        try:
+            self.buffer.adopt(pending)
+            self.buffer.declare(pending if self._labelnames else self._cell)
+        except BaseException:
+            if registry:
+                registry.unregister(self)
+            raise
+
+    @property
+    def _pending(self) -> Pending:
+        return self._holder.pending
 
     def _metric_init(self) -> None:
-        """Do nothing: `__init__` makes the cell once the registry has taken the metric."""
+        """Do nothing: `_declare` makes the cell."""
 
     def _new_cell(self, values: tuple[str, ...]) -> Cell:
         raise NotImplementedError
 
     def _family(self) -> Family:
-        return Family(self._name, str(self._type), clean(self._documentation), self._unit, self._labelnames)
+        return Family(self._name, str(self._type), self._documentation, self._unit, self._labelnames)
 
     def labels(self: MetricT, *labelvalues: object, **labelkwargs: object) -> MetricT:
         """Return the child for these label values, which the storage shows from now on.
@@ -88,6 +142,11 @@ class StoredMetric(MetricWrapperBase):
 
     def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
         child = object.__new__(type(self))
+        if "_arguments" in self.__dict__:
+            args, kwargs = self._arguments
+            child._parent, child._labelvalues = self, values
+            type(self).__init__(child, *args, **kwargs)
+            return child
         for name, value in list(self.__dict__.items()):
             if name not in _PARENTS_OWN:
                 setattr(child, name, value)  # one by one, since a `__dict__` that was asked for takes more room
@@ -143,7 +202,7 @@ class StoredMetric(MetricWrapperBase):
         A child gives its own samples, without its labels. Raises NotConfigured and StorageError.
         """
         snapshot = config.read(self.buffer, [self._name])
-        metric = self._family().metric(snapshot.metrics.get(self._name, {}), snapshot.now)
+        metric = self._pending.family.metric(snapshot.metrics.get(self._name, {}), snapshot.now)
         if self._labelvalues:
             own = dict(zip(self._labelnames, self._labelvalues, strict=True))
             metric.samples = [_without(own, sample) for sample in metric.samples if own.items() <= sample.labels.items()]
@@ -232,8 +291,8 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         super().__init__(name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, mode)
 
     def _family(self) -> Family:
-        mode = str(self._multiprocess_mode)
-        return Family(self._name, "gauge", clean(self._documentation), self._unit, self._labelnames, mode=mode)
+        mode = text("multiprocess_mode", self._multiprocess_mode)
+        return super()._family()._replace(mode=mode)
 
     def _new_cell(self, values: tuple[str, ...]) -> Number | ProcessNumber:
         return (Number if self._pending.family.mode == "shared" else ProcessNumber)(self._pending, values)
@@ -293,8 +352,9 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
     _cell: Buckets
 
     def _family(self) -> Family:
-        bounds = bucket_bounds(self._upper_bounds)
-        return Family(self._name, "histogram", clean(self._documentation), self._unit, self._labelnames, bounds=bounds)
+        if any(bound != bound for bound in self._upper_bounds):
+            raise ValueError(f"each bucket must be a number, got {self._upper_bounds}")
+        return super()._family()._replace(bounds=bucket_bounds(self._upper_bounds))
 
     def _new_cell(self, values: tuple[str, ...]) -> Buckets:
         return Buckets(self._pending, values, tuple(self._upper_bounds))
@@ -329,11 +389,13 @@ class Info(StoredMetric, prometheus_client.Info):
         return Text(self._pending, values, "_info", "{}")
 
     def info(self, val: dict[str, str]) -> None:
-        """Set the key-value pairs. Raises ValueError for a key that is a label, and for None as a value."""
+        """Set the key-value pairs. Raises ValueError for a key that is a label or empty, and for None as a value."""
         if overlapping := set(self._labelnames).intersection(val):
             raise ValueError(f"Overlapping labels for Info metric {self._name}: {sorted(overlapping)}")
         if nones := [key for key, value in val.items() if value is None]:
             raise ValueError(f"Label value cannot be None: {nones} of Info metric {self._name}")
+        if "" in val:
+            raise ValueError(f"each key of Info metric {self._name} must have a letter at least, got {list(val)}")
         self._cell.set(dump({clean(key): clean(str(value)) for key, value in val.items()}))
 
 
@@ -343,17 +405,23 @@ class Enum(StoredMetric, prometheus_client.Enum):
     _cell: Text
 
     def _family(self) -> Family:
-        states = tuple(map(clean, self._states))
-        return Family(self._name, "stateset", clean(self._documentation), "", self._labelnames, states=states)
+        self._states = tuple(dict.fromkeys([text("each state", state) for state in self._states]))
+        if self._name in self._labelnames:
+            raise ValueError(f"Overlapping labels for Enum metric: {self._name} is one of {self._labelnames}")
+        return super()._family()._replace(states=self._states)
 
     def _new_cell(self, values: tuple[str, ...]) -> Text:
-        return Text(self._pending, values, "", clean(self._states[0]))
+        return Text(self._pending, values, "", self._states[0])
 
     def state(self, state: str) -> None:
         """Set the state. Raises ValueError for one that the metric does not have."""
-        if state not in self._states:
+        chosen = clean(state) if isinstance(state, str) else state
+        if chosen not in self._states:
             raise ValueError(f"{state!r} is not a state of {self._name}: expected one of {list(self._states)}")
-        self._cell.set(clean(state))
+        self._cell.set(str(self._states[self._states.index(chosen)]))
+
+
+_OUR_CONSTRUCTORS = (StoredMetric.__init__, Gauge.__init__)
 
 
 def _exemplar(labels: dict[str, str], amount: float) -> str:

@@ -21,7 +21,7 @@ from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-from .family import EXEMPLAR, Family, Fields, Key, Labels, exemplar_from, explained, known_families, number, shows_created
+from .family import EXEMPLAR, Family, Fields, Key, Labels, Page, exemplar_from, explained, known_families, number, shows_created
 from .storage import META, Snapshot
 
 CHUNK = 1_000
@@ -109,18 +109,16 @@ class Renderer:
     def __init__(self) -> None:
         self._layouts: dict[str, _Layout] = {}
 
-    def render(self, snapshot: Snapshot, encoder: Encoder, others: Callable[[set[str]], Iterable[Metric]]) -> bytes:
-        """The families of the snapshot, those that `others` has beside the named ones, and the end.
+    def render(self, snapshot: Snapshot, encoder: Encoder, others: Callable[[Page], Iterable[Metric]]) -> bytes:
+        """The families of the snapshot, those that `others` has beside them on the page, and the end.
 
         Lets go of the snapshot's fields as it goes. Raises StorageError for what pdc did not write.
         """
-        output, names = BytesIO(), set()
+        output, page = BytesIO(), Page(encoder.escaping)
         layouts: dict[str, _Layout] = {}
         now, metrics = snapshot
-        for name, family in known_families(metrics):
+        for name, family in known_families(metrics, page):
             fields = metrics.pop(name)
-            with explained(family.name):
-                names.add(family.empty().name)
             if family.type in TEMPLATES and family.mode == "shared":
                 with explained(family.name):
                     layouts[name] = _layout(self._layouts.get(name), family, fields, encoder)
@@ -128,7 +126,7 @@ class Renderer:
             else:
                 output.write(encoder.encode([family.metric(fields, now)]))
         self._layouts = layouts
-        output.write(encoder.encode(others(names)))
+        output.write(encoder.encode(others(page)))
         output.write(encoder.end)
         return output.getvalue()
 

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 
 from pdc import rendering
-from pdc.family import EXEMPLAR, Family, clean, dump, exemplar_text, families, labels_with
+from pdc.family import EXEMPLAR, Family, Page, clean, dump, exemplar_text, families, labels_with
 from pdc.rendering import Collected, Encoder, Renderer
 from pdc.storage import META, Snapshot
 
@@ -77,7 +77,7 @@ def rendered(renderer: Renderer, metrics: Metrics, encoder: Encoder, *others: Me
 
 def expected(metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:
     """What prometheus_client's encoder makes of them."""
-    shown: Iterable[Metric] = [*families(metrics, NOW), *others]
+    shown: Iterable[Metric] = [*families(metrics, NOW, Page(encoder.escaping)), *others]
     encode: Any = openmetrics.generate_latest if encoder.openmetrics else text.generate_latest
     return bytes(encode(Collected(shown), escaping=encoder.escaping))
 
