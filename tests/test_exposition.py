@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import http.client
+import inspect
 import os
 import re
 import signal
@@ -15,25 +16,28 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import prometheus_client
 import pytest
+import trio
 from conftest import ROOT, RedisServer, free_port, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
 
 import pdc
 import pdc.sqlite
 from pdc.exposition import Port, Scrape, _SilentHandler
+from pdc.exposition import collect as pdc_collect
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -68,7 +72,7 @@ Client = Callable[..., Answer]
 """Sends a method, a query and headers to `/metrics` of an app that serves the registry."""
 
 
-def over_wsgi(registry: CollectorRegistry, method: str, query: str, headers: Mapping[str, str]) -> Answer:
+def over_wsgi(registry: Collector, method: str, query: str, headers: Mapping[str, str]) -> Answer:
     """Ask the WSGI app, with the validator of the standard library between."""
     environ: dict[str, Any] = {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": "/metrics", "QUERY_STRING": query}
     environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()}
@@ -86,7 +90,7 @@ def over_wsgi(registry: CollectorRegistry, method: str, query: str, headers: Map
     return Answer(status, answered, body)
 
 
-def over_asgi(registry: CollectorRegistry, method: str, query: str, headers: Mapping[str, str]) -> Answer:
+def over_asgi(registry: Collector, method: str, query: str, headers: Mapping[str, str]) -> Answer:
     """Ask the ASGI app."""
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     scope = {"type": "http", "method": method, "path": "/metrics", "query_string": query.encode(), "headers": raw}
@@ -96,7 +100,7 @@ def over_asgi(registry: CollectorRegistry, method: str, query: str, headers: Map
     return Answer(start["status"], answered, bodies[0]["body"])
 
 
-def run_asgi(registry: CollectorRegistry, scope: dict[str, Any], events: list[dict[str, Any]]) -> list[Any]:
+def run_asgi(registry: Collector, scope: dict[str, Any], events: list[dict[str, Any]]) -> list[Any]:
     """Call the ASGI app with these events, and return what it sent."""
     sent: list[Any] = []
 
@@ -110,7 +114,7 @@ def run_asgi(registry: CollectorRegistry, scope: dict[str, Any], events: list[di
     return sent
 
 
-def over_http(registry: CollectorRegistry, method: str, query: str, headers: Mapping[str, str]) -> Answer:
+def over_http(registry: Collector, method: str, query: str, headers: Mapping[str, str]) -> Answer:
     """Ask the HTTP server."""
     with serving(registry=registry) as port:
         return ask(http.client.HTTPConnection("127.0.0.1", port, timeout=10), method, query, headers)
@@ -548,6 +552,172 @@ def test_metrics_of_the_other_storage_come_from_the_registry(
     shown = pdc.generate_latest(registry)
     assert b"in_sqlite_total 2.0\n" in shown
     assert b"in_redis_total 3.0\n" in shown
+
+
+OTHERS: list[tuple[str, Callable[[], object], str]] = [
+    *(
+        (kept, declare, dropped)
+        for kept, declare in (
+            ("jobs", lambda: pdc.Counter("jobs", "Help", registry=None).inc()),
+            ("lat", lambda: pdc.Summary("lat", "Help", registry=None).observe(1)),
+            ("size", lambda: pdc.Histogram("size", "Help", buckets=[1], registry=None).observe(1)),
+            ("build", lambda: pdc.Info("build", "Help", registry=None).info({"version": "1"})),
+        )
+        for dropped in {
+            "jobs": ("jobs_total", "jobs_created"),
+            "lat": ("lat_sum", "lat_count", "lat_created"),
+            "size": ("size_bucket", "size_sum", "size_count", "size_created"),
+            "build": ("build_info",),
+        }[kept]
+    )
+]
+"""Metrics whose samples have the name of a gauge, which is another metric of the storage."""
+
+
+def valid(*registries: CollectorRegistry) -> dict[str, set[str]]:
+    """Check the page in every format, cold and warm, chosen by names or not; return names of samples by those of families."""
+    pages = []
+    registry = registries[0] if registries else None
+    for accept in ("application/openmetrics-text", "text/plain"):
+        for query in (
+            "",
+            "",
+            urlencode([("name[]", sample.name) for family in pdc_collect(registry) for sample in family.samples]),
+        ):
+            body = Scrape(accept=accept, query=query).answer(registry).body
+            parse = text_string_to_metric_families if "openmetrics" in accept else parse_text
+            found = {family.name: {sample.name for sample in family.samples} for family in parse(body.decode())}
+            lines = [line.rpartition(" ")[0] for line in body.decode().splitlines() if not line.startswith("#")]
+            assert len(lines) == len(set(lines))
+            assert (helps := re.findall("(?m)^# HELP (\\S+)", body.decode())) == list(dict.fromkeys(helps))
+            if "openmetrics" in accept:
+                pages.append({name: samples for name, samples in found.items() if not name.startswith("pdc_") and samples})
+    lint = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, check=False)
+    assert b"error" not in lint.stderr, lint.stderr
+    assert all(page == pages[0] for page in pages)
+    return pages[0]
+
+
+def test_families_that_share_names_of_samples_are_shown_once(
+    storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is stored, a scrape is valid in every format: who sorts first is shown, the other one is in the log once."""
+    pdc.setup(**storage, flush_interval=3600)
+    pdc.Gauge("innocent", "Help", registry=registry).set(1)
+    for _, declare, dropped in OTHERS:
+        pdc.Gauge(dropped, "Help", ["path"], registry=None).labels("/").set(7)
+        declare()
+    found = valid()
+    assert set(found) == {"innocent", "jobs", "lat", "size", "build"}
+    assert found["jobs"] == {"jobs_total", "jobs_created"}
+    assert b"7.0" not in pdc.generate_latest()
+    logged = [record.getMessage() for record in caplog.records if "is not shown" in record.getMessage()]
+    assert sorted(logged) == sorted(
+        f"metric {dropped} is not shown: {dropped} is a name of metric {kept}, too; rename one of them"
+        for kept, _, dropped in OTHERS
+    )
+
+
+def test_names_that_a_format_cannot_tell_apart_are_shown_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Names that a format escapes to the same one are shown once there, and both where the format has them as they are."""
+    pdc.setup(**storage)
+    for name, value in (("a.b", 1), ("a_b", 2)):
+        pdc.Gauge(name, "Help", registry=registry).set(value)
+    assert pdc.generate_latest() == b"# HELP a_b Help\n# TYPE a_b gauge\na_b 1.0\n"
+    assert pdc.generate_latest(registry.restricted_registry(["a.b", "a_b"])) == pdc.generate_latest()
+    both = pdc.generate_latest(escaping="allow-utf-8")
+    assert both.count(b"# TYPE") == 2
+    assert both == prometheus_client.generate_latest(registry, escaping="allow-utf-8")
+
+
+class Clashing:
+    """A collector whose families have names that are taken, each in another way."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Families that share names with those of the storage, with the target info, and with each other."""
+        yield GaugeMetricFamily("sales_created", "Help", 99)
+        yield GaugeMetricFamily("sales_total", "Help", 99)
+        yield GaugeMetricFamily("target_info", "Help", 99)
+        odd = Metric("odd", "Help", "unknown")
+        odd.add_sample("stock", {}, 99)
+        yield odd
+        yield SummaryMetricFamily("times", "Help", 3, 4)
+        yield CounterMetricFamily("times_sum", "Help", 99)
+
+
+@pytest.mark.usefixtures("counted")
+def test_collectors_that_clash_with_stored_families_are_left_out(
+    registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A registry's other collectors show what shares no name with what stands before it; the rest is in the log once."""
+    registry.set_target_info({"env": "test"})
+    registry.register(Clashing())
+    found = valid(registry)
+    assert set(found) == {"sales", "stock", "target", "times"}
+    assert b"99" not in pdc.generate_latest(registry)
+    assert sum("is not shown" in record.getMessage() for record in caplog.records) == 5
+
+
+@pytest.mark.usefixtures("counted")
+def test_any_collector_is_a_registry(registry: CollectorRegistry) -> None:
+    """Restricted registries and objects that collect are rendered as prometheus_client does, by every function and server."""
+    restricted = registry.restricted_registry(["stock", "missing", "pdc_storage_up"])
+    expected = b"# HELP stock Help\n# TYPE stock gauge\nstock 7.0\n"
+    assert pdc.generate_latest(restricted) == expected == prometheus_client.generate_latest(restricted)
+    own = Temperature()
+    assert pdc.generate_latest(own) == prometheus_client.generate_latest(own)
+    for each in (restricted, own):
+        for query in ("", "name[]=stock"):
+            answers = [serve(each, "GET", query, {}) for serve in (over_wsgi, over_asgi, over_http)]
+            assert len({answer.body for answer in answers}) == 1
+            assert answers[0].body.count(b"# TYPE stock gauge") == 1
+            assert (b"temperature" in answers[0].body) is (each is own and not query)
+            assert (b"pdc_storage_up 1.0" in answers[0].body) is (each is restricted and not query)
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_registry_may_be_restricted_to_what_others_declared(registry: CollectorRegistry, storage: dict[str, Any]) -> None:
+    """What a restricted registry names is shown though another process declared it, with one read of the storage."""
+    pdc.setup(**storage)
+    pdc.Gauge("elsewhere", "Help", registry=None).set(3)
+    assert pdc.generate_latest(registry.restricted_registry(["elsewhere"])).endswith(b"\nelsewhere 3.0\n")
+
+
+@pytest.mark.usefixtures("counted")
+def test_escaping_is_chosen_as_in_prometheus_client(registry: CollectorRegistry) -> None:
+    """`escaping` spells names as prometheus_client does; an unknown scheme is refused."""
+    pdc.Gauge("dotted.name", "Help", ["é"], registry=registry).labels("\n").set(1)
+    lines = [*pdc.generate_latest().splitlines()]
+    for escaping in ("allow-utf-8", "underscores", "dots", "values"):
+        shown = pdc.generate_latest(registry, escaping).splitlines()
+        assert sorted(shown) == sorted(prometheus_client.generate_latest(registry, escaping).splitlines())
+        assert (shown == lines) is (escaping == "underscores")
+    with pytest.raises(ValueError, match="'utf-8'"):
+        pdc.generate_latest(escaping="utf-8")
+
+
+def test_functions_take_the_arguments_of_prometheus_client() -> None:
+    """All arguments that the installed prometheus_client has are there, by the same names and in the same order."""
+    for name in ("generate_latest", "make_wsgi_app", "make_asgi_app", "start_http_server"):
+        wanted = list(inspect.signature(getattr(prometheus_client, name)).parameters)
+        assert list(inspect.signature(getattr(pdc, name)).parameters)[: len(wanted)] == wanted
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_asgi_app_runs_on_trio(registry: CollectorRegistry) -> None:
+    """The app answers on trio what it answers on asyncio, and asyncio is as before while trio is imported."""
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b"name[]=stock", "headers": []}
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    trio.run(pdc.make_asgi_app(registry), scope, receive, send)
+    assert sent[1]["body"] == b"# HELP stock Help\n# TYPE stock gauge\nstock 7.0\n"
+    assert run_asgi(registry, scope, []) == sent
 
 
 def test_importing_pdc_imports_little(run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:

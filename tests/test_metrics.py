@@ -10,14 +10,17 @@ import sys
 import textwrap
 import threading
 import time
+from collections import UserString
 from collections.abc import Callable, Iterator
 from enum import Enum
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import prometheus_client
 import pytest
-from conftest import ROOT, RedisServer
+from conftest import ROOT, RedisServer, wait_until
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -802,3 +805,304 @@ def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, t
     finally:
         sys.setswitchinterval(before)
     assert b"\nlevel 20007.0\n" in pdc.generate_latest()
+
+
+class Lazy(UserString):
+    """A text that is no `str`, as those that Django translates when they are read."""
+
+
+class NoText:
+    """Something that looks like a text but cannot be made one."""
+
+    def encode(self) -> bytes:
+        """Look like a text."""
+        return b""
+
+    def __str__(self) -> str:
+        raise LookupError("no translations yet")
+
+
+@pytest.mark.usefixtures("ready")
+def test_texts_that_are_no_str_are_taken(registry: CollectorRegistry) -> None:
+    """Help that is translated when it is read, and other texts that are no `str`, show as prometheus_client shows them."""
+    for documentation in (Lazy("Help"), Colour.RED):
+        reference = CollectorRegistry()
+        prometheus_client.Gauge("ns_m_bytes", documentation, registry=reference)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"namespace": Lazy("ns"), "unit": Lazy("bytes"), "subsystem": None}
+        gauge = pdc.Gauge(Lazy("m"), documentation, registry=registry, **options)  # type: ignore[arg-type]
+        assert pdc.generate_latest() == prometheus_client.generate_latest(reference)
+        registry.unregister(gauge)
+    states: Any = (Lazy(each) for each in ("on", "off"))
+    names: Any = [Lazy("a")]
+    labelled = pdc.Enum("e", "Help", names, states=states, registry=registry)
+    labelled.labels("1").state("off")
+    assert shown("e{") == {'e{a="1",e="on"}': 0.0, 'e{a="1",e="off"}': 1.0}
+
+
+WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    *((kind, {"documentation": wrong}, TypeError, "documentation") for kind in TYPES for wrong in (None, b"Help", 3, str)),
+    ("Gauge", {"documentation": NoText()}, LookupError, "no translations"),
+    ("Counter", {"labelnames": ["a", 1]}, TypeError, "label name"),
+    ("Counter", {"labelnames": ["a", ""]}, ValueError, "label name"),
+    ("Counter", {"namespace": 1}, TypeError, "namespace"),
+    ("Counter", {"subsystem": b"sub"}, TypeError, "subsystem"),
+    ("Counter", {"unit": 1}, TypeError, "unit"),
+    ("Enum", {"states": [1, 2]}, TypeError, "state"),
+    ("Enum", {"states": ["on", None]}, TypeError, "state"),
+    ("Enum", {"labelnames": ["ns_m"], "namespace": "ns"}, ValueError, "Overlapping"),
+    ("Histogram", {"buckets": [1, float("nan")]}, ValueError, "bucket"),
+    ("Histogram", {"buckets": [None]}, TypeError, "float"),
+    ("Gauge", {"multiprocess_mode": 1}, TypeError, "str"),
+]
+
+
+def test_what_is_no_text_is_refused_and_leaves_nothing(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """A constructor that raises leaves the registry, the buffer and the storage as they were; other metrics count on."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    good = pdc.Counter("good", "Help", registry=registry)
+    good.inc(20)
+    for kind, options, error, message in WRONG:
+        states = {"states": ["on"]} if kind == "Enum" else {}
+        with pytest.raises(error, match=message):
+            getattr(pdc, kind)("m", **{"documentation": "Help", "registry": registry, **states, **options})
+    good.inc()
+    assert list(registry._collector_to_names) == [good]
+    assert [pending.family.name for pending in config.DEFAULT._all_metrics()] == ["good"]
+    assert prometheus_client.generate_latest(registry) == pdc.generate_latest()
+    assert shown() == {"good_total": 21.0}
+
+
+def test_a_declaration_that_is_interrupted_can_be_made_again(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Ctrl-C comes while a metric is declared, the registry does not have it, and its name is free."""
+    pdc.setup(**storage)
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(config.DEFAULT, "declare", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make("Counter", registry=registry)
+    make("Counter", registry=registry).inc()
+    assert shown() == {"m_total": 1.0}
+
+
+@pytest.mark.usefixtures("ready")
+def test_children_own_what_the_constructor_of_a_subclass_makes(registry: CollectorRegistry) -> None:
+    """Each child has attributes of its own, made by the constructor with its arguments, and counts as any other."""
+
+    class Logged(pdc.Counter):
+        def __init__(self, name: str, *, owner: str) -> None:
+            self.before: list[str] = []
+            super().__init__(name, "Help.", ["path"], registry=registry)
+            self.after = {owner: 0}
+
+        def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
+            super().inc(amount, exemplar)
+            self.before.append("inc")
+
+    parent = Logged("m", owner="anna")
+    one, two = parent.labels("/1"), parent.labels("/2")
+    one.inc(3)
+    assert (one.before, two.before, parent.before) == (["inc"], [], [])
+    assert one.after == two.after == {"anna": 0}
+    assert one.after is not two.after
+    assert parent.labels("/1") is one
+    one.reset()
+    one.inc(2)
+    parent.remove("/2")
+    assert shown() == {'m_total{path="/1"}': 2.0}
+    assert list(registry._collector_to_names) == [parent]
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Have no garbage collector, so that only references say what lives."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("ready", "without_collector")
+def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry, tmp_path: Path) -> None:
+    """What it counted is sent; `clear` and `setup` do not declare it again, nor does it wait for the garbage collector."""
+    cells = []
+    for kind, labelnames in product(TYPES, ((), ("path",))):
+        metric = make(kind, labelnames, registry=registry)
+        series = metric.labels("/") if labelnames else metric
+        UPDATES[kind](series)
+        before = shown()
+        cells.append(series._cell)
+        registry.unregister(metric)
+        del metric, series
+        assert shown() == before != {}
+        pdc.clear()
+        assert shown() == {}
+    other = pdc.Counter("other", "Help", registry=registry)
+    assert [cell for cell in cells if not cell.dropped or cell.pending.cells] == []
+    pdc.clear()
+    assert shown() == {"other_total": 0.0}
+    pdc.setup(sqlite=tmp_path / "other.db")
+    assert shown() == {"other_total": 0.0}
+    other.inc()
+    assert shown() == {"other_total": 1.0}
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("interval", [0, 3600])
+def test_updates_of_a_metric_that_nobody_has_are_sent(interval: float, storage: dict[str, Any]) -> None:
+    """Who drops a metric, or holds only a child of it, loses no update, also of a text."""
+    pdc.setup(**storage, flush_interval=interval)
+    for _ in range(3):
+        pdc.Counter("m", "Help", registry=None).inc(2)
+        child = pdc.Counter("c", "Help", ["path"], registry=None).labels("/")
+        pdc.Info("i", "Help", registry=None).info({"version": "1"})
+        child.inc()
+    pdc.Counter("d", "Help", registry=None).inc(2)
+    assert shown() == {"m_total": 6.0, 'c_total{path="/"}': 3.0, 'i_info{version="1"}': 1.0, "d_total": 2.0}
+    pdc.clear()
+    child.inc()
+    assert shown() == {'c_total{path="/"}': 1.0}
+
+
+@pytest.mark.usefixtures("ready")
+def test_what_is_declared_last_counts(registry: CollectorRegistry) -> None:
+    """Of two metrics of one name both count; help and functions are those of the one declared last, of those that live."""
+    first = pdc.Gauge("m", "First.", registry=None)
+    calls: list[int] = []
+    first.set_function(lambda: calls.append(1) or 1.0)  # type: ignore[func-returns-value]
+    counters = [pdc.Counter("c", "First.", registry=None)]
+    counters[0].inc()
+    second = pdc.Gauge("m", "Second.", registry=registry)
+    counters.append(pdc.Counter("c", "Second.", registry=registry))
+    second.set(7)
+    for counter in counters:
+        counter.inc(2)
+        called = len(calls)
+        assert shown("m") == {"m": 7.0}
+        assert len(calls) == called
+        text = pdc.generate_latest()
+        assert (text.count(b"Second."), text.count(b"First.")) == (3, 0)
+    assert shown("c") == {"c_total": 5.0}
+    registry.unregister(second)
+    del second
+    assert shown("m") == {"m": 1.0}
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_gauge_that_was_unregistered_leaves_its_value_to_its_successor(registry: CollectorRegistry) -> None:
+    """The function of a gauge that somebody still holds does not overwrite what its successor of the same name was set to."""
+    held = make("Gauge", registry=registry)
+    held.set_function(lambda: 1)
+    assert shown() == {"m": 1.0}
+    registry.unregister(held)
+    successor = make("Gauge", registry=registry)
+    successor.set(5)
+    for _ in range(2):
+        pdc.flush()
+        assert shown() == {"m": 5.0}
+
+
+@pytest.mark.usefixtures("ready")
+def test_each_function_is_called_once_per_scrape(registry: CollectorRegistry) -> None:
+    """However many metrics a registry has, and however it is scraped, a scrape calls each function once."""
+    calls: list[str] = []
+
+    def call(name: str) -> float:
+        calls.append(name)
+        return 1.0
+
+    for name in ("a", "b"):
+        gauge = pdc.Gauge(name, "Help", registry=registry)
+        gauge.set_function(partial(call, name))
+    for number in range(20):
+        pdc.Counter(f"c{number}", "Help", registry=registry)
+    scrapes: list[Callable[[], object]] = [
+        pdc.generate_latest,
+        pdc.flush,
+        lambda: pdc.generate_latest(registry),
+        lambda: prometheus_client.generate_latest(registry),
+        lambda: pdc.generate_latest(registry.restricted_registry(["a", "b"])),
+    ]
+    for scrape in scrapes:
+        calls.clear()
+        scrape()
+        assert sorted(calls) == ["a", "b"]
+
+
+@pytest.mark.usefixtures("ready")
+def test_functions_read_and_update_any_metric(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """Functions may read each other, themselves and all there is, and update what they like; the scrape ends."""
+    counter = pdc.Counter("reads", "Help", registry=registry)
+    calls: list[str] = []
+
+    def add(name: str, others: tuple[str, ...]) -> None:
+        def function() -> float:
+            calls.append(name)
+            counter.inc()
+            pdc.generate_latest()
+            pdc.generate_latest(registry)
+            list(registry.collect())
+            pdc.flush()
+            return 1 + sum(registry.get_sample_value(other) or 0.0 for other in others)
+
+        pdc.Gauge(name, "Help", registry=registry).set_function(function)
+
+    for name, others in (("a", ("a", "b")), ("b", ("c",)), ("c", ("missing",))):
+        add(name, others)
+    calls.clear()
+    pdc.generate_latest(registry)
+    assert sorted(calls) == ["a", "b", "c"]
+    assert (shown("b"), shown("c")) == ({"b": 2.0}, {"c": 1.0})
+    assert shown("a")["a"] >= 3.0
+    assert shown("reads")["reads_total"] >= len(calls)
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("ready")
+def test_the_error_of_a_function_is_no_outage(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
+    """A function that fails, also with an error of a storage, is in the log by itself; the storage is up all the while."""
+
+    def fail() -> float:
+        raise pdc.StorageError("that of the function")
+
+    def recurse() -> float:
+        return recurse()
+
+    for name, function in (("f", fail), ("r", recurse)):
+        pdc.Gauge(name, "Help", registry=registry).set_function(function)
+    caplog.clear()
+    assert set(shown().values()) <= {0.0}
+    assert {record.getMessage() for record in caplog.records} == {
+        f"the function of the gauge {name} failed; its value stays as it was" for name in ("f", "r")
+    }
+    assert not config.DEFAULT.down
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_functions_end_the_application_but_not_the_background_thread(
+    error: type[BaseException], storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no `Exception` reaches who scrapes; where nobody does, it is logged, and the thread goes on to send."""
+    monkeypatch.setattr("pdc.buffer.BEAT_SECONDS", 0.05)
+    pdc.setup(**storage, flush_interval=0.05)
+    background: list[str] = []
+
+    def leave() -> float:
+        if threading.current_thread() is not threading.main_thread():
+            background.append(threading.current_thread().name)
+        raise error
+
+    gauge = make("Gauge", registry=registry)
+    with pytest.raises(error):
+        gauge.set_function(leave)
+    wait_until(lambda: len(background) >= 2)
+    with pytest.raises(error):
+        pdc.generate_latest()
+    counter = pdc.Counter("c", "Help", registry=registry)
+    counter.inc()
+    stored = config.DEFAULT.required()
+    wait_until(lambda: float(stored.read(["c"]).metrics.get("c", {}).get("_total:{}", 0)) == 1.0)
+    assert set(background) == {"pdc-flush"}
