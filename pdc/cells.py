@@ -26,7 +26,9 @@ CellT = TypeVar("CellT", bound="Cell")
 class Entry(Protocol):
     """Something that waits to be sent."""
 
-    pending: Pending
+    @property
+    def pending(self) -> Pending:
+        """The metric."""
 
     def take(self) -> list[Operation]:
         """Hand over what there is to send, and keep nothing of it."""
@@ -86,7 +88,10 @@ class Pending:
         self.removals: dict[str, Removal] = {}
         """Those that wait to be sent, by selector."""
         self.computed = False
-        self.pending = self
+
+    @property
+    def pending(self) -> Pending:
+        return self
 
     def take(self) -> list[Operation]:
         return []

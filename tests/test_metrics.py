@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections import UserString
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -928,20 +929,20 @@ def without_collector() -> Iterator[None]:
 @pytest.mark.usefixtures("ready", "without_collector")
 def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry, tmp_path: Path) -> None:
     """What it counted is sent; `clear` and `setup` do not declare it again, nor does it wait for the garbage collector."""
-    cells = []
+    known = []
     for kind, labelnames in product(TYPES, ((), ("path",))):
         metric = make(kind, labelnames, registry=registry)
         series = metric.labels("/") if labelnames else metric
         UPDATES[kind](series)
         before = shown()
-        cells.append(series._cell)
+        known.append(weakref.ref(series._pending))
         registry.unregister(metric)
         del metric, series
         assert shown() == before != {}
         pdc.clear()
         assert shown() == {}
     other = pdc.Counter("other", "Help", registry=registry)
-    assert [cell for cell in cells if not cell.dropped or cell.pending.cells] == []
+    assert [reference for reference in known if reference() is not None] == []
     pdc.clear()
     assert shown() == {"other_total": 0.0}
     pdc.setup(sqlite=tmp_path / "other.db")
