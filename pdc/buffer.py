@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from .cells import Cell, Entry, Kept, Pending, Removal, numbers, one_scrape
+from .cells import Cell, Entry, Kept, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, Family
 from .health import BATCHES_RETRIED, Health
 from .interruption import interruption
@@ -389,10 +389,12 @@ class Buffer:
         """
         self._health_due = True
         self._let_go_of_retired()
-        with one_scrape():
-            restless = [cell for pending in self._all_metrics(names) for cell in pending.restless(beat=beat)]
+        restless = in_one_scrape(self._restless, names, beat)
         self._queue.extend(restless)
         return bool(restless)
+
+    def _restless(self, names: Collection[str] | None, beat: bool) -> list[Cell]:
+        return [cell for pending in self._all_metrics(names) for cell in pending.restless(beat=beat)]
 
     # Sending. The caller holds the lock `_sending`, and no other. While it does, nothing may run that could wait for a
     # thread which updates a metric: no function of the application, and no handler of the log.

@@ -6,10 +6,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from .family import EXEMPLAR, Family, labels_with, shows_created
 from .interruption import is_raised_by_handler
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pdc")
 
 CellT = TypeVar("CellT", bound="Cell")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Entry(Protocol):
@@ -179,20 +180,19 @@ class Holder:
 
 
 _CALLED: ContextVar[set[Computed] | None] = ContextVar("_CALLED", default=None)
+"""The cells whose functions were called for this scrape."""
 
 
-@contextmanager
-def one_scrape() -> Iterator[set[Computed]]:
-    """Give the cells whose functions were called already for this scrape, of which reads by such functions are a part."""
-    called = _CALLED.get()
-    if called is not None:
-        yield called
-        return
-    token = _CALLED.set(called := set())
-    try:
-        yield called
-    finally:
-        _CALLED.reset(token)
+def in_one_scrape(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do the work, and call each function of a gauge once at most meanwhile, also where such functions read metrics."""
+    if _CALLED.get() is not None:
+        return work(*args, **kwargs)
+
+    def begin() -> T:
+        _CALLED.set(set())
+        return work(*args, **kwargs)
+
+    return copy_context().run(begin)  # which ends with the call, whatever raises
 
 
 class Note:
@@ -783,16 +783,19 @@ class Computed(Cell):
 
         What a handler of a signal raises, and what is no `Exception`, reaches the caller unless that must stay `unharmed`.
         """
-        with one_scrape() as called:
-            if self in called:
-                return
-            called.add(self)
-            try:
-                self._value = float(self._function())
-            except BaseException as error:
-                if not unharmed and (not isinstance(error, Exception) or is_raised_by_handler(error.__traceback__)):
-                    raise
-                logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
+        in_one_scrape(self._compute, unharmed)
+
+    def _compute(self, unharmed: bool) -> None:
+        called = _CALLED.get()
+        if called is None or self in called:
+            return
+        called.add(self)
+        try:
+            self._value = float(self._function())
+        except BaseException as error:
+            if not unharmed and (not isinstance(error, Exception) or is_raised_by_handler(error.__traceback__)):
+                raise
+            logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
 
     def add(self, amount: float) -> None:
         """Do nothing: the function alone says the value."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .buffer import Buffer
-from .cells import one_scrape
+from .cells import in_one_scrape
 from .journal import Journals
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
@@ -123,9 +123,12 @@ def shutdown() -> None:
 
 def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
     """Read those metrics or all, with what this process has pending. Raises NotConfigured and StorageError."""
-    with one_scrape():
-        _settle_others(buffer, names)
-        return buffer.read(names)
+    return in_one_scrape(_read, buffer, names)
+
+
+def _read(buffer: Buffer, names: Collection[str] | None) -> Snapshot:
+    _settle_others(buffer, names)
+    return buffer.read(names)
 
 
 def _settle_others(buffer: Buffer, names: Collection[str] | None = None) -> None:

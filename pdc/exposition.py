@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector, CollectorRegistry, RestrictedR
 
 from . import config, health
 from .buffer import NotConfigured
-from .cells import one_scrape
+from .cells import in_one_scrape
 from .family import Page, families
 from .metrics import StoredMetric
 from .rendering import Encoder, Renderer
@@ -84,25 +84,28 @@ def collect(
     if isinstance(registry, RestrictedRegistry):
         restricted = registry._name_set
         return collect(registry._registry, restricted.intersection(names or restricted), own=own, escaping=escaping)
-    page = Page(escaping)
-    with one_scrape():
-        if registry is None or isinstance(registry, CollectorRegistry):
-            snapshot = _read(own=own)
-            metrics = families(snapshot.metrics, snapshot.now, page)
-            metrics += _others(registry, page)
-        else:
-            metrics = list(page.admitted(registry.collect()))
+    metrics = in_one_scrape(_collect, registry, Page(escaping), own)
     if names is not None:
         metrics = [chosen for metric in metrics if (chosen := _restricted(metric, names)).samples]
     return metrics
 
 
+def _collect(registry: Collector | None, page: Page, own: bool) -> list[Metric]:
+    if registry is not None and not isinstance(registry, CollectorRegistry):
+        return list(page.admitted(registry.collect()))
+    snapshot = _read(own=own)
+    return [*families(snapshot.metrics, snapshot.now, page), *_others(registry, page)]
+
+
 def _render(encoder: Encoder, registry: Collector | None, names: Collection[str] | None = None, *, own: bool = False) -> bytes:
     """What `collect` collects, as text."""
     if names is None and (registry is None or isinstance(registry, CollectorRegistry)):
-        with one_scrape():
-            return RENDERER.render(_read(own=own), encoder, partial(_others, registry))
+        return in_one_scrape(_render_all, encoder, registry, own)
     return encoder.encode(collect(registry, names, own=own, escaping=encoder.escaping)) + encoder.end
+
+
+def _render_all(encoder: Encoder, registry: CollectorRegistry | None, own: bool) -> bytes:
+    return RENDERER.render(_read(own=own), encoder, partial(_others, registry))
 
 
 def _read(*, own: bool) -> Snapshot:
