@@ -316,7 +316,8 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
     def set_function(self, f: Callable[[], float]) -> None:
         """Take the value from `f`, which a background thread may call; the other methods then do nothing.
 
-        Where `f` raises, the value stays as it was and the error is logged.
+        It is called once per scrape, and may read and update any metric. Where it raises, the value stays as it was and the
+        error is logged. Of two gauges of one name, only the function of the one that was declared last is called.
         """
         before, self._cell = self._cell, self._pending.add(Computed(self._pending, self._cell.values, f))
         self._pending.drop([before])
