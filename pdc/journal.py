@@ -32,6 +32,7 @@ from typing import Any
 from .cells import Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total
 from .family import Family
 from .files import Descriptor, close_mappings, life, longest_file
+from .interruption import interruption
 from .storage import FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Kind, Operation, Storage, StorageError, Update
 
 logger = logging.getLogger("pdc")
@@ -179,6 +180,7 @@ class Journals:
 
         A file that cannot be read or sent for another reason is no business of the others, nor of this process's updates.
         """
+        handled = sys.exc_info()[1]
         for path in sorted(self._folder.glob(f"{self._prefix}-*{SUFFIX}")):
             try:
                 self._replay(path, storage)
@@ -186,10 +188,13 @@ class Journals:
                 raise
             except FileNotFoundError:  # somebody else has finished with it
                 continue
-            except OSError as error:
-                _say_once(path, f"a journal of metrics cannot be sent for now: {path}: {error}")
-            except Exception as error:  # noqa: BLE001 (whatever it is that damaged content leads to)
-                _set_aside(path, error)
+            except Exception as error:
+                if interruption(error, handled) is not None:
+                    raise
+                if isinstance(error, OSError):
+                    _say_once(path, f"a journal of metrics cannot be sent for now: {path}: {error}")
+                else:  # whatever it is that damaged content leads to
+                    _set_aside(path, error)
 
     def _replay(self, path: Path, storage: Storage) -> None:
         file = Descriptor.open(path, os.O_RDWR)
@@ -270,7 +275,9 @@ class Journal:
         self._free: defaultdict[tuple[float, float], list[tuple[memoryview[float], int]]] = defaultdict(list)
         self._serial = 0
         self._waiting: deque[Kept] = deque()
-        self._adopting = threading.Lock()
+        self._adopter: dict[str, int] = {}
+        """The thread that adopts. Unlike a lock, it is not lost to a thread that an exception keeps from going on."""
+        self._is_adopting = False
         self.lost = False
         """Whether there are numbers that could not go in, since others closed the file."""
         self._touched = time.monotonic()
@@ -292,11 +299,14 @@ class Journal:
     def adopt(self, kept: Kept) -> None:
         """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
         self._waiting.append(kept)
-        while self._waiting and self._adopting.acquire(blocking=False):
+        me = threading.get_ident()
+        while self._waiting and not self._is_adopting and self._adopter.setdefault("thread", me) == me:
             try:
+                self._is_adopting = True
                 self._adopt_waiting()
             finally:
-                self._adopting.release()
+                self._is_adopting = False
+                self._adopter.clear()
 
     def _adopt_waiting(self) -> None:
         while self._waiting:

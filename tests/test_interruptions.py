@@ -115,9 +115,10 @@ def number_of_points(work: Callable[[], object]) -> int:
 
 
 def drops(frame: FrameType | None) -> bool:
-    """Whether exceptions go no further than some caller: Python's finalizers, and telemetry of redis-py for connections."""
+    """Whether exceptions go no further: in finalizers, callbacks of weak references, and telemetry of redis-py."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__", "").startswith("redis.observability"):
+        module = frame.f_globals.get("__name__", "")
+        if frame.f_code.co_name == "__del__" or module.startswith(("redis.observability", "_weakrefset")):
             return True
         frame = frame.f_back
     return False
