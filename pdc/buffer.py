@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import random
 import sys
@@ -17,8 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from . import servers
 from .cells import Cell, Entry, Kept, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, Family
+from .forks import FORKS
 from .health import BATCHES_RETRIED, Health
 from .interruption import interruption
 from .journal import Journals
@@ -99,6 +100,8 @@ class Buffer:
         self._next_beat = 0.0
         self._next_renewal = 0.0
         self._health_due = True
+        self._begun = False
+        """Whether this process has updated a metric, or sent anything."""
 
     # What metrics call
 
@@ -107,11 +110,6 @@ class Buffer:
         self._let_go_of_retired()
         same = self._metrics.setdefault(pending.family.name, [])
         same.append(weakref.ref(pending, same.remove))
-        if not self.write_through and self._sending.acquire(blocking=False):  # or whoever sends next opens the journal
-            try:
-                self._open_journal()
-            finally:
-                self._sending.release()
 
     def last_declared(self, name: str) -> Pending | None:
         """The metric of that name that was declared last, of those that live."""
@@ -150,7 +148,19 @@ class Buffer:
             self._journals.forget(kept)
 
     def declare(self, entry: Entry) -> None:
-        """Let the storage show the entry; before `setup` there is nothing to send to, and that is fine."""
+        """Let the storage show the entry, at the latest with the first update of this process.
+
+        Before that nothing is made: this may be the master of a server, and its workers another user's.
+        """
+        FORKS.notice()
+        if self.write_through or self._begun:
+            self.tell(entry)
+        elif self.storage is not None:
+            self._queue.append(entry)
+
+    def tell(self, entry: Entry) -> None:
+        """Send the entry though it gathered nothing; before `setup` there is nothing to send to, and that is fine."""
+        FORKS.notice()
         if self.storage is not None:
             self.mark(entry)
             if self.write_through:
@@ -159,16 +169,19 @@ class Buffer:
     def mark(self, entry: Entry) -> None:
         """Queue the entry. Raises NotConfigured."""
         self.required()
+        self._begun = True
+        quiet = not self.write_through and FORKS.unforked()
         self.keep(entry)
         if isinstance(entry, Cell):  # no exception comes between its flags and its place in the queue: see `Cell`
             entry.queued = True
-            entry.quiet = not self.write_through
+            entry.quiet = quiet
         self._queue.append(entry)
         if self._thread is None:
-            self._start_thread()
+            self._begin()
 
     def write(self) -> None:
         """Send what is queued unless the storage was found down a moment ago; raise only what the application raises."""
+        FORKS.notice()
         if self._sender != threading.get_ident() and time.monotonic() >= self._retry_at:
             self._in_turn(self._write)
 
@@ -209,6 +222,7 @@ class Buffer:
 
         Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
         """
+        FORKS.notice()
         if not self._used:
             self._used = True
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
@@ -231,14 +245,17 @@ class Buffer:
         self.write_through = interval == 0 or self._leaving
         self._retry_at = self._next_beat = 0.0
         self._replay_due = self._restart_due = True
-        if not self.write_through:
-            self._open_journal()
         self._restart()
         if self.write_through:
+            if self._queue and self._thread is None:
+                self._start_thread()
             self._try_to_send()
+        elif self._begun:
+            self._open_journal()
 
     def detach(self) -> None:
         """Send what is pending and use no storage any more."""
+        FORKS.notice()
         self._in_turn(self._detach)
         self._wake.set()
 
@@ -247,12 +264,14 @@ class Buffer:
         self.storage = self._journals = self._thread = self._in_flight = None
         self._queue.clear()
         self._taken.clear()
+        self._begun = False
         self._reset_retries()
         self.health = Health(self)
         self._discard()
 
     def flush(self) -> None:
         """Send all that is pending. Raises StorageError, also for metrics that the storage refuses."""
+        FORKS.notice()
         self._retry_at = self._scrape_at = 0.0
         self.settle()
         if self._refused:
@@ -264,11 +283,13 @@ class Buffer:
         Raises StorageError; at once where the storage was found down within `SCRAPE_RETRY_SECONDS`, so that scrapes do not
         queue up.
         """
+        FORKS.notice()
         self._rouse(names, beat=False)
         self._in_turn(self._send_unless_down)
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Send what is pending, then read those metrics or all. Raises NotConfigured and StorageError."""
+        FORKS.notice()
         self.required()
         self._rouse(names, beat=False)
         return self._in_turn(self._send_and_read, names)
@@ -284,6 +305,7 @@ class Buffer:
 
     def clear(self) -> None:
         """Delete all metrics from the storage; what this process has declared starts again. Raises StorageError."""
+        FORKS.notice()
         self._in_turn(self._clear)
 
     def _clear(self) -> None:
@@ -314,12 +336,19 @@ class Buffer:
 
     def leave(self) -> None:
         """Send what is pending, then take this process's marks and live values out of the storage."""
+        FORKS.notice()
         self._in_turn(self._leave)
 
     def at_exit(self) -> None:
-        """Leave for good: no thread may start any more, and whatever still changes is sent at once."""
+        """Leave for good: no thread may start any more, and whatever still changes is sent at once.
+
+        The master of a server has nothing to say: its workers have declared what it did. As root it would make files that
+        they may not write.
+        """
+        FORKS.notice()
         self._leaving = self.write_through = True
-        self._in_turn(self._leave_for_good)
+        if self._begun or os.geteuid() != 0 or not (FORKS.forked or servers.is_master()):
+            self._in_turn(self._leave_for_good)
 
     def before_fork(self) -> bool:
         """Let no other thread send while the process forks; return whether that worked within `FORK_SECONDS`."""
@@ -330,20 +359,30 @@ class Buffer:
         self._sending.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin as a new process: nothing pending, another writer, no thread."""
+        """Begin as a new process: nothing pending, another writer, no thread; it declares what its parent has not."""
+        begun = self._begun
         self._start()
         if self._journals is not None:
             self._journals.after_fork_in_child()
         for pending in self._all_metrics():
             pending.after_fork()
-        if not self.write_through:
-            self._open_journal()
+        self._retired.clear()  # what they had pending is the parent's, in its journal
+        self._restart_due = not begun and self.storage is not None
 
     # The background thread
 
+    def _begin(self) -> None:
+        """Have a journal, unless another thread is sending and makes one, and the thread."""
+        if not self.write_through and self._sender is None and self._sending.acquire(blocking=False):
+            try:
+                self._open_journal()
+            finally:
+                self._sending.release()
+        self._start_thread()
+
     def _start_thread(self) -> None:
         """Start the thread; where none can be started, the next update tries again, and of two the first goes."""
-        if not self._threaded or self._leaving:
+        if not self._threaded or self._leaving or not servers.threads_run():
             return
         thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
         try:
@@ -354,8 +393,15 @@ class Buffer:
         self._thread = thread
         _flush_when_a_multiprocessing_child_ends(self)
 
+    def catch_up(self) -> None:
+        """Do what the thread would do next, in a process where threads do not run."""
+        FORKS.notice()
+        if self._begun:
+            self._beat(time.monotonic())
+            self.write()
+
     def _run(self) -> None:
-        last_flush = -math.inf
+        last_flush = time.monotonic()
         self._thread = threading.current_thread()
         while self._thread is threading.current_thread() and not self._leaving:
             self._wake.wait(min(self._interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
@@ -438,6 +484,8 @@ class Buffer:
         if self._down is not None and time.monotonic() < self._scrape_at:
             raise StorageError(str(self._down)) from self._down
         self._send()
+        if self._begun and self._thread is None:
+            self._start_thread()
 
     def _send(self) -> None:
         """Send the batch in flight, if there is one, then what is queued by now; keep one that fails.
@@ -465,6 +513,7 @@ class Buffer:
 
     def _send_all(self) -> None:
         self._mind_journal()
+        self._begun = self._begun or bool(self._queue)
         if not self.write_through:
             self._open_journal()
         self._replay()
@@ -699,8 +748,6 @@ class Buffer:
             self._queue.append(pending)
             self._queue.extend(pending.all_again())
         self._restart_due = False
-        if self._queue and self._thread is None:
-            self._start_thread()
 
     def _all_metrics(self, names: Collection[str] | None = None) -> list[Pending]:
         """The metrics that live, or those of them with these names."""

@@ -11,6 +11,7 @@ from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from .family import EXEMPLAR, Family, labels_with, shows_created
+from .forks import FORKS
 from .interruption import is_raised_by_handler
 from .storage import Kind, Operation, Stamped
 
@@ -134,17 +135,19 @@ class Pending:
 
     def drop(self, cells: Iterable[Cell]) -> None:
         """Forget these series; whoever still holds one updates it in vain."""
+        FORKS.notice()
         for cell in cells:
             cell.drop()
             self.cells.pop(cell, None)
 
     def remove(self, selector: str, cells: Iterable[Cell] = ()) -> None:
         """Remove every series of the storage whose labels include those of `selector` (JSON), and forget these `cells`."""
+        FORKS.notice()
         removal = Removal(self, selector)
         self.buffer.keep(removal)
         self.drop(cells)
         if self.removals.setdefault(selector, removal) is removal:
-            self.buffer.declare(removal)
+            self.buffer.tell(removal)
         else:
             removal.settle()
 
@@ -264,7 +267,7 @@ class Cell:
     Handlers of signals and finalizers may update metrics too, and Python runs them, and other threads, wherever code calls,
     allocates what the garbage collector looks after, or jumps back. So the update of a number takes no lock. From where it
     looks at the cell, and whether it is quiet, to its last store it does none of that; nor does `operations` until it has
-    taken what was gathered.
+    taken what was gathered. CPython 3.10 also does so where it jumps forward: the code of a quiet cell comes first.
     """
 
     __slots__ = ("created", "dropped", "pending", "queued", "quiet", "values")
@@ -275,8 +278,11 @@ class Cell:
         self.created: float | None = time.time()
         """When the series was created, in Unix seconds, until that is in a batch."""
         self.queued = False
-        self.quiet = False
-        """Whether an update has nothing to do but to change the cell: it is queued, and nobody waits for it to be sent."""
+        self.quiet: Any = False
+        """Whether an update has nothing to do but to change the cell: it is queued, and nobody waits for it to be sent.
+
+        True here is what `Forks.unforked` gives: in a fork no cell is quiet, so that it leaves the parent's memory first.
+        """
         self.dropped = False
         self.start_anew()
 
@@ -326,6 +332,7 @@ class Cell:
 
     def announce(self) -> None:
         """Queue the cell before a change. Raises NotConfigured."""
+        FORKS.notice()
         if not self.queued:
             self.buffer.mark(self)
 
@@ -493,6 +500,7 @@ class Total(Sums):
 
     def reset_now(self) -> Total:
         """A cell to go on with, which sets the counter to zero, as created now; what the journal has of this one is void."""
+        FORKS.notice()
         new, labels = Total(self.pending, self.values), self.labels
         new.exemplar, new.created = self.exemplar, (now := time.time())
         new._notes = (
@@ -611,16 +619,15 @@ class Number(Numbers):
 
     def add(self, amount: float) -> None:
         number = amount - 0.0  # a float; plus 0.0 would lose the sign of -0.0
-        quiet = self.quiet
-        if not quiet:
+        if self.quiet:
+            self.rows[self.at + self._slot] += number
+        else:
             self.announce()
-        self.rows[self.at + self._slot] += number
-        if not quiet:
+            self.rows[self.at + self._slot] += number
             self.changed()
 
     def set(self, value: float) -> None:
-        quiet = self.quiet
-        if not quiet:
+        if not self.quiet:
             self.announce()
         slot, flying = self._slot, self._flying
         if not self._is_set:
@@ -629,7 +636,7 @@ class Number(Numbers):
         self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
         self._slot = slot
         self._is_set = 1
-        if not quiet:
+        if not self.quiet:
             self.changed()
 
     @property
@@ -720,11 +727,11 @@ class ProcessNumber(Numbers):
     def add(self, amount: float) -> None:
         """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
         number = amount + 0.0
-        quiet = self.quiet
-        if not quiet:
+        if self.quiet:
+            self.rows[self.at + self._slot] += number
+        else:
             self.announce()
-        self.rows[self.at + self._slot] += number
-        if not quiet:
+            self.rows[self.at + self._slot] += number
             self.changed()
 
     def set(self, value: float) -> None:

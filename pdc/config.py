@@ -11,8 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import servers
 from .buffer import Buffer
 from .cells import in_one_scrape
+from .forks import FORKS
 from .journal import Journals
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
@@ -174,6 +176,7 @@ def _attach(
     *,
     threaded: bool = True,
 ) -> None:
+    servers.adapt()
     before = _storages()
     for buffer in buffers:
         journals = _journals(folder, storage.identity)
@@ -205,6 +208,18 @@ def _at_exit() -> None:
         storage.close()
 
 
+def _before_snapshot() -> None:
+    for buffer in BUFFERS:
+        buffer.leave()
+    for storage in _storages():
+        storage.close()
+
+
+def _after_request() -> None:
+    for buffer in BUFFERS:
+        buffer.catch_up()
+
+
 _held: dict[int, list[Buffer]] = {}
 """The buffers that wait for a fork, by the thread that forks."""
 
@@ -227,5 +242,6 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):  # Python calls hooks of `before` last come, first served: storages wait after buffers
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+servers.SNAPSHOTS.append(_before_snapshot)
+servers.REQUEST_ENDS.append(_after_request)
+FORKS.register(_before_fork, _after_fork_in_parent, _after_fork_in_child)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gzip
 import logging
-import os
 import socket
 import ssl
 import sys
@@ -24,10 +23,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry, RestrictedRegistry
 
-from . import config, health
+from . import config, health, servers
 from .buffer import NotConfigured
 from .cells import in_one_scrape
 from .family import Page, families
+from .forks import FORKS
 from .metrics import StoredMetric
 from .rendering import Encoder, Renderer
 from .storage import Snapshot, StorageError
@@ -301,6 +301,7 @@ class Port:
         self._app = app
         self._server: WSGIServer | None = None
         self._opened = threading.Lock()
+        self._waits_for_workers = False
 
     @classmethod
     def of(cls, address: tuple[str, int], app: WSGIApplication) -> Port:
@@ -308,9 +309,21 @@ class Port:
         return cls._ports.setdefault(address, cls(address, app))
 
     def open(self) -> None:
-        """Serve from a daemon thread, as soon as no other process does; only the first call in a process does anything."""
+        """Serve from a daemon thread, as soon as no other process does; only the first call in a process does anything.
+
+        A master that loads the application for its workers leaves that to them.
+        """
+        if not self._opened.locked():
+            self._waits_for_workers = servers.is_master()
+            if not self._waits_for_workers:
+                self._open()
+
+    def _open(self) -> None:
         if self._opened.acquire(blocking=False):
-            threading.Thread(target=self._run, name="pdc-port", daemon=True).start()
+            if servers.threads_run():
+                threading.Thread(target=self._run, name="pdc-port", daemon=True).start()
+            else:
+                logger.warning("metrics are not served on %s:%d: %s", *self._address, servers.NO_THREADS)
 
     def _run(self) -> None:
         while self._server is None:
@@ -325,15 +338,17 @@ class Port:
 
     @classmethod
     def after_fork_in_child(cls) -> None:
-        """Let go of the sockets, which would keep the ports from others when the parent ends."""
+        """Let go of the sockets, which would keep the ports from others when the parent ends; workers of a master open them."""
         for port in cls._ports.values():
             if port._server is not None:
                 port._server.server_close()
             port._server, port._opened = None, threading.Lock()
+            if port._waits_for_workers:
+                port._waits_for_workers = False
+                port._open()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=Port.after_fork_in_child)
+FORKS.register(after_in_child=Port.after_fork_in_child)
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):

@@ -19,6 +19,7 @@ from . import config
 from .buffer import Buffer
 from .cells import Buckets, Cell, Computed, Holder, Number, Observations, Pending, ProcessNumber, Text, Total
 from .family import Family, bucket_bounds, clean, dump, exemplar_text, text
+from .forks import FORKS
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
@@ -244,12 +245,13 @@ class Counter(StoredMetric, prometheus_client.Counter):
         cell = self._cell
         number = amount + 0.0  # a float, by whatever rules the type of the amount has
         if exemplar:
+            FORKS.notice()
             cell.exemplar = _exemplar(exemplar, amount)
-        quiet = cell.quiet
-        if not quiet:
+        if cell.quiet:
+            cell.rows[cell.at] += number
+        else:
             cell.announce()
-        cell.rows[cell.at] += number
-        if not quiet:
+            cell.rows[cell.at] += number
             cell.changed()
 
     def reset(self) -> None:
@@ -322,7 +324,7 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         before, self._cell = self._cell, self._pending.add(Computed(self._pending, self._cell.values, f))
         self._pending.drop([before])
         self._cell.compute()
-        self.buffer.declare(self._cell)
+        self.buffer.tell(self._cell)
 
 
 class Summary(StoredMetric, prometheus_client.Summary):
@@ -337,13 +339,15 @@ class Summary(StoredMetric, prometheus_client.Summary):
         """Observe `amount`."""
         cell = self._cell
         number = amount + 0.0
-        quiet = cell.quiet
-        if not quiet:
+        if cell.quiet:
+            rows, at = cell.rows, cell.at
+            rows[at] += number
+            rows[at + 1] += 1.0
+        else:
             cell.announce()
-        rows, at = cell.rows, cell.at
-        rows[at] += number
-        rows[at + 1] += 1.0
-        if not quiet:
+            rows, at = cell.rows, cell.at
+            rows[at] += number
+            rows[at + 1] += 1.0
             cell.changed()
 
 
@@ -369,15 +373,19 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
         number = amount + 0.0
         bucket = bisect_left(cell.bounds, number)
         if exemplar and number == number:
+            FORKS.notice()
             cell.exemplars[bucket] = _exemplar(exemplar, amount)
-        quiet = cell.quiet
-        if not quiet:
+        if cell.quiet:
+            rows, at = cell.rows, cell.at
+            rows[at] += number
+            if number == number:  # a NaN is in no bucket, as in prometheus_client
+                rows[at + bucket + 1] += 1.0
+        else:
             cell.announce()
-        rows, at = cell.rows, cell.at
-        rows[at] += number
-        if number == number:  # a NaN is in no bucket, as in prometheus_client
-            rows[at + bucket + 1] += 1.0
-        if not quiet:
+            rows, at = cell.rows, cell.at
+            rows[at] += number
+            if number == number:
+                rows[at + bucket + 1] += 1.0
             cell.changed()
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import os
+import pwd
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,3 +152,19 @@ def test_a_worker_that_hangs_sends_what_is_pending(started: Any, tmp_path: Path,
     server.get()
     server.get(path)
     wait_until(lambda: counted(tmp_path).get(("/", "200")), 20)
+
+
+def test_workers_of_another_user_make_the_files() -> None:
+    """A master that loads the application makes nothing: its workers may be another user's, who could not write that."""
+    is_root = os.geteuid() == 0
+    folder = Path(tempfile.mkdtemp())  # which every user can reach
+    folder.chmod(0o777)
+    server = Gunicorn(folder, "sync", "--preload", *(["--user", "nobody"] if is_root else []))
+    try:
+        assert not list(folder.glob("metrics.db*"))
+        for _ in range(20):
+            assert server.get() is not None
+    finally:
+        server.stop()
+    assert counted(folder) == {("/", "200"): 20}
+    assert (folder / "metrics.db").stat().st_uid == (pwd.getpwnam("nobody").pw_uid if is_root else os.geteuid())

@@ -15,12 +15,13 @@ Fields that start with ``#`` are bookkeeping and are never exported:
 from __future__ import annotations
 
 import json
-import os
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from ..forks import FORKS
 
 META = "#meta"
 MARK = "#mark:"
@@ -168,6 +169,9 @@ class ForkSafe:
     def before_fork(self) -> None:
         """Let go of what a child must not inherit; called with the lock held."""
 
+    def inherit(self, *, idle: bool) -> None:
+        """Do in a child what `before_fork` would have done, had it been called; `idle` unless a thread was using the driver."""
+
 
 _fork_safe: weakref.WeakSet[ForkSafe] = weakref.WeakSet()
 _held: dict[int, list[ForkSafe]] = {}
@@ -188,13 +192,16 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    prepared = _held.pop(threading.get_ident(), ())
     _held.clear()
     for storage in list(_fork_safe):
+        idle = storage in prepared or storage.lock.acquire(blocking=False)
         storage.lock = threading.RLock()
+        if storage not in prepared:
+            storage.inherit(idle=idle)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+FORKS.register(_before_fork, _after_fork_in_parent, _after_fork_in_child)
 
 
 class Mark(NamedTuple):

@@ -58,8 +58,16 @@ _WRITE = {
     Kind.ADD: _INSERT.format("0.0 + :value") + "UPDATE SET value = value + :value",
 }
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
-_lost: set[tuple[int, int]] = set()
-"""The files that this process can use no more, since others closed their descriptors."""
+_CLOSED = (
+    "somebody closed all descriptors of this process, as a daemon does, and SQLite would write to the files that have their "
+    "numbers now; call setup() after that, and update no metric before"
+)
+_CLONED = (
+    "this process was cloned, not by Python, while a thread was using it; the journal has what is counted here, and another "
+    "process sends that"
+)
+_lost: dict[tuple[int, int] | None, str] = {}
+"""The files that this process can use no more, and why."""
 
 
 class SqliteStorage(ForkSafe):
@@ -172,6 +180,19 @@ class SqliteStorage(ForkSafe):
         """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
         self.close()
 
+    def inherit(self, *, idle: bool) -> None:
+        """Close connections; those that a thread was using stay open for ever, and SQLite is not called any more."""
+        self._in_transaction = False
+        if idle:
+            with suppress(sqlite3.Error):
+                self.close()
+        elif self._given is None:
+            for connection in (self._connection, self._lent):
+                keep_for_ever(connection)
+            _lost[_identity(self._path)] = _CLONED  # SQLite's own locks are held by a thread that is not there
+            self._connection = self._lent = None
+            self._prepared = False
+
     def _used(self, work: Callable[P, T], action: str, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the work as the only thread that uses the connection.
 
@@ -243,11 +264,8 @@ class SqliteStorage(ForkSafe):
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         """Open the file, with the mode "rwc" also one that is not there; one that may only be read can be read with either."""
-        if _identity(self._path) in _lost:
-            raise StorageError(
-                f"cannot use {self} any more: somebody closed all descriptors of this process, as a daemon does, and SQLite "
-                "would write to the files that have their numbers now; call setup() after that, and update no metric before"
-            )
+        if (why := _lost.get(_identity(self._path))) is not None:
+            raise StorageError(f"cannot use {self} any more: {why}")
         if self._sentinel is None:
             self._sentinel = Descriptor.sentinel()
         uri = f"{Path(self._path).as_uri()}?mode={mode}"
@@ -267,7 +285,7 @@ class SqliteStorage(ForkSafe):
                 if connection is not None:
                     keep_for_ever(connection)
             if self._file is not None:
-                _lost.add(self._file)  # SQLite shares descriptors among the connections to a file
+                _lost[self._file] = _CLOSED  # SQLite shares descriptors among the connections to a file
             self._connection = self._lent = self._sentinel = None
             self._prepared = False
 

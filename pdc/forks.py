@@ -1,0 +1,117 @@
+"""Who must hear of a fork, and in which order; also of a fork that Python does not see.
+
+Python runs hooks where Python forks. A server written in C, such as uWSGI, or a call by ctypes clones the process without
+them. Such a clone notices by its process id, before it counts or sends anything, and then does what a child of Python does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+MADV_WIPEONFORK = 18
+"""Of Linux, from 4.14 on: a fork finds nothing but zeros in such memory. Python's `mmap` does not name it."""
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+class Hooks(NamedTuple):
+    """What to call at a fork. In a clone that nobody saw coming, `after_in_child` is the only one that is called."""
+
+    before: Callable[[], None]
+    after_in_parent: Callable[[], None]
+    after_in_child: Callable[[], None]
+
+
+class Forks:
+    """Tells all who registered of the forks of this process: the last one first before it, the first one first after it."""
+
+    def __init__(self) -> None:
+        self.forked = False
+        """Whether this process has forked children."""
+        self._hooks: list[Hooks] = []
+        self._pid = os.getpid()
+        self._turns: dict[int, threading.RLock] = {}
+        self._unforked: Any = None
+
+    def register(
+        self,
+        before: Callable[[], None] = _nothing,
+        after_in_parent: Callable[[], None] = _nothing,
+        after_in_child: Callable[[], None] = _nothing,
+    ) -> None:
+        """Call these functions at every fork; they must not call `notice`."""
+        self._hooks.append(Hooks(before, after_in_parent, after_in_child))
+
+    def unforked(self) -> Any:
+        """A value that is true in this process, and false in whatever is forked or cloned from it.
+
+        It takes no call to look at it: it is a pointer in memory that the kernel clears at a fork. Where the kernel cannot,
+        or where looking would make threads wait for each other, it is True.
+        """
+        if self._unforked is None:
+            self._unforked = _pointer_that_forks_lose()
+        return self._unforked
+
+    def notice(self) -> None:
+        """Begin as a new process where this is a clone of the one that was here before."""
+        pid = os.getpid()
+        if pid != self._pid:
+            with self._turns.setdefault(pid, threading.RLock()):  # a lock of the parent may be held for ever
+                self._begin(pid)
+
+    def begin_anew(self) -> None:
+        """Begin as a new process, whatever the process id says: for copies of a virtual machine."""
+        self._pid = -1
+        self.notice()
+
+    def before(self) -> None:
+        """Prepare for a fork."""
+        self.notice()
+        for hooks in reversed(self._hooks):
+            hooks.before()
+
+    def after_in_parent(self) -> None:
+        """Go on after a fork."""
+        self.forked = True
+        for hooks in self._hooks:
+            hooks.after_in_parent()
+
+    def after_in_child(self) -> None:
+        """Begin as a new process."""
+        self._begin(os.getpid())
+
+    def _begin(self, pid: int) -> None:
+        self._unforked = None
+        for hooks in self._hooks:
+            if self._pid == pid:  # a handler, or another thread, was faster
+                return
+            hooks.after_in_child()
+        self.forked = False
+        self._pid = pid
+
+
+def _pointer_that_forks_lose() -> Any:
+    if "t" in sys.abiflags:
+        return True
+    try:
+        import ctypes  # only here: programs that write each update at once do without
+
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page.madvise(MADV_WIPEONFORK)
+    except (ImportError, AttributeError, OSError):
+        return True
+    page[0] = 1
+    return ctypes.POINTER(ctypes.c_byte).from_buffer(page)
+
+
+FORKS = Forks()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=FORKS.before, after_in_parent=FORKS.after_in_parent, after_in_child=FORKS.after_in_child)

@@ -1,0 +1,89 @@
+"""What the server that runs this process does with it, as far as pdc must know; there is nothing to set.
+
+uWSGI and Gunicorn (``--preload``) may load an application in a master, whose forks are the workers. uWSGI forks without
+Python's hooks, and without ``--enable-threads`` it lets no thread run while a worker waits for a request.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from types import FrameType
+from typing import Any
+
+from .forks import FORKS
+
+WORKER_STARTS: list[Callable[[], None]] = [FORKS.notice]
+"""What to do where a worker starts, before its first request."""
+REQUEST_ENDS: list[Callable[[], None]] = []
+"""What to do after each request of a worker where no threads run."""
+SNAPSHOTS: list[Callable[[], None]] = []
+"""What to do before AWS Lambda takes a snapshot (SnapStart), of which there are many copies later."""
+NO_THREADS = "start uWSGI with --enable-threads, or no thread runs while a worker waits for a request"
+
+
+def _uwsgi() -> Any:
+    """The module that uWSGI gives its processes, of which there is nothing to import elsewhere."""
+    found = sys.modules.get("uwsgi")
+    return found if hasattr(found, "masterpid") else None
+
+
+def is_master() -> bool:
+    """Whether this process loads the application for others, its forks, and answers no request itself."""
+    uwsgi = _uwsgi()
+    if uwsgi is not None:
+        return bool(uwsgi.worker_id() == 0 and uwsgi.mule_id() == 0 and not uwsgi.i_am_the_spooler())
+    return "gunicorn.arbiter" in sys.modules and _is_called_by_arbiter()
+
+
+def _is_called_by_arbiter() -> bool:
+    """Whether Gunicorn's master loads the application at the moment."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        where = frame.f_globals.get("__name__", "")
+        if where.startswith("gunicorn.workers."):
+            return False
+        if where == "gunicorn.arbiter":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def threads_run() -> bool:
+    """Whether a thread runs in this process for as long as it lives, and may be there when it forks."""
+    uwsgi = _uwsgi()
+    return uwsgi is None or bool((uwsgi.has_threads or uwsgi.loop) and not is_master())
+
+
+def adapt() -> None:
+    """Be called where a worker starts, after requests where no threads run, and around snapshots; once per process."""
+    uwsgi = _uwsgi()
+    if uwsgi is not None:
+        _chain(uwsgi, "post_fork_hook", WORKER_STARTS)
+        if not (uwsgi.has_threads or uwsgi.loop):
+            _chain(uwsgi, "after_req_hook", REQUEST_ENDS)
+    if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start" and not _snapshots:
+        _snapshots.append(import_module("snapshot_restore_py"))
+        _snapshots[0].register_before_snapshot(partial(_call, SNAPSHOTS))
+        _snapshots[0].register_after_restore(FORKS.begin_anew)
+
+
+_snapshots: list[Any] = []
+"""The module of AWS Lambda that knows of them, once it knows of us."""
+
+
+def _chain(uwsgi: Any, name: str, ours: list[Callable[[], None]]) -> None:
+    """Call these before the hook of that name that there may be."""
+    theirs = getattr(uwsgi, name, None)
+    if not isinstance(theirs, partial) or theirs.func is not _call:
+        setattr(uwsgi, name, partial(_call, ours, theirs))
+
+
+def _call(ours: list[Callable[[], None]], theirs: Callable[[], None] | None = None) -> None:
+    for hook in ours:
+        hook()
+    if theirs is not None:
+        theirs()
