@@ -476,6 +476,7 @@ def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Pa
         lambda: hits.labels("/c").inc(math.inf),
         buffer.flush,
     ]
+    buffer.flush()  # from here on there is a journal
     (path,) = tmp_path.iterdir()
 
     def left() -> dict[str, Any]:
