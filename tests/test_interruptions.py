@@ -173,7 +173,7 @@ class Program:
     def check_that_nothing_is_held(self) -> None:
         """Another process can write the storage, and another thread can flush."""
         if "sqlite" in self._options:
-            with sqlite3.connect(self._options["sqlite"], timeout=0, isolation_level=None) as other:
+            with sqlite3.connect(self._options["sqlite"], timeout=2, isolation_level=None) as other:
                 other.execute("BEGIN IMMEDIATE")
                 other.execute("ROLLBACK")
             other.close()
@@ -314,7 +314,7 @@ def test_time_limits_at_random_times(storage: dict[str, Any], interval: float, r
     result = run_script(LIMITS.format(interval=interval and 0.01, limits=limits, longest=longest), storage=storage, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     swallowed, hits, observations, level, _, _, counted, observed = map(float, result.stdout.split())
-    assert swallowed <= (limits / 50 if "redis" in storage else 0)  # redis-py drops some while it connects, again and again
+    assert swallowed <= (limits / 10 if "redis" in storage else 0)  # redis-py drops some while it connects, again and again
     pdc.setup(**storage)
     text = dict(line.rsplit(" ", 1) for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#"))
     assert float(text['hits_total{path="/"}']) == counted
