@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar
 from . import servers
 from .cells import Cell, Entry, Kept, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, Family
-from .forks import FORKS
+from .forks import FORKS, release_own
 from .health import BATCHES_RETRIED, Health
 from .interruption import interruption
 from .journal import Journals
@@ -107,7 +107,6 @@ class Buffer:
 
     def adopt(self, pending: Pending) -> None:
         """Know the metric from now on."""
-        self._let_go_of_retired()
         same = self._metrics.setdefault(pending.family.name, [])
         same.append(weakref.ref(pending, same.remove))
 
@@ -122,19 +121,16 @@ class Buffer:
         self._retired.append(pending)
 
     def _let_go_of_retired(self) -> None:
-        """Let go of the cells of metrics that nobody has, but for those that wait to be sent; later, where others send."""
-        if not self._retired or not self._sending.acquire(blocking=False):
+        """Let go of the cells of metrics that nobody has, but for those that wait to be sent."""
+        if not self._retired:
             return
-        try:
-            if self._sender is None:
-                busy = {entry.pending for entry in (*self._taken, *self._queue.copy())}
-                for pending in [self._retired.popleft() for _ in range(len(self._retired))]:
-                    if pending in busy:
-                        self._retired.append(pending)
-                    else:
-                        pending.drop(list(pending.cells))
-        finally:
-            self._sending.release()
+        busy = {entry.pending for entry in (*self._taken, *self._queue.copy())}
+        for _ in range(len(self._retired)):
+            if self._retired[0] not in busy:
+                self._retired[0].drop(list(self._retired[0].cells))
+                self._retired.popleft()
+            else:
+                self._retired.rotate(-1)
 
     def keep(self, entry: Entry) -> None:
         """Have what can be lost of the entry in the journal of this process, if there is one."""
@@ -350,13 +346,13 @@ class Buffer:
         if self._begun or os.geteuid() != 0 or not (FORKS.forked or servers.is_master()):
             self._in_turn(self._leave_for_good)
 
-    def before_fork(self) -> bool:
-        """Let no other thread send while the process forks; return whether that worked within `FORK_SECONDS`."""
-        return self._sending.acquire(timeout=FORK_SECONDS)
+    def before_fork(self) -> None:
+        """Let no other thread send while the process forks, unless one does for more than `FORK_SECONDS`."""
+        self._sending.acquire(timeout=FORK_SECONDS)
 
     def after_fork_in_parent(self) -> None:
-        """Let other threads send again, where `before_fork` returned true."""
-        self._sending.release()
+        """Let other threads send again."""
+        release_own(self._sending)
 
     def after_fork_in_child(self) -> None:
         """Begin as a new process: nothing pending, another writer, no thread; it declares what its parent has not."""
@@ -373,11 +369,12 @@ class Buffer:
 
     def _begin(self) -> None:
         """Have a journal, unless another thread is sending and makes one, and the thread."""
-        if not self.write_through and self._sender is None and self._sending.acquire(blocking=False):
+        if not self.write_through and self._sender is None:
             try:
-                self._open_journal()
+                if self._sending.acquire(blocking=False):
+                    self._open_journal()
             finally:
-                self._sending.release()
+                release_own(self._sending)
         self._start_thread()
 
     def _start_thread(self) -> None:

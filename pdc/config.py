@@ -220,23 +220,19 @@ def _after_request() -> None:
         buffer.catch_up()
 
 
-_held: dict[int, list[Buffer]] = {}
-"""The buffers that wait for a fork, by the thread that forks."""
-
-
 def _before_fork() -> None:
     if threading.active_count() > 1:
         import_module("pdc.exposition")  # where another thread is importing it, the child would wait for that thread for ever
-    _held[threading.get_ident()] = [buffer for buffer in BUFFERS if buffer.before_fork()]
+    for buffer in BUFFERS:
+        buffer.before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for buffer in _held.pop(threading.get_ident(), ()):
+    for buffer in BUFFERS:
         buffer.after_fork_in_parent()
 
 
 def _after_fork_in_child() -> None:
-    _held.clear()
     for buffer in BUFFERS:
         buffer.after_fork_in_child()
 

@@ -80,6 +80,13 @@ class Forks:
     def after_in_parent(self) -> None:
         """Go on after a fork."""
         self.forked = True
+        try:
+            self._let_parent_go_on()
+        except BaseException:  # of a handler: Python drops it, and the locks must be free
+            self._let_parent_go_on()
+            raise
+
+    def _let_parent_go_on(self) -> None:
         for hooks in self._hooks:
             hooks.after_in_parent()
 
@@ -109,6 +116,14 @@ def _pointer_that_forks_lose() -> Any:
         return True
     page[0] = 1
     return ctypes.POINTER(ctypes.c_byte).from_buffer(page)
+
+
+def release_own(lock: threading.RLock) -> None:
+    """Release a lock that this thread may hold: a handler's exception may have come before it could note whether it does."""
+    try:
+        lock.release()
+    except RuntimeError:  # it is free, or another thread's
+        return
 
 
 FORKS = Forks()

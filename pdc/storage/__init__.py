@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from ..forks import FORKS
+from ..forks import FORKS, release_own
 
 META = "#meta"
 MARK = "#mark:"
@@ -174,31 +174,24 @@ class ForkSafe:
 
 
 _fork_safe: weakref.WeakSet[ForkSafe] = weakref.WeakSet()
-_held: dict[int, list[ForkSafe]] = {}
-"""The storages that wait for a fork, by the thread that forks."""
 
 
 def _before_fork() -> None:
-    held = _held.setdefault(threading.get_ident(), [])
     for storage in list(_fork_safe):
         if storage.lock.acquire(timeout=FORK_SECONDS):
-            held.append(storage)
             storage.before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for storage in _held.pop(threading.get_ident(), ()):
-        storage.lock.release()
+    for storage in list(_fork_safe):
+        release_own(storage.lock)
 
 
 def _after_fork_in_child() -> None:
-    prepared = _held.pop(threading.get_ident(), ())
-    _held.clear()
     for storage in list(_fork_safe):
-        idle = storage in prepared or storage.lock.acquire(blocking=False)
+        idle = storage.lock.acquire(blocking=False)  # by this thread, which forked, or by nobody
         storage.lock = threading.RLock()
-        if storage not in prepared:
-            storage.inherit(idle=idle)
+        storage.inherit(idle=idle)
 
 
 FORKS.register(_before_fork, _after_fork_in_parent, _after_fork_in_child)
