@@ -391,11 +391,11 @@ class RedisStorage(ForkSafe):
 
     def close(self) -> None:
         self._abandon_lost()
-        if self._sentinel is not None:
-            self._sentinel.close()
-            self._sentinel = None
+        sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
         if self._connection is not None:
             self._connection.disconnect()
+        if sentinel is not None:
+            sentinel.close()
 
     def _key(self, name: str) -> str:
         return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"

@@ -168,13 +168,13 @@ class SqliteStorage(ForkSafe):
 
     def close(self) -> None:
         with self.lock:
+            sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
             self._disconnect()
             if self._lent is not None:
                 self._lent.close()
                 self._lent = None
-            if self._sentinel is not None:
-                self._sentinel.close()
-                self._sentinel = None
+            if sentinel is not None:
+                sentinel.close()
 
     def before_fork(self) -> None:
         """Close connections: SQLite's locks are per process, and a child that inherits a connection breaks both."""
