@@ -171,8 +171,8 @@ class SqliteStorage(ForkSafe):
             sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
             self._disconnect()
             if self._lent is not None:
-                self._lent.close()
-                self._lent = None
+                lent, self._lent = self._lent, None
+                lent.close()
             if sentinel is not None:
                 sentinel.close()
 
@@ -291,10 +291,10 @@ class SqliteStorage(ForkSafe):
 
     def _disconnect(self) -> None:
         self._abandon_lost()
-        if self._given is None and self._connection is not None:
-            self._connection.close()
-            self._connection = None
         self._prepared = False
+        if self._given is None and self._connection is not None:
+            connection, self._connection = self._connection, None  # one that is closed is never found here
+            connection.close()
 
     def _create_table(self, cursor: sqlite3.Cursor) -> None:
         """Create the table, or rebuild one of prometheus-distributed-client 2, whose values may be neither NaN nor text."""
