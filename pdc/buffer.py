@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import random
 import sys
 import threading
@@ -93,7 +94,8 @@ class Buffer:
         self._sender: int | None = None
         self._unsaid: deque[tuple[int, str, Exception | None]] = deque()
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """Unlike an event, it has no lock that stays held where an exception of a handler comes at the wrong moment."""
         self._down: Exception | None = None
         self._retry_seconds = FIRST_RETRY_SECONDS
         self._retry_at = self._scrape_at = 0.0
@@ -223,7 +225,7 @@ class Buffer:
             self._used = True
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
         self._in_turn(self._attach, storage, interval, renew_seconds, threaded, journals)
-        self._wake.set()
+        self._wake.put(None)
 
     def _attach(
         self, storage: Storage, interval: float, renew_seconds: float | None, threaded: bool, journals: Journals | None
@@ -253,7 +255,7 @@ class Buffer:
         """Send what is pending and use no storage any more."""
         FORKS.notice()
         self._in_turn(self._detach)
-        self._wake.set()
+        self._wake.put(None)
 
     def _detach(self) -> None:
         self._leave_for_good()
@@ -401,8 +403,8 @@ class Buffer:
         last_flush = time.monotonic()
         self._thread = threading.current_thread()
         while self._thread is threading.current_thread() and not self._leaving:
-            self._wake.wait(min(self._interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
-            self._wake.clear()
+            with suppress(queue.Empty):
+                self._wake.get(timeout=min(self._interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
             if self.storage is not None:
                 now = time.monotonic()
                 if self._beat(now) or self.down or now >= last_flush + self._interval:

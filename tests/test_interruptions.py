@@ -35,6 +35,10 @@ from pdc.storage.sqlite import SqliteStorage
 
 POINTS = int(os.environ.get("PDC_POINTS", "30"))
 """At how many points of the work an exception is raised, evenly spread; the long proof takes all."""
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # redis-py leaves it where it is interrupted
+
+DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset")
+"""Modules that let no exception pass, or are called where Python lets none: telemetry and versions for connections."""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 
@@ -119,7 +123,7 @@ def drops(frame: FrameType | None) -> bool:
     """Whether exceptions go no further: in finalizers, callbacks of weak references, and telemetry of redis-py."""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name == "__del__" or module.startswith(("redis.observability", "_weakrefset")):
+        if frame.f_code.co_name == "__del__" or module.startswith(DROPPING):
             return True
         frame = frame.f_back
     return False
