@@ -1,7 +1,7 @@
 # `make demo` and `make test` build what they need; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions bench fuzz servers wrk clean
+.PHONY: help demo test lint format check-versions check-pythons prove bench fuzz servers wrk clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +12,9 @@ PYTEST ?=
 BENCH ?=
 JOBS ?= 4
 SECONDS ?= 60
+PYTHONS ?=
+TESTS ?=
+PROVE ?=
 # Most tests wait for servers and processes: more of them than there are cores go side by side.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadgroup
 
@@ -36,6 +39,12 @@ format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
 # Random programs are compared with prometheus_client's own output, and benchmarks with peers: they need newest versions.
 check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the oldest versions of the dependencies
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py $(PYTEST)
+
+check-pythons: servers  ## Run the tests with every Python that is here (PYTHONS="python3.14t ..." names them, TESTS=... some tests)
+	$(PYTHON) tests/check_pythons.py $(if $(PYTHONS),--pythons $(PYTHONS)) -- $(SIDE_BY_SIDE) $(TESTS) $(PYTEST)
+
+prove: servers  ## Count 10,000,000 times in 16 threads amid scrapes, forks and signals (PYTHON=python3.14t: without the GIL)
+	$(PYTHON) tests/prove_threads.py $(PROVE)
 
 bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
 	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH)
@@ -87,4 +96,4 @@ define INSTALL
 endef
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) $(OLDEST) $(VERSION2) $(FUZZ) benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VERSION2) $(FUZZ) .venv-pythons benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from . import servers
-from .cells import Cell, Entry, Kept, Pending, Removal, in_one_scrape, numbers
+from .cells import FREE_THREADED, Cell, Entry, Kept, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, Family
 from .forks import FORKS, release_own
 from .health import BATCHES_RETRIED, Health
@@ -625,6 +625,8 @@ class Buffer:
         """Note that nothing is in flight any more."""
         for entry in list(self._taken):
             entry.settle()
+        if FREE_THREADED:  # what was taken while a thread updated it may have missed that, and the thread that it was taken
+            self._queue.extend(entry for entry in self._taken if isinstance(entry, Cell) and entry.was_missed)
         self._taken.clear()
         self._in_flight = None
         if self._journals is not None:

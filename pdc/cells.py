@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,9 +21,48 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pdc")
 
+FREE_THREADED = "t" in getattr(sys, "abiflags", "")
+"""Whether this build of Python can run without the GIL, as it may at any time, whatever PYTHON_GIL says."""
+
 CellT = TypeVar("CellT", bound="Cell")
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def wait_for_threads() -> None:
+    """Return once no other thread is in the middle of an update that had begun before.
+
+    A build without the GIL stops all threads for this, which it does where one with the GIL would switch between them.
+    """
+    if FREE_THREADED:
+        sys._current_exceptions()
+
+
+class Turn:
+    """What threads take in turns where there is no GIL: after `alone`, no other one gets there until `together`.
+
+    These are attributes, since handlers of signals, which may want the turn too, run where code calls something, or jumps
+    back, but not where it reads an attribute. So nothing of that may be in between, nor anything that may raise.
+    """
+
+    alone: Any = None
+    together: Any = None
+    release: Callable[[], None]
+
+    @classmethod
+    def begin(cls) -> None:
+        """Let it be nobody's turn: that of the threads which this process had before a fork is over."""
+        if FREE_THREADED:
+            from operator import methodcaller  # which others need not import
+
+            lock = threading.Lock()
+            cls.release = lock.release
+            cls.alone = property(lock.acquire)  # it takes the object for an argument that says to wait
+            cls.together = property(methodcaller("release"))
+
+
+TURN = Turn()
+TURN.begin()
 
 
 class Entry(Protocol):
@@ -218,16 +258,24 @@ class Note:
     @property
     def is_taken(self) -> bool:
         """Whether it is in a batch."""
-        return bool(self.rows[self.at])
+        _ = TURN.alone
+        taken = self.rows[self.at]
+        _ = TURN.together
+        return bool(taken)
 
     def take(self) -> Operation:
         """Hand it over."""
+        _ = TURN.alone
         self.rows[self.at] = 1.0
+        _ = TURN.together
         return self.operation
 
     def move(self, rows: memoryview[float], at: int) -> None:
+        _ = TURN.alone
         rows[at] = self.rows[self.at]
-        self.rows, self.at = rows, at
+        self.rows = rows
+        self.at = at
+        _ = TURN.together
 
     def let_go(self) -> tuple[memoryview[float], int]:
         place = self.rows, self.at
@@ -268,6 +316,9 @@ class Cell:
     allocates what the garbage collector looks after, or jumps back. So the update of a number takes no lock. From where it
     looks at the cell, and whether it is quiet, to its last store it does none of that; nor does `operations` until it has
     taken what was gathered. CPython 3.10 also does so where it jumps forward: the code of a quiet cell comes first.
+
+    Without the GIL other threads run all the time. There gauges and texts change in a `Turn`; of what only ever adds, each
+    thread has a cell of its own.
     """
 
     __slots__ = ("created", "dropped", "pending", "queued", "quiet", "values")
@@ -305,6 +356,11 @@ class Cell:
     def has_unsent(self) -> bool:
         """Whether something was gathered that was not taken."""
         return False
+
+    @property
+    def was_missed(self) -> bool:
+        """Whether it has something unsent and is not queued, though nothing was raised into an update."""
+        return not self.queued and not self.dropped and self.has_unsent
 
     def forget_stored(self) -> None:
         """Do not rely on what the storage has."""
@@ -379,16 +435,21 @@ class Numbers(Cell):
         return (self,)
 
     def start_anew(self) -> None:
-        self.rows, self.at = numbers(self.size), 0
+        rows = numbers(self.size)
+        _ = TURN.alone
+        self.rows, self.at = rows, 0
+        _ = TURN.together
 
     def move(self, rows: memoryview[float], at: int) -> None:
         """Nothing can come between the copy and the stores that follow: see `Cell`."""
         size = self.size
         with self.pending.lock:
+            _ = TURN.alone
             start = self.at
             rows[at : at + size] = self.rows[start : start + size]
             self.rows = rows
             self.at = at
+            _ = TURN.together
 
     def let_go(self) -> tuple[memoryview[float], int]:
         with self.pending.lock:
@@ -419,6 +480,10 @@ class Sums(Numbers):
     @property
     def size(self) -> int:  # type: ignore[override]
         return 3 * self.width
+
+    def add(self, index: int, amount: float) -> None:
+        """Add to the total of that number, a float, without telling anybody."""
+        self.rows[self.at + index] += amount
 
     def row(self, number: int) -> memoryview[float]:
         """That row of the three."""
@@ -472,17 +537,144 @@ class Sums(Numbers):
         raise NotImplementedError
 
 
+JOURNAL_PLACE = 2
+"""Where the numbers of a cell are in the rows that a journal gives it, where there is no GIL: after their record's head."""
+
+
+class ThreadSums(Sums):
+    """Sums to which one thread adds: without the GIL, each thread that updates a series has such a cell.
+
+    The totals are a list, which no other thread changes, and what was sent of them is the sender's. The rows only repeat both
+    for a journal: an update stores its new totals in whatever rows it finds. While the cell moves, these are none that count.
+    """
+
+    __slots__ = ("sent", "thread", "totals")
+
+    def start_anew(self) -> None:
+        self.thread = threading.get_ident()
+        self.totals: list[float] = [0.0] * self.width
+        self.sent = numbers(2 * self.width)
+        """What went into a batch, and what is in the storage."""
+        self.rows = self._passing_rows()
+        self.at = 0
+
+    def _passing_rows(self) -> memoryview[float]:
+        """Rows for an update that finds them with a place in a journal, too."""
+        return numbers(self.size + JOURNAL_PLACE)
+
+    def add(self, index: int, amount: float) -> None:
+        """Add as any thread."""
+        _ = TURN.alone
+        self.totals[index] += amount
+        self.rows[self.at + index] = self.totals[index]
+        _ = TURN.together
+
+    def announce(self) -> None:
+        self._repeat_totals()  # somebody may have moved the cell amid the last update
+        super().announce()
+
+    def reset(self) -> None:
+        totals = self.totals.copy()
+        self._note(totals, totals)
+
+    def move(self, rows: memoryview[float], at: int) -> None:
+        size, width = self.size, self.width
+        self.rows = self._passing_rows()
+        self._wait_for_thread()
+        _ = TURN.alone
+        self.at = at
+        self.rows = rows
+        rows[at + width : at + size] = self.sent
+        _ = TURN.together
+        for _ in range(3):  # a thread that still goes on adding repeats its totals itself, since the cell is not quiet
+            self.quiet = False
+            self._wait_for_thread()
+            self._repeat_totals()
+            self._wait_for_thread()
+            if [rows[index] for index in range(at, at + width)] == self.totals:
+                break
+
+    def _wait_for_thread(self) -> None:
+        if self.thread != threading.get_ident():
+            wait_for_threads()
+
+    def _repeat_totals(self) -> None:
+        width, totals = self.width, numbers(self.width)
+        for index, total in enumerate(self.totals.copy()):
+            totals[index] = total
+        _ = TURN.alone
+        self.rows[self.at : self.at + width] = totals
+        _ = TURN.together
+
+    def _note(self, taken: Sequence[float], stored: Sequence[float]) -> None:
+        """Note what went into a batch, and what is in the storage."""
+        size, width = self.size, self.width
+        for index, number in enumerate((*taken, *stored)):
+            self.sent[index] = number
+        _ = TURN.alone
+        self.rows[self.at + width : self.at + size] = self.sent
+        _ = TURN.together
+
+    def operations(self) -> list[Operation]:
+        totals = self.totals.copy()
+        stored = list(self.sent)[self.width :]
+        self._note(totals, stored)
+        return self.additions(self.gained(totals, stored))
+
+    @property
+    def has_unsent(self) -> bool:
+        return self.totals != list(self.sent)[: self.width]
+
+    def settle(self) -> None:
+        super(Sums, self).settle()
+        taken = list(self.sent)[: self.width]
+        if not math.isfinite(taken[0]):
+            self.forget_first()
+            taken[0] = 0.0
+        self._note(taken, taken)
+
+    def forget_first(self) -> None:
+        """Set the first total to 0."""
+        self.totals[0] = 0.0
+
+
+if TYPE_CHECKING or not FREE_THREADED:
+    SeriesSums = Sums
+else:
+    SeriesSums = ThreadSums
+
+
 def numbers(count: int) -> memoryview[float]:
     """So many numbers, which are 0."""
     return memoryview(bytearray(8 * count)).cast("d")
 
 
-class Total(Sums):
+class Total(SeriesSums):
     """A counter."""
 
     __slots__ = ("_notes", "_taken_exemplar", "exemplar")
 
     width = 1
+
+    if FREE_THREADED and not TYPE_CHECKING:  # an attribute is faster than a list
+        __slots__ = ("_notes", "_taken_exemplar", "exemplar", "total")
+
+        @property
+        def totals(self) -> list[float]:
+            return [self.total]
+
+        @totals.setter
+        def totals(self, totals: list[float]) -> None:
+            self.total = totals[0]
+
+        def forget_first(self) -> None:
+            self.total = 0.0
+
+        def add(self, _index: int, amount: float) -> None:
+            _ = TURN.alone
+            self.total += amount
+            self.rows[self.at] = self.total
+            _ = TURN.together
 
     def start_anew(self) -> None:
         super().start_anew()
@@ -527,7 +719,10 @@ class Total(Sums):
 
     def additions(self, gained: list[float]) -> list[Operation]:
         if self.exemplar:
-            self._taken_exemplar, self.exemplar = self.exemplar, ""
+            _ = TURN.alone
+            self._taken_exemplar = self.exemplar
+            self.exemplar = ""
+            _ = TURN.together
         labels = self.labels
         field = f"_total:{labels}"
         operations = [Operation(Kind.ADD, field, gained[0]), *self.creation(labels)]
@@ -536,7 +731,7 @@ class Total(Sums):
         return operations
 
 
-class Observations(Sums):
+class Observations(SeriesSums):
     """A summary: the sum of its observations, and how many there were."""
 
     __slots__ = ()
@@ -553,7 +748,7 @@ class Observations(Sums):
         ]
 
 
-class Buckets(Sums):
+class Buckets(SeriesSums):
     """A histogram: the sum of its observations, and how many there were in each bucket, not cumulated."""
 
     __slots__ = ("_taken_exemplars", "bounds", "exemplars", "width")
@@ -579,7 +774,10 @@ class Buckets(Sums):
         self._taken_exemplars = None
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        new, self.exemplars = self.exemplars, {}
+        new: dict[int, str] = {}
+        _ = TURN.alone
+        new, self.exemplars = self.exemplars, new
+        _ = TURN.together
         if new:
             self._taken_exemplars = {**(self._taken_exemplars or {}), **new}
         exemplars = self._taken_exemplars or {}
@@ -639,6 +837,35 @@ class Number(Numbers):
         if not self.quiet:
             self.changed()
 
+    if FREE_THREADED and not TYPE_CHECKING:
+
+        def add(self, amount: float) -> None:
+            number = amount - 0.0
+            if type(number) is not float:
+                number = float(number)
+            if not self.quiet:
+                self.announce()
+            _ = TURN.alone
+            self.rows[self.at + self._slot] += number
+            _ = TURN.together
+            if not self.quiet:
+                self.changed()
+
+        def set(self, value: float) -> None:
+            if not self.quiet:
+                self.announce()
+            _ = TURN.alone
+            slot, flying = self._slot, self._flying
+            if not self._is_set:
+                slot = 6 - slot - flying if flying else slot % 3 + 1
+            self.rows[self.at + slot] = value
+            self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
+            self._slot = slot
+            self._is_set = 1
+            _ = TURN.together
+            if not self.quiet:
+                self.changed()
+
     @property
     def has_unsent(self) -> bool:
         return bool(self._is_set or self.rows[self.at + self._slot])
@@ -646,6 +873,7 @@ class Number(Numbers):
     def operations(self) -> list[Operation]:
         if self._flying:
             return [self._operation(self._flying, self._was_set)]
+        _ = TURN.alone
         flying, was_set = self._slot, self._is_set
         slot = flying % 3 + 1
         self.rows[self.at + slot] = -0.0
@@ -654,13 +882,15 @@ class Number(Numbers):
         self._is_set = 0
         self._flying = flying
         self._was_set = was_set
+        _ = TURN.together
         return [self._operation(flying, was_set)]
 
     def settle(self) -> None:
         super().settle()
-        with self.pending.lock:
-            self.rows[self.at] = 16 * self._slot + 8 * self._is_set
-            self._flying = self._was_set = 0
+        _ = TURN.alone
+        self.rows[self.at] = 16 * self._slot + 8 * self._is_set
+        self._flying = self._was_set = 0
+        _ = TURN.together
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         rows = self.rows[self.at : self.at + self.size]
@@ -722,7 +952,15 @@ class ProcessNumber(Numbers):
 
     @property
     def has_unsent(self) -> bool:
-        return (self._taken or (0.0, NEVER)) != (self.rows[self.at + self._slot], self.rows[self.at + self._slot + 1])
+        return (self._taken or (0.0, NEVER)) != self._told
+
+    @property
+    def _told(self) -> tuple[float, float]:
+        """The value, and when it was set."""
+        _ = TURN.alone
+        value, set_at = self.rows[self.at + self._slot], self.rows[self.at + self._slot + 1]
+        _ = TURN.together
+        return value, set_at
 
     def add(self, amount: float) -> None:
         """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
@@ -747,8 +985,19 @@ class ProcessNumber(Numbers):
         self.rows[self.at + slot + 1] = set_at
         self.rows[self.at] = self._slot = slot
 
+    if FREE_THREADED and not TYPE_CHECKING:
+        add = Number.add
+
+        def _change(self, value: float, set_at: float) -> None:
+            _ = TURN.alone
+            slot = 4 - self._slot
+            self.rows[self.at + slot] = value
+            self.rows[self.at + slot + 1] = set_at
+            self.rows[self.at] = self._slot = slot
+            _ = TURN.together
+
     def operations(self) -> list[Operation]:
-        value, set_at = self.rows[self.at + self._slot], self.rows[self.at + self._slot + 1]
+        value, set_at = self._told
         if self._stored == (value, set_at) and self.family.live:
             return []
         self._taken = value, set_at
@@ -844,8 +1093,9 @@ class Text(Cell):
     def set(self, text: str) -> None:
         note = Note(self.pending.family, Operation(Kind.SET, f"{self._suffix}:{self.labels}", text))
         self.announce()
-        with self.pending.lock:
-            before, self._text = self._text, note
+        _ = TURN.alone
+        before, self._text = self._text, note
+        _ = TURN.together
         self.buffer.keep(self)
         if before is not None:
             self.buffer.forget(before)
@@ -857,7 +1107,9 @@ class Text(Cell):
 
     def operations(self) -> list[Operation]:
         if self._taken is None:
+            _ = TURN.alone
             self._taken, self._text = self._text, None
+            _ = TURN.together
         if self._taken is None:
             return [Operation(Kind.INIT, f"{self._suffix}:{self.labels}", self._first)]
         return [self._taken.take()]

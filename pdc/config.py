@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import servers
 from .buffer import Buffer
-from .cells import in_one_scrape
+from .cells import TURN, in_one_scrape
 from .forks import FORKS
 from .journal import Journals
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
@@ -233,6 +233,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    TURN.begin()
     for buffer in BUFFERS:
         buffer.after_fork_in_child()
 

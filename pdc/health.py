@@ -73,7 +73,7 @@ class Health:
         if counter is None:
             pending = self._declare(family)
             counter = self._counters.setdefault(family, pending.add(Total(pending, ())))
-        counter.rows[counter.at] += 1.0
+        counter.add(0, 1.0)
         if not counter.queued:
             self._buffer.mark(counter)
 
@@ -97,11 +97,13 @@ class Flushes(Buckets):
 
     __slots__ = ()
 
+    was_missed = False  # it waits for a batch of others
+
     def observe(self, seconds: float) -> None:
         """Note how long a batch took."""
         bucket = bisect_left(self.bounds, seconds)
-        self.rows[self.at] += seconds
-        self.rows[self.at + 1 + bucket] += 1.0
+        self.add(0, seconds)
+        self.add(1 + bucket, 1.0)
 
     def additions(self, gained: list[float]) -> list[Operation]:
         """What they gained, and that a batch has come."""

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from .cells import Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total
+from .cells import FREE_THREADED, Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total, wait_for_threads
 from .family import Family
 from .files import Descriptor, close_mappings, life, longest_file
 from .interruption import interruption
@@ -56,9 +56,11 @@ UNIT = mmap.ALLOCATIONGRANULARITY
 """Of which mappings are made."""
 MOST_RESERVED = 1024 * 1024
 """The longest of the steps in which room on the disk is reserved; the first is a page, then they double."""
-VIEW = 0 if "t" in getattr(sys, "abiflags", "") else 2048
+VIEW = 0 if FREE_THREADED else 2048
 """Bytes of a mapping after which a new view begins: places in so short a one are integers that Python has ready. Without the
 GIL each record has a view of its own: that would not be safe for threads that share one."""
+MOST_RELEASED = 16 if FREE_THREADED else 0
+"""How many records that were released are not used again yet."""
 ALIGNMENT = 16
 RECORD = struct.Struct("=dd")
 """How a record begins: its bytes in all, negative while it does not count, and how many numbers it has. The numbers follow,
@@ -273,6 +275,7 @@ class Journal:
         self._start = self._end = self._reserved = self._next = self._view_at = 0
         self._families: dict[Family, int] = {}
         self._free: defaultdict[tuple[float, float], list[tuple[memoryview[float], int]]] = defaultdict(list)
+        self._released: deque[tuple[memoryview[float], int]] = deque()
         self._serial = 0
         self._waiting: deque[Kept] = deque()
         self._adopter: dict[str, int] = {}
@@ -398,7 +401,19 @@ class Journal:
     def release(self, rows: memoryview[float], at: int) -> None:
         """Forget numbers that have been let go of."""
         _let_count(rows, at, counts=False)
-        self._free[-rows[at - 2], rows[at - 1]].append((rows, at))
+        self._released.append((rows, at))
+        if len(self._released) > MOST_RELEASED:
+            self._make_free()
+
+    def _make_free(self) -> None:
+        """Let records be used again that were released, once no thread is in the middle of an update there."""
+        released = []
+        with suppress(IndexError):  # several threads may be at it
+            while True:
+                released.append(self._released.popleft())
+        wait_for_threads()
+        for rows, at in released:
+            self._free[-rows[at - 2], rows[at - 1]].append((rows, at))
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from threading import get_ident
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -17,13 +20,28 @@ from prometheus_client.validation import _validate_exemplar
 
 from . import config
 from .buffer import Buffer
-from .cells import Buckets, Cell, Computed, Holder, Number, Observations, Pending, ProcessNumber, Text, Total
+from .cells import (
+    FREE_THREADED,
+    TURN,
+    Buckets,
+    Cell,
+    Computed,
+    Holder,
+    Number,
+    Observations,
+    Pending,
+    ProcessNumber,
+    Text,
+    Total,
+)
 from .family import Family, bucket_bounds, clean, dump, exemplar_text, text
 from .forks import FORKS
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
-_PARENTS_OWN = frozenset({"_arguments", "_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_subsystem"})
+_PARENTS_OWN = frozenset(
+    {"_arguments", "_cells", "_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_own", "_subsystem"}
+)
 """Attributes that only serve to make children."""
 
 
@@ -194,8 +212,12 @@ class StoredMetric(MetricWrapperBase):
             for values in list(self._metrics)
             if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
         ]
-        removed = [self._metrics.pop(values, None) for values in doomed]
-        self._pending.remove(dump(wanted), [child._cell for child in removed if child is not None])
+        removed = [child for values in doomed if (child := self._metrics.pop(values, None)) is not None]
+        self._pending.remove(dump(wanted), chain.from_iterable(child._series_cells() for child in removed))
+
+    def _series_cells(self) -> Iterator[Cell]:
+        """The cells of the series."""
+        return iter((self._cell,))
 
     def collect(self) -> Iterable[Metric]:
         """Read the metric from the storage, with what this process has pending.
@@ -227,7 +249,59 @@ class _NoCell:
         raise ValueError(self.error)
 
 
-class Counter(StoredMetric, prometheus_client.Counter):
+class SummedMetric(StoredMetric):
+    """A metric of which updates only ever add. Without the GIL, each thread that updates a series has a cell of its own."""
+
+    if FREE_THREADED and not TYPE_CHECKING:
+
+        @property
+        def _cell(self) -> Any:
+            """The cell of this thread."""
+            try:
+                return self._own.cell
+            except AttributeError:
+                return self._cell_of_thread()
+
+        @_cell.setter
+        def _cell(self, cell: Any) -> None:
+            """Begin with one cell, which is this thread's."""
+            self._cells = {get_ident(): cell}
+            own = threading.local()
+            own.cell = cell
+            self._own = own
+
+        def _cell_of_thread(self) -> Any:
+            """The cell of a thread which has none yet: that of a thread that was, or a new one."""
+            own, cells = self._own, self._cells
+            first = next(iter(list(cells.values())))
+            if isinstance(first, _NoCell):
+                return first
+            cell = cells.get(get_ident())
+            if cell is None:
+                new = self._new_cell(first.values)
+                new.created = first.created
+                cell = cells.setdefault(get_ident(), new)
+                if cell is new:
+                    self._pending.add(cell)
+                if first.dropped:
+                    self._pending.drop([cell])
+                else:
+                    self.buffer.keep(cell)
+            cell.thread = get_ident()
+            own.cell = cell
+            return cell
+
+        def _series_cells(self) -> Iterator[Cell]:
+            return _each(self._cells)
+
+
+def _each(cells: Mapping[int, Cell]) -> Iterator[Cell]:
+    """The first, then all of these: who drops the first one finds whatever was added before that."""
+    yield next(iter(list(cells.values())))
+    yield from list(cells.values())
+
+
+class Counter(SummedMetric, prometheus_client.Counter):
     """A counter of `prometheus_client.Counter`, shared by every process."""
 
     _cell: Total
@@ -254,14 +328,41 @@ class Counter(StoredMetric, prometheus_client.Counter):
             cell.rows[cell.at] += number
             cell.changed()
 
+    if FREE_THREADED and not TYPE_CHECKING:
+
+        def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
+            """Add `amount`, and keep the exemplar where there is one.
+
+            Raises ValueError for a negative amount or a wrong exemplar, before anything is counted.
+            """
+            if amount < 0:
+                raise ValueError(f"Counters can only be incremented by non-negative amounts, got {amount!r}.")
+            try:
+                cell = self._own.cell
+            except AttributeError:
+                cell = self._cell_of_thread()
+            number = amount + 0.0  # a float, by whatever rules the type of the amount has
+            if exemplar:
+                FORKS.notice()
+                shown = _exemplar(exemplar, amount)
+                _ = TURN.alone
+                cell.exemplar = shown
+                _ = TURN.together
+            if not cell.quiet:
+                cell.announce()
+            cell.total = total = cell.total + number
+            cell.rows[cell.at] = total
+            if not cell.quiet:
+                cell.changed()
+
     def reset(self) -> None:
         """Set the counter to zero for every process, created now."""
         if self._cell.dropped:
             return
         new = self._pending.add(self._cell.reset_now())
         with self._pending.lock:
-            before, self._cell = self._cell, new
-        self._pending.drop([before])
+            before, self._cell = self._series_cells(), new
+        self._pending.drop(before)
         new.changed()
 
 
@@ -315,6 +416,30 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         """Set the gauge to `value`."""
         self._cell.set(float(value))
 
+    if FREE_THREADED and not TYPE_CHECKING:
+
+        def inc(self, amount: float = 1) -> None:
+            """Add `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
+            if self._is_most_recent:
+                raise RuntimeError("inc must not be used with the mostrecent mode")
+            cell = self._cell
+            if type(cell) is Computed:
+                return
+            number = amount - 0.0
+            if type(number) is not float:
+                number = float(number)
+            if not cell.quiet:
+                cell.announce()
+            _ = TURN.alone
+            cell.rows[cell.at + cell._slot] += number
+            _ = TURN.together
+            if not cell.quiet:
+                cell.changed()
+
+        def set(self, value: float) -> None:
+            """Set the gauge to `value`."""
+            self._cell.set(value if type(value) is float else float(value))
+
     def set_function(self, f: Callable[[], float]) -> None:
         """Take the value from `f`, which a background thread may call; the other methods then do nothing.
 
@@ -327,7 +452,7 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         self.buffer.tell(self._cell)
 
 
-class Summary(StoredMetric, prometheus_client.Summary):
+class Summary(SummedMetric, prometheus_client.Summary):
     """A summary of `prometheus_client.Summary`, shared by every process."""
 
     _cell: Observations
@@ -350,8 +475,28 @@ class Summary(StoredMetric, prometheus_client.Summary):
             rows[at + 1] += 1.0
             cell.changed()
 
+    if FREE_THREADED and not TYPE_CHECKING:
 
-class Histogram(StoredMetric, prometheus_client.Histogram):
+        def observe(self, amount: float) -> None:
+            """Observe `amount`."""
+            try:
+                cell = self._own.cell
+            except AttributeError:
+                cell = self._cell_of_thread()
+            number = amount + 0.0
+            if not cell.quiet:
+                cell.announce()
+            totals = cell.totals
+            totals[0] += number
+            totals[1] += 1.0
+            rows, at = cell.rows, cell.at
+            rows[at] = totals[0]
+            rows[at + 1] = totals[1]
+            if not cell.quiet:
+                cell.changed()
+
+
+class Histogram(SummedMetric, prometheus_client.Histogram):
     """A histogram of `prometheus_client.Histogram`, shared by every process."""
 
     _cell: Buckets
@@ -387,6 +532,38 @@ class Histogram(StoredMetric, prometheus_client.Histogram):
             if number == number:
                 rows[at + bucket + 1] += 1.0
             cell.changed()
+
+    if FREE_THREADED and not TYPE_CHECKING:
+
+        def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+            """Observe `amount`, and keep the exemplar of its bucket where there is one.
+
+            Raises ValueError for a wrong exemplar, before anything is counted.
+            """
+            try:
+                cell = self._own.cell
+            except AttributeError:
+                cell = self._cell_of_thread()
+            number = amount + 0.0
+            bucket = bisect_left(cell.bounds, number)
+            if exemplar and number == number:
+                FORKS.notice()
+                shown = _exemplar(exemplar, amount)
+                _ = TURN.alone
+                cell.exemplars[bucket] = shown
+                _ = TURN.together
+            if not cell.quiet:
+                cell.announce()
+            totals = cell.totals
+            totals[0] += number
+            if number == number:
+                totals[bucket + 1] += 1.0
+            rows, at = cell.rows, cell.at
+            rows[at] = totals[0]
+            if number == number:
+                rows[at + bucket + 1] = totals[bucket + 1]
+            if not cell.quiet:
+                cell.changed()
 
 
 class Info(StoredMetric, prometheus_client.Info):

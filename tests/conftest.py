@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import _lru_cache_wrapper
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import redis
 from prometheus_client import CollectorRegistry
 
 import pdc
+from pdc.cells import FREE_THREADED
 from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,24 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let redis-py 5.0 leave connections open to servers that are gone, as it does."""
     if redis.__version__.startswith("5.0."):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
+
+
+def _is_missing(item: pytest.Item) -> bool:
+    marks = item.iter_markers("package")
+    return FREE_THREADED and any(find_spec(mark.args[0]) is None for mark in marks)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of packages that there are not without the GIL; elsewhere they fail where such a package is missing."""
+    missing = [item for item in items if _is_missing(item)]
+    config.hook.pytest_deselected(items=missing)
+    items[:] = [item for item in items if item not in missing]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say which packages there are not."""
+    if FREE_THREADED and find_spec("gevent") is None:
+        terminalreporter.write_line("Left out: tests of greenlets. gevent has no release for Python without the GIL.")
 
 
 def free_port() -> int:

@@ -1,0 +1,130 @@
+"""Runs tests with every Python that is here, or with those that are named, and reports which were missing.
+
+    python tests/check_pythons.py [--pythons python3.12 /opt/python3.14t ...] [-- arguments of pytest]
+    python tests/check_pythons.py --requirements [--free-threaded]
+
+Each gets an environment of its own in `.venv-pythons`, with the group `runner` of pyproject.toml. One that has no `venv` is
+used as it is: it must have these packages already, and `--requirements` lists them for whoever installs them there. Where a
+named one is missing, or tests fail, it exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PYPROJECT = ROOT / "pyproject.toml"
+ENVIRONMENTS = ROOT / ".venv-pythons"
+KNOWN = [*(f"python3.{minor}" for minor in range(10, 16)), "python3.14t", "python3.15t"]
+ABOUT = "import platform, sys; print(platform.python_version() + ('t' if 't' in sys.abiflags else ''))"
+HAS_ALL = "import prometheus_client, pytest, xdist, pytest_timeout, redis"
+
+
+class Unusable(Exception):  # noqa: N818 - the message says why
+    """An interpreter cannot run the tests."""
+
+
+def output(*command: str | Path) -> str:
+    """What the command prints. Raises Unusable where it fails."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise Unusable(f"{' '.join(map(str, command))} failed: {done.stderr.strip()[-2000:]}")
+    return done.stdout.strip()
+
+
+def requirements(*, free_threaded: bool) -> list[str]:
+    """What the tests need beside the checkout, as pip takes it."""
+    tomllib = importlib.import_module("tomllib")  # from Python 3.11 on
+    document = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+    groups, extras = document["dependency-groups"], document["project"]["optional-dependencies"]
+    found: dict[str, None] = {}
+
+    def add(lines: list[Any]) -> None:
+        for line in lines:
+            if isinstance(line, dict):
+                add(groups[line["include-group"]])
+            else:
+                found[line] = None
+
+    add([*document["project"]["dependencies"], *groups["runner-free-threaded" if free_threaded else "runner"]])
+    for name in ("redis", "flask", "django", "starlette"):
+        add(extras[name])
+    return list(found)
+
+
+def environment(python: str, version: str) -> Path:
+    """An interpreter that has what the tests need. Raises Unusable."""
+    folder = ENVIRONMENTS / f"{version}-{hashlib.sha256(PYPROJECT.read_bytes()).hexdigest()[:8]}"
+    inside = folder / "bin" / "python"
+    if (folder / "ready").is_file():
+        return inside
+    if subprocess.run([python, "-m", "venv", "--clear", str(folder)], capture_output=True, check=False).returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        output(python, "-c", HAS_ALL)
+        return Path(python)
+    group = "runner-free-threaded" if version.endswith("t") else "runner"
+    output(inside, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=25.1")
+    output(inside, "-m", "pip", "install", "--quiet", "--editable", ".[redis,flask,django,starlette]", "--group", group)
+    (folder / "ready").touch()
+    return inside
+
+
+def check(python: str, arguments: list[str]) -> str:
+    """Run the tests, and say in short how that went. Raises Unusable."""
+    version = output(python, "-c", ABOUT)
+    print(f"\n=== {python}: {version}", flush=True)
+    began = time.monotonic()
+    done = subprocess.run([environment(python, version), "-m", "pytest", *arguments], cwd=ROOT, check=False)
+    if done.returncode:
+        raise Unusable(f"tests failed with {version}")
+    return f"passed with {version} in {time.monotonic() - began:.0f} s"
+
+
+def check_all(names: list[str], arguments: list[str], *, named: bool) -> int:
+    """Run the tests with all these; return the code to exit with."""
+    failed = False
+    results = {}
+    for name in names:
+        python = shutil.which(name)
+        if python is None:
+            results[name] = "missing"
+            failed |= named
+            continue
+        try:
+            results[name] = check(python, arguments)
+        except Unusable as error:
+            results[name] = f"FAILED: {error}"
+            failed = True
+    print()
+    for name, result in results.items():
+        print(f"{name}: {result}")
+    if all(result == "missing" for result in results.values()):
+        print("no Python was found")
+        return 1
+    return int(failed)
+
+
+def main() -> int:
+    """Run it as the arguments say; return the code to exit with."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pythons", nargs="*", default=[], help="commands or paths; all that are found unless given")
+    parser.add_argument("--requirements", action="store_true", help="print what the tests need, and do nothing else")
+    parser.add_argument("--free-threaded", action="store_true", help="print what they need on a build without the GIL")
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, arguments = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
+    if options.requirements:
+        print(*requirements(free_threaded=options.free_threaded), sep="\n")
+        return 0
+    return check_all(options.pythons or KNOWN, arguments, named=bool(options.pythons))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

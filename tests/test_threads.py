@@ -1,0 +1,216 @@
+"""Threads of one process, with the GIL and without: no update is lost, and no series is more than one."""
+
+from __future__ import annotations
+
+import dis
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from prometheus_client import CollectorRegistry
+
+import pdc
+from pdc import cells, exposition, health, http, metrics
+from pdc.exposition import Scrape
+
+OPENMETRICS = Scrape(accept="application/openmetrics-text")
+
+
+def in_threads(count: int, work: Callable[[], object]) -> None:
+    """Do that in so many threads at once."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def shown(name: str) -> float:
+    """The value of a sample in the storage."""
+    lines = (line.rpartition(" ") for line in pdc.generate_latest().decode().splitlines())
+    return next(float(value) for found, _, value in lines if found == name)
+
+
+@pytest.fixture
+def _switching() -> Iterator[None]:
+    """Switch between threads as often as can be, where there is a GIL."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_switching")
+def test_what_threads_add_is_counted_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Counters, summaries and histograms count what all threads add, while another one sends that."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Help", registry=registry)
+    size = pdc.Summary("size", "Help", ["way"], registry=registry)
+    latency = pdc.Histogram("latency", "Help", ["way"], buckets=(1, 2), registry=registry)
+
+    def update() -> None:
+        for number in range(2_000):
+            hits.inc(2)
+            size.labels("in").observe(3)
+            latency.labels("in").observe(number % 3)
+            if number % 500 == 0:
+                pdc.flush()
+
+    in_threads(4, update)
+    pdc.flush()
+    assert shown("hits_total") == 16_000
+    assert shown('size_count{way="in"}') == 8_000
+    assert shown('size_sum{way="in"}') == 24_000
+    assert shown('latency_count{way="in"}') == 8_000
+    assert shown('latency_bucket{le="1.0",way="in"}') == 4 * (667 + 667)
+    assert shown('latency_sum{way="in"}') == 4 * (667 + 2 * 666)
+
+
+def test_a_removal_takes_what_every_thread_added(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A series that is removed begins at 0, and who holds the old one updates it in vain, in any thread."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Help", ["way"], registry=registry)
+    old = hits.labels("in")
+    in_threads(3, old.inc)
+    hits.remove("in")
+    in_threads(3, old.inc)
+    old.inc()
+    assert b"hits_total{" not in pdc.generate_latest()
+    in_threads(3, hits.labels("in").inc)
+    assert shown('hits_total{way="in"}') == 3
+
+
+def test_a_reset_takes_what_every_thread_added(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A counter that is reset begins at 0, whichever threads counted before, and goes on in all of them."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Help", registry=registry)
+    in_threads(3, hits.inc)
+    hits.reset()
+    in_threads(2, hits.inc)
+    hits.inc()
+    assert shown("hits_total") == 3
+
+
+def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """A series that 300 threads updated, one after the other, has few cells."""
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
+    hits = pdc.Counter("hits", "Help", registry=registry)
+    for _ in range(300):
+        in_threads(1, hits.inc)
+    assert len(hits._pending.cells) < 30
+    assert shown("hits_total") == 300
+
+
+def test_exemplars_of_threads_are_kept(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """An exemplar that any thread gave is shown, whether others gave one or not."""
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
+    hits = pdc.Counter("hits", "Help", registry=registry)
+    latency = pdc.Histogram("latency", "Help", registry=registry)
+    in_threads(1, lambda: hits.inc(exemplar={"trace": "a"}))
+    in_threads(1, lambda: latency.observe(1, {"trace": "b"}))
+    hits.inc()
+    latency.observe(1)
+    text = OPENMETRICS.answer().body.decode()
+    assert 'hits_total 2.0 # {trace="a"} 1.0' in text
+    assert '2.0 # {trace="b"} 1.0' in text
+
+
+def test_a_parent_refuses_updates_of_any_thread(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """A metric with labels says what is missing also in a thread that did not declare it."""
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
+    hits = pdc.Counter("hits", "Help", ["way"], registry=registry)
+    errors: list[str] = []
+
+    def update() -> None:
+        try:
+            hits.inc()
+        except ValueError as error:
+            errors.append(str(error))
+
+    in_threads(2, update)
+    assert [("missing label values" in error) for error in errors] == [True, True]
+
+
+def test_scrapes_at_once_show_the_same(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Threads that scrape at once, in two formats, get what one alone gets."""
+    pdc.setup(**storage, flush_interval=3600)
+    latency = pdc.Histogram("latency", "Help", ["way"], registry=registry)
+    for number in range(20):
+        latency.labels(str(number)).observe(number, {"trace": str(number)})
+    pdc.flush()
+    scrapes = {scrape: body(scrape) for scrape in (Scrape(), OPENMETRICS)}
+    wrong: list[bytes] = []
+
+    def look() -> None:
+        for _ in range(5):
+            wrong.extend(found for scrape, expected in scrapes.items() if (found := body(scrape)) != expected)
+
+    in_threads(4, look)
+    assert wrong == []
+
+
+def body(scrape: Scrape) -> bytes:
+    """What a scrape shows, but for what changes with time."""
+    lines = scrape.answer().body.splitlines()
+    return b"\n".join(line for line in lines if b"pdc_" not in line)
+
+
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """The code and all that is defined in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes(constant)
+
+
+@pytest.mark.parametrize("module", [cells, metrics, health, http, exposition], ids=lambda module: module.__name__)
+def test_no_handler_runs_in_a_turn(module: Any) -> None:
+    """Between `alone` and `together` is no instruction at which Python runs handlers, switches threads, or ends."""
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    turns = 0
+    for code in codes(compile(source, module.__file__, "exec")):
+        within = False
+        for instruction in dis.get_instructions(code):
+            if instruction.opname.startswith("LOAD_ATTR") and instruction.argval in ("alone", "together"):
+                within = instruction.argval == "alone"
+                turns += within
+            elif within:
+                assert not instruction.opname.startswith(
+                    ("CALL", "PRECALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RETURN", "RESUME")
+                )
+                assert not instruction.opname.startswith(("YIELD", "RAISE", "SEND", "IMPORT", "FOR_ITER", "BEFORE_WITH"))
+        assert not within
+    assert turns == source.count("_ = TURN.alone")
+
+
+def test_a_turn_is_one_threads_at_a_time() -> None:
+    """Without the GIL another thread waits for its turn until the one before has ended; with it there are no turns."""
+    order: list[str] = []
+
+    def second() -> None:
+        _ = cells.TURN.alone
+        order.append("second")
+        _ = cells.TURN.together
+
+    _ = cells.TURN.alone
+    thread = threading.Thread(target=second)
+    thread.start()
+    time.sleep(0.05)
+    order.append("first")
+    _ = cells.TURN.together
+    thread.join()
+    assert order == (["first", "second"] if cells.FREE_THREADED else ["second", "first"])
+
+
+def test_a_python_that_is_named_and_missing_fails_the_check() -> None:
+    """`check_pythons.py` says which named Python is missing, and fails."""
+    command = [sys.executable, "tests/check_pythons.py", "--pythons", "python9.99", "--", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "python9.99: missing" in done.stdout) == (1, True)
