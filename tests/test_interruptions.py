@@ -33,7 +33,7 @@ from pdc.storage import Storage
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
-POINTS = int(os.environ.get("PDC_POINTS", "30"))
+POINTS = int(os.environ.get("PDC_POINTS", "12"))
 """At how many points of the work an exception is raised, evenly spread; the long proof takes all."""
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # redis-py leaves it where it is interrupted
 
