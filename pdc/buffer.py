@@ -128,11 +128,12 @@ class Buffer:
             return
         busy = {entry.pending for entry in (*self._taken, *self._queue.copy())}
         for _ in range(len(self._retired)):
-            if self._retired[0] not in busy:
-                self._retired[0].drop(list(self._retired[0].cells))
-                self._retired.popleft()
-            else:
-                self._retired.rotate(-1)
+            with suppress(IndexError):  # another thread was faster
+                pending = self._retired.popleft()
+                if pending in busy:
+                    self._retired.append(pending)
+                else:
+                    pending.drop(list(pending.cells))
 
     def keep(self, entry: Entry) -> None:
         """Have what can be lost of the entry in the journal of this process, if there is one."""

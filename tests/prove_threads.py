@@ -1,6 +1,6 @@
 """Counts with many threads at once, amid scrapes, flushes, forks and signals, and compares with what is stored.
 
-    python tests/prove_threads.py [--updates 10000000] [--threads 16] [--seconds 240] [--storage sqlite|redis|both]
+    python tests/prove_threads.py [--updates 10000000] [--threads 16] [--seconds 480] [--storage sqlite|redis|both]
 
 Every thread, and the handler of a signal that comes again and again, updates a metric of each type. Meanwhile one thread
 scrapes, one flushes, one declares and removes series, and the process forks children that count too. At the end every update
@@ -143,6 +143,7 @@ def prove(threads: int, updates: int, forks: int, storage: dict[str, Any]) -> li
     program = Program()
     steps = updates // KINDS // threads
     children = run(program, threads, steps, forks)
+    pdc.setup(**storage, flush_interval=0.05)  # it also sends what is left of a child that found the database too busy
     pdc.flush()
     handled = next(program.handled)
     total = steps * threads + handled + 10 * children
@@ -202,7 +203,7 @@ def main() -> int:
     parser.add_argument("--updates", type=int, default=10_000_000)
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--forks", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=240, help="end after that time, whatever is missing")
+    parser.add_argument("--seconds", type=float, default=480, help="end after that time, whatever is missing")
     parser.add_argument("--storage", choices=("sqlite", "redis", "both"), default="both")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
