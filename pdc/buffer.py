@@ -20,9 +20,9 @@ from typing import ParamSpec, TypeVar
 from . import servers
 from .cells import FREE_THREADED, Cell, Entry, Kept, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, Family
-from .forks import FORKS, release_own
+from .forks import FORKS
 from .health import BATCHES_RETRIED, Health
-from .interruption import interruption
+from .interruption import interruption, locked, release_own
 from .journal import Journals
 from .storage import FORK_SECONDS, Batch, Outcome, Snapshot, Storage, StorageError, Update
 
@@ -448,8 +448,7 @@ class Buffer:
     def _in_turn(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the work with the lock held, then log what there was to say."""
         try:
-            with self._sending:
-                return work(*args, **kwargs)
+            return locked(self._sending, work, *args, **kwargs)
         finally:
             self._tell()
 

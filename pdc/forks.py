@@ -6,6 +6,7 @@ them. Such a clone notices by its process id, before it counts or sends anything
 
 from __future__ import annotations
 
+import logging  # noqa: F401 - Python calls its hook after ours, if it was imported before: ours may wait for who logs
 import mmap
 import os
 import sys
@@ -116,14 +117,6 @@ def _pointer_that_forks_lose() -> Any:
         return True
     page[0] = 1
     return ctypes.POINTER(ctypes.c_byte).from_buffer(page)
-
-
-def release_own(lock: threading.RLock) -> None:
-    """Release a lock that this thread may hold: a handler's exception may have come before it could note whether it does."""
-    try:
-        lock.release()
-    except RuntimeError:  # it is free, or another thread's
-        return
 
 
 FORKS = Forks()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import Any, ParamSpec, TypeVar
 
 logger = logging.getLogger("pdc")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LIBRARIES = sys.stdlib_module_names | {"builtins", "pdc", "redis", "hiredis"}
 """The packages whose code runs while a storage is used, and which raise only exceptions of each other."""
@@ -26,6 +31,33 @@ def interruption(error: BaseException, handled: BaseException | None = None) -> 
         if not isinstance(each, Exception) or is_raised_by_handler(each.__traceback__) or _is_raised_from_outside(each):
             return each
     return None
+
+
+def locked(lock: threading.RLock, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do the work with the lock held, which is free again whatever raises.
+
+    In CPython 3.14 a handler may raise when `with` has taken a lock, but would not release it yet.
+    """
+    is_nested = _is_own(lock)
+    try:
+        with lock:
+            return work(*args, **kwargs)
+    finally:
+        if not is_nested and _is_own(lock):
+            lock.release()
+
+
+def release_own(lock: threading.RLock) -> None:
+    """Release a lock that this thread may hold: a handler's exception may have come before it could note whether it does."""
+    try:
+        lock.release()
+    except RuntimeError:  # it is free, or another thread's
+        return
+
+
+def _is_own(lock: Any) -> bool:
+    """Whether this thread holds the lock; conditions of `threading` ask it the same."""
+    return bool(lock._is_owned())
 
 
 def log_or_raise(error: Exception, message: str, *values: object) -> None:

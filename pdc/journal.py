@@ -263,6 +263,16 @@ def _note_sending(file: Descriptor, sequence: int) -> None:
     os.pwrite(file.required(), struct.pack("=QQ", sequence, int(time.time())), SENDING * 8)
 
 
+class Claim:
+    """What a thread has that adopts numbers, until it has adopted all that wait."""
+
+    __slots__ = ("is_used", "thread")
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+        self.is_used = False
+
+
 class Journal:
     """The journal that this process writes: records, each a family or the rows of one series, one after the other.
 
@@ -278,9 +288,8 @@ class Journal:
         self._released: deque[tuple[memoryview[float], int]] = deque()
         self._serial = 0
         self._waiting: deque[Kept] = deque()
-        self._adopter: dict[str, int] = {}
-        """The thread that adopts. Unlike a lock, it is not lost to a thread that an exception keeps from going on."""
-        self._is_adopting = False
+        self._claim: dict[str, Claim] = {}
+        """That of the thread which adopts. Unlike a lock, it is not lost where an exception keeps the thread from going on."""
         self.lost = False
         """Whether there are numbers that could not go in, since others closed the file."""
         self._touched = time.monotonic()
@@ -303,13 +312,18 @@ class Journal:
         """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
         self._waiting.append(kept)
         me = threading.get_ident()
-        while self._waiting and not self._is_adopting and self._adopter.setdefault("thread", me) == me:
+        while self._waiting:
+            claim = self._claim.setdefault("claim", Claim(me))
+            if claim.thread != me or claim.is_used:  # another thread's, or that of a call which this one interrupts
+                return
             try:
-                self._is_adopting = True
-                self._adopt_waiting()
+                claim.is_used = True
+                if self._claim.get("claim") is claim:  # no handler has used it a moment ago
+                    self._adopt_waiting()
             finally:
-                self._is_adopting = False
-                self._adopter.clear()
+                claim.is_used = False
+                if self._claim.get("claim") is claim:
+                    self._claim.clear()
 
     def _adopt_waiting(self) -> None:
         while self._waiting:

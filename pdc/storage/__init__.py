@@ -21,7 +21,8 @@ from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from ..forks import FORKS, release_own
+from ..forks import FORKS
+from ..interruption import release_own
 
 META = "#meta"
 MARK = "#mark:"

@@ -27,7 +27,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from ..files import Descriptor
-from ..interruption import interruption
+from ..interruption import interruption, locked
 from . import (
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,
@@ -438,8 +438,7 @@ class RedisStorage(ForkSafe):
         Raises StorageError for every error but that a key is not ours to use, which stands among the replies.
         """
         try:
-            with self.lock:
-                replies = self._send_with_scripts(commands)
+            replies = locked(self.lock, self._send_with_scripts, commands)
         except (RedisError, RedisClusterException, OSError) as error:
             raise self._failed(error) from error
         except BaseException:
@@ -652,6 +651,7 @@ def _argument(operation: Operation, now: float) -> str:
 
 
 def _replies(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
+    connection.connect()  # unless it is: those of a sentinel ask it for the address only here
     connection.send_packed_command(connection.pack_commands(commands))
     return [_reply(connection) for _ in commands]
 

@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from ..files import Descriptor, keep_for_ever
+from ..interruption import locked
 from . import (
     FOLDED,
     FORGET_WRITER_SECONDS,
@@ -168,6 +170,7 @@ class SqliteStorage(ForkSafe):
 
     def close(self) -> None:
         with self.lock:
+            self._abandon_lost()
             sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
             self._disconnect()
             if self._lent is not None:
@@ -194,20 +197,23 @@ class SqliteStorage(ForkSafe):
             self._prepared = False
 
     def _used(self, work: Callable[P, T], action: str, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do the work as the only thread that uses the connection.
+        """Do the work as the only thread that uses the connection. Raises what `_work` does."""
+        return locked(self.lock, self._work, partial(work, *args, **kwargs), action)
+
+    def _work(self, work: Callable[[], T], action: str) -> T:
+        """Do the work.
 
         Whatever raises, also a handler of a signal, leaves no transaction open. Raises StorageError, which names the file and
         what may help, in place of errors of the driver.
         """
-        with self.lock:
-            try:
-                return work(*args, **kwargs)
-            except (sqlite3.Error, OSError) as error:
-                self._break_off()
-                raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
-            except BaseException:
-                self._break_off()
-                raise
+        try:
+            return work()
+        except (sqlite3.Error, OSError) as error:
+            self._break_off()
+            raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
+        except BaseException:
+            self._break_off()
+            raise
 
     def _write(self, change: Callable[[sqlite3.Cursor], None]) -> None:
         self._change(self._for_writing(), change)
