@@ -222,6 +222,8 @@ class Buffer:
         Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
         """
         FORKS.notice()
+        if interval:
+            FORKS.unforked()  # which imports a module the first time: an update in a finalizer could not, amid another import
         if not self._used:
             self._used = True
             self._start()  # with locks of now: gevent may have replaced them since this module was imported

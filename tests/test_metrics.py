@@ -1096,14 +1096,15 @@ def test_functions_end_the_application_but_not_the_background_thread(
             background.append(threading.current_thread().name)
         raise error
 
+    counter = pdc.Counter("c", "Help", registry=registry)
+    counter.inc()  # the thread begins with the first update
     gauge = make("Gauge", registry=registry)
     with pytest.raises(error):
         gauge.set_function(leave)
     wait_until(lambda: len(background) >= 2)
     with pytest.raises(error):
         pdc.generate_latest()
-    counter = pdc.Counter("c", "Help", registry=registry)
     counter.inc()
     stored = config.DEFAULT.required()
-    wait_until(lambda: float(stored.read(["c"]).metrics.get("c", {}).get("_total:{}", 0)) == 1.0)
+    wait_until(lambda: float(stored.read(["c"]).metrics.get("c", {}).get("_total:{}", 0)) == 2.0)
     assert set(background) == {"pdc-flush"}
