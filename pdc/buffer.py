@@ -404,6 +404,7 @@ class Buffer:
 
     def _run(self) -> None:
         last_flush = time.monotonic()
+        self._wake = queue.SimpleQueue()  # of now: gevent may have replaced it since the process began
         self._thread = threading.current_thread()
         while self._thread is threading.current_thread() and not self._leaving:
             with suppress(queue.Empty):
