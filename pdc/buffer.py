@@ -602,6 +602,8 @@ class Buffer:
 
     def _book(self, batch: Batch, outcome: Outcome) -> None:
         """Note what became of the batch. Called again with the outcome of a duplicate, it notes the same."""
+        if self._journals is not None and outcome.storage:
+            self._journals.belongs_to(outcome.storage)
         if not batch.leaving:
             if not self._applied.isdisjoint(outcome.unknown):  # the storage had forgotten what it held before
                 self._restart_due = True

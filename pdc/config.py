@@ -179,16 +179,16 @@ def _attach(
     servers.adapt()
     before = _storages()
     for buffer in buffers:
-        journals = _journals(folder, storage.identity)
+        journals = _journals(folder, storage)
         buffer.attach(storage, interval, renew_seconds, threaded=threaded, journals=journals)
     for left in before - _storages():
         left.close()
 
 
-def _journals(folder: Path | bool, identity: str | None) -> Journals | None:
-    if folder is False or identity is None:
+def _journals(folder: Path | bool, storage: Storage) -> Journals | None:
+    if folder is False or storage.identity is None:
         return None
-    return Journals(None if folder is True else folder, identity)
+    return Journals(None if folder is True else folder, storage.identity, storage.places)
 
 
 def _storages() -> set[Storage]:

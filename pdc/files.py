@@ -7,8 +7,10 @@ import fcntl
 import mmap
 import os
 import resource
+import stat
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DEAD = (b"Z", b"X", b"x")
@@ -23,9 +25,16 @@ class Descriptor:
         self._file = file or _file(os.fstat(number))
 
     @classmethod
-    def open(cls, path: Path, flags: int) -> Descriptor:
-        """Open the file. Never as 0, 1 or 2: where those are free, somebody may go on to print there. Raises OSError."""
-        number = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def open(cls, path: Path, flags: int, folder: Descriptor | None = None) -> Descriptor:
+        """Open the file, by its name in the folder if that is given. Follows no link and waits for no FIFO.
+
+        Never as 0, 1 or 2: where those are free, somebody may go on to print there. Raises OSError.
+        """
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        if folder is None:
+            number = os.open(path, flags, 0o600)
+        else:
+            number = os.open(path.name, flags, 0o600, dir_fd=folder.required())
         if number <= 2:
             low, number = number, fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
             os.close(low)
@@ -96,6 +105,53 @@ class Descriptor:
 
 def _file(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+@contextmanager
+def own_folder(path: Path, *, make: bool = False) -> Iterator[Descriptor]:
+    """Open a folder that only this user may write, to use what is in it by name; `make` it where there is none.
+
+    Raises OSError, also for a folder of anybody else.
+    """
+    if make:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = os.fstat(folder.number)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise PermissionError(
+                f"expected a folder of user {os.geteuid()} that only its owner may write (chmod 700), got {path} of user "
+                f"{found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}; setup(journal=...) or PDC_JOURNAL names another"
+            )
+        yield folder
+    finally:
+        folder.close()
+
+
+def is_private(folder: Path) -> bool:
+    """Whether that is a folder of this user which nobody else may enter."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return folder.is_absolute() and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def is_shared_safely(folder: Path) -> bool:
+    """Whether nobody but root can take away what this user has in the folder: it is sticky or nobody else's to write."""
+    found = folder.stat()
+    mine = found.st_uid == os.geteuid()
+    return mine or (found.st_uid == 0 and (bool(found.st_mode & stat.S_ISVTX) or not found.st_mode & 0o022))
+
+
+def expect_own_file(status: os.stat_result) -> None:
+    """Raise PermissionError for anything but a file of this user which nobody else may write, and which has one name."""
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or mode & 0o022 or status.st_nlink > 1:
+        raise PermissionError(
+            f"expected a regular file of user {os.geteuid()} with one name that only its owner may write, got a "
+            f"{stat.filemode(status.st_mode)} of user {status.st_uid} with {status.st_nlink} names"
+        )
 
 
 _mappings: dict[int, tuple[mmap.mmap, Descriptor]] = {}

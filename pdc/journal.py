@@ -6,50 +6,57 @@ what is to be removed, and texts, have a record each. The header says which batc
 knows, wherever its owner stopped, what the storage may have and what it cannot have, and sends the same batches again.
 
 A lock on the file (`flock`) shows that its owner lives; it goes with the process, however that ends. Since others may close
-its descriptor, the header also names the owner.
+its descriptor, the header also names the owner, and the storage, since another one may have the same name elsewhere.
+
+Only files of this user are read, in folders that nobody else may write: what is in a journal is counted.
 """
 
 from __future__ import annotations
 
 import errno
+import fnmatch
 import json
 import logging
 import mmap
 import os
-import stat
 import struct
 import sys
 import threading
 import time
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .cells import FREE_THREADED, Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total, wait_for_threads
 from .family import Family
-from .files import Descriptor, close_mappings, life, longest_file
+from .files import Descriptor, close_mappings, expect_own_file, is_private, is_shared_safely, life, longest_file, own_folder
 from .interruption import interruption
 from .storage import FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Kind, Operation, Storage, StorageError, Update
 
 logger = logging.getLogger("pdc")
 
-MAGIC = b"pdcjrnl5"
+MAGIC = b"pdcjrnl6"
 SUFFIX = ".journal"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
+FOREIGN_SECONDS = 30 * 86400.0
+"""A journal of another storage of the same name is removed when nothing was written to it for that time."""
 TOUCH_SECONDS = 60.0
 """How often the time of a file is renewed at most, so that nobody takes it for an old one."""
 LAST, IN_FLIGHT, SINCE, SENDING, SENT_AT, WRITTEN, REPLAYED = range(1, 8)
 """Which numbers of 8 bytes in the header are the last sequence that was used, the one in flight (0: none), when the last one
 was begun (Unix seconds), the one that somebody, not only the owner, is sending right now (0: none), since when, the bytes
 that are written, and whether anybody else has begun to send what is in the file."""
-WRITER, OWNER = slice(64, 128), slice(128, 256)
+WRITER, STORAGE, PLACE, OWNER = slice(64, 96), slice(96, 128), slice(128, 160), slice(160, 256)
+"""Where in the header the writer is, the id of the storage and the place of this process, as a number, and the owner."""
 FIRST_BYTES = 4 * 1024 * 1024
 """How long a file is at first, and what is mapped of it: without room on the disk, which is reserved in small steps."""
+MOST_BYTES = 256 * 1024 * 1024
+"""How long a file may become: whoever sends it reads all of it. What finds no room is in memory."""
 GROWTH = 4
 """Each further mapping is so many times as long as all before it: there are a handful, whatever the number of series."""
 UNIT = mmap.ALLOCATIONGRANULARITY
@@ -77,27 +84,40 @@ class DamagedJournal(Exception):  # noqa: N818 - the message says what is wrong 
     """A file is no journal of this version, or not all of one."""
 
 
-def default_folder() -> Path:
-    """Where journals are unless `setup` says otherwise: a folder of the user's own beside other temporary files."""
+def default_folders() -> list[Path]:
+    """Where journals are unless `setup` says otherwise: new ones in the first folder, others may have used the next ones."""
     import tempfile  # only here, as it takes long to import
 
-    return Path(tempfile.gettempdir()) / f"pdc-{os.geteuid()}"
+    chosen = [Path(os.environ.get(name, "")) for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME")]
+    return [*(folder / "pdc" for folder in chosen if is_private(folder)), Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}")]
 
 
 class Journals:
     """The journals of one storage on this host: this process's own, and those that dead processes left.
 
-    Without a folder they are in the default one of the user that the process has at the time.
+    Without a folder they are in the default ones of the user that the process has at the time. The storage is called
+    `identity` by all processes, and means the same to those that share one of the `places`, see `Storage.places`.
     """
 
-    def __init__(self, folder: Path | None, identity: str) -> None:
+    def __init__(self, folder: Path | None, identity: str, places: Callable[[], Sequence[str]] = lambda: [""]) -> None:
         self._chosen = folder
-        self._prefix = f"{zlib.crc32(identity.encode()):08x}{zlib.adler32(identity.encode()):08x}"
+        self._places = places
+        self._prefix = _number_of(identity)
         self._own: Journal | None = None
+        self._storage = ""
 
-    @property
-    def _folder(self) -> Path:
-        return self._chosen or default_folder()
+    @contextmanager
+    def _opened(self, folder: Path, *, make: bool = False) -> Iterator[Descriptor]:
+        if self._chosen is None and not is_shared_safely(folder.parent):
+            raise PermissionError(
+                f"expected {folder.parent} to be sticky, or not for others to write; setup(journal=...) or PDC_JOURNAL names "
+                "another folder"
+            )
+        with own_folder(folder, make=make) as opened:
+            yield opened
+
+    def _folders(self) -> list[Path]:
+        return default_folders() if self._chosen is None else [self._chosen]
 
     @property
     def is_open(self) -> bool:
@@ -106,19 +126,24 @@ class Journals:
 
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
         """Begin this process's own, unless that is impossible: the log then says once that there is none."""
-        folder = self._folder
+        folder = self._folders()[0]
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                raise PermissionError(f"expected a folder that only its owner may write (chmod 700), got {folder}")
             name = f"{self._prefix}-{time.time_ns():016x}-{writer}{SUFFIX}"  # in the order in which they are sent one day
-            self._own = Journal(folder / name, writer)
-            self._own.begin(sequence)
+            with self._opened(folder, make=True) as opened:
+                own = Journal(folder / name, writer, opened, next(map(_number_of, self._places()), ""))
+            own.belongs_to(self._storage)
+            own.begin(sequence)
             if not in_flight:
-                self._own.end()
+                own.end()
+            self._own = own
         except OSError as error:
             self._complain(folder, error)
+
+    def belongs_to(self, storage: str) -> None:
+        """Note the id of the storage."""
+        self._storage = storage
+        if self._own is not None:
+            self._own.belongs_to(storage)
 
     def keep(self, kept: Kept) -> None:
         """Have these numbers in the own journal from now on, if there is one."""
@@ -183,28 +208,30 @@ class Journals:
         A file that cannot be read or sent for another reason is no business of the others, nor of this process's updates.
         """
         handled = sys.exc_info()[1]
-        for path in sorted(self._folder.glob(f"{self._prefix}-*{SUFFIX}")):
+        for folder in self._folders():
             try:
-                self._replay(path, storage)
-            except StorageError:
-                raise
-            except FileNotFoundError:  # somebody else has finished with it
-                continue
-            except Exception as error:
+                with self._opened(folder) as opened:
+                    self._replay_all(folder, opened, storage, handled)
+            except OSError as error:
                 if interruption(error, handled) is not None:
                     raise
-                if isinstance(error, OSError):
-                    _say_once(path, f"a journal of metrics cannot be sent for now: {path}: {error}")
-                else:  # whatever it is that damaged content leads to
-                    _set_aside(path, error)
+                if not isinstance(error, FileNotFoundError):
+                    self._complain(folder, error)
 
-    def _replay(self, path: Path, storage: Storage) -> None:
-        file = Descriptor.open(path, os.O_RDWR)
-        try:
-            if _is_left(path, file):
-                _send(path, file, storage)
-        finally:
-            file.close()
+    def _replay_all(self, folder: Path, opened: Descriptor, storage: Storage, handled: BaseException | None) -> None:
+        names = sorted(os.listdir(opened.required()))  # noqa: PTH208 (a path may lead to another folder by now)
+        for name in fnmatch.filter(names, f"{self._prefix}-*{SUFFIX}"):
+            left = LeftJournal(folder / name, opened)
+            try:
+                left.replay(storage, self._places())
+            except Exception as error:
+                if isinstance(error, StorageError) or interruption(error, handled) is not None:
+                    raise
+                left.give_up(error)
+
+
+def _number_of(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}{zlib.adler32(text.encode()):08x}"
 
 
 def _say_once(path: Path, message: str) -> None:
@@ -213,50 +240,99 @@ def _say_once(path: Path, message: str) -> None:
         logger.warning("%s", message)
 
 
-def _set_aside(path: Path, reason: Exception) -> None:
-    aside = path.with_suffix(".damaged")
-    try:
-        path.rename(aside)
-    except OSError as error:
-        _say_once(path, f"a journal of metrics cannot be read ({reason}) and cannot be set aside as {aside}: {error}")
-    else:
-        logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, reason)
+class LeftJournal:
+    """A file that looks like a journal, and that a dead process may have left."""
+
+    def __init__(self, path: Path, folder: Descriptor) -> None:
+        self._path = path
+        self._folder = folder
+
+    def replay(self, storage: Storage, places: Sequence[str]) -> None:
+        """Send what is in it, unless its owner lives or it is of another storage."""
+        file = Descriptor.open(self._path, os.O_RDWR, self._folder)
+        try:
+            if self._is_left(file):
+                header = os.pread(file.number, OWNER.stop, 0)
+                if _is_of(header, storage, places):
+                    self._send(file, storage, _text(header, STORAGE))
+                elif self._is_older(file, FOREIGN_SECONDS):
+                    self._remove()
+                    logger.warning("a journal of metrics is removed, since nobody has sent it for %d days: %s", 30, self._path)
+        finally:
+            file.close()
+
+    def give_up(self, error: Exception) -> None:
+        """Set the file aside, since it cannot be read, or leave it where it may be read one day."""
+        if isinstance(error, FileNotFoundError):  # somebody else has finished with it
+            return
+        if isinstance(error, OSError) and error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO, None):
+            _say_once(self._path, f"a journal of metrics cannot be sent for now: {self._path}: {error}")
+        else:
+            self._set_aside(error)
+
+    def _set_aside(self, error: Exception) -> None:
+        aside = self._path.with_suffix(".damaged")
+        try:
+            folder = self._folder.required()
+            os.rename(self._path.name, aside.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as failed:
+            _say_once(self._path, f"a journal of metrics cannot be read ({error}) nor set aside as {aside}: {failed}")
+        else:
+            logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
+
+    def _is_left(self, file: Descriptor) -> bool:
+        """Whether its owner is dead and nobody has sent it; it is locked then. Removes one that was never begun."""
+        expect_own_file(os.fstat(file.number))
+        try:
+            file.lock()
+        except BlockingIOError:
+            return False
+        header = os.pread(file.number, OWNER.stop, 0)
+        if os.fstat(file.number).st_nlink == 0 or _is_alive(_text(header, OWNER)):
+            return False
+        begun = any(header[: len(MAGIC)])
+        if not begun and self._is_older(file, BEGIN_SECONDS):
+            self._remove()
+        return begun
+
+    def _is_older(self, file: Descriptor, seconds: float) -> bool:
+        return os.fstat(file.number).st_mtime < time.time() - seconds
+
+    def _remove(self) -> None:
+        os.unlink(self._path.name, dir_fd=self._folder.required())
+
+    def _send(self, file: Descriptor, storage: Storage, storage_id: str) -> None:
+        os.pwrite(file.number, struct.pack("=Q", 1), REPLAYED * 8)
+        for batch in list(batches(written(file.number), time.time())):
+            if batch.leaving:  # it takes along the marks by which the storage knows the others
+                os.pwrite(file.required(), bytes(len(MAGIC)), 0)  # there is nothing to send, even where it cannot be removed
+                with suppress(OSError):
+                    self._remove()
+            else:
+                _note_sending(file, batch.sequence)
+            try:
+                storage.apply(batch._replace(storage=storage_id))
+            except StorageError:
+                if not batch.leaving:
+                    _note_sending(file, 0)
+                raise
 
 
-def _is_left(path: Path, file: Descriptor) -> bool:
-    """Whether its owner is dead and nobody has sent it; it is locked then. Removes one that was never begun."""
-    try:
-        file.lock()
-    except BlockingIOError:
-        return False
-    found = os.fstat(file.number)
-    header = os.pread(file.number, OWNER.stop, 0)
-    if found.st_nlink == 0 or _is_alive(header[OWNER]):
-        return False
-    begun = any(header[: len(MAGIC)])
-    if not begun and found.st_mtime < time.time() - BEGIN_SECONDS:
-        path.unlink()
-    return begun
+def _is_of(header: bytes, storage: Storage, places: Sequence[str]) -> bool:
+    """Whether a journal is of this storage: by the id, or by the place of its owner where either has no id."""
+    written_for = _text(header, STORAGE)
+    found = storage.id() if written_for else ""
+    return written_for == found if found else _text(header, PLACE) in map(_number_of, places)
 
 
-def _is_alive(owner: bytes) -> bool:
+def _text(header: bytes, place: slice) -> str:
+    return header[place].rstrip(b"\0").decode("ascii", "replace")
+
+
+def _is_alive(named: str) -> bool:
     """Whether the owner of a journal lives, as far as this process can see: others may have closed its lock."""
-    named = owner.rstrip(b"\0").decode("ascii", "replace")
     pid = named.partition(" ")[0]
     return pid.isdecimal() and life(int(pid)) == named
-
-
-def _send(path: Path, file: Descriptor, storage: Storage) -> None:
-    os.pwrite(file.number, struct.pack("=Q", 1), REPLAYED * 8)
-    for batch in list(batches(written(file.number), time.time())):
-        if batch.leaving:  # it takes along the marks by which the storage knows the others
-            path.unlink()
-        _note_sending(file, batch.sequence)
-        try:
-            storage.apply(batch)
-        except StorageError:
-            _note_sending(file, 0)
-            raise
 
 
 def _note_sending(file: Descriptor, sequence: int) -> None:
@@ -279,9 +355,9 @@ class Journal:
     Addresses are counted within the last mapping, in which all that is new goes.
     """
 
-    def __init__(self, path: Path, writer: str) -> None:
+    def __init__(self, path: Path, writer: str, folder: Descriptor, place: str) -> None:
         self.path = path
-        self._file = Descriptor.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        self._file = Descriptor.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, folder)
         self._start = self._end = self._reserved = self._next = self._view_at = 0
         self._families: dict[Family, int] = {}
         self._free: defaultdict[tuple[float, float], list[tuple[memoryview[float], int]]] = defaultdict(list)
@@ -298,15 +374,20 @@ class Journal:
             self._grow(OWNER.stop)
             self._reserve(OWNER.stop)
         except OSError:
-            self.path.unlink(missing_ok=True)
+            self._remove()
             self.let_go()
             raise
         self._first = self._mapping
         self._header = memoryview(self._first)[: WRITER.start].cast("Q")
         self._mapping[WRITER] = _field(writer, WRITER)
+        self._mapping[PLACE] = _field(place, PLACE)
         self._mapping[OWNER] = _field(life(os.getpid()), OWNER)
         self._header[WRITTEN] = self._next = OWNER.stop
         self._mapping[: len(MAGIC)] = MAGIC
+
+    def belongs_to(self, storage: str) -> None:
+        """Note the id of the storage; empty where nobody knows it yet."""
+        self._first[STORAGE] = _field(storage, STORAGE)
 
     def adopt(self, kept: Kept) -> None:
         """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
@@ -370,10 +451,11 @@ class Journal:
 
     def _grow(self, least: int) -> None:
         """Go on in a new mapping of at least so many bytes; a shorter one where files or memory are limited. Raises OSError."""
-        least, room = -(-least // UNIT), (longest_file() - self._end) // UNIT
+        longest = min(longest_file(), MOST_BYTES)
+        least, room = -(-least // UNIT), (longest - self._end) // UNIT
         units = min(max((GROWTH - 1) * self._end // UNIT, FIRST_BYTES // UNIT, least), room)
         if units < least:
-            raise OSError(errno.EFBIG, f"a file of this process may not be longer than {longest_file()} bytes")
+            raise OSError(errno.EFBIG, f"a journal of this process may not be longer than {longest} bytes")
         while True:
             try:
                 return self._map(units * UNIT)
@@ -484,10 +566,15 @@ class Journal:
             self._first[OWNER] = bytes(OWNER.stop - OWNER.start)  # nobody must wait for the end of this process
         else:
             self._header[0] = 0  # whoever finds it, where it cannot be removed, has nothing to send
-            with suppress(OSError):
-                self.path.unlink()
+            self._remove()
         self.let_go()
         return self.path if keep and status is not None and status.st_nlink else None
+
+    def _remove(self) -> None:
+        """Remove the file, if that is still this user's to do."""
+        with suppress(OSError), own_folder(self.path.parent) as folder:
+            if self._file.same(os.stat(self.path.name, dir_fd=folder.required(), follow_symlinks=False)):
+                os.unlink(self.path.name, dir_fd=folder.required())
 
     def let_go(self) -> None:
         """Close the file; the mapping goes with the last cell that has its numbers there."""
@@ -510,7 +597,7 @@ def written(file: int) -> bytes:
     header = os.pread(file, OWNER.stop, 0)
     if len(header) < OWNER.stop:
         return header
-    length = struct.unpack_from("=Q", header, WRITTEN * 8)[0]
+    length = min(struct.unpack_from("=Q", header, WRITTEN * 8)[0], MOST_BYTES)
     with os.fdopen(os.dup(file), "rb") as opened:
         opened.seek(0)
         return opened.read(min(length, os.fstat(file).st_size))

@@ -31,6 +31,8 @@ TEMPORARY = tempfile.mkdtemp(prefix="pdc-tests-")
 """Where tests, and what they start, have journals and other temporary files."""
 Path(TEMPORARY).chmod(0o1777)
 os.environ["TMPDIR"] = tempfile.tempdir = TEMPORARY
+for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+    os.environ.pop(name, None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

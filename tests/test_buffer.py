@@ -34,6 +34,14 @@ class Recorder:
 
     identity = None
 
+    def places(self) -> list[str]:
+        """Everywhere it is the same."""
+        return [""]
+
+    def id(self) -> str:
+        """It has none."""
+        return ""
+
     def apply(self, batch: Batch) -> Outcome:
         """Keep the batch."""
         self.batches.append(batch)

@@ -381,6 +381,14 @@ class Model:
 
     identity = "model"
 
+    def places(self) -> list[str]:
+        """Everywhere it is the same."""
+        return [""]
+
+    def id(self) -> str:
+        """It has none."""
+        return ""
+
     def __init__(self, values: dict[str, Any] | None = None, last: int = 0) -> None:
         self.values: dict[str, Any] = dict(values or {})
         self.last = last

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import re
 import sqlite3
 import subprocess
 import time
@@ -475,6 +476,9 @@ def test_the_format_in_sqlite(tmp_path: Path, registry: CollectorRegistry) -> No
         for name, field, value in connection.execute("SELECT metric_key, subkey, value FROM metrics"):
             stored.setdefault(name, {})[field] = value
     connection.close()
+    (storage_id,) = stored.keys() - STORED.keys()
+    assert re.fullmatch("#id:[0-9a-f]{28}", storage_id)
+    assert stored.pop(storage_id) == {"": 0}
     assert {name: as_documented(fields) for name, fields in stored.items()} == STORED
 
 

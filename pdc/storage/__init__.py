@@ -10,6 +10,8 @@ Fields that start with ``#`` are bookkeeping and are never exported:
   writer has left or is forgotten: ``live`` goes, ``all`` goes too, but not yet when its writer leaves, and ``sum``,
   ``min``, ``max`` and ``mostrecent`` are folded into ``#<fate>::<labels>``, one value for all the dead;
 - ``#exemplar<suffix>:<labels>``: the exemplar of the field of that suffix and labels.
+
+Among the names of metrics there is one more, the id of the storage: ``#id:`` and 28 hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -39,6 +41,9 @@ LEFT_SECONDS = 30.0
 
 A metric is searched for writers to forget after twice that time, and otherwise every `FORGET_WRITER_SECONDS`.
 """
+
+ID = "#id:"
+"""How the id of a storage begins, among the names of its metrics."""
 
 FORK_SECONDS = 10.0
 """How long a fork waits for a storage that another thread is using."""
@@ -113,6 +118,8 @@ class Batch(NamedTuple):
     sequence: int
     updates: list[Update]
     leaving: bool = False
+    storage: str = ""
+    """The id to give to a storage that has none; a new one where this is empty."""
 
 
 class Outcome(NamedTuple):
@@ -124,6 +131,8 @@ class Outcome(NamedTuple):
     """The ``#meta`` of metrics that somebody had declared otherwise before this batch did."""
     refused: dict[str, str]
     """Metrics that can never be applied, with the reason; the others were."""
+    storage: str = ""
+    """The id of the storage, where the batch came across it."""
 
 
 class Snapshot(NamedTuple):
@@ -138,7 +147,19 @@ class Storage(Protocol):
 
     @property
     def identity(self) -> str | None:
-        """What is the same in every process that uses this storage, without secrets; None where no other one can."""
+        """How processes that use this storage name it, without secrets; None where no other one can.
+
+        Another storage may have the same name for other processes, as in another container.
+        """
+
+    def places(self) -> Sequence[str]:
+        """What also has to be the same in two processes for the name to mean one storage; one of them is enough.
+
+        The first is the closest. It counts where the storage has no id, or where it was not reached to ask for that.
+        """
+
+    def id(self) -> str:
+        """The id that the first write gave to the storage; empty where it holds nothing. Never writes. Raises StorageError."""
 
     def apply(self, batch: Batch) -> Outcome:
         """Apply the batch; each metric changes at once or not at all.
@@ -224,6 +245,11 @@ class Mark(NamedTuple):
     def forgotten(self, now: float) -> bool:
         """Whether the writer was not seen for so long that it does not count any more."""
         return self.seen < now - (FORGET_WRITER_SECONDS if self.fate in ("", "live") else FORGET_VALUES_SECONDS)
+
+
+def new_id() -> str:
+    """An id for a storage that has none."""
+    return ID + os.urandom(14).hex()
 
 
 def has_labels(field: str, wanted: Mapping[str, str]) -> bool:

@@ -31,6 +31,7 @@ from ..interruption import interruption, locked
 from . import (
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,
+    ID,
     LEFT_SECONDS,
     Batch,
     ForkSafe,
@@ -41,6 +42,7 @@ from . import (
     Stamped,
     StorageError,
     Update,
+    new_id,
 )
 
 CONNECT_SECONDS = 2.0
@@ -267,12 +269,17 @@ metric, its meta, whether to declare it, how many operations there are, and thei
 
 _LIST = """
 local index, expire, listed, missing, due = KEYS[1], tonumber(ARGV[1]), {}, {}, false
+local id = redis.call('ZRANGE', index, 0, 0)[1]
+if not id or string.sub(id, 1, 4) ~= '#id:' then
+  id = ARGV[2]
+  redis.call('ZADD', index, '-inf', id)
+end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local soonest, latest = 1 / 0, 1 / 0
 if expire > 0 then soonest, latest = now + expire, math.floor(now + expire * 1.1) end
 local gone_at = expire > 0 and string.format('%.0f', latest) or '+inf'
-for i = 2, #ARGV do
+for i = 3, #ARGV do
   local score = redis.call('ZSCORE', index, ARGV[i])
   if not score then missing[#missing + 1] = ARGV[i] end
   local known = score == 'inf' and 1 / 0 or tonumber(score or '0')
@@ -280,18 +287,18 @@ for i = 2, #ARGV do
   listed[#listed + 1] = gone_at
   listed[#listed + 1] = ARGV[i]
 end
-if not due then return missing end
+if not due then return {id, missing} end
 for first = 1, #listed, 1000 do
   redis.call('ZADD', index, unpack(listed, first, math.min(first + 999, #listed)))
 end
-redis.call('ZREMRANGEBYSCORE', index, '-inf', string.format('(%.0f', now))
+redis.call('ZREMRANGEBYSCORE', index, 0, string.format('(%.0f', now))
 local last = redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2]
 if last == 'inf' then
   redis.call('PERSIST', index)
 elseif last then
   redis.call('PEXPIRE', index, string.format('%.0f', tonumber(last) - now))
 end
-return missing
+return {id, missing}
 """
 
 _DELETE = """
@@ -304,7 +311,8 @@ class RedisStorage(ForkSafe):
     """Metrics under one prefix of a Redis database.
 
     The metric ``requests`` of the prefix ``myapp`` is the hash ``prometheus_myapp_requests``. The names are listed in
-    ``prometheus#myapp``, which no metric key can spell, each with a time in milliseconds by which its hash has expired.
+    ``prometheus#myapp``, which no metric key can spell, each with a time in milliseconds by which its hash has expired; the
+    first, with ``-inf``, is the id of the storage.
     ``expire`` (seconds, None for never) is renewed by every write of a metric, and may differ from writer to writer.
     """
 
@@ -344,15 +352,24 @@ class RedisStorage(ForkSafe):
             return f"Redis cluster {' '.join(sorted(nodes))} {self._prefix}"
         return f"{self} {self.client.connection_pool.connection_kwargs.get('db') or 0} {self._prefix}"
 
+    def places(self) -> list[str]:
+        return [os.uname().nodename]
+
+    def id(self) -> str:
+        (found,) = self._run([("ZRANGE", self._index, "0", "0")])
+        if isinstance(found, ResponseError):
+            raise self._failed(found)
+        return next((name for name in map(_text, found) if name.startswith(ID)), "")
+
     def apply(self, batch: Batch) -> Outcome:
-        outcome = Outcome(set(), {}, {})
         now = time.monotonic()
         due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
-        listing = (_LIST, [self._index], str(self._expire), *due) if due else ("EXISTS", self._index)
+        listing = (_LIST, [self._index], str(self._expire), batch.storage or new_id(), *due) if due else ("EXISTS", self._index)
         listed, *replies = self._run([listing, *(self._call(batch, updates) for updates in self._groups(batch))])
         if isinstance(listed, ResponseError):
             raise self._failed(listed)
-        outcome.unknown.update(map(_text, listed) if due else () if listed else [update.name for update in batch.updates])
+        found, unlisted = listed if due else ("", [] if listed else [update.name for update in batch.updates])
+        outcome = Outcome(set(map(_text, unlisted)), {}, {}, _text(found))
         if outcome.unknown:
             self._listed.clear()
         else:
@@ -404,7 +421,7 @@ class RedisStorage(ForkSafe):
         (names,) = self._run([("ZRANGE", self._index, "0", "-1")])
         if isinstance(names, ResponseError):
             raise self._failed(names)
-        return [_text(name) for name in names]
+        return [name for name in map(_text, names) if not name.startswith(ID)]
 
     def _groups(self, batch: Batch) -> Iterator[list[Update]]:
         """The updates of one call each: in a cluster a call has one key, and elsewhere other clients have their turns."""

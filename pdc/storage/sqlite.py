@@ -20,6 +20,7 @@ from ..interruption import locked
 from . import (
     FOLDED,
     FORGET_WRITER_SECONDS,
+    ID,
     LEFT_SECONDS,
     MARK,
     META,
@@ -35,6 +36,7 @@ from . import (
     StorageError,
     Update,
     has_labels,
+    new_id,
 )
 
 P = ParamSpec("P")
@@ -144,13 +146,32 @@ class SqliteStorage(ForkSafe):
 
     def apply(self, batch: Batch) -> Outcome:
         outcome = Outcome(set(), {}, {})
+        ids: list[str] = []
 
         def apply_updates(cursor: sqlite3.Cursor) -> None:
+            ids.append(_id(cursor) or _give_id(cursor, batch.storage or new_id()))
             for update in batch.updates:
                 _Metric(cursor, update.name).apply(batch, update, outcome)
 
         self._used(self._write, "write", apply_updates)
-        return outcome
+        return outcome._replace(storage=ids[-1])
+
+    def places(self) -> list[str]:
+        found = []
+        for folder in Path(self._path).parents:
+            with suppress(OSError):  # it is not there yet, or not this user's to enter
+                status = folder.stat()
+                found.append(f"{status.st_dev}:{status.st_ino}")
+        return found
+
+    def id(self) -> str:
+        return self._used(self._read_id, "read")
+
+    def _read_id(self) -> str:
+        if self._to_be_made():
+            return ""
+        cursor = self._for_reading()
+        return _id(cursor) if _columns(cursor) else ""
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         return self._used(self._read, "read", names)
@@ -450,6 +471,18 @@ def _use_wal(cursor: sqlite3.Cursor) -> None:
             time.sleep(0.01)
 
 
+def _id(cursor: sqlite3.Cursor) -> str:
+    """The id of the storage; empty where it has none."""
+    query = "SELECT metric_key FROM metrics WHERE metric_key >= ? AND metric_key < '#id;' LIMIT 1"
+    found = cursor.execute(query, (ID,)).fetchone()
+    return found[0] if found else ""
+
+
+def _give_id(cursor: sqlite3.Cursor, new: str) -> str:
+    cursor.execute("INSERT INTO metrics (metric_key, subkey, value) VALUES (?, '', 0)", (new,))
+    return new
+
+
 def _columns(cursor: sqlite3.Cursor) -> dict[str, bool]:
     """The columns of the table, and whether each refuses NULL; nothing where there is no table."""
     return {name: bool(not_null) for _, name, _, not_null, _, _ in cursor.execute("PRAGMA table_info(metrics)")}
@@ -460,6 +493,8 @@ def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[
     if names is None:
         names = [name for (name,) in cursor.execute("SELECT DISTINCT metric_key FROM metrics")]
     for name in names:
+        if name.startswith(ID):
+            continue
         rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (name,))
         if fields := {field: math.nan if value is None else value for field, value in rows}:
             yield name, fields
