@@ -483,11 +483,13 @@ class Journal:
             self._reserved = end
 
     def _required(self) -> int:
-        try:
-            return self._file.required()
-        except OSError:
-            self.lost = True
-            raise
+        status = self._file.status()
+        self.lost |= status is None or status.st_size < self._end
+        if self.lost:
+            raise OSError(
+                errno.EBADF, f"expected descriptor {self._file.number} to be all of {self.path}, others closed or cut it"
+            )
+        return self._file.number
 
     def _view(self) -> None:
         """Begin a view of the mapping, at the next record."""
@@ -535,21 +537,32 @@ class Journal:
     def is_sound(self) -> bool:
         """Whether it is where the next process finds it, as this user's, and nobody sent it. Takes a lost lock again."""
         status = self._file.status() or self._lock_again()
-        if status is None or self.lost or not status.st_nlink or status.st_uid != os.geteuid() or self.is_replayed:
+        if status is None or self._is_truncated(status):
+            return False
+        if self.lost or not status.st_nlink or status.st_uid != os.geteuid() or self.is_replayed:
             return False
         if time.monotonic() >= self._touched + TOUCH_SECONDS and self._file.status() is not None:
             self._touched = time.monotonic()
             os.utime(self._file.number)
         return True
 
+    def _is_truncated(self, status: os.stat_result) -> bool:
+        """Whether others made the file shorter; it is given its length again, or a look at the mapping would be a SIGBUS."""
+        if status.st_size >= self._end:
+            return False
+        os.truncate(self.path if self._file.status() is None else self._file.number, self._end)
+        _say_once(self.path, f"a journal of metrics was truncated by another program, what it held is lost: {self.path}")
+        return True
+
     def _lock_again(self) -> os.stat_result | None:
         """Open and lock the file once more, since others closed it; return its status, None where it is gone."""
         try:
-            status = self.path.lstat()
-            if not self._file.same(status):
-                return None
             again = Descriptor.open(self.path, os.O_RDWR)
         except (FileNotFoundError, PermissionError, NotADirectoryError):
+            return None
+        status = os.fstat(again.number)
+        if not self._file.same(status):
+            again.close()
             return None
         try:
             again.lock()
@@ -683,7 +696,7 @@ def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]
     """What the record is of."""
     kept: Note | Numbers
     if len(about) == 3:
-        kept = Note(family, Operation(Kind(about[0]), str(about[1]), about[2]))
+        kept = Note(family, _operation(*about))
     else:
         values, created = about
         kept = _cell(family, writer, tuple(map(str, values)))
@@ -692,6 +705,15 @@ def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]
         raise ValueError(f"expected {kept.size} numbers, got {len(rows)}")
     kept.rows = rows
     return kept
+
+
+def _operation(kind: str, field: str, value: Any) -> Operation:
+    """An operation that a storage can apply. Raises ValueError."""
+    found = Operation(Kind(kind), field, value)
+    labels = json.loads(field[0 if found.kind is Kind.DELETE else field.index("{") :])
+    if found.kind not in (Kind.DELETE, Kind.SET) or not isinstance(labels, dict) or not isinstance(value, (float, int, str)):
+        raise ValueError(f"expected to delete or set a field with labels, got {found}")
+    return found
 
 
 def _cell(family: Family, writer: str, values: tuple[str, ...]) -> Numbers:
