@@ -51,8 +51,8 @@ def setup(
     - `flush_interval`: seconds between two batches that a background thread sends; updates then cost no I/O, which is
       right for servers. With 0 every update is in the storage when its call returns: right for scripts.
     - `journal`: the folder where updates are kept that are not in the storage yet, so that the next process of this host
-      that uses the same storage sends what a killed one left. True is a folder for temporary files, which only this user
-      may read; False is none. A folder of your own must be on a local disk.
+      that uses the same storage sends what a killed one left. True is a folder that only this user can make (of XDG, or
+      among temporary files); False is none. A folder of your own must be on a local disk, and for this user only to write.
 
     Raises ValueError for arguments that make no sense, TypeError for a client that is none, and ImportError where
     `redis` is not installed.

@@ -17,6 +17,7 @@ Among the names of metrics there is one more, the id of the storage: ``#id:`` an
 from __future__ import annotations
 
 import json
+import os
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
