@@ -298,7 +298,9 @@ hits = pdc.Counter("hits", "Hits.", ["path"])
 wait = pdc.Histogram("wait", "Wait.", buckets=[1])
 level = pdc.Gauge("level", "Level.")
 setup(flush_interval={interval})
-ended = swallowed = 0
+pdc.flush()  # imports what connecting needs: locks of Python's imports stay held where an exception comes amid one
+pdc.generate_latest()
+swallowed = 0
 works = [hits.labels("/").inc] * 6 + [lambda: wait.observe(1), level.inc, pdc.flush, pdc.generate_latest]
 counts = dict.fromkeys(works, 0)
 while interrupts < {limits}:
