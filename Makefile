@@ -15,7 +15,7 @@ SECONDS ?= 60
 PYTHONS ?=
 TESTS ?=
 PROVE ?=
-POINTS ?= 150
+POINTS ?= 60
 # Most tests wait for servers and processes: more of them than there are cores go side by side.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadgroup
 
@@ -47,7 +47,7 @@ check-pythons: servers  ## Run the tests with every Python that is here (PYTHONS
 prove: servers  ## Count 10,000,000 times in 16 threads amid scrapes, forks and signals (PYTHON=python3.14t: without the GIL)
 	$(PYTHON) tests/prove_threads.py $(PROVE)
 
-interrupt: $(VENV)/test.stamp servers  ## Raise an exception at POINTS=150 points of updates, flushes, scrapes, setup and forks each
+interrupt: $(VENV)/test.stamp servers  ## Raise an exception at POINTS=60 points of updates, flushes, scrapes, setup and forks each
 	PDC_POINTS=$(POINTS) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --timeout 600 tests/test_interruptions.py $(PYTEST)
 
 bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)

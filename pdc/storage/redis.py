@@ -13,6 +13,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
     AuthenticationError,
     NoPermissionError,
@@ -25,6 +26,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.utils import HIREDIS_AVAILABLE
 
 from ..files import Descriptor
 from ..interruption import interruption, locked
@@ -50,6 +52,8 @@ SOCKET_SECONDS = 5.0
 """How long a call may last; a URL may name other timeouts (``?socket_timeout=1``), a client of the application shorter ones."""
 MOST_RELIST_SECONDS = 60.0
 """How long a batch asks only whether the index is there, not whether it has its metrics."""
+MOST_NUMBERS = 16
+"""Of arguments in commands of redis-py, which may be numbers."""
 MOST_OPERATIONS = 1000
 """Of the metrics that are changed in one call: more of them would let other clients of the server wait."""
 
@@ -531,7 +535,7 @@ class RedisStorage(ForkSafe):
         """The own connection; one that was made before a fork is the parent's."""
         if self._connection is None or self._connection.pid != os.getpid():
             pool = self._client.connection_pool
-            self._connection = pool.connection_class(**pool.connection_kwargs)
+            self._connection = pool.connection_class(**{**_PACKER, **pool.connection_kwargs})
         return self._connection
 
     def _find_nodes_again(self) -> None:
@@ -665,6 +669,20 @@ def _argument(operation: Operation, now: float) -> str:
     if isinstance(value, str):
         return value
     return repr(value).removesuffix(".0")
+
+
+class _TextPacker(HiredisRespSerializer):
+    """Packs commands with texts only: hiredis 3 crashes where a handler raises while it makes a text of a number."""
+
+    def pack(self, *args: Any) -> Any:
+        """The command as bytes."""
+        if len(args) > MOST_NUMBERS:  # ours, which have texts only
+            return super().pack(*args)
+        texts: list[Any] = [str(each) if isinstance(each, (int, float)) else each for each in args]
+        return super().pack(*texts)
+
+
+_PACKER = {"command_packer": _TextPacker()} if HIREDIS_AVAILABLE else {}
 
 
 def _replies(connection: Any, commands: list[tuple[Any, ...]]) -> list[Any]:
