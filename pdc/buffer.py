@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from . import servers
-from .cells import FREE_THREADED, Cell, Entry, Kept, Pending, Removal, in_one_scrape, numbers
+from .cells import FREE_THREADED, Cell, Entry, Kept, Note, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, Family
 from .forks import FORKS
 from .health import BATCHES_RETRIED, Health
@@ -36,6 +36,8 @@ FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 15.0
 MOST_ENTRIES = 250
 """Of a batch: a process keeps the memory that its largest one took."""
+MOST_NUMBERS = 4000
+"""Of a batch, about: a storage does nothing else meanwhile. It is as many as histograms of 15 buckets have in 250 series."""
 SCRAPE_RETRY_SECONDS = 1.0
 """How often a scrape tries a storage that is down: whoever asks waits for it, but no application does."""
 
@@ -75,6 +77,8 @@ class Buffer:
         self.writer = _new_writer()
         self._sequence = 0
         self._queue: deque[Entry] = deque()
+        self._due = 0
+        """How many of them are to be sent now."""
         self._in_flight: Batch | None = None
         self._taken: dict[Entry, None] = {}
         """The entries of the batch in flight, or of the one that is being made."""
@@ -135,7 +139,7 @@ class Buffer:
                 else:
                     pending.drop(list(pending.cells))
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: Entry | Note) -> None:
         """Have what can be lost of the entry in the journal of this process, if there is one."""
         if self._journals is not None:
             for kept in entry.kept():
@@ -526,16 +530,14 @@ class Buffer:
     def _send_due(self) -> None:
         if self._restart_due:
             self._restart()
-        due = len(self._queue)
-        while self._taken or self._in_flight is not None or due > 0:
-            if not self._taken and self._in_flight is None:
-                due -= MOST_ENTRIES
+        self._due = len(self._queue)
+        while self._taken or self._in_flight is not None or (self._due > 0 and self._queue):
             batch = self._next_batch()
             if batch is not None:
                 self._send_batch(batch)
             if self._restart_due:
                 self._restart()
-                due = len(self._queue)
+                self._due = len(self._queue)
 
     def _send_batch(self, batch: Batch) -> None:
         if self._journals is not None:
@@ -593,9 +595,13 @@ class Buffer:
 
     def _dequeue(self) -> None:
         """Move what has been queued first from the queue to the taken entries; none is ever in neither."""
-        while self._queue and len(self._taken) < MOST_ENTRIES:
-            self._taken[self._queue[0]] = None
+        size = 0
+        while self._queue and len(self._taken) < MOST_ENTRIES and size < MOST_NUMBERS:
+            entry = self._queue[0]
+            self._taken[entry] = None
             self._queue.popleft()
+            self._due -= 1
+            size += 1 + len(entry.pending.family.bounds)
         if self._taken and self._interval and self._health_due:
             self._taken[self.health.flushes] = None
             self._health_due = False

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pdc")
 
+MOST_REMOVALS = 1000
+"""How many removals are sent together: as many as storages find in one go, and as may make a batch larger."""
+
 FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 """Whether this build of Python can run without the GIL, as it may at any time, whatever PYTHON_GIL says."""
 
@@ -127,8 +130,8 @@ class Pending:
         self.lock = threading.RLock()
         """Of the cells, for moments in which nothing else can run in the same thread; see `Cell`."""
         self.cells: dict[Cell, None] = {}
-        self.removals: dict[str, Removal] = {}
-        """Those that wait to be sent, by selector."""
+        self.removal: Removal | None = None
+        """The last one that waits to be sent, which takes in more."""
         self.computed = False
 
     @property
@@ -180,21 +183,24 @@ class Pending:
             cell.drop()
             self.cells.pop(cell, None)
 
-    def remove(self, selector: str, cells: Iterable[Cell] = ()) -> None:
-        """Remove every series of the storage whose labels include those of `selector` (JSON), and forget these `cells`."""
+    def remove(self, kind: Kind, labels: str, cells: Iterable[Cell] = ()) -> None:
+        """Remove series of the storage by all or some of their labels (JSON), as that kind says, and forget these `cells`."""
         FORKS.notice()
-        removal = Removal(self, selector)
-        self.buffer.keep(removal)
+        note = Note(self.family, Operation(kind, labels))
+        self.buffer.keep(note)
         self.drop(cells)
-        if self.removals.setdefault(selector, removal) is removal:
-            self.buffer.tell(removal)
-        else:
-            removal.settle()
+        waiting = self.removal
+        if waiting is None or not waiting.takes_in(note):
+            new = Removal(self, note)
+            self.buffer.tell(new)
+            self.removal = new  # only now: an exception may have kept it out of the queue
+        elif self.buffer.write_through:
+            self.buffer.write()
 
     def discard(self) -> None:
         """Drop what has been gathered."""
         with self.lock:
-            self.removals.clear()
+            self.removal = None
             for cell in list(self.cells):
                 cell.queued = cell.quiet = False
                 cell.reset()
@@ -263,6 +269,10 @@ class Note:
         _ = TURN.together
         return bool(taken)
 
+    def kept(self) -> Sequence[Kept]:
+        """What a journal holds of it."""
+        return (self,)
+
     def take(self) -> Operation:
         """Hand it over."""
         _ = TURN.alone
@@ -287,21 +297,34 @@ class Note:
 
 
 class Removal:
-    """The removal of series, as an entry of its own, so that it keeps its place among the updates."""
+    """Removals of series of one metric, as an entry of its own, so that they keep their place among the updates."""
 
-    def __init__(self, pending: Pending, selector: str) -> None:
+    def __init__(self, pending: Pending, note: Note) -> None:
         self.pending = pending
-        self._note = Note(pending.family, Operation(Kind.DELETE, selector))
+        self._notes = {note.operation: note}
+        self._is_taken = False
+
+    def takes_in(self, note: Note) -> bool:
+        """Remove these series, too, unless it is too late for that."""
+        with self.pending.lock:
+            if self._is_taken or len(self._notes) >= MOST_REMOVALS:
+                return False
+            known = self._notes.setdefault(note.operation, note)
+        if known is not note:
+            self.pending.buffer.forget(note)
+        return True
 
     def take(self) -> list[Operation]:
-        self.pending.removals.pop(self._note.operation.field, None)  # from here on, another one is needed
-        return [self._note.take()]
+        with self.pending.lock:
+            self._is_taken = True
+        return [note.take() for note in self._notes.values()]
 
     def settle(self) -> None:
-        self.pending.buffer.forget(self._note)
+        for note in self._notes.values():
+            self.pending.buffer.forget(note)
 
     def kept(self) -> Sequence[Kept]:
-        return (self._note,)
+        return list(self._notes.values())
 
 
 class Cell:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, reduce
 from itertools import chain
+from json.encoder import encode_basestring_ascii
 from operator import add
 from typing import Any, NamedTuple
 
@@ -37,6 +38,14 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 def dump(labels: Mapping[str, str]) -> str:
     """The labels as a subkey spells them: JSON in ASCII, sorted by name, no spaces."""
     return _ENCODER.encode(labels)
+
+
+@lru_cache(maxsize=1024)
+def _spelling(names: tuple[str, ...]) -> tuple[str, Callable[[tuple[str, ...]], tuple[str, ...]]]:
+    """How `dump` spells labels of these names, as a template, and what puts values in its order."""
+    places = sorted(range(len(names)), key=names.__getitem__)
+    pairs = ",".join(f"{encode_basestring_ascii(names[place])}:".replace("%", "%%") + "%s" for place in places)
+    return f"{{{pairs}}}", lambda values: tuple([values[place] for place in places])
 
 
 @lru_cache(maxsize=4096)
@@ -102,7 +111,8 @@ class Family(NamedTuple):
 
     def labels(self, values: tuple[str, ...]) -> str:
         """The labels of the series with these values, as `dump` spells them."""
-        return dump(dict(zip(self.labelnames, values, strict=True)))
+        template, chosen = _spelling(self.labelnames)
+        return template % tuple(map(encode_basestring_ascii, chosen(values)))
 
     def process_prefix(self, writer: str) -> str:
         """The start of the fields that hold the values of one process."""

@@ -35,7 +35,18 @@ from .cells import FREE_THREADED, Buckets, Kept, Note, Number, Numbers, Observat
 from .family import Family
 from .files import Descriptor, close_mappings, expect_own_file, is_private, is_shared_safely, life, longest_file, own_folder
 from .interruption import interruption
-from .storage import FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Kind, Operation, Storage, StorageError, Update
+from .storage import (
+    FORGET_VALUES_SECONDS,
+    FORGET_WRITER_SECONDS,
+    REMOVALS,
+    Batch,
+    Kind,
+    Operation,
+    Selectors,
+    Storage,
+    StorageError,
+    Update,
+)
 
 logger = logging.getLogger("pdc")
 
@@ -710,9 +721,9 @@ def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]
 def _operation(kind: str, field: str, value: Any) -> Operation:
     """An operation that a storage can apply. Raises ValueError."""
     found = Operation(Kind(kind), field, value)
-    labels = json.loads(field[0 if found.kind is Kind.DELETE else field.index("{") :])
-    if found.kind not in (Kind.DELETE, Kind.SET) or not isinstance(labels, dict) or not isinstance(value, (float, int, str)):
-        raise ValueError(f"expected to delete or set a field with labels, got {found}")
+    labels = json.loads(field[0 if found.kind in REMOVALS else field.index("{") :])
+    if found.kind not in (*REMOVALS, Kind.SET) or not isinstance(labels, dict) or not isinstance(value, (float, int, str)):
+        raise ValueError(f"expected to remove a series or set a field with labels, got {found}")
     return found
 
 
@@ -728,8 +739,8 @@ def _cell(family: Family, writer: str, values: tuple[str, ...]) -> Numbers:
 def _without_removed(written: list[Note | Numbers]) -> list[Note | Numbers]:
     """What was written, in this order, without what a later removal or reset puts an end to: that may not have ended."""
     left: list[Note | Numbers] = []
-    removed: defaultdict[str, _Selectors] = defaultdict(_Selectors)
-    reset: defaultdict[str, _Selectors] = defaultdict(_Selectors)
+    removed: defaultdict[str, Selectors] = defaultdict(Selectors)
+    reset: defaultdict[str, Selectors] = defaultdict(Selectors)
     for each in reversed(written):
         name = each.family.name
         if isinstance(each, Numbers):
@@ -738,25 +749,9 @@ def _without_removed(written: list[Note | Numbers]) -> list[Note | Numbers]:
         else:
             kind, field, _ = each.operation
             labels = dict(json.loads(field[field.index("{") :]))
-            ended = kind is not Kind.DELETE and removed[name].match(labels)
-            if kind is Kind.DELETE or each.family.type == "counter":
-                (removed if kind is Kind.DELETE else reset)[name].add(labels)
+            ended = kind not in REMOVALS and removed[name].match(labels)
+            if kind in REMOVALS or each.family.type == "counter":
+                (removed if kind in REMOVALS else reset)[name].add(labels)
         if not ended:
             left.append(each)
     return left[::-1]
-
-
-class _Selectors:
-    """Labels of which a series must have all of one set, found without looking at each: there may be thousands."""
-
-    def __init__(self) -> None:
-        self._values: defaultdict[tuple[str, ...], set[tuple[Any, ...]]] = defaultdict(set)
-
-    def add(self, wanted: dict[str, Any]) -> None:
-        """Look for these too."""
-        names = tuple(sorted(wanted))
-        self._values[names].add(tuple(wanted[name] for name in names))
-
-    def match(self, labels: dict[str, Any]) -> bool:
-        """Whether a series with these labels is looked for."""
-        return any(tuple(labels.get(name) for name in names) in values for names, values in self._values.items())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from threading import get_ident
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -36,6 +36,7 @@ from .cells import (
 )
 from .family import Family, bucket_bounds, clean, dump, exemplar_text, text
 from .forks import FORKS
+from .storage import Kind
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
@@ -185,7 +186,8 @@ class StoredMetric(MetricWrapperBase):
         Raises ValueError where the labels are not those of the metric.
         """
         self._check_label_count(labelvalues)
-        self._remove(dict(zip(self._labelnames, map(str, labelvalues), strict=True)))
+        values = tuple([clean(str(value)) for value in labelvalues])
+        self._pending.remove(Kind.REMOVE, self._pending.family.labels(values), self._dropped([values]))
 
     def remove_by_labels(self, labels: dict[str, str]) -> None:
         """Remove all series with these values of some labels, for every process; none for an empty dict.
@@ -198,22 +200,21 @@ class StoredMetric(MetricWrapperBase):
         if unknown := [name for name in labels if name not in self._labelnames]:
             raise ValueError(f"Unknown label names {unknown}: {self} has {self._labelnames}")
         if labels:
-            self._remove({name: str(value) for name, value in labels.items()})
+            wanted = {name: clean(str(value)) for name, value in labels.items()}
+            places = [self._labelnames.index(name) for name in wanted]
+            chosen, found = itemgetter(*places), itemgetter(*range(len(places)))(tuple(wanted.values()))
+            doomed = [values for values in list(self._metrics) if chosen(values) == found]
+            self._pending.remove(Kind.DELETE, dump(wanted), self._dropped(doomed))
 
     def clear(self) -> None:
         """Remove all series of a metric with labels, for every process."""
         if self._labelnames and not self._labelvalues:
-            self._remove({})
+            self._pending.remove(Kind.DELETE, "{}", self._dropped(list(self._metrics)))
 
-    def _remove(self, labels: Mapping[str, str]) -> None:
-        wanted = {name: clean(value) for name, value in labels.items()}
-        doomed = [
-            values
-            for values in list(self._metrics)
-            if wanted.items() <= dict(zip(self._labelnames, values, strict=True)).items()
-        ]
-        removed = [child for values in doomed if (child := self._metrics.pop(values, None)) is not None]
-        self._pending.remove(dump(wanted), chain.from_iterable(child._series_cells() for child in removed))
+    def _dropped(self, doomed: Collection[tuple[str, ...]]) -> list[Cell]:
+        """Take the children with these label values out, and return their cells."""
+        removed = [self._metrics.pop(values, None) for values in doomed if values in self._metrics]
+        return [cell for child in removed if child is not None for cell in child._series_cells()]
 
     def _series_cells(self) -> Iterator[Cell]:
         """The cells of the series."""

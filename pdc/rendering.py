@@ -7,9 +7,11 @@ so that the next scrape only fills numbers in.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from heapq import merge
 from io import BytesIO
 from itertools import accumulate, chain, islice
@@ -175,11 +177,32 @@ class _Texts(dict[Any, bytes]):
 
 def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Encoder) -> _Layout:
     """The layout of these fields: the one before, where it still fits."""
-    digest = hashlib.blake2b("\n".join(fields).encode(), digest_size=16).digest()
-    key = (fields[META], encoder, shows_created(), len(fields), digest)
+    key = (fields[META], encoder, shows_created(), len(fields), _digest(fields))
     if before is not None and before.key == key:
         return before
-    return _Draft(family, list(fields), encoder).layout(key)
+    with _no_collections():
+        return _Draft(family, list(fields), encoder).layout(key)
+
+
+def _digest(fields: Iterable[str]) -> bytes:
+    """What tells fields and their order from others, made in small parts, since other threads wait while Python joins."""
+    digest, rest = hashlib.blake2b(digest_size=16), iter(fields)
+    while part := list(islice(rest, CHUNK)):
+        digest.update("\n".join(part).encode() + b"\n")
+    return digest.digest()
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Keep the garbage collector from looking at all objects of the process because so many are made, none of them garbage."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _Draft:
@@ -244,7 +267,7 @@ class _Draft:
             before = [pairs[pair] for pair in labels if pair[0] < "le"]
             after = [pairs[pair] for pair in labels if pair[0] > "le"]
             plain = ",".join([pairs[pair] for pair in labels])
-            for suffix, le, gaps in self._lines(self._series[labels]):
+            for suffix, le, gaps in self._lines(self._series.pop(labels)):  # to free all at once would hold other threads up
                 shown = ",".join([*before, pairs["le", le], *after]) if le else plain
                 head, tail, bare = frames[suffix]
                 gap = "%s" * len(gaps)

@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["pdc"]):
     from pdc.family import Family, dump, labels_with
     from pdc.journal import DamagedJournal, Journals, batches, written
     from pdc.rendering import Encoder, Renderer
-    from pdc.storage import META, Snapshot, StorageError, has_labels
+    from pdc.storage import META, Selectors, Snapshot, StorageError, around_bound, series_of
     from pdc.storage.sqlite import SqliteStorage
 
 from prometheus_client import CollectorRegistry
@@ -70,8 +70,12 @@ def codec(data: atheris.FuzzedDataProvider) -> None:
     assert spelled.isascii()
     assert json.loads(spelled) == labels
     assert json.loads(labels_with(spelled, "le", "1.0")) == {**labels, "le": "1.0"}
-    assert has_labels(f"_bucket:{spelled}", dict(list(labels.items())[:2]))
-    has_labels(data.ConsumeUnicode(40), labels)
+    bucket = "1.0".join(around_bound(spelled))
+    assert series_of(f"_bucket:{bucket}") == series_of(f"_sum:{spelled}") == spelled
+    assert bucket == labels_with(spelled, "le", "1.0")
+    assert Selectors([dict(list(labels.items())[:2])]).match_text(spelled)
+    series_of(data.ConsumeUnicode(40))
+    Selectors([labels]).match_text(data.ConsumeUnicode(40))
 
 
 def scrape(data: atheris.FuzzedDataProvider) -> None:

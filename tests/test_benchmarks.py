@@ -42,6 +42,7 @@ def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
         ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
         ("updates", "Room of a counter in SQLite", {"pdc, SQLite, every second"}),
         ("scrape", "counters of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
+        ("scale", "remove()", {*EVERY_SECOND}),
         ("scrape", "recycled workers, Redis", {"Redis, after 1", "Redis, after 1,000"}),
     ],
 )

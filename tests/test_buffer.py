@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 from pdc import buffer as buffer_module
 from pdc.buffer import Buffer
-from pdc.cells import Removal
+from pdc.cells import Note, Removal
 from pdc.health import NAMES
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
 
@@ -237,6 +237,20 @@ def test_an_interrupted_batch_is_sent_again(buffer: Buffer, recorder: Recorder, 
     buffer.flush()
 
 
+def test_a_batch_has_a_bounded_number_of_numbers(buffer: Buffer, recorder: Recorder, registry: CollectorRegistry) -> None:
+    """Histograms with very many buckets are sent a few at a time, so that a storage does other things in between."""
+    wait = type("Histogram", (pdc.Histogram,), {"buffer": buffer})(
+        "wait", "Wait.", ["a"], buckets=range(999), registry=registry
+    )
+    buffer.attach(recorder, 3600.0, None)
+    for label in range(10):
+        for amount in range(999):
+            wait.labels(label).observe(amount)
+    buffer.flush()
+    assert len(list(recorder.operations())) > 9_990
+    assert max(len(update.operations) for batch in recorder.batches for update in batch.updates) < 5_000
+
+
 def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge) -> None:
     """An update while a batch is made goes into the next one, even where its series is queued twice."""
 
@@ -245,7 +259,7 @@ def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recor
             gauge.set(3)
             return []
 
-    entry = Meanwhile(gauge._pending, "{}")
+    entry = Meanwhile(gauge._pending, Note(gauge._pending.family, Operation(Kind.DELETE, "{}")))
     buffer.attach(recorder, 3600.0, None)
     buffer.flush()
     recorder.batches.clear()

@@ -28,7 +28,7 @@ import pdc
 import pdc.exposition
 from pdc.buffer import Buffer
 from pdc.journal import OWNER, SENT_AT, SINCE, Journals, batches, written
-from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError, has_labels
+from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Selectors, Snapshot, Stamped, StorageError, series_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -428,10 +428,11 @@ class Model:
 def _do(values: dict[str, Any], name: str, operation: Operation) -> None:
     kind, field, value = operation
     place = f"{name} {field}"
-    if kind is Kind.DELETE:
-        wanted = json.loads(field)
-        for known in [known for known in values if known.startswith(f"{name} ") and has_labels(known, wanted)]:
-            del values[known]
+    if kind in REMOVALS:
+        wanted = Selectors([json.loads(field)])
+        for known in [known for known in values if known.startswith(f"{name} ")]:
+            if wanted.match_text(series_of(known.removeprefix(f"{name} ")) or ""):
+                del values[known]
     elif kind is Kind.ADD:
         values[place] = values.get(place, 0.0) + value
     elif kind is not Kind.INIT or place not in values:

@@ -103,6 +103,10 @@ def series(suffix: str, **labels: str) -> str:
 
 
 A, B = series("_total", path="/", method="GET"), series("_total", path="/b", method="GET")
+SERIES = [series(suffix, path="/") for suffix in ("", "_created", "_count", "_info", "#exemplar_total")] + [
+    series(suffix, le=le, path="/") for suffix in ("_bucket", "#exemplar_bucket") for le in ("0.1", "2.5", "+Inf")
+]
+"""Fields of one series, of whatever types and bounds the metric has had."""
 EVERY_KIND: dict[str, tuple[list[list[Operation]], dict[str, str]]] = {
     "init creates": ([[Operation(Kind.INIT, A, 1.5)]], {A: "1.5"}),
     "init keeps": ([[Operation(Kind.ADD, A, 2.0)], [Operation(Kind.INIT, A, 0.0)]], {A: "2.0"}),
@@ -133,6 +137,30 @@ EVERY_KIND: dict[str, tuple[list[list[Operation]], dict[str, str]]] = {
     "delete takes the series with all of these labels": (
         [[Operation(Kind.SET, A, 1.0), Operation(Kind.SET, B, 1.0)], [Operation(Kind.DELETE, '{"method":"GET","path":"/c"}')]],
         {A: "1.0", B: "1.0"},
+    ),
+    "remove takes the series with exactly these labels": (
+        [
+            [
+                Operation(Kind.SET, field, 1.0)
+                for field in (A, B, *SERIES, series("_sum", path="/"), series("_sum", method="GET"))
+            ],
+            [Operation(Kind.REMOVE, '{"path":"/"}'), Operation(Kind.REMOVE, '{"method":"GET","path":"/b"}')],
+        ],
+        {A: "1.0", series("_sum", method="GET"): "1.0"},
+    ),
+    "delete takes whole series": (
+        [
+            [Operation(Kind.SET, field, 1.0) for field in (A, *SERIES, series("_bucket", a="{", le="1.0", path="/"))],
+            [Operation(Kind.DELETE, '{"path":"/"}'), Operation(Kind.DELETE, '{"a":"}"}'), Operation(Kind.ADD, B, 1.0)],
+        ],
+        {B: "1.0"},
+    ),
+    "remove, then inits, sets, adds": (
+        [
+            [Operation(Kind.SET, A, 9.0)],
+            [Operation(Kind.ADD, A, 1.0), Operation(Kind.REMOVE, '{"method":"GET","path":"/"}'), Operation(Kind.INIT, A, 7.0)],
+        ],
+        {A: "8.0"},
     ),
 }
 

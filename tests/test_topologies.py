@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar
@@ -251,6 +251,7 @@ def test_a_replica_is_scraped(primary: RedisServer, tmp_path: Path, run_script: 
             assert not {name for name in called if name.startswith(("eval", "script", "h", "z"))} - {
                 "zrange",
                 "hgetall",
+                "hlen",
                 "hello",
             }
             result = run_script(READER + UPDATE, storage={"redis": replica.url, "journal": False})
@@ -284,9 +285,13 @@ def allow(server: RedisServer, user: str, rules: str) -> str:
     return f"redis://{user}:secret@127.0.0.1:{server.port}/0"
 
 
-def too_few(server: RedisServer, rules: str) -> Iterator[str]:
-    """The URL of a user who lacks one of the rights, for each of them."""
-    for missing in set(rules.split()) - {"-@all"}:
+LARGE = {"+hscan", "+hmget"}
+"""Rights that only the reader of a large metric needs."""
+
+
+def too_few(server: RedisServer, rules: str, but: Collection[str] = ()) -> Iterator[str]:
+    """The URL of a user who lacks one of the rights, for each of them but some."""
+    for missing in set(rules.split()) - {"-@all", *but}:
         yield allow(server, "user", " ".join(rule for rule in rules.split() if rule != missing))
 
 
@@ -301,6 +306,7 @@ def exercise(url: Any) -> None:
         hits.labels("/a").inc()
         hits.labels("/b").inc()
         hits.remove("/a")
+        hits.remove_by_labels({"path": "/c"})
         pdc.flush()
         assert f'hits_{expire}_total{{path="/b"}} 1.0' in pdc.generate_latest().decode()
     pdc.clear()
@@ -329,7 +335,24 @@ def test_a_reader_with_the_least_rights(primary: RedisServer, run_script: Callab
     rules = RULES["pdc-reader"]
     result = run_script(READER, storage={"redis": allow(primary, "reader", rules)})
     assert result.stdout.count("hits_total 3.0") == 3
-    for url in too_few(primary, rules):
+    for url in too_few(primary, rules, but=LARGE):
+        pdc.setup(redis=url)
+        with pytest.raises(StorageError, match=re.escape(f"one that only scrapes, {rules.removeprefix('-@all ')}.")):
+            pdc.generate_latest()
+        pdc.shutdown()
+
+
+def test_a_reader_of_large_metrics_with_the_least_rights(primary: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any right missing that only large metrics need, the error lists them all."""
+    rules = RULES["pdc-reader"]
+    monkeypatch.setattr(redis_storage, "MOST_READ", 0)
+    looks = redis_storage.RedisStorage._look_through
+
+    def look_through_a_busy_metric(self: redis_storage.RedisStorage, name: str) -> dict[str, str]:
+        return {**looks(self, name), "#stems": "\n_sum:{\n", "_sum:{}": f"{time.monotonic_ns()}"}
+
+    monkeypatch.setattr(redis_storage.RedisStorage, "_look_through", look_through_a_busy_metric)
+    for url in too_few(primary, rules, but=set(rules.split()) - LARGE):
         pdc.setup(redis=url)
         with pytest.raises(StorageError, match=re.escape(f"one that only scrapes, {rules.removeprefix('-@all ')}.")):
             pdc.generate_latest()

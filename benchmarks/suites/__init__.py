@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from benchmarks.contest import Suite
 
-from . import scrape, server, updates, web
+from . import scale, scrape, server, updates, web
 
 SUITES: dict[str, Callable[..., Suite]] = {
     "web": web.suite,
     "server": server.suite,
     "updates": updates.suite,
     "scrape": scrape.suite,
+    "scale": scale.suite,
 }
 """How to make each suite, with or without ``quick=True``."""

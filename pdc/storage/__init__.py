@@ -11,6 +11,8 @@ Fields that start with ``#`` are bookkeeping and are never exported:
   ``min``, ``max`` and ``mostrecent`` are folded into ``#<fate>::<labels>``, one value for all the dead;
 - ``#exemplar<suffix>:<labels>``: the exemplar of the field of that suffix and labels.
 
+A series is the fields with the same labels, but for the ``le`` of ``_bucket`` and of its exemplars.
+
 Among the names of metrics there is one more, the id of the storage: ``#id:`` and 28 hexadecimal digits.
 """
 
@@ -20,16 +22,20 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..forks import FORKS
 from ..interruption import release_own
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 META = "#meta"
 MARK = "#mark:"
 SEARCH = "#search"
+BUCKETS = ("_bucket:", "#exemplar_bucket:")
+"""How fields begin whose labels are those of their series and ``le``."""
 FOLDED = ("sum", "min", "max", "mostrecent")
 """The fates of values that are folded; those of ``live`` and ``all`` are dropped."""
 
@@ -58,7 +64,9 @@ class Kind(str, Enum):
     """What an operation does to its field."""
 
     DELETE = "delete"
-    """Remove every field whose labels include those of ``field`` (a JSON object)."""
+    """Remove every series whose labels include those of ``field`` (a JSON object)."""
+    REMOVE = "remove"
+    """Remove the series with exactly the labels of ``field`` (JSON as fields spell it)."""
     INIT = "init"
     """Create the field with the value where it does not exist."""
     SET = "set"
@@ -67,6 +75,9 @@ class Kind(str, Enum):
     """Add the number, as IEEE doubles do."""
     STAMP = "stamp"
     """Replace the value by ``"<number> <time>"``; the time is the storage's clock when the number was set."""
+
+
+REMOVALS = (Kind.DELETE, Kind.REMOVE)
 
 
 class Stamped(NamedTuple):
@@ -101,10 +112,14 @@ class Update(NamedTuple):
     """Replace the stored ``#meta`` even where there is one: true once per process and metric."""
 
     def by_kind(self) -> Iterator[tuple[Kind, list[Operation]]]:
-        """Yield the operations in the order in which they apply: deletes, then inits, then the rest."""
+        """Yield the operations in the order in which they apply: removals, then inits, then the rest."""
         for kind in Kind:
             if chosen := [operation for operation in self.operations if operation.kind is kind]:
                 yield kind, chosen
+
+    def removals(self, kind: Kind) -> list[str]:
+        """The labels of the series to remove, by all of their labels or by some."""
+        return [operation.field for operation in self.operations if operation.kind is kind]
 
 
 class Batch(NamedTuple):
@@ -163,13 +178,20 @@ class Storage(Protocol):
         """The id that the first write gave to the storage; empty where it holds nothing. Never writes. Raises StorageError."""
 
     def apply(self, batch: Batch) -> Outcome:
-        """Apply the batch; each metric changes at once or not at all.
+        """Apply the batch; each metric changes at once or not at all, but for series that are removed.
+
+        Those go before all else in the batch, each at once, in pieces of bounded work: others have their turns in between. A
+        removal that was cut short is done again with its batch, and takes along what others have added since; one whose
+        batch was applied is not done again.
 
         Raises StorageError where that is unknown or failed for any metric: send the very same batch again.
         """
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
-        """Read those metrics, or all; each as it was at one moment. Never writes. Raises StorageError."""
+        """Read those metrics, or all; each series as it was at one moment, and each number at least as late as the call.
+
+        A metric that is not large is as it was at one moment, too. Never writes. Raises StorageError.
+        """
 
     def delete(self) -> None:
         """Delete all metrics. Raises StorageError."""
@@ -253,10 +275,49 @@ def new_id() -> str:
     return ID + os.urandom(14).hex()
 
 
-def has_labels(field: str, wanted: Mapping[str, str]) -> bool:
-    """Whether the labels at the end of a field name include these; a field that nobody of us wrote has none."""
+class Selectors:
+    """Labels of which a series must have all of one set, found without looking at each: there may be thousands."""
+
+    def __init__(self, wanted: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._values: defaultdict[tuple[str, ...], set[tuple[Any, ...]]] = defaultdict(set)
+        for labels in wanted:
+            self.add(labels)
+
+    def add(self, wanted: Mapping[str, Any]) -> None:
+        """Look for these too."""
+        names = tuple(sorted(wanted))
+        self._values[names].add(tuple(wanted[name] for name in names))
+
+    def match(self, labels: Mapping[str, Any]) -> bool:
+        """Whether a series with these labels is looked for."""
+        return any(tuple(labels.get(name) for name in names) in values for names, values in self._values.items())
+
+    def match_text(self, labels: str) -> bool:
+        """The same for labels as JSON; what nobody of us wrote is not looked for."""
+        try:
+            return self.match(json.loads(labels))
+        except (ValueError, AttributeError, TypeError):
+            return False
+
+    def groups(self) -> list[list[list[Any]]]:
+        """The names of each set of labels, then the values of those that have these names."""
+        return [[list(names), *map(list, values)] for names, values in self._values.items()]
+
+
+def around_bound(labels: str) -> tuple[str, str]:
+    """The parts of a series' labels, as fields spell them, between which those of a bucket have their ``le``."""
+    before, _, after = _ENCODER.encode({**json.loads(labels), "le": ""}).partition('"le":""')
+    return f'{before}"le":"', f'"{after}'
+
+
+def series_of(field: str) -> str | None:
+    """The labels of the series that the field belongs to, as fields spell them; nothing for what nobody of us wrote."""
     start = field.find("{")
+    if start < 0 or not field.endswith("}"):
+        return None
+    if not field.startswith(BUCKETS):
+        return field[start:]
     try:
-        return start >= 0 and wanted.items() <= json.loads(field[start:]).items()
-    except ValueError:
-        return False
+        return _ENCODER.encode({name: value for name, value in json.loads(field[start:]).items() if name != "le"})
+    except (ValueError, AttributeError):
+        return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -35,16 +36,20 @@ from . import (
     FORGET_WRITER_SECONDS,
     ID,
     LEFT_SECONDS,
+    REMOVALS,
     Batch,
     ForkSafe,
     Kind,
     Operation,
     Outcome,
+    Selectors,
     Snapshot,
     Stamped,
     StorageError,
     Update,
+    around_bound,
     new_id,
+    series_of,
 )
 
 CONNECT_SECONDS = 2.0
@@ -54,18 +59,75 @@ MOST_RELIST_SECONDS = 60.0
 """How long a batch asks only whether the index is there, not whether it has its metrics."""
 MOST_NUMBERS = 16
 """Of arguments in commands of redis-py, which may be numbers."""
+MOST_READ = 12_000
+"""How many fields are read in one go; a larger metric is read in pieces."""
+MOST_LOOKED_AT = 2000
+"""How large a piece is, in fields."""
+STEMS = "#stems"
+"""The field that tells how the fields of a metric's series begin, and which bounds its buckets have: a line ``<start>{<bound>``
+for each. Every field that is new is entered there; a metric that version 2 began has no such field."""
+_SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|#(?!exemplar))", re.MULTILINE)
+"""What series of more than one number that changes have among their stems."""
+MOST_SERIES = 250
+MOST_FIELDS = 2000
+"""How many series and fields one call removes: more of them would let other clients of the server wait."""
+MOST_FOUND = 500
+"""How many fields one call looks at."""
 MOST_OPERATIONS = 1000
 """Of the metrics that are changed in one call: more of them would let other clients of the server wait."""
 
-_APPLY = """
-local prefix, expire, writer, sequence, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
-local forget_writer_after, forget_values_after, left_after = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST, CHUNK = 9, 1000
-local FATES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
-local clock = redis.call('TIME')
-local now, now_text = clock[1] + clock[2] / 1000000, string.format('%s.%06d', clock[1], clock[2])
+_COMMON = r"""
+local CHUNK = 1000
 
-local key, first, last, fields, current, written
+local function parse_mark(mark)
+  local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
+  return last or '-1', seen or '0', fate or ''
+end
+
+local function stem_of(field)
+  local stem = string.match(field, '^[^{]*{')
+  if stem == '_bucket:{' or stem == '#exemplar_bucket:{' then
+    return stem .. (string.match(field, '[{,]"le":"([^"]*)"') or '')
+  end
+  return stem
+end
+
+local function with_stem(stems, field)
+  local stem = stem_of(field)
+  if not stem or string.find(stems, '\n' .. stem .. '\n', 1, true) then return stems end
+  return stems .. stem .. '\n'
+end
+
+local function is_forgotten(mark, now, forget_writer_after, forget_values_after)
+  local _, seen, fate = parse_mark(mark)
+  local keep = (fate == '' or fate == 'live') and forget_writer_after or forget_values_after
+  return (tonumber(seen) or 0) < now - keep
+end
+
+local function text(number)
+  local short = string.format('%.15g', number)
+  if tonumber(short) == number then return short end
+  return string.format('%.17g', number)
+end
+
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000, string.format('%s.%06d', time[1], time[2])
+end
+
+local function remove(key, doomed)
+  for from = 1, #doomed, CHUNK do
+    redis.call('HDEL', key, unpack(doomed, from, math.min(from + CHUNK - 1, #doomed)))
+  end
+end
+"""
+_APPLY = r"""
+local prefix, expire, writer, sequence, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
+local forget_writer_after, left_after = tonumber(ARGV[6]), tonumber(ARGV[7])
+local FIRST = 8
+local now, now_text = clock()
+
+local key, first, last, fields, current, written, stems, is_new
 
 local function read()
   for from = 1, #fields, CHUNK do
@@ -76,63 +138,118 @@ local function read()
   end
 end
 
-local function text(number)
-  local short = string.format('%.15g', number)
-  if tonumber(short) == number then return short end
-  return string.format('%.17g', number)
-end
-
 local function put(field, value)
   written[#written + 1] = field
   written[#written + 1] = value
 end
 
+local function note_stems(from, to)
+  stems = stems or redis.call('HGET', key, '#stems') or is_new and '\n'
+  if not stems then return end
+  local before = stems
+  for i = from, to, 2 do
+    stems = with_stem(stems, written[i])
+  end
+  if stems ~= before or is_new then redis.call('HSET', key, '#stems', stems) end
+end
+
 local function flush()
   for from = 1, #written, CHUNK do
-    redis.call('HSET', key, unpack(written, from, math.min(from + CHUNK - 1, #written)))
+    local to = math.min(from + CHUNK - 1, #written)
+    if redis.call('HSET', key, unpack(written, from, to)) > 0 then note_stems(from, to) end
   end
   written = {}
 end
 
-local function parse_mark(mark)
-  local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
-  return last or '-1', seen or '0', fate or ''
+local function add(before, amount)
+  local number = (tonumber(before or '0') or 0) + tonumber(amount)
+  if number % 1 == 0 and number ~= 0 and math.abs(number) < 1e15 then return number end
+  return text(number)
 end
 
-local function remove(doomed)
-  for from = 1, #doomed, CHUNK do
-    redis.call('HDEL', key, unpack(doomed, from, math.min(from + CHUNK - 1, #doomed)))
+local function apply(fate)
+  for i = first, last, 3 do
+    local kind, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    if kind == 'stamp' then
+      local number, age = string.match(value, '^(%S+) (%S+)$')
+      put(field, number .. ' ' .. (age == 'never' and '0' or string.format('%.6f', now - tonumber(age))))
+      fate = string.match(field, '^#(%a+):') or fate
+    elseif kind == 'set' or kind == 'add' or (kind == 'init' and not current[field]) then
+      if kind == 'add' then value = add(current[field], value) end
+      current[field] = value
+      put(field, value)
+    end
   end
+  return fate
 end
 
-local function has_labels(field, wanted)
-  local start = string.find(field, '{', 1, true)
-  if not start then return false end
-  local ours, labels = pcall(cjson.decode, string.sub(field, start))
-  if not ours then return false end
-  for name, value in pairs(wanted) do
-    if labels[name] ~= value then return false end
+local function update(meta, declare)
+  local own_mark = '#mark:' .. writer
+  fields, current, written, stems = {'#prefix', own_mark, '#search', declare and '#meta' or nil}, {}, {}, nil
+  for i = first, last, 3 do
+    local kind = ARGV[i]
+    if kind == 'add' or kind == 'init' then fields[#fields + 1] = ARGV[i + 1] end
   end
-  return true
-end
-
-local function remove_matching(wanted)
-  local doomed = {}
-  for _, field in ipairs(redis.call('HKEYS', key)) do
-    if has_labels(field, wanted) then doomed[#doomed + 1] = field end
+  local failed = read()
+  if failed then return failed end
+  local stored_prefix, stored_meta, stored_mark = current['#prefix'], current['#meta'], current[own_mark]
+  if stored_prefix and stored_prefix ~= prefix then
+    return redis.error_reply('PDCPREFIX ' .. stored_prefix)
   end
-  remove(doomed)
+  if leaving and not stored_prefix then return {0, 0, 0} end
+  is_new = not stored_prefix and redis.call('HLEN', key) == 0
+
+  local known, _, fate = parse_mark(stored_mark or '')
+  known = tonumber(known)
+  if known < sequence then fate = apply(fate) end
+  local folds, searches = 0, 0
+  if known <= sequence then
+    local seen = now_text
+    if leaving and fate == '' then seen = text(now - forget_writer_after + left_after) end
+    if leaving and fate ~= '' and fate ~= 'all' then folds = 1 end
+    put(own_mark, ARGV[4] .. ' ' .. seen .. ' ' .. fate)
+  end
+  local searched_at = tonumber(current['#search'] or '0') or 0
+  local search_at = searched_at
+  if search_at <= now or search_at > now + forget_writer_after then
+    searches = is_new and 0 or 1
+    search_at = now + forget_writer_after
+  end
+  if leaving then search_at = math.min(search_at, now + 2 * left_after) end
+  if search_at ~= searched_at then put('#search', text(search_at)) end
+  if declare or not stored_prefix then
+    put('#prefix', prefix)
+    put('#meta', meta)
+  end
+  flush()
+  if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
+  if declare and stored_meta and stored_meta ~= meta then return {stored_meta, folds, searches} end
+  return {stored_prefix and stored_mark and 1 or 0, folds, searches}
 end
 
-local function find(pattern)
-  local found, cursor = {}, '0'
-  repeat
-    local reply = redis.call('HSCAN', key, cursor, 'MATCH', pattern, 'COUNT', CHUNK)
-    cursor = reply[1]
-    for i = 1, #reply[2], 2 do found[reply[2][i]] = reply[2][i + 1] end
-  until cursor == '0'
-  return found
+local replies, at = {}, FIRST
+for i = 1, #KEYS do
+  key, first = KEYS[i], at + 3
+  last = at + 2 + 3 * ARGV[at + 2]
+  replies[i] = update(ARGV[at], ARGV[at + 1] == '1')
+  at = last + 1
 end
+return replies
+"""
+"""Applies updates of one batch to the keys of their metrics. Of each it returns an error for a key that is not ours to use; or
+1, 0 where nothing of the writer was there, or the meta that the update replaced; then 1 where the values of the writer, which
+leaves, are to be folded; then 1 where it is time to forget writers. The arguments of all come first, then, for each metric, its
+meta, whether to declare it, how many operations there are, and their kinds, fields and values."""
+
+_FOLD = r"""
+local key, prefix, writer, sequence = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local cursor, count, leaving, left_at = ARGV[4], ARGV[5], ARGV[6] == '1', tonumber(ARGV[7])
+local forget_writer_after, forget_values_after = tonumber(ARGV[8]), tonumber(ARGV[9])
+local FATES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
+local now = clock()
+local known = redis.call('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
+local last = parse_mark(known[2] or '')
+if known[1] ~= prefix or (leaving and tonumber(last) ~= sequence) then return {'0'} end
 
 local function parse_stamped(value)
   local number, set_at = string.match(value, '^(%S+) (%S+)$')
@@ -150,126 +267,129 @@ local function fold(fate, dead, value)
   return wins and value or dead
 end
 
-local function take_from(gone, pattern)
-  flush()
-  local doomed, folded = {}, {}
-  for field, value in pairs(find(pattern)) do
-    local fate, owner, labels = string.match(field, '^#(%a+):([^:]+):(.*)$')
-    if FATES[fate] and gone[owner] then
-      doomed[#doomed + 1] = field
-      if FATES[fate] == 'fold' then
-        local heir = '#' .. fate .. '::' .. labels
-        folded[heir] = fold(fate, folded[heir] or redis.call('HGET', key, heir), value)
-      end
-    end
+local gone = {}
+local function is_gone(owner)
+  if leaving or owner == writer then return leaving and owner == writer end
+  if gone[owner] == nil then
+    local mark = owner ~= '' and redis.call('HGET', key, '#mark:' .. owner)
+    gone[owner] = mark and is_forgotten(mark, now, forget_writer_after, forget_values_after) or false
   end
-  remove(doomed)
-  for heir, value in pairs(folded) do put(heir, value) end
+  return gone[owner]
 end
 
-local function forget()
-  flush()
-  local doomed, gone = {}, {}
-  for field, mark in pairs(find('#mark:*')) do
-    local _, seen, fate = parse_mark(mark)
-    local keep = (fate == '' or fate == 'live') and forget_writer_after or forget_values_after
-    if (tonumber(seen) or 0) < now - keep then
-      doomed[#doomed + 1] = field
-      if fate ~= '' then gone[string.sub(field, 7)] = true end
+local reply = redis.call('HSCAN', key, cursor, 'MATCH', leaving and '#*:' .. writer .. ':*' or '#*', 'COUNT', count)
+local found, doomed, folded, stems = {reply[1]}, {}, {}, known[3]
+for i = 1, #reply[2], 2 do
+  local field, value = reply[2][i], reply[2][i + 1]
+  local fate, owner, labels = string.match(field, '^#(%a+):([^:]+):(.*)$')
+  if FATES[fate] and is_gone(owner) then
+    doomed[#doomed + 1] = field
+    if FATES[fate] == 'fold' then
+      local heir = '#' .. fate .. '::' .. labels
+      folded[heir] = fold(fate, folded[heir] or redis.call('HGET', key, heir), value)
+      stems = stems and with_stem(stems, heir)
     end
+  elseif not leaving and string.sub(field, 1, 6) == '#mark:' and is_gone(string.sub(field, 7)) then
+    found[#found + 1] = string.sub(field, 7)
   end
-  if next(gone) then take_from(gone, '#*') end
-  remove(doomed)
 end
-
-local function add(before, amount)
-  local number = (tonumber(before or '0') or 0) + tonumber(amount)
-  if number % 1 == 0 and number ~= 0 and math.abs(number) < 1e15 then return number end
-  return text(number)
-end
-
-local function apply(deletes, fate)
-  if deletes then
-    for i = first, last, 3 do
-      if ARGV[i] == 'delete' then remove_matching(cjson.decode(ARGV[i + 1])) end
-    end
-    read()
-  end
-  for i = first, last, 3 do
-    local kind, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    if kind == 'stamp' then
-      local number, age = string.match(value, '^(%S+) (%S+)$')
-      put(field, number .. ' ' .. (age == 'never' and '0' or string.format('%.6f', now - tonumber(age))))
-      fate = string.match(field, '^#(%a+):') or fate
-    elseif kind == 'set' or kind == 'add' or (kind == 'init' and not current[field]) then
-      if kind == 'add' then value = add(current[field], value) end
-      current[field] = value
-      put(field, value)
-    end
-  end
-  return fate
-end
-
-local function update(meta, declare)
-  local own_mark, deletes = '#mark:' .. writer, false
-  fields, current, written = {'#prefix', own_mark, '#search', declare and '#meta' or nil}, {}, {}
-  for i = first, last, 3 do
-    local kind = ARGV[i]
-    if kind == 'add' or kind == 'init' then
-      fields[#fields + 1] = ARGV[i + 1]
-    elseif kind == 'delete' then
-      deletes = true
-    end
-  end
-  local failed = read()
-  if failed then return failed end
-  local stored_prefix, stored_meta, stored_mark = current['#prefix'], current['#meta'], current[own_mark]
-  if stored_prefix and stored_prefix ~= prefix then
-    return redis.error_reply('PDCPREFIX ' .. stored_prefix)
-  end
-  if leaving and not stored_prefix then return 0 end
-
-  local known, _, fate = parse_mark(stored_mark or '')
-  known = tonumber(known)
-  if known < sequence then fate = apply(deletes, fate) end
-  if known <= sequence then
-    local seen = now_text
-    if leaving and fate ~= 'all' then
-      if fate ~= '' then take_from({[writer] = true}, '#*:' .. writer .. ':*') end
-      fate, seen = '', text(now - forget_writer_after + left_after)
-    end
-    put(own_mark, ARGV[4] .. ' ' .. seen .. ' ' .. fate)
-  end
-  local searched_at = tonumber(current['#search'] or '0') or 0
-  local search_at = searched_at
-  if search_at <= now or search_at > now + forget_writer_after then
-    forget()
-    search_at = now + forget_writer_after
-  end
-  if leaving then search_at = math.min(search_at, now + 2 * left_after) end
-  if search_at ~= searched_at then put('#search', text(search_at)) end
-  if declare or not stored_prefix then
-    put('#prefix', prefix)
-    put('#meta', meta)
-  end
-  flush()
-  if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
-  if declare and stored_meta and stored_meta ~= meta then return stored_meta end
-  return stored_prefix and stored_mark and 1 or 0
-end
-
-local replies, at = {}, FIRST
-for i = 1, #KEYS do
-  key, first = KEYS[i], at + 3
-  last = at + 2 + 3 * ARGV[at + 2]
-  replies[i] = update(ARGV[at], ARGV[at + 1] == '1')
-  at = last + 1
-end
-return replies
+remove(key, doomed)
+for heir, value in pairs(folded) do redis.call('HSET', key, heir, value) end
+if stems ~= known[3] then redis.call('HSET', key, '#stems', stems) end
+if leaving and reply[1] == '0' then redis.call('HSET', key, '#mark:' .. writer, last .. ' ' .. text(now + left_at) .. ' ') end
+return found
 """
-"""Applies updates of one batch to the keys of their metrics. Of each it returns 1, 0 where nothing of the writer was there, the
-meta that the update replaced, or an error for a key that is not ours to use. The arguments of all come first, then, for each
-metric, its meta, whether to declare it, how many operations there are, and their kinds, fields and values."""
+"""Drops values of the writer that leaves, or of all that are to be forgotten, or folds them into those of the dead. It looks at
+some fields, and returns a cursor and the writers to forget; with the last fields, the mark of one that leaves is old."""
+
+_FORGET = r"""
+local key, now = KEYS[1], clock()
+local stems = redis.call('HGET', key, '#stems')
+local left = stems
+for i = 6, #ARGV do
+  local own_mark = '#mark:' .. ARGV[i]
+  local mark = redis.call('HGET', key, own_mark)
+  if mark and is_forgotten(mark, now, tonumber(ARGV[4]), tonumber(ARGV[5])) then
+    redis.call('HDEL', key, own_mark)
+    for stem in string.gmatch(left or '', '\n(#%a+:' .. string.gsub(ARGV[i], '%W', '%%%0') .. ':{)') do
+      local from, to = string.find(left, '\n' .. stem .. '\n', 1, true)
+      left = string.sub(left, 1, from) .. string.sub(left, to + 1)
+    end
+  end
+end
+if left ~= stems then redis.call('HSET', key, '#stems', left) end
+return 0
+"""
+"""Forgets writers whose values are gone."""
+
+_REMOVE = r"""
+local key, prefix, writer, sequence, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local FIRST = 5
+local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
+if known.err then return known end
+local all = (#ARGV - FIRST + 1) / 3
+if (known[1] or prefix) ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return all end
+if not known[3] then return -1 end
+local plain, bounded = {}, {}
+for stem, le in string.gmatch(known[3], '([^{\n]*){([^\n]*)\n') do
+  if le == '' then plain[#plain + 1] = stem else bounded[#bounded + 1] = {stem, le} end
+end
+local doomed, done = {}, 0
+while done < all and (done == 0 or #doomed + #plain + #bounded <= most) do
+  local at = FIRST + 3 * done
+  local labels, before, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  for _, stem in ipairs(plain) do doomed[#doomed + 1] = stem .. labels end
+  for _, stem in ipairs(bounded) do doomed[#doomed + 1] = stem[1] .. before .. stem[2] .. after end
+  done = done + 1
+end
+remove(key, doomed)
+return done
+"""
+"""Removes as many series of a metric as take no more than some fields, and returns how many that are: all where the batch was
+applied, -1 where nothing tells which fields series have."""
+
+_FIND = """
+local key, prefix, writer, sequence, cursor, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
+if known.err then return known end
+if (known[1] or prefix) ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return {'0'} end
+local groups = {}
+for i, group in ipairs(cjson.decode(ARGV[6])) do
+  local values = {}
+  for j = 2, #group do values[cjson.encode(group[j])] = true end
+  groups[i] = {group[1], values}
+end
+
+local function wanted(labels)
+  local ours, pairs_of_labels = pcall(cjson.decode, labels)
+  for _, group in ipairs(ours and groups or {}) do
+    local values = {}
+    for i, name in ipairs(group[1]) do values[i] = pairs_of_labels[name] or false end
+    if group[2][cjson.encode(values)] then return true end
+  end
+  return false
+end
+
+local reply = redis.call('HSCAN', key, cursor, 'COUNT', count)
+local found, seen, doomed = {reply[1]}, {}, {}
+for i = 1, #reply[2], 2 do
+  local field = reply[2][i]
+  local stem, labels = stem_of(field), string.match(field, '{.*$')
+  if labels and string.find(stem, '_bucket:{', 1, true) then
+    labels = string.gsub(string.gsub(labels, '([{,])"le":"[^"]*",?', '%1', 1), ',}$', '}')
+  end
+  if labels and seen[labels] == nil then
+    seen[labels] = wanted(labels)
+    if seen[labels] then found[#found + 1] = labels end
+  end
+  if labels and seen[labels] then doomed[#doomed + 1] = field end
+end
+if known[3] then return found end
+remove(key, doomed)
+return {reply[1]}
+"""
+"""Looks at some fields of a metric, and returns a cursor and the labels of the series that are to be removed. Where nothing
+tells which fields series have, it removes those that it finds."""
 
 _LIST = """
 local index, expire, listed, missing, due = KEYS[1], tonumber(ARGV[1]), {}, {}, false
@@ -366,6 +486,7 @@ class RedisStorage(ForkSafe):
         return next((name for name in map(_text, found) if name.startswith(ID)), "")
 
     def apply(self, batch: Batch) -> Outcome:
+        self._remove(batch)
         now = time.monotonic()
         due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
         listing = (_LIST, [self._index], str(self._expire), batch.storage or new_id(), *due) if due else ("EXISTS", self._index)
@@ -381,26 +502,142 @@ class RedisStorage(ForkSafe):
         for update, reply in zip(batch.updates, chain.from_iterable(replies), strict=True):
             if isinstance(reply, ResponseError):
                 outcome.refused[update.name] = self._reason(update.name, reply)
-            elif not reply:
-                outcome.unknown.add(update.name)
-            elif reply != 1:
-                outcome.replaced[update.name] = _text(reply)
+            else:
+                self._book(batch, update.name, reply, outcome)
         for name in outcome.unknown:
             self._listed.pop(name, None)
         return outcome
 
+    def _book(self, batch: Batch, name: str, reply: list[Any], outcome: Outcome) -> None:
+        """Note what the script said of a metric, and do what it left to do."""
+        found, folds, searches = reply
+        if not found:
+            outcome.unknown.add(name)
+        elif found != 1:
+            outcome.replaced[name] = _text(found)
+        if folds:
+            self._fold(batch, name, leaving=True)
+        gone = self._fold(batch, name, leaving=False) if searches else []
+        for first in range(0, len(gone), MOST_SERIES):
+            self._call_one(
+                _FORGET, batch, name, FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, *gone[first : first + MOST_SERIES]
+            )
+
+    def _fold(self, batch: Batch, name: str, *, leaving: bool) -> list[str]:
+        """Fold the values of the writer that is leaving, or of all that are to be forgotten; return those."""
+        ages = LEFT_SECONDS - FORGET_WRITER_SECONDS, FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS
+        gone: list[str] = []
+        cursor = None
+        while cursor != "0":
+            found = self._call_one(_FOLD, batch, name, cursor or "0", MOST_FOUND, int(leaving), *ages)
+            cursor, *forgotten = map(_text, found)
+            gone += forgotten
+        return gone
+
+    def _remove(self, batch: Batch) -> None:
+        """Remove series in calls of bounded length; once the batch is applied, its mark keeps them from doing anything."""
+        for update in batch.updates:
+            series, selectors = update.removals(Kind.REMOVE), update.removals(Kind.DELETE)
+            if series and not self._remove_series(batch, update.name, series):
+                selectors += series
+            if selectors:
+                self._remove_found(batch, update.name, selectors)
+
+    def _remove_series(self, batch: Batch, name: str, series: list[str]) -> bool:
+        """Remove the series with these labels; return whether the metric could tell which fields they have."""
+        done = 0
+        while done < len(series):
+            parts = ((labels, *around_bound(labels)) for labels in series[done : done + MOST_SERIES])
+            count = self._call_one(_REMOVE, batch, name, MOST_FIELDS, *chain.from_iterable(parts))
+            if isinstance(count, ResponseError):  # the call with the mark will say that
+                return True
+            if count < 0:
+                return False
+            done += count
+        return True
+
+    def _remove_found(self, batch: Batch, name: str, selectors: list[str]) -> None:
+        """Remove the series whose labels include one of these."""
+        groups = json.dumps(Selectors(map(json.loads, selectors)).groups())
+        cursor = None
+        while cursor != "0":
+            found = self._call_one(_FIND, batch, name, cursor or "0", MOST_FOUND, groups)
+            if isinstance(found, ResponseError):
+                return
+            cursor, *series = map(_text, found)
+            self._remove_series(batch, name, series)
+
+    def _call_one(self, script: str, batch: Batch, name: str, *arguments: Any) -> Any:
+        """Call a script with the key of one metric."""
+        texts = map(str, (self._prefix, batch.writer, batch.sequence, *arguments))
+        (reply,) = self._run([(script, [self._key(name)], *texts)])
+        return reply
+
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         wanted = sorted(self._names()) if names is None else list(names)
-        replies = self._run([("TIME",), *(("HGETALL", self._key(name)) for name in reversed(wanted))])
+        (seconds, microseconds), *sizes = self._run([("TIME",), *(("HLEN", self._key(name)) for name in wanted)])
         metrics: dict[str, Mapping[str, Any]] = {}
-        for name in wanted:
+        for group in _grouped(zip(wanted, sizes, strict=True)):
+            for name, fields in self._read_group(group):
+                if fields.pop("#prefix", None) == self._prefix:
+                    fields.pop(STEMS, None)
+                    metrics[name] = fields
+        return Snapshot(int(seconds) + int(microseconds) / 1e6, metrics)
+
+    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, dict[str, str]]]:
+        """Read some metrics, each as it was at one moment, or a large one."""
+        (name, size), *others = group
+        if size > MOST_READ and not others:
+            yield name, self._read_large(name)
+            return
+        replies = self._run([("HGETALL", self._key(name)) for name, _ in reversed(group)])
+        for name, _ in group:
             fields = replies.pop()  # text takes more room than what came from the server: let go of that
             if not isinstance(fields, ResponseError):
-                own = _texts(fields)
-                if own.pop("#prefix", None) == self._prefix:
-                    metrics[name] = own
-        seconds, microseconds = replies.pop()
-        return Snapshot(int(seconds) + int(microseconds) / 1e6, metrics)
+                yield name, _texts(fields)
+
+    def _read_large(self, name: str) -> dict[str, str]:
+        """Read a metric in pieces, so that others have their turns; each of its series is as it was at one moment.
+
+        A series of several numbers that was changed between two looks at the metric is read once more, in one piece.
+        """
+        before = self._look_through(name)
+        if not _SEVERAL_NUMBERS.search(before.get(STEMS, "\n_sum:")):
+            return before
+        fields = self._look_through(name)
+        changed = [field for field, value in fields.items() if before.get(field) != value]
+        changed += [field for field in before if field not in fields]
+        series = dict.fromkeys(labels for field in changed if (labels := series_of(field)) is not None)
+        for field, value in self._read_series(name, fields.get(STEMS, ""), series):
+            if value is None:
+                fields.pop(field, None)
+            else:
+                fields[field] = value
+        return fields
+
+    def _look_through(self, name: str) -> dict[str, str]:
+        """All fields of a metric, each as it was when its piece was read."""
+        fields: dict[str, str] = {}
+        cursor = None
+        while cursor != "0":
+            (reply,) = self._run([("HSCAN", self._key(name), cursor or "0", "COUNT", str(MOST_LOOKED_AT))])
+            if isinstance(reply, ResponseError):
+                break
+            cursor, piece = str(int(reply[0])), reply[1]
+            fields.update(_texts(piece))
+        return fields
+
+    def _read_series(self, name: str, stems: str, series: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+        """Read the fields that these series have or may have, those of each as they were at one moment."""
+        parts: list[list[str]] = [[]]
+        for labels in series:
+            if len(parts[-1]) >= MOST_FIELDS:
+                parts.append([])
+            parts[-1] += _fields_of(labels, stems)
+        for fields in filter(None, parts):
+            (values,) = self._run([("HMGET", self._key(name), *fields)])
+            if not isinstance(values, ResponseError):
+                yield from zip(fields, map(_text, values), strict=True)
 
     def delete(self) -> None:
         names = self._names()
@@ -443,12 +680,12 @@ class RedisStorage(ForkSafe):
     def _call(self, batch: Batch, updates: list[Update]) -> tuple[Any, ...]:
         now = time.monotonic()
         arguments = [self._prefix, str(self._expire), batch.writer, str(batch.sequence), str(int(batch.leaving))]
-        arguments += map(str, (FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, LEFT_SECONDS))
+        arguments += map(str, (FORGET_WRITER_SECONDS, LEFT_SECONDS))
         for update in updates:
-            arguments += (update.meta, str(int(update.declare)), str(len(update.operations)))
-            for _, operations in update.by_kind():
-                for operation in operations:
-                    arguments += (operation.kind.value, operation.field, _argument(operation, now))
+            operations = [each for kind, chosen in update.by_kind() if kind not in REMOVALS for each in chosen]
+            arguments += (update.meta, str(int(update.declare)), str(len(operations)))
+            for operation in operations:
+                arguments += (operation.kind.value, operation.field, _argument(operation, now))
         return _APPLY, [self._key(update.name) for update in updates], *arguments
 
     def _run(self, commands: list[tuple[Any, ...]]) -> list[Any]:
@@ -556,7 +793,7 @@ class RedisStorage(ForkSafe):
         if "\n" not in command:
             return command, *arguments
         if command not in self._scripts:
-            self._scripts[command] = self._load(command)
+            self._scripts[command] = self._load(_COMMON + command)
         keys, *rest = arguments
         return "EVALSHA", self._scripts[command], str(len(keys)), *keys, *rest
 
@@ -582,9 +819,11 @@ class RedisStorage(ForkSafe):
         return StorageError(f"{self} failed: {type(error).__name__}: {str(error).rstrip('.')}{remedy}")
 
 
-_COMMANDS = {"evalsha", "exists", "script|load", *re.findall(r"redis\.p?call\('(\w+)'", (_APPLY + _LIST + _DELETE).lower())}
-READER_RIGHTS = "%R~prometheus_* %R~prometheus#* +hgetall +time +zrange"
-WRITER_RIGHTS = f"~prometheus_* ~prometheus#* {' '.join(sorted(f'+{command}' for command in _COMMANDS | {'hgetall'}))}"
+_SCRIPTS = (_COMMON + _APPLY + _FOLD + _FORGET + _REMOVE + _FIND + _LIST + _DELETE).lower()
+_COMMANDS = {"evalsha", "exists", "script|load", *re.findall(r"redis\.p?call\('(\w+)'", _SCRIPTS)}
+_READ = {"hgetall", "hlen", "hmget", "hscan", "time", "zrange"}
+READER_RIGHTS = f"%R~prometheus_* %R~prometheus#* {' '.join(sorted(f'+{command}' for command in _READ))}"
+WRITER_RIGHTS = f"~prometheus_* ~prometheus#* {' '.join(sorted(f'+{command}' for command in _COMMANDS | _READ))}"
 """What ``ACL SETUSER`` must give to a user that only scrapes, and to one that counts."""
 _RIGHTS_REMEDY = f". A user that counts needs the rights {WRITER_RIGHTS}; one that only scrapes, {READER_RIGHTS}."
 _REMEDIES: list[tuple[Any, str]] = [
@@ -659,6 +898,30 @@ def _detach(connection: Any) -> None:
     if getattr(connection, "_sock", None) is not None:
         connection._sock.detach()
         connection._sock = None
+
+
+def _grouped(sizes: Iterable[tuple[str, Any]]) -> Iterator[list[tuple[str, int]]]:
+    """The names of metrics with their numbers of fields, as many together as can be read in one go."""
+    group: list[tuple[str, int]] = []
+    total = 0
+    for name, size in sizes:
+        if isinstance(size, ResponseError):
+            continue
+        if group and total + size > MOST_READ:
+            yield group
+            group, total = [], 0
+        group.append((name, size))
+        total += size
+    if group:
+        yield group
+
+
+def _fields_of(labels: str, stems: str) -> Iterator[str]:
+    """The fields that a series with these labels may have, after the index of how they begin."""
+    before, after = around_bound(labels)
+    for line in stems.split():
+        stem, _, bound = line.partition("{")
+        yield f"{stem}{before}{bound}{after}" if bound else stem + labels
 
 
 def _argument(operation: Operation, now: float) -> str:

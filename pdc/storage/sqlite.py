@@ -8,7 +8,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import product
@@ -18,12 +18,14 @@ from typing import Any, ParamSpec, TypeVar
 from ..files import Descriptor, keep_for_ever
 from ..interruption import locked
 from . import (
+    BUCKETS,
     FOLDED,
     FORGET_WRITER_SECONDS,
     ID,
     LEFT_SECONDS,
     MARK,
     META,
+    REMOVALS,
     SEARCH,
     Batch,
     ForkSafe,
@@ -31,12 +33,14 @@ from . import (
     Mark,
     Operation,
     Outcome,
+    Selectors,
     Snapshot,
     Stamped,
     StorageError,
     Update,
-    has_labels,
+    around_bound,
     new_id,
+    series_of,
 )
 
 P = ParamSpec("P")
@@ -46,6 +50,15 @@ BUSY_SECONDS = 5.0
 """How long one call waits for other writers before it says that the database is busy."""
 CACHE_KIB = 256
 """The pages that a connection keeps: the kernel has them too, once for all processes."""
+
+MOST_FIELDS = 250
+"""How many fields are removed in one transaction, or a few more: others wait for the lock meanwhile."""
+MOST_FORGOTTEN = 250
+"""How many writers are forgotten in one transaction."""
+MOST_FOUND = 1000
+"""How many fields are looked at in one go."""
+LAST = "\U0010ffff"
+"""It sorts after all that is in a field."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS metrics (
@@ -145,15 +158,21 @@ class SqliteStorage(ForkSafe):
         return bool(refusals)
 
     def apply(self, batch: Batch) -> Outcome:
+        for update in batch.updates:
+            self._remove(batch, update)
         outcome = Outcome(set(), {}, {})
         ids: list[str] = []
+        left: list[Callable[[sqlite3.Cursor], bool]] = []
 
         def apply_updates(cursor: sqlite3.Cursor) -> None:
+            left.clear()
             ids.append(_id(cursor) or _give_id(cursor, batch.storage or new_id()))
             for update in batch.updates:
-                _Metric(cursor, update.name).apply(batch, update, outcome)
+                left.extend(_Metric(cursor, update.name).apply(batch, update, outcome))
 
         self._used(self._write, "write", apply_updates)
+        for work in left:
+            self._in_pieces(work)
         return outcome._replace(storage=ids[-1])
 
     def places(self) -> list[str]:
@@ -172,6 +191,51 @@ class SqliteStorage(ForkSafe):
             return ""
         cursor = self._for_reading()
         return _id(cursor) if _columns(cursor) else ""
+
+    def _in_pieces(self, work: Callable[[sqlite3.Cursor], bool]) -> None:
+        """Work in short transactions until nothing is left to do, and let others write in between.
+
+        SQLite does not queue those who wait for its lock: they look for it now and then.
+        """
+        left = True
+
+        def do_some(cursor: sqlite3.Cursor) -> None:
+            nonlocal left
+            left = work(cursor)
+
+        while left:
+            began = time.monotonic()
+            self._used(self._write, "write", do_some)
+            if left:
+                time.sleep(time.monotonic() - began)
+
+    def _remove(self, batch: Batch, update: Update) -> None:
+        """Remove series in short transactions, which the mark of the batch keeps from doing anything once it is applied."""
+        self._remove_series(batch, update.name, update.removals(Kind.REMOVE))
+        selectors = Selectors(map(json.loads, update.removals(Kind.DELETE)))
+        last: str | None = "" if selectors.groups() else None
+        while last is not None:
+            series, last = self._used(self._find, "write", update.name, selectors, last)
+            self._remove_series(batch, update.name, series)
+
+    def _find(self, name: str, selectors: Selectors, after: str) -> tuple[list[str], str | None]:
+        """The series to remove among some fields, and the last of these; it takes no lock, or a shared one for the moment."""
+        query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey > ? ORDER BY subkey LIMIT ?"
+        fields = [field for (field,) in self._for_writing().execute(query, (name, after, MOST_FOUND))]
+        found = dict.fromkeys(labels for field in fields if (labels := series_of(field)) is not None)
+        return [labels for labels in found if selectors.match_text(labels)], fields[-1] if fields else None
+
+    def _remove_series(self, batch: Batch, name: str, series: list[str]) -> None:
+        """Remove the series with these labels, and let others write in between."""
+        left = series
+
+        def remove_some(cursor: sqlite3.Cursor) -> bool:
+            nonlocal left
+            left = left[_Metric(cursor, name).remove(batch, left) :]
+            return bool(left)
+
+        if left:
+            self._in_pieces(remove_some)
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         return self._used(self._read, "read", names)
@@ -337,8 +401,8 @@ class _Metric:
         self._cursor = cursor
         self._name = name
 
-    def apply(self, batch: Batch, update: Update, outcome: Outcome) -> None:
-        """Apply the update unless the batch was seen before, and book what there was to see."""
+    def apply(self, batch: Batch, update: Update, outcome: Outcome) -> Iterator[Callable[[sqlite3.Cursor], bool]]:
+        """Apply the update unless the batch was seen before, and book what there was to see; yield what to do afterwards."""
         own = MARK + batch.writer
         meta, mark = self._get(META), self._get(own)
         if meta is None or mark is None:
@@ -350,79 +414,154 @@ class _Metric:
             outcome.replaced[self._name] = meta
         if update.declare or meta is None:
             self._set(META, update.meta)
+        if batch.leaving and Mark.loads(self._get(own)).fate not in ("", "all"):
+            yield lambda cursor: _Metric(cursor, self._name).fold_own(batch)
+        if self._is_time_to_search(batch.leaving) and meta is not None:
+            yield lambda cursor: _Metric(cursor, self._name).forget(batch.writer)
 
     def _change(self, batch: Batch, update: Update, mark: Mark | None) -> None:
         now = time.time()
         last, fate = (-1, "") if mark is None else (mark.sequence, mark.fate)
         if last < batch.sequence:
             for kind, operations in update.by_kind():
-                self._write(kind, operations, now)
+                if kind not in REMOVALS:
+                    self._write(kind, operations, now)
         if last <= batch.sequence:
             fates = [_fate(operation.field) for operation in update.operations if operation.kind is Kind.STAMP]
             self._mark(batch, Mark(batch.sequence, now, fates[-1] if fates else fate))
-        search_at = self._get(SEARCH)
-        if not isinstance(search_at, float) or not now < search_at <= now + FORGET_WRITER_SECONDS:
-            self._forget(now)
+
+    def _is_time_to_search(self, leaving: bool) -> bool:
+        """Whether to look for writers to forget; then, and when one leaves, note when to do that next."""
+        now, search_at = time.time(), self._get(SEARCH)
+        searches = not isinstance(search_at, float) or not now < search_at <= now + FORGET_WRITER_SECONDS
+        if searches:
             search_at = now + FORGET_WRITER_SECONDS
-        self._set(SEARCH, min(search_at, now + 2 * LEFT_SECONDS) if batch.leaving else search_at)
+        self._set(SEARCH, min(search_at, now + 2 * LEFT_SECONDS) if leaving else search_at)
+        return searches
 
     def _write(self, kind: Kind, operations: list[Operation], now: float) -> None:
-        if kind is Kind.DELETE:
-            self._delete_matching([json.loads(operation.field) for operation in operations])
-        else:
-            values = ((operation.field, _stored(operation.value, now)) for operation in operations)
-            self._cursor.executemany(
-                _WRITE[kind], ({"name": self._name, "field": field, "value": value} for field, value in values)
-            )
+        values = ((operation.field, _stored(operation.value, now)) for operation in operations)
+        self._cursor.executemany(
+            _WRITE[kind], ({"name": self._name, "field": field, "value": value} for field, value in values)
+        )
 
-    def _delete_matching(self, selectors: list[dict[str, str]]) -> None:
-        self._delete([field for field in self._fields() if any(has_labels(field, wanted) for wanted in selectors)])
+    def remove(self, batch: Batch, series: Sequence[str]) -> int:
+        """Remove some of these series, the first ones, and return how many: all where the batch was applied."""
+        mark = self._get(MARK + batch.writer)
+        if mark is not None and Mark.loads(mark).sequence >= batch.sequence:
+            return len(series)
+        doomed: list[str] = []
+        stems, bounds, done = self._stems(), _Bounds(self), 0
+        while done < len(series) and (not done or len(doomed) < MOST_FIELDS):
+            doomed += _fields_of(series[done], stems, bounds)
+            done += 1
+        self._delete(doomed)
+        return done
+
+    def _stems(self) -> list[str]:
+        """How the fields of series begin, before their labels, found by a look at the index of the table for each."""
+        stems, field = [], self.first("")
+        while field is not None:
+            stem, brace, _ = field.partition("{")
+            if brace:
+                stems.append(stem)
+            field = self.first(f"{stem}|" if brace else _after_all_with(MARK) if field.startswith(MARK) else f"{field}\1")
+        return stems
+
+    def first(self, start: str, end: str = LAST) -> str | None:
+        """The first field from here to there."""
+        query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? ORDER BY subkey LIMIT 1"
+        return next((field for (field,) in self._cursor.execute(query, (self._name, start, end))), None)
 
     def _mark(self, batch: Batch, mark: Mark) -> None:
-        """Record the batch; the values of a writer that leaves meet their fate."""
-        if batch.leaving and mark.fate != "all":
-            if mark.fate:
-                self._take_from([batch.writer])
-            mark = Mark(batch.sequence, mark.seen - FORGET_WRITER_SECONDS + LEFT_SECONDS)
+        """Record the batch; the mark of a writer that leaves without values is old."""
+        if batch.leaving and not mark.fate:
+            mark = _old(mark)
         self._set(MARK + batch.writer, mark.dumps())
 
-    def _forget(self, now: float) -> None:
-        """Forget the writers that were not seen for long."""
-        marks = {field: Mark.loads(stored) for field, stored in self._starting_with(MARK)}
-        gone = {field: mark for field, mark in marks.items() if mark.forgotten(now)}
-        self._take_from([field.removeprefix(MARK) for field, mark in gone.items() if mark.fate])
-        self._delete(gone)
+    def fold_own(self, batch: Batch) -> bool:
+        """Let some values of the writer, which left with this batch, meet their fate; return whether there may be more."""
+        mark = Mark.loads(self._get(MARK + batch.writer))
+        if mark.sequence != batch.sequence or mark.fate in ("", "all"):
+            return False
+        if self._take_from([batch.writer]):
+            return True
+        self._set(MARK + batch.writer, _old(mark).dumps())
+        return False
 
-    def _take_from(self, writers: list[str]) -> None:
-        """Drop the values of these writers, or fold them into those of the dead."""
+    def forget(self, writer: str) -> bool:
+        """Forget some writers that were not seen for long, but for this one, and values of theirs; return whether to go on."""
+        now = time.time()
+        marks = ((field.removeprefix(MARK), Mark.loads(stored)) for field, stored in self._starting_with(MARK))
+        gone = [(other, mark) for other, mark in marks if other != writer and mark.forgotten(now)][:MOST_FORGOTTEN]
+        if self._take_from([other for other, mark in gone if mark.fate]):
+            return True
+        self._delete(MARK + other for other, _ in gone)
+        return len(gone) == MOST_FORGOTTEN
+
+    def _take_from(self, writers: list[str]) -> bool:
+        """Drop some values of these writers, or fold them into those of the dead; return whether there were any."""
+        count = 0
         for fate, writer in product((*FOLDED, "live", "all"), writers):
             prefix = f"#{fate}:{writer}:"
-            values = dict(self._starting_with(prefix))
+            values = dict(self._starting_with(prefix, MOST_FIELDS - count))
             for field, value in values.items() if fate in FOLDED else ():
                 heir = f"#{fate}::{field.removeprefix(prefix)}"
                 self._set(heir, _fold(fate, self._get(heir), value))
             self._delete(values)
+            count += len(values)
+        return count > 0
 
     def _get(self, field: str) -> Any:
         query = "SELECT value FROM metrics WHERE metric_key = ? AND subkey = ?"
         found = self._cursor.execute(query, (self._name, field)).fetchone()
         return None if found is None else found[0]
 
-    def _starting_with(self, prefix: str) -> list[tuple[str, Any]]:
-        """The fields that start with a prefix that ends with a colon, and their values."""
-        query = "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ?"
-        return self._cursor.execute(query, (self._name, prefix, prefix.removesuffix(":") + ";")).fetchall()
+    def _starting_with(self, prefix: str, most: int = -1) -> list[tuple[str, Any]]:
+        """The fields that start with a prefix that ends with a colon, and their values; so many at most, or all."""
+        query = "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? LIMIT ?"
+        return self._cursor.execute(query, (self._name, prefix, _after_all_with(prefix), most)).fetchall()
 
     def _set(self, field: str, value: float | str) -> None:
         self._write(Kind.SET, [Operation(Kind.SET, field, value)], 0.0)
-
-    def _fields(self) -> list[str]:
-        return [field for (field,) in self._cursor.execute("SELECT subkey FROM metrics WHERE metric_key = ?", (self._name,))]
 
     def _delete(self, fields: Iterable[str]) -> None:
         self._cursor.executemany(
             "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?", ((self._name, field) for field in fields)
         )
+
+
+class _Bounds(dict[str, list[str]]):
+    """The bounds of buckets by what stands before them in a field, each found by a look at the index of the table."""
+
+    def __init__(self, metric: _Metric) -> None:
+        self._metric = metric
+
+    def __missing__(self, start: str) -> list[str]:
+        bounds = self[start] = []
+        while (field := self._metric.first(f"{start}{bounds[-1]}#" if bounds else start, start + LAST)) is not None:
+            bounds.append(field.removeprefix(start).partition('"')[0])
+        return bounds
+
+
+def _fields_of(labels: str, stems: Iterable[str], bounds: Mapping[str, list[str]]) -> Iterator[str]:
+    """The fields of the series with these labels."""
+    before, after = around_bound(labels)
+    for stem in stems:
+        if stem in BUCKETS:
+            yield from (f"{stem}{before}{bound}{after}" for bound in bounds[stem + before])
+        else:
+            yield stem + labels
+
+
+def _old(mark: Mark) -> Mark:
+    """The mark of a writer that left, which stays until no duplicate can be on its way."""
+    return Mark(mark.sequence, time.time() - FORGET_WRITER_SECONDS + LEFT_SECONDS)
+
+
+def _after_all_with(prefix: str) -> str:
+    """The end of the range of fields with this prefix, which ends with a colon."""
+    return prefix.removesuffix(":") + ";"
 
 
 def _stored(value: float | str | Stamped, now: float) -> float | str:

@@ -1,0 +1,311 @@
+"""Metrics of any size: what is done in pieces, so that others have their turns, and looks whole nevertheless."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from conftest import RedisServer
+from prometheus_client import CollectorRegistry
+
+import pdc
+import pdc.storage.redis
+import pdc.storage.sqlite
+from pdc.storage import Batch, Kind, Operation, Outcome, Stamped, Storage, StorageError, Update
+from pdc.storage.redis import RedisStorage
+from pdc.storage.sqlite import SqliteStorage
+
+Open = Callable[[], Storage]
+BOUNDS = ("0.1", "2.5", "+Inf")
+META = f'{{"documentation":"{"long " * 20}"}}'
+"""Redis keeps a hash with such a value in a table, as it does with large ones."""
+
+
+class OtherClient(redis.Redis):
+    """A client of a class that is not redis-py's own, which is used as it is: it parses replies."""
+
+
+@pytest.fixture(params=["sqlite", "redis", "redis-client"])
+def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Makes a storage like those of other processes, all with the same metrics; small pieces have few fields."""
+    opened: list[Storage] = []
+
+    def make() -> Storage:
+        if request.param == "sqlite":
+            opened.append(SqliteStorage(sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)))
+        else:
+            server: RedisServer = request.getfixturevalue("redis_server")
+            client = OtherClient.from_url(server.url, decode_responses=True)
+            opened.append(RedisStorage(server.url if request.param == "redis" else client, "test"))
+        return opened[-1]
+
+    yield make
+    for storage in opened:
+        storage.close()
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (pdc.storage.redis, pdc.storage.sqlite):
+        monkeypatch.setattr(module, "MOST_FIELDS", 20)
+        monkeypatch.setattr(module, "MOST_FOUND", 20)
+    monkeypatch.setattr(pdc.storage.redis, "MOST_READ", 20)
+    monkeypatch.setattr(pdc.storage.redis, "MOST_LOOKED_AT", 20)
+
+
+def labels(number: int) -> str:
+    """The labels of a series as fields spell them."""
+    return json.dumps({"a": str(number % 3), "user": str(number)}, separators=(",", ":"))
+
+
+def observation(number: int, bound: str, amount: float = 1.0) -> list[Operation]:
+    """An observation of that amount in a bucket of a series."""
+    bucket = json.dumps({"a": str(number % 3), "le": bound, "user": str(number)}, separators=(",", ":"))
+    return [Operation(Kind.ADD, f"_sum:{labels(number)}", amount), Operation(Kind.ADD, f"_bucket:{bucket}", amount)]
+
+
+def histograms(count: int) -> list[Operation]:
+    """Observations in every bucket of so many series, with the fields that go with them."""
+    operations = [each for number in range(count) for bound in BOUNDS for each in observation(number, bound)]
+    return operations + [Operation(Kind.INIT, f"_created:{labels(number)}", 1.0) for number in range(count)]
+
+
+def send(storage: Storage, sequence: int, *operations: Operation, writer: str = "1-a", leaving: bool = False) -> None:
+    """Apply a batch for one metric."""
+    storage.apply(Batch(writer, sequence, [Update("m", META, list(operations))], leaving))
+
+
+def stored(storage: Storage) -> dict[str, dict[str, float]]:
+    """The numbers of each user's series, by what they are."""
+    found: dict[str, dict[str, float]] = {}
+    for field, value in storage.read().metrics.get("m", {}).items():
+        start, brace, rest = field.partition("{")
+        if brace and not field.startswith("#"):
+            pairs = json.loads(brace + rest)
+            found.setdefault(pairs["user"], {})[start + pairs.get("le", "")] = float(value)
+    return found
+
+
+def removals(*numbers: int) -> list[Operation]:
+    """Remove these series by all of their labels."""
+    return [Operation(Kind.REMOVE, labels(number)) for number in numbers]
+
+
+def test_removals_take_their_series_and_no_other(another: Open) -> None:
+    """However many series there are and go, by all labels or by some, the others stay as they were."""
+    storage, random_numbers = another(), random.Random(1)
+    send(storage, 1, *histograms(60))
+    before = stored(storage)
+    gone = random_numbers.sample(range(60), 20)
+    send(storage, 2, *removals(*gone), Operation(Kind.DELETE, '{"a":"1"}'), Operation(Kind.DELETE, '{"user":"3"}'))
+    left = {user for user in range(60) if user not in gone and user % 3 != 1 and user != 3}
+    assert stored(storage) == {user: before[user] for user in map(str, left)}
+    send(storage, 3, Operation(Kind.DELETE, "{}"))
+    assert stored(storage) == {}
+
+
+def test_a_removal_has_the_values_of_all_processes(another: Open) -> None:
+    """The series is removed with the values of every process, the dead among them, whoever removes it."""
+    storage = another()
+    for number, writer in enumerate(("1-a", "2-b", "3-c", "4-d")):
+        values = [Operation(Kind.STAMP, f"#sum:{writer}:{labels(user)}", Stamped(1.0, 1.0)) for user in range(3)]
+        send(storage, 1, *values, writer=writer)
+        send(storage, 2, writer=writer, leaving=number < 2)
+    send(storage, 3, *removals(0), writer="5-e")
+    send(storage, 4, Operation(Kind.DELETE, '{"user":"1"}'), writer="5-e")
+    fields = [field for field in storage.read().metrics["m"] if field.startswith("#sum")]
+    assert sorted(fields) == sorted(f"#sum:{writer}:{labels(2)}" for writer in ("", "3-c", "4-d"))
+
+
+def test_a_removal_in_pieces_is_done_once(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was cut short is done again with its batch; a duplicate of a batch that was applied removes nothing."""
+    storage, other = another(), another()
+    send(storage, 1, *histograms(30))
+    pieces = 0
+
+    def fail_at_the_third(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal pieces
+        pieces += 1
+        if pieces == 3:
+            raise StorageError("cut")
+        return original(*args, **kwargs)
+
+    name = "_run" if isinstance(storage, RedisStorage) else "_used"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, name, partial(fail_at_the_third, getattr(storage, name)))
+        with pytest.raises(StorageError):
+            send(storage, 2, *removals(*range(20)), *observation(0, "0.1"))
+    assert 10 < len(stored(other)) < 30
+    assert all(len(numbers) == 5 for numbers in stored(other).values())  # each is whole or gone
+    send(other, 1, *observation(29, "0.1"), *observation(0, "2.5"), writer="2-b")
+    send(storage, 2, *removals(*range(20)), *observation(0, "0.1"))
+    assert stored(other)["0"] == {"_sum:": 1.0, "_bucket:0.1": 1.0}
+    send(other, 2, *observation(0, "2.5"), *observation(1, "+Inf"), writer="2-b")
+    send(storage, 2, *removals(*range(20)), *observation(0, "0.1"))
+    assert stored(other)["0"] == {"_sum:": 2.0, "_bucket:0.1": 1.0, "_bucket:2.5": 1.0}
+    assert set(stored(other)) == {str(user) for user in (0, 1, *range(20, 30))}
+
+
+@pytest.mark.parametrize("operations", [removals(*range(100)), [Operation(Kind.DELETE, '{"a":"1"}')]], ids=["all", "some"])
+def test_no_transaction_removes_many_fields(tmp_path: Path, operations: list[Operation]) -> None:
+    """SQLite's write lock is held for a bounded number of statements, whatever is removed."""
+    connection = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
+    storage = SqliteStorage(connection)
+    send(storage, 1, *histograms(100))
+    transactions: list[int] = []
+    connection.set_trace_callback(
+        lambda statement: (
+            transactions.append(0) if statement.startswith("BEGIN") else transactions.__setitem__(-1, transactions[-1] + 1)
+        )
+    )
+    send(storage, 2, *operations)
+    connection.set_trace_callback(None)
+    assert max(transactions) < 100
+    assert len(transactions) > 8
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("operations", "searches"), [(removals(*range(100)), 0), ([Operation(Kind.DELETE, '{"a":"1"}')], 10)], ids=["all", "some"]
+)
+def test_no_call_of_redis_removes_many_fields(redis_server: RedisServer, operations: list[Operation], searches: int) -> None:
+    """A call removes a bounded number of fields, and looks at a bounded number; by all labels, nothing is searched."""
+    storage = RedisStorage(redis_server.url, "test")
+    send(storage, 1, *histograms(100))
+    calls: list[int] = []
+    with redis_server.client() as client, client.monitor() as monitor:
+        send(storage, 2, *operations)
+        client.echo("done")
+        for command in monitor.listen():
+            word, *arguments = command["command"].split(" ")
+            if word == "ECHO":
+                break
+            if word == "EVALSHA":
+                calls.append(0)
+            elif word == "HDEL":
+                calls[-1] += len(arguments) - 1
+            searches -= word == "HSCAN"
+    storage.close()
+    assert 20 <= max(calls) <= 20 + 8
+    assert searches <= 0
+
+
+def test_a_metric_of_version_2_is_searched(redis_server: RedisServer) -> None:
+    """Where nothing tells which fields a series has, a removal by all labels finds them."""
+    storage = RedisStorage(redis_server.url, "test")
+    with redis_server.client() as client:
+        for operation in histograms(30):
+            client.hset("prometheus_test_m", operation.field, "1")
+    send(storage, 1, *observation(0, "0.1"))
+    send(storage, 2, *removals(*range(10)), Operation(Kind.DELETE, '{"a":"1"}'))
+    assert set(stored(storage)) == {str(user) for user in range(10, 30) if user % 3 != 1}
+    storage.close()
+
+
+def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
+    another: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is observed, created and removed between two pieces, no series shows a part of it, and no count goes back."""
+    storage, other, random_numbers = another(), another(), random.Random(2)
+    send(storage, 1, *histograms(40))
+    sequence = 0
+
+    def busy(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal sequence
+        for _ in range(3):
+            sequence += 1
+            user = random_numbers.randrange(50)
+            operations = observation(user, random_numbers.choice(BOUNDS))
+            operations.append(Operation(Kind.INIT, f"_created:{labels(user)}", float(sequence)))
+            if sequence % 20 == 0:
+                operations += removals(sequence // 20 % 20)
+            send(other, sequence, *operations, writer="2-b")
+        return original(*args, **kwargs)
+
+    before: dict[str, dict[str, float]] = {}
+    name = "_run" if isinstance(storage, RedisStorage) else "_used"
+    monkeypatch.setattr(storage, name, partial(busy, getattr(storage, name)))
+    for _ in range(10):
+        found = stored(storage)
+        for user, numbers in found.items():
+            buckets = sum(value for key, value in numbers.items() if key.startswith("_bucket"))
+            assert numbers["_sum:"] == buckets, user
+            if int(user) >= 20:
+                assert all(numbers[key] >= value for key, value in before.get(user, {}).items())
+        assert {str(user) for user in range(20, 40)} <= found.keys()
+        before = found
+
+
+def test_processes_that_leave_while_a_large_metric_is_read(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that is folded into that of the dead between two pieces counts once."""
+    storage, other = another(), another()
+    writers = [f"{number}-a" for number in range(30)]
+    for writer in writers:
+        values = [Operation(Kind.STAMP, f"#sum:{writer}:{labels(user)}", Stamped(1.0, 1.0)) for user in range(2)]
+        send(other, 1, *values, writer=writer)
+
+    def leave(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if writers:
+            send(other, 2, writer=writers.pop(), leaving=True)
+        return original(*args, **kwargs)
+
+    name = "_run" if isinstance(storage, RedisStorage) else "_used"
+    monkeypatch.setattr(storage, name, partial(leave, getattr(storage, name)))
+    while writers:
+        fields = storage.read().metrics["m"].items()
+        for user in range(2):
+            own = [value for field, value in fields if field.startswith("#sum:") and field.endswith(labels(user))]
+            assert sum(float(value.split(" ")[0]) for value in own) == 30.0
+
+
+def test_a_removal_looks_at_no_other_series(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """By all labels, a child is found without a look at the others, however many there are."""
+
+    class Children(dict[Any, Any]):
+        def __iter__(self) -> Iterator[Any]:
+            raise AssertionError("it looked at all children")
+
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+    for path in "abc":
+        hits.labels(path).inc()
+    hits._metrics = Children(hits._metrics)
+    hits.remove("b")
+    assert set(dict.keys(hits._metrics)) == {("a",), ("c",)}
+
+
+def test_removals_of_a_metric_are_sent_together(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of removals are one pass over the metric, and updates that follow them start again."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Hits.", ["path", "by"], registry=registry)
+    for number in range(600):
+        hits.labels(f"/{number}", str(number % 2)).inc()
+    pdc.flush()
+    batches: list[Batch] = []
+    store = pdc.config.DEFAULT.required()
+    apply = store.apply
+
+    def record(batch: Batch) -> Outcome:
+        batches.append(batch)
+        return apply(batch)
+
+    monkeypatch.setattr(store, "apply", record)
+    for number in range(0, 600, 2):
+        hits.remove(f"/{number}", "0")
+        hits.remove_by_labels({"path": f"/{number + 1}"})
+    hits.labels("/0", "0").inc(2)
+    hits.labels("/1", "1").inc(3)
+    pdc.flush()
+    assert len(batches) == 1
+    (metric,) = hits.collect()
+    totals = [sample for sample in metric.samples if sample.name == "hits_total"]
+    assert [(sample.labels["path"], sample.value) for sample in totals] == [("/0", 2.0), ("/1", 3.0)]
