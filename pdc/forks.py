@@ -39,6 +39,8 @@ class Forks:
         self._hooks: list[Hooks] = []
         self._pid = os.getpid()
         self._turns: dict[int, threading.RLock] = {}
+        self._waiting: dict[int, list[Hooks]] = {}
+        """By thread: who must still hear that its fork is over."""
         self._unforked: Any = None
 
     def register(
@@ -75,21 +77,21 @@ class Forks:
     def before(self) -> None:
         """Prepare for a fork."""
         self.notice()
+        waiting = self._waiting.setdefault(threading.get_ident(), [])
         for hooks in reversed(self._hooks):
+            waiting.append(hooks)
             hooks.before()
 
     def after_in_parent(self) -> None:
-        """Go on after a fork."""
-        self.forked = True
-        try:
-            self._let_parent_go_on()
-        except BaseException:  # of a handler: Python drops it, and the locks must be free
-            self._let_parent_go_on()
-            raise
+        """Go on after a fork.
 
-    def _let_parent_go_on(self) -> None:
-        for hooks in self._hooks:
-            hooks.after_in_parent()
+        Python calls it twice: where a handler raises an exception in the first call, which Python drops, the other one goes on.
+        """
+        self.forked = True
+        waiting = self._waiting.get(threading.get_ident())
+        while waiting:
+            waiting[-1].after_in_parent()
+            waiting.pop()
 
     def after_in_child(self) -> None:
         """Begin as a new process."""
@@ -102,6 +104,7 @@ class Forks:
                 return
             hooks.after_in_child()
         self.forked = False
+        self._waiting.clear()
         self._pid = pid
 
 
@@ -123,3 +126,4 @@ FORKS = Forks()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=FORKS.before, after_in_parent=FORKS.after_in_parent, after_in_child=FORKS.after_in_child)
+    os.register_at_fork(after_in_parent=FORKS.after_in_parent)

@@ -230,7 +230,10 @@ def fork_of_a_parent() -> None:
     try:
         FORKS.before()
     finally:
-        FORKS.after_in_parent()
+        try:
+            FORKS.after_in_parent()
+        finally:
+            FORKS.after_in_parent()
 
 
 @pytest.mark.parametrize("work", ["flush", "scrape", "setup", "clear", "collect", "shutdown", "fork"])
