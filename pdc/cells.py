@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from .family import EXEMPLAR, Family, labels_with, shows_created
 from .forks import FORKS
-from .interruption import is_raised_by_handler
+from .interruption import is_raised_by_handler, release_own
 from .storage import Kind, Operation, Stamped
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Turn:
 
     alone: Any = None
     together: Any = None
+    lock: threading.RLock
+    """What these hold. Calls to it take less time, and are for where a handler may have the turn amid it and raise."""
     release: Callable[[], None]
 
     @classmethod
@@ -58,7 +60,7 @@ class Turn:
         if FREE_THREADED:
             from operator import methodcaller  # which others need not import
 
-            lock = threading.Lock()
+            lock = cls.lock = threading.RLock()
             cls.release = lock.release
             cls.alone = property(lock.acquire)  # it takes the object for an argument that says to wait
             cls.together = property(methodcaller("release"))
@@ -864,28 +866,36 @@ class Number(Numbers):
 
         def add(self, amount: float) -> None:
             number = amount - 0.0
-            if type(number) is not float:
-                number = float(number)
             if not self.quiet:
                 self.announce()
-            _ = TURN.alone
-            self.rows[self.at + self._slot] += number
-            _ = TURN.together
+            turn = Turn.lock
+            try:
+                turn.acquire()
+                self.rows[self.at + self._slot] += number
+            except BaseException:  # of a handler: perhaps before this thread had its turn
+                release_own(turn)
+                raise
+            turn.release()
             if not self.quiet:
                 self.changed()
 
         def set(self, value: float) -> None:
             if not self.quiet:
                 self.announce()
-            _ = TURN.alone
-            slot, flying = self._slot, self._flying
-            if not self._is_set:
-                slot = 6 - slot - flying if flying else slot % 3 + 1
-            self.rows[self.at + slot] = value
-            self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
-            self._slot = slot
-            self._is_set = 1
-            _ = TURN.together
+            turn = Turn.lock
+            try:
+                turn.acquire()
+                slot, flying = self._slot, self._flying
+                if not self._is_set:
+                    slot = 6 - slot - flying if flying else slot % 3 + 1
+                self.rows[self.at + slot] = value
+                self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
+                self._slot = slot
+                self._is_set = 1
+            except BaseException:
+                release_own(turn)
+                raise
+            turn.release()
             if not self.quiet:
                 self.changed()
 
@@ -1050,6 +1060,15 @@ class Computed(Cell):
         self._function = function
         super().__init__(pending, values)
         pending.computed = True
+
+    @property
+    def quiet(self) -> bool:
+        """Never: an update would do nothing but look."""
+        return False
+
+    @quiet.setter
+    def quiet(self, _: object) -> None:
+        """Do nothing."""
 
     def start_anew(self) -> None:
         self._value: float | None = None

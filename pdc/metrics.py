@@ -33,9 +33,11 @@ from .cells import (
     ProcessNumber,
     Text,
     Total,
+    Turn,
 )
 from .family import Family, bucket_bounds, clean, dump, exemplar_text, text
 from .forks import FORKS
+from .interruption import release_own
 from .storage import Kind
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
@@ -424,16 +426,19 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
             if self._is_most_recent:
                 raise RuntimeError("inc must not be used with the mostrecent mode")
             cell = self._cell
-            if type(cell) is Computed:
-                return
             number = amount - 0.0
-            if type(number) is not float:
-                number = float(number)
             if not cell.quiet:
+                if type(cell) is Computed:
+                    return
                 cell.announce()
-            _ = TURN.alone
-            cell.rows[cell.at + cell._slot] += number
-            _ = TURN.together
+            turn = Turn.lock
+            try:
+                turn.acquire()
+                cell.rows[cell.at + cell._slot] += number
+            except BaseException:  # of a handler: perhaps before this thread had its turn
+                release_own(turn)
+                raise
+            turn.release()
             if not cell.quiet:
                 cell.changed()
 

@@ -133,7 +133,7 @@ def _as_cut(path: Path) -> None:
 
 
 def _with_foreign_operation(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"delete","{', b'"delete","x'))
+    path.write_bytes(path.read_bytes().replace(b'"remove","{', b'"remove","x'))
 
 
 @pytest.mark.parametrize(
