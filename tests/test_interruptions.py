@@ -35,7 +35,9 @@ from pdc.storage.sqlite import SqliteStorage
 
 POINTS = int(os.environ.get("PDC_POINTS", "12"))
 """At how many points of the work an exception is raised, evenly spread; the long proof takes all."""
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # redis-py leaves it where it is interrupted
+pytestmark = pytest.mark.filterwarnings(  # of what is interrupted between opening it and noting it
+    "ignore:unclosed <socket:ResourceWarning", "ignore:unclosed database:ResourceWarning"
+)
 
 DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset")
 """Modules that let no exception pass, or are called where Python lets none: telemetry and versions for connections."""
@@ -81,7 +83,7 @@ def raise_at(point: int, work: Callable[[], object]) -> TimeLimit | None:
         if event == "opcode" and not returning and frame.f_lasti in switch_points(frame.f_code):
             left -= 1
             if left < 0 and not drops(frame):
-                raised = "".join(traceback.format_stack(frame)[-6:])
+                raised = stack_of(frame)
                 interrupt(0, frame)
         return trace
 
@@ -96,6 +98,12 @@ def raise_at(point: int, work: Callable[[], object]) -> TimeLimit | None:
         sys.settrace(tracer)
     assert not raised, f"the exception at point {point} did not reach the application: {raised}"
     return None
+
+
+def stack_of(frame: FrameType) -> str:
+    """Where the frame is, and the last of those that called it; no line of source, which some interpreters do not have."""
+    frames = [f"{each.f_code.co_filename}:{line} in {each.f_code.co_name}" for each, line in traceback.walk_stack(frame)]
+    return ", called at ".join(frames[:6])
 
 
 def number_of_points(work: Callable[[], object]) -> int:
@@ -438,6 +446,7 @@ def test_an_exception_that_is_being_handled_is_not_raised_again(
     wait_until(lambda: "cannot be sent" in caplog.text)  # the background thread may have been the first to find it down
 
 
+@pytest.mark.package("gevent")
 def test_a_gevent_timeout_ends_an_update(own_redis_server: RedisServer, run_script: Run) -> None:
     """A timeout of gevent is raised out of the update that it interrupts, and that counts once."""
     source = """
