@@ -1,7 +1,7 @@
 # `make demo` and `make test` build what they need; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions check-pythons prove interrupt bench fuzz servers wrk clean
+.PHONY: help demo test lint format check-versions check-pythons prove interrupt long bench fuzz servers wrk clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -46,6 +46,9 @@ check-pythons: servers  ## Run the tests with every Python that is here (PYTHONS
 
 prove: servers  ## Count 10,000,000 times in 16 threads amid scrapes, forks and signals (PYTHON=python3.14t: without the GIL)
 	$(PYTHON) tests/prove_threads.py $(PROVE)
+
+long: $(VENV)/test.stamp servers  ## Run the tests that take long, of ten thousand processes among them
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m long --timeout 600 $(PYTEST)
 
 interrupt: $(VENV)/test.stamp servers  ## Raise an exception at POINTS=60 points of updates, flushes, scrapes, setup and forks each
 	PDC_POINTS=$(POINTS) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --timeout 600 tests/test_interruptions.py $(PYTEST)

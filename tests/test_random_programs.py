@@ -268,14 +268,14 @@ def check(registry: Collector, expected: list[Metric]) -> None:
     assert openmetrics(registry) == openmetrics(Families(expected))
 
 
-@quietly(120)
+@quietly(60)
 @given(program=programs(any_number))
 def test_write_through_renders_as_in_memory(bench: Bench, program: Program) -> None:
     """With flush_interval=0 a program shows what it shows in memory, whatever floats it counts."""
     check(*bench.run(program))
 
 
-@quietly(120)
+@quietly(60)
 @given(program=programs(exact_number))
 def test_buffered_renders_as_in_memory(bench: Bench, program: Program) -> None:
     """With a buffer that is flushed at any time a program shows what it shows in memory."""
@@ -295,7 +295,7 @@ def _exemplar(exemplar: Exemplar | None) -> tuple[Any, ...]:
     return () if exemplar is None else (exemplar.labels, exemplar.value, float(exemplar.timestamp or 0))
 
 
-@quietly(100)
+@quietly(50)
 @given(program=programs(valid_number, st.sampled_from(["", "a b", "é☃😀", "{},= # 1"]), BOUNDS))
 def test_the_parsers_of_prometheus_client_read_back_what_was_counted(bench: Bench, program: Program) -> None:
     """Both formats are parsed into the very samples that prometheus_client holds.

@@ -131,6 +131,7 @@ def merged_by_prometheus_client(mode: str, numbers: Iterator[int]) -> dict[str, 
     return {sample.labels["path"]: sample.value for sample in found.samples}
 
 
+@pytest.mark.long
 def test_ten_thousand_writers_leave_no_trace(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 10,000 processes, half of them killed, the fields, the size and the scrape are those after a few.
 
@@ -180,6 +181,7 @@ for number in range(COUNT):
 """
 
 
+@pytest.mark.long
 def test_forty_processes_leave_as_much_as_five(
     storage: dict[str, Any],
     run_script: Callable[..., subprocess.CompletedProcess[str]],
@@ -273,7 +275,7 @@ SHORT_LIVED = """
 import os, random, sys, time, warnings
 hits = pdc.Counter("hits", "Hits.")
 live = pdc.Gauge("live", "Live.", multiprocess_mode="livesum")
-for number in range(30):
+for number in range(16):
     pid = os.fork()
     if pid == 0:
         setup(flush_interval=random.choice([0, 0.001, 0.002, 3600]))
@@ -292,7 +294,7 @@ def test_short_lived_processes_leave_short_marks_only(storage: dict[str, Any], r
     run_script(SHORT_LIVED, storage=storage)
     pdc.setup(**storage)
     snapshot = pdc.config.read(pdc.config.DEFAULT)
-    assert float(snapshot.metrics["hits"]["_total:{}"]) == 30
+    assert float(snapshot.metrics["hits"]["_total:{}"]) == 16
     for fields in snapshot.metrics.values():
         assert [field for field in fields if field.startswith("#live")] == []
         marks = [Mark.loads(value) for field, value in fields.items() if field.startswith("#mark:")]
