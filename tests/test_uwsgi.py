@@ -43,8 +43,9 @@ MODES = {
     "forked": ([], "0.1"),
     "no threads": ([], "0.1"),
     "hooks": (["--py-call-osafterfork", "--threads", "2"], "0"),
+    "lazy": (["--lazy-apps"], "0.1"),
 }
-"""Options of uWSGI, and the seconds between two flushes. The application is loaded in the master."""
+"""Options of uWSGI, and the seconds between two flushes. The application is loaded in the master, but for the last ones."""
 OPTIONS = [
     *("--master", "--processes", "4", "--die-on-term", "--need-app", "--module", "shop:app", "--disable-logging"),
     *("--max-requests", "25", "--min-worker-lifetime", "0", "--worker-reload-mercy", "2", "--reload-mercy", "2"),
@@ -139,8 +140,15 @@ def test_workers_count_exactly(start: Any, mode: str) -> None:
     wait_until(counted, 5)
     found = server.counted()
     assert (found["all_hits_total"], found["idle_total"]) == (120, 0)
-    assert found["starts"] >= len(expected)
+    assert mode == "lazy" or found["starts"] >= len(expected)  # where the hook is there before the fork
+
+    def serves() -> bool:
+        try:
+            return server.counted(port)["all_hits_total"] == 120
+        except ConnectionError:  # the worker that had the port has ended, and another one will take it
+            return False
+
     if not threads:
-        assert server.counted(port)["all_hits_total"] == 120
+        wait_until(serves, 10)
     else:
         assert "start uWSGI with --enable-threads" in server.log.read_text()
