@@ -144,7 +144,7 @@ def test_workers_count_exactly(start: Any, mode: str) -> None:
 
     def serves() -> bool:
         try:
-            return server.counted(port)["all_hits_total"] == 120
+            return bool(server.counted(port)["all_hits_total"] == 120)
         except ConnectionError:  # the worker that had the port has ended, and another one will take it
             return False
 
