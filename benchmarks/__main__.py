@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import contest, report
@@ -14,6 +17,20 @@ from .suites import SUITES
 
 QUICK = Effort(rounds=11, round_seconds=0.01, costly_rounds=5)
 THOROUGH = Effort(rounds=101, round_seconds=0.02, costly_rounds=9)
+
+
+@contextmanager
+def packages_of(checkout: Path | None) -> Iterator[Path | None]:
+    """A folder with the packages of that checkout and nothing else of it: contenders and what runs them are today's."""
+    if checkout is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="pdc-before-") as folder:
+        for package in checkout.absolute().glob("pdc*/__init__.py"):
+            Path(folder, package.parent.name).symlink_to(package.parent)
+        if not Path(folder, "pdc").is_dir():
+            sys.exit(f"--before: expected a checkout with the package pdc, got {checkout}")
+        yield Path(folder)
 
 
 def main() -> None:
@@ -25,19 +42,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="measure so many rounds")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), metavar="FOLDER")
     parser.add_argument("--version2", type=Path, metavar="PYTHON", help="of an environment with version 2 of this project")
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="compare with another commit of this project instead")
     parser.add_argument("--no-plot", action="store_true", help="do without matplotlib")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that workers and the server end, too
     effort = QUICK if arguments.quick else THOROUGH
     if arguments.rounds:
         effort = Effort(arguments.rounds, effort.round_seconds, arguments.rounds)
-    if arguments.version2 is None:
+    if arguments.before is None and arguments.version2 is None:
         report.say("Version 2 of this project is left out: --version2 names the Python of an environment that has it.\n")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    with Arena.opened(arguments.version2) as arena:
+    with Arena.opened(arguments.version2) as arena, packages_of(arguments.before) as before:
         for name in arguments.suite or SUITES:
             suite, started, found = SUITES[name](quick=arguments.quick), time.monotonic(), []
             cases = [case for case in suite.cases if arguments.only in case.name]
+            if before is not None:
+                cases = [pair for case in cases for pair in contest.against(case, before)]
             if not cases:
                 continue
             report.say(f"## {suite.title}\n")

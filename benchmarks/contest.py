@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +78,17 @@ class Effort:
     def rounds_of(self, case: Case) -> int:
         """How many rounds to measure of a case."""
         return min(case.most_rounds, self.costly_rounds if case.costly or case.fresh else self.rounds)
+
+
+def against(case: Case, packages: Path) -> list[Case]:
+    """A case for each contender that is of this project: as it is now, and with `packages` of another commit."""
+    pairs = []
+    for contender in [each for each in case.contenders if each.name.startswith("pdc")]:
+        env = {**contender.env, "PYTHONPATH": f"{packages}{os.pathsep}{ROOT}"}
+        pair = [contender, replace(contender, name="before", env=env)]
+        baseline = [each for each in case.contenders if each.name == case.baseline]
+        pairs.append(replace(case, name=f"{case.name}: {contender.name}", contenders=[*baseline, *pair], reference="before"))
+    return pairs
 
 
 class Arena:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,9 @@ AT_ONCE = {"pdc, SQLite, at once", "pdc, Redis, at once"}
 MULTIPROCESS = "prometheus_client, multiprocess mode"
 
 
-def measured(folder: Path, suite: str, case: str) -> list[dict[str, Any]]:
+def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[str, Any]]:
     """Run the cases whose name contains that, for one round, and return their results."""
-    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--no-plot", "--output", str(folder)]
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--no-plot", "--output", str(folder), *options]
     subprocess.run([*command, "--suite", suite, "--only", case], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)
     document = json.loads((folder / f"{suite}.json").read_text())
     assert set(document) == {"suite", "title", "machine", "results"}
@@ -53,6 +54,19 @@ def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite:
     assert contenders | {result["reference"]} == set(lines)
     assert lines[result["reference"]]["ratio"] in (0, 1)
     assert all(len(line["rounds"]) == 1 and line["median"] == line["rounds"][0] for line in lines.values())
+
+
+def test_two_commits_are_measured_side_by_side(tmp_path: Path) -> None:
+    """With `--before` each contender of this project is compared with the one of another checkout."""
+    shutil.copytree(ROOT / "pdc", tmp_path / "pdc")
+    with (tmp_path / "pdc" / "__init__.py").open("a") as package:
+        package.write("raise ImportError('this is the other one')\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        measured(tmp_path, "updates", "Import", "--before", str(tmp_path))
+    found = measured(tmp_path, "updates", "Import", "--before", str(ROOT))
+    names = ["pdc", "pdc and redis-py"]
+    assert [[line["contender"] for line in result["lines"]] for result in found] == [[name, "before"] for name in names]
+    assert [result["reference"] for result in found] == ["before", "before"]
 
 
 def test_what_contenders_add_is_measured_round_by_round() -> None:
