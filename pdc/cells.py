@@ -710,6 +710,12 @@ class Total(SeriesSums):
     def kept(self) -> Sequence[Kept]:
         return (*self._notes, self)
 
+    def show(self, exemplar: str) -> None:
+        """Send the exemplar with what is counted next."""
+        _ = TURN.alone
+        self.exemplar = exemplar
+        _ = TURN.together
+
     def reset(self) -> None:
         super().reset()
         self._forget(self._notes)
@@ -788,6 +794,12 @@ class Buckets(SeriesSums):
         self.exemplars: dict[int, str] = {}
         """By the index of the bucket."""
         self._taken_exemplars: dict[int, str] | None = None
+
+    def show(self, bucket: int, exemplar: str) -> None:
+        """Send the exemplar of that bucket with what is observed next."""
+        _ = TURN.alone
+        self.exemplars[bucket] = exemplar
+        _ = TURN.together
 
     def reset(self) -> None:
         super().reset()

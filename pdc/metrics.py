@@ -22,7 +22,6 @@ from . import config
 from .buffer import Buffer
 from .cells import (
     FREE_THREADED,
-    TURN,
     Buckets,
     Cell,
     Computed,
@@ -323,7 +322,7 @@ class Counter(SummedMetric, prometheus_client.Counter):
         number = amount + 0.0  # a float, by whatever rules the type of the amount has
         if exemplar:
             FORKS.notice()
-            cell.exemplar = _exemplar(exemplar, amount)
+            cell.show(_exemplar(exemplar, amount))
         if cell.quiet:
             cell.rows[cell.at] += number
         else:
@@ -347,10 +346,7 @@ class Counter(SummedMetric, prometheus_client.Counter):
             number = amount + 0.0  # a float, by whatever rules the type of the amount has
             if exemplar:
                 FORKS.notice()
-                shown = _exemplar(exemplar, amount)
-                _ = TURN.alone
-                cell.exemplar = shown
-                _ = TURN.together
+                cell.show(_exemplar(exemplar, amount))
             if not cell.quiet:
                 cell.announce()
             cell.total = total = cell.total + number
@@ -525,7 +521,7 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
         bucket = bisect_left(cell.bounds, number)
         if exemplar and number == number:
             FORKS.notice()
-            cell.exemplars[bucket] = _exemplar(exemplar, amount)
+            cell.show(bucket, _exemplar(exemplar, amount))
         if cell.quiet:
             rows, at = cell.rows, cell.at
             rows[at] += number
@@ -554,10 +550,7 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
             bucket = bisect_left(cell.bounds, number)
             if exemplar and number == number:
                 FORKS.notice()
-                shown = _exemplar(exemplar, amount)
-                _ = TURN.alone
-                cell.exemplars[bucket] = shown
-                _ = TURN.together
+                cell.show(bucket, _exemplar(exemplar, amount))
             if not cell.quiet:
                 cell.announce()
             totals = cell.totals

@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import _lru_cache_wrapper
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ import redis
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc.cells import FREE_THREADED
+from pdc.cells import FREE_THREADED, Turn
 from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
@@ -182,6 +183,16 @@ def _wait_for_threads(name: str) -> None:
     for thread in threading.enumerate():
         if thread.name == name:
             thread.join(10)
+
+
+@pytest.fixture(autouse=True)
+def _turn_is_free() -> Iterator[None]:
+    """Without the GIL, whatever happened has left no lock behind that updates of gauges wait for."""
+    yield
+    if FREE_THREADED:
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(Turn.lock.acquire, timeout=10).result(), "the turn is held"
+            other.submit(Turn.lock.release).result()
 
 
 @pytest.fixture(autouse=True)
