@@ -595,7 +595,9 @@ class ThreadSums(Sums):
         _ = TURN.together
 
     def announce(self) -> None:
+        FORKS.notice()  # or a clone would repeat its totals in the journal of its parent
         self._repeat_totals()  # somebody may have moved the cell amid the last update
+        self.queued = self.queued and self.buffer.write_through  # or it would stay loud until it is taken
         super().announce()
 
     def reset(self) -> None:

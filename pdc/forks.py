@@ -41,7 +41,7 @@ class Forks:
         self._turns: dict[int, threading.RLock] = {}
         self._waiting: dict[int, list[Hooks]] = {}
         """By thread: who must still hear that its fork is over."""
-        self._unforked: Any = None
+        self._unforked: dict[int, Any] = {}
 
     def register(
         self,
@@ -55,12 +55,13 @@ class Forks:
     def unforked(self) -> Any:
         """A value that is true in this process, and false in whatever is forked or cloned from it.
 
-        It takes no call to look at it: it is a pointer in memory that the kernel clears at a fork. Where the kernel cannot,
-        or where looking would make threads wait for each other, it is True.
+        It takes no call to look at it: it is a pointer in memory that the kernel clears at a fork. Where the kernel cannot, it
+        is True. Without the GIL each thread has one of its own: others would make it wait while they look.
         """
-        if self._unforked is None:
-            self._unforked = _pointer_that_forks_lose()
-        return self._unforked
+        thread = threading.get_ident() if "t" in sys.abiflags else 0
+        if thread not in self._unforked:
+            self._unforked[thread] = _pointer_that_forks_lose()
+        return self._unforked[thread]
 
     def notice(self) -> None:
         """Begin as a new process where this is a clone of the one that was here before."""
@@ -98,7 +99,7 @@ class Forks:
         self._begin(os.getpid())
 
     def _begin(self, pid: int) -> None:
-        self._unforked = None
+        self._unforked = {}
         for hooks in self._hooks:
             if self._pid == pid:  # a handler, or another thread, was faster
                 return
@@ -109,8 +110,6 @@ class Forks:
 
 
 def _pointer_that_forks_lose() -> Any:
-    if "t" in sys.abiflags:
-        return True
     try:
         import ctypes  # only here: programs that write each update at once do without
 
