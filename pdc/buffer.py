@@ -15,18 +15,16 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ClassVar, ParamSpec, TypeVar
 
-from . import servers
+from . import log, servers
 from .cells import FREE_THREADED, Cell, Entry, Kept, Note, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, Family
 from .forks import FORKS
 from .health import BATCHES_RETRIED, Health
-from .interruption import interruption, locked, release_own
+from .interruption import ends_greenlet, interruption, is_own, locked, release_own
 from .journal import Journals
 from .storage import FORK_SECONDS, Batch, Outcome, Snapshot, Storage, StorageError, Update
-
-logger = logging.getLogger("pdc")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +36,10 @@ MOST_ENTRIES = 250
 """Of a batch: a process keeps the memory that its largest one took."""
 MOST_NUMBERS = 4000
 """Of a batch, about: a storage does nothing else meanwhile. It is as many as histograms of 15 buckets have in 250 series."""
+PAUSE_SECONDS = 0.1
+"""How long the background thread waits after an error that nobody foresaw."""
+EXIT_SECONDS = 2.0
+"""How long the end of a process waits for its storages, all together, unless `setup` says otherwise."""
 SCRAPE_RETRY_SECONDS = 1.0
 """How often a scrape tries a storage that is down: whoever asks waits for it, but no application does."""
 
@@ -57,6 +59,9 @@ class Buffer:
     next turn goes on from what it finds: an entry is in the queue or among the taken ones until its batch is booked. While
     there are taken entries and no batch, taking them again gives the batch.
     """
+
+    exit_timeout: ClassVar[float] = EXIT_SECONDS
+    """How long the end of the process waits for storages, those of all buffers together."""
 
     def __init__(self) -> None:
         self.storage: Storage | None = None
@@ -93,10 +98,14 @@ class Buffer:
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
         self._refused: dict[str, str] = {}
+        """Metrics that the storage refuses, and why; what they gather waits."""
+        self._refused_at = 0.0
+        """When to ask next whether it still does."""
+        self._regained: set[str] = set()
+        """Metrics that it refused once, and does no more."""
         self._replaced: set[str] = set()
         self._sending = threading.RLock()
         self._sender: int | None = None
-        self._unsaid: deque[tuple[int, str, Exception | None]] = deque()
         self._thread: threading.Thread | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """Unlike an event, it has no lock that stays held where an exception of a handler comes at the wrong moment."""
@@ -108,6 +117,10 @@ class Buffer:
         self._health_due = True
         self._begun = False
         """Whether this process has updated a metric, or sent anything."""
+        self._has_left = False
+        """Whether the background thread has left for good, as the process ends."""
+        self.is_overdue = False
+        """Whether the process ends without waiting for the storage any longer."""
 
     # What metrics call
 
@@ -185,7 +198,7 @@ class Buffer:
     def write(self) -> None:
         """Send what is queued unless the storage was found down a moment ago; raise only what the application raises."""
         FORKS.notice()
-        if self._sender != threading.get_ident() and time.monotonic() >= self._retry_at:
+        if self._sender != threading.get_ident() and time.monotonic() >= self._retry_at and not self.is_overdue:
             self._in_turn(self._write)
 
     def _write(self) -> None:
@@ -277,10 +290,15 @@ class Buffer:
     def flush(self) -> None:
         """Send all that is pending. Raises StorageError, also for metrics that the storage refuses."""
         FORKS.notice()
-        self._retry_at = self._scrape_at = 0.0
+        self._retry_at = self._scrape_at = self._refused_at = 0.0
         self.settle()
-        if self._refused:
-            raise StorageError("; ".join(f"metric {name!r} is refused: {why}" for name, why in self._refused.items()))
+        self.expect_none_refused()
+
+    def expect_none_refused(self, names: Collection[str] | None = None) -> None:
+        """Raise StorageError where the storage refuses one of these metrics, or any: what it shows is not all."""
+        refused = [(name, why) for name, why in list(self._refused.items()) if names is None or name in names]
+        if refused:
+            raise StorageError("; ".join(f"metric {name!r} is refused: {why}" for name, why in refused))
 
     def settle(self, names: Collection[str] | None = None) -> None:
         """Send all that is pending, but for what the storage refuses; call functions of metrics with these names only, or all.
@@ -301,6 +319,7 @@ class Buffer:
 
     def _send_and_read(self, names: Collection[str] | None) -> Snapshot:
         self._send_unless_down()
+        self.expect_none_refused(names)
         snapshot = self._read(names)
         if self._lost(snapshot, names):
             self._restart()
@@ -344,19 +363,60 @@ class Buffer:
         FORKS.notice()
         self._in_turn(self._leave)
 
-    def at_exit(self) -> None:
-        """Leave for good: no thread may start any more, and whatever still changes is sent at once.
-
-        The master of a server has nothing to say: its workers have declared what it did. As root it would make files that
-        they may not write.
-        """
+    def begin_to_leave(self) -> None:
+        """Let the background thread leave for good: none may start any more, and whatever still changes is sent at once."""
         FORKS.notice()
         self._leaving = self.write_through = True
+        self._wake.put(None)
+
+    def at_exit(self, until: float | None = None) -> None:
+        """Leave for good before that time of `time.monotonic`; the journal keeps what was not sent by then.
+
+        The background thread leaves, where there is one: whoever ends the process can stop waiting for it. The master of a
+        server has nothing to say: its workers have declared what it did. As root it would make files that they may not write.
+        """
+        until = time.monotonic() + self.exit_timeout if until is None else until
+        self.begin_to_leave()
         if self._begun or os.geteuid() != 0 or not (FORKS.forked or servers.is_master()):
-            self._in_turn(self._leave_for_good)
+            if not self.is_overdue and not self._leaves_before(until):
+                self._leave_behind()
+            self._emit()
+
+    def _leaves_before(self, until: float) -> bool:
+        """Wait until the background thread has left, or leave here where there is none; return whether it was in time."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(until - time.monotonic(), 0.0))
+            if thread.is_alive():
+                return False
+        if self._has_left:
+            return True
+        try:
+            is_in_time = self._sending.acquire(timeout=max(until - time.monotonic(), 0.0))
+            if is_in_time:
+                self._in_turn(self._leave_for_good)
+            return is_in_time
+        finally:
+            release_own(self._sending)
+
+    def _leave_behind(self) -> None:
+        """Leave what is not sent to the journal, as a process does that is killed, and say what becomes of it."""
+        self.is_overdue = True
+        in_flight = self._in_flight
+        if self._taken or self._queue or (in_flight is not None and not in_flight.leaving):
+            self._open_journal()
+            path = None if self._journals is None else self._journals.path
+            self._say_what_waits(path, self._down or "the storage did not answer before the process ended")
+
+    def _say_what_waits(self, path: Path | None, reason: object) -> None:
+        """Say what becomes of what was not sent."""
+        if path is None:
+            log.defer(logging.ERROR, f"metrics that could not be sent are lost: {reason}")
+        else:
+            log.defer(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {reason}")
 
     def before_fork(self) -> None:
-        """Let no other thread send while the process forks, unless one does for more than `FORK_SECONDS`."""
+        """Let no other thread send while the process forks, unless one waits for its storage."""
         self._sending.acquire(timeout=FORK_SECONDS)
 
     def after_fork_in_parent(self) -> None:
@@ -394,10 +454,12 @@ class Buffer:
         try:
             thread.start()
         except RuntimeError as error:
-            logger.debug("no thread can be started to send metrics, they wait for the end of the process: %s", error)
+            log.defer(
+                logging.DEBUG, "no thread can be started to send metrics, they wait for the end of the process: %s", error
+            )
             return
         self._thread = thread
-        _flush_when_a_multiprocessing_child_ends(self)
+        _end_with_a_multiprocessing_child()
 
     def catch_up(self) -> None:
         """Do what the thread would do next, in a process where threads do not run."""
@@ -407,17 +469,39 @@ class Buffer:
             self.write()
 
     def _run(self) -> None:
-        last_flush = time.monotonic()
+        """Send now and then, whatever the functions, filters and clients raise that this calls; at last, leave."""
         self._wake = queue.SimpleQueue()  # of now: gevent may have replaced it since the process began
         self._thread = threading.current_thread()
-        while self._thread is threading.current_thread() and not self._leaving:
+        self._last_flush = time.monotonic()
+        has_failed = False
+        while self._thread is threading.current_thread() and not self._has_left:
+            try:
+                self._take_turn()
+                has_failed = False
+            except BaseException as error:
+                if ends_greenlet(error):
+                    self._thread = None  # the next update or scrape starts another one
+                    return
+                if not has_failed:
+                    log.defer(logging.ERROR, "the thread that sends metrics goes on after an error", error=error)
+                    has_failed = True
+                    log.emit_in_thread()
+                time.sleep(PAUSE_SECONDS)
+
+    def _take_turn(self) -> None:
+        """Do what the thread has to do next."""
+        if not self._leaving:
             with suppress(queue.Empty):
                 self._wake.get(timeout=min(self._interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
-            if self.storage is not None:
-                now = time.monotonic()
-                if self._beat(now) or self.down or now >= last_flush + self._interval:
-                    last_flush = now
-                    self.write()
+        if self._leaving:
+            self._in_turn(self._leave_for_good)
+            self._has_left = True
+        elif self.storage is not None:
+            now = time.monotonic()
+            if self._beat(now) or self.down or now >= self._last_flush + self._interval:
+                self._last_flush = now
+                self.write()
+            log.emit_in_thread()
 
     def _beat(self, now: float) -> bool:
         """Queue what must be told again though nothing changed: values with a lease, functions, and expiry.
@@ -442,9 +526,16 @@ class Buffer:
         """
         self._health_due = True
         self._let_go_of_retired()
-        restless = in_one_scrape(self._restless, names, beat)
+        restless: list[Entry] = [*in_one_scrape(self._restless, names, beat), *self._to_be_asked_for()]
         self._queue.extend(restless)
         return bool(restless)
+
+    def _to_be_asked_for(self) -> list[Pending]:
+        """The metrics that the storage refused, now and then: to renew one shows whether it still does."""
+        if not self._refused or time.monotonic() < self._refused_at:
+            return []
+        self._refused_at = time.monotonic() + LAST_RETRY_SECONDS
+        return [pending for name in list(self._refused) for pending in self._living(name)[-1:]]
 
     def _restless(self, names: Collection[str] | None, beat: bool) -> list[Cell]:
         return [cell for pending in self._all_metrics(names) for cell in pending.restless(beat=beat)]
@@ -457,7 +548,7 @@ class Buffer:
         try:
             return locked(self._sending, work, *args, **kwargs)
         finally:
-            self._tell()
+            self._emit()
 
     def _ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the storage. Raises StorageError where it fails, and what the application raised to break the call off."""
@@ -469,17 +560,16 @@ class Buffer:
                 raise raised  # noqa: B904 - the driver may have turned it into another one
             if isinstance(error, StorageError):
                 raise
-            self._say(logging.ERROR, "the storage raised an error that nobody foresaw", error)
+            log.defer(logging.ERROR, "the storage raised an error that nobody foresaw", error=error)
             raise StorageError(f"the storage failed: {error!r}") from error
 
-    def _say(self, level: int, message: str, error: Exception | None = None) -> None:
-        self._unsaid.append((level, message, error))
-
-    def _tell(self) -> None:
-        while self._unsaid:
-            with suppress(IndexError):  # another thread was faster
-                level, message, error = self._unsaid.popleft()
-                logger.log(level, message, exc_info=error)
+    def _emit(self) -> None:
+        """Log what there was to say, unless this is amid another turn, which a handler has interrupted."""
+        if threading.current_thread() is self._thread:
+            if not self._leaving:  # whoever waits for this thread does it then
+                log.emit_in_thread()
+        elif not is_own(self._sending):
+            log.emit()
 
     def _try_to_send(self) -> None:
         """Send, unless another thread has detached the storage a moment ago, and keep what cannot be sent."""
@@ -577,9 +667,10 @@ class Buffer:
         if not again:
             self._dequeue()
         updates: dict[str, Update] = {}
-        for entry in self._taken:
+        for entry in list(self._taken):
             family = entry.pending.family
-            if family.name in self._refused:
+            if family.name in self._refused and entry is not entry.pending:
+                del self._taken[entry]  # all of them are queued again one day
                 continue
             operations = entry.take()
             if not operations and entry is not entry.pending:
@@ -616,13 +707,27 @@ class Buffer:
             self._applied.update(update.name for update in batch.updates if update.name not in outcome.refused)
             self._applied.difference_update(outcome.refused)
         self._declared.update((update.name, update.meta) for update in batch.updates if update.declare)
-        for name, reason in outcome.refused.items():
-            self._refused[name] = reason
-            self._say(logging.ERROR, f"metric {name} is refused and will not be counted: {reason}")
+        self._book_refusals(batch, outcome)
         self._tell_of_replaced(batch, outcome)
         if self._interval and not batch.leaving:
             self.health.flushes.observe(time.monotonic() - self._first_try)
         self._landed()
+
+    def _book_refusals(self, batch: Batch, outcome: Outcome) -> None:
+        """Note which metrics the storage refuses; say so, and when it does no more: what they gathered is sent then."""
+        for name, reason in outcome.refused.items():
+            if name not in self._refused:
+                log.defer(logging.ERROR, f"metric {name} is refused, what it counts waits in memory: {reason}")
+                self._refused_at = time.monotonic() + LAST_RETRY_SECONDS
+            self._refused[name] = reason
+        for update in batch.updates if self._refused else ():
+            if update.name in self._refused and update.name not in outcome.refused:
+                self._regained.add(update.name)
+                for pending in self._all_metrics([update.name]):
+                    self._queue.extend(pending.all_again())
+                self._due = len(self._queue)
+                del self._refused[update.name]
+                log.defer(logging.WARNING, f"metric {update.name} is not refused any more; what it counted is sent")
 
     def _tell_of_replaced(self, batch: Batch, outcome: Outcome) -> None:
         """Say once per process and metric that it was declared otherwise before, as by another version of the program."""
@@ -630,13 +735,16 @@ class Buffer:
             if update.name in outcome.replaced and update.name not in self._replaced:
                 self._replaced.add(update.name)
                 changes = Family.from_meta(update.meta).changed_since(outcome.replaced[update.name])
-                self._say(logging.WARNING, f"metric {update.name} was declared otherwise before; its counts go on: {changes}")
+                log.defer(logging.WARNING, f"metric {update.name} was declared otherwise before; its counts go on: {changes}")
 
     def _landed(self) -> None:
         """Note that nothing is in flight any more."""
         for entry in list(self._taken):
-            entry.settle()
-        if FREE_THREADED:  # what was taken while a thread updated it may have missed that, and the thread that it was taken
+            if not isinstance(entry, Cell) or entry.pending.family.name not in self._refused:  # or it is handed over once more
+                entry.settle()
+        # What was taken while a thread updated it may have missed that, and the thread that it was taken; and of a metric that
+        # was refused, cells hand over once more what was, before what they gathered since.
+        if FREE_THREADED or self._regained:
             self._queue.extend(entry for entry in self._taken if isinstance(entry, Cell) and entry.was_missed)
         self._taken.clear()
         self._in_flight = None
@@ -697,11 +805,10 @@ class Buffer:
         path = self._close_journal(keep=unsent)
         if path is not None:
             self._take_for_sent()
-            self._say(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {self._down}")
-            return
-        self.writer, self._sequence = _new_writer(), 0
+        else:
+            self.writer, self._sequence = _new_writer(), 0
         if unsent:
-            self._say(logging.ERROR, f"metrics that could not be sent are lost: {self._down}")
+            self._say_what_waits(path, self._down)
 
     def _open_journal(self) -> None:
         """Begin the journal of this process, unless it has nothing to count."""
@@ -780,7 +887,7 @@ class Buffer:
         if self._journals is not None:
             self._journals.failed()
         if self._down is None:
-            self._say(logging.WARNING, f"metrics cannot be sent and are kept in memory until they can: {error}")
+            log.defer(logging.WARNING, f"metrics cannot be sent and are kept in memory until they can: {error}")
         self._down = error
         now = time.monotonic()
         self._retry_at = now + self._retry_seconds * random.uniform(0.5, 1.0)
@@ -789,7 +896,7 @@ class Buffer:
 
     def _recovered(self) -> None:
         if self._down is not None:
-            self._say(logging.WARNING, "metrics can be sent again; those kept in memory were")
+            log.defer(logging.WARNING, "metrics can be sent again; those kept in memory were")
         self._reset_retries()
 
     def _reset_retries(self) -> None:
@@ -801,9 +908,14 @@ def _new_writer() -> str:
     return f"{os.getpid()}-{os.urandom(8).hex()}"
 
 
-def _flush_when_a_multiprocessing_child_ends(buffer: Buffer) -> None:
+ENDS: list[Callable[[], None]] = []
+"""What to call when the process ends."""
+
+
+def _end_with_a_multiprocessing_child() -> None:
     """Children of multiprocessing end without running atexit handlers, only these."""
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None and process.parent_process() is not None:
-        util.Finalize(None, buffer.at_exit, exitpriority=0)
+        for end in ENDS:
+            util.Finalize(None, end, exitpriority=0)

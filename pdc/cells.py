@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
+from . import log
 from .family import EXEMPLAR, Family, labels_with, shows_created
 from .forks import FORKS
 from .interruption import is_raised_by_handler, release_own
@@ -18,8 +19,6 @@ from .storage import Kind, Operation, Stamped
 
 if TYPE_CHECKING:
     from .buffer import Buffer
-
-logger = logging.getLogger("pdc")
 
 MOST_REMOVALS = 1000
 """How many removals are sent together: as many as storages find in one go, and as may make a batch larger."""
@@ -1107,7 +1106,8 @@ class Computed(Cell):
         except BaseException as error:
             if not unharmed and (not isinstance(error, Exception) or is_raised_by_handler(error.__traceback__)):
                 raise
-            logger.exception("the function of the gauge %s failed; its value stays as it was", self.pending.family.name)
+            name = self.pending.family.name
+            log.defer(logging.ERROR, "the function of the gauge %s failed; its value stays as it was", name, error=error)
 
     def add(self, amount: float) -> None:
         """Do nothing: the function alone says the value."""

@@ -6,15 +6,17 @@ import atexit
 import math
 import os
 import threading
+import time
 from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import servers
-from .buffer import Buffer
+from . import log, servers
+from .buffer import ENDS, EXIT_SECONDS, Buffer
 from .cells import TURN, in_one_scrape
 from .forks import FORKS
+from .health import MESSAGES_LOST
 from .journal import Journals
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
@@ -37,6 +39,7 @@ def setup(
     redis_expire: float | None = 3600,
     flush_interval: float = 0.0,
     journal: str | os.PathLike[str] | bool = True,
+    exit_timeout: float = EXIT_SECONDS,
 ) -> None:
     """Say where metrics live: in Redis or in SQLite, exactly one of them.
 
@@ -53,11 +56,13 @@ def setup(
     - `journal`: the folder where updates are kept that are not in the storage yet, so that the next process of this host
       that uses the same storage sends what a killed one left. True is a folder that only this user can make (of XDG, or
       among temporary files); False is none. A folder of your own must be on a local disk, and for this user only to write.
+    - `exit_timeout`: seconds that the end of the process waits for its storages, all together; that of the last call
+      counts. What is not sent by then is left to the journal.
 
     Raises ValueError for arguments that make no sense, TypeError for a client that is none, and ImportError where
     `redis` is not installed.
     """
-    interval = _seconds("flush_interval", flush_interval)
+    interval, timeout = _seconds("flush_interval", flush_interval), _seconds("exit_timeout", exit_timeout)
     folder = journal if isinstance(journal, bool) else Path(journal).absolute()  # a daemon changes the working directory
     if redis is not None and sqlite is None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
@@ -68,6 +73,7 @@ def setup(
         _attach_sqlite(sqlite, interval, folder)
     else:
         raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
+    Buffer.exit_timeout = timeout
 
 
 def get_redis_conn() -> Any:
@@ -130,6 +136,8 @@ def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
 
 def _read(buffer: Buffer, names: Collection[str] | None) -> Snapshot:
     _settle_others(buffer, names)
+    for other in _others(buffer):
+        other.expect_none_refused(names)
     return buffer.read(names)
 
 
@@ -202,10 +210,19 @@ def _seconds(name: str, value: Any, least: float = 0.0) -> float:
 
 
 def _at_exit() -> None:
+    until = time.monotonic() + Buffer.exit_timeout
     for buffer in BUFFERS:
-        buffer.at_exit()
-    for storage in _storages():
+        buffer.begin_to_leave()
+    for buffer in BUFFERS:
+        buffer.at_exit(until)
+    for storage in _storages() - {buffer.storage for buffer in BUFFERS if buffer.is_overdue}:
         storage.close()
+    log.finish(max(until - time.monotonic(), 0.0))
+
+
+def _count_message() -> None:
+    if DEFAULT.storage is not None:
+        DEFAULT.health.count(MESSAGES_LOST)
 
 
 def _before_snapshot() -> None:
@@ -238,7 +255,9 @@ def _after_fork_in_child() -> None:
         buffer.after_fork_in_child()
 
 
+log.FAILURES.append(_count_message)
 atexit.register(_at_exit)
+ENDS.append(_at_exit)
 servers.SNAPSHOTS.append(_before_snapshot)
 servers.REQUEST_ENDS.append(_after_request)
 FORKS.register(_before_fork, _after_fork_in_parent, _after_fork_in_child)

@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry, RestrictedRegistry
 
-from . import config, health, servers
+from . import config, health, log, servers
 from .buffer import NotConfigured
 from .cells import in_one_scrape
 from .family import Page, families
@@ -34,8 +34,6 @@ from .storage import Snapshot, StorageError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-logger = logging.getLogger("pdc")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -323,7 +321,7 @@ class Port:
             if servers.threads_run():
                 threading.Thread(target=self._run, name="pdc-port", daemon=True).start()
             else:
-                logger.warning("metrics are not served on %s:%d: %s", *self._address, servers.NO_THREADS)
+                log.write(logging.WARNING, "metrics are not served on %s:%d: %s", *self._address, servers.NO_THREADS)
 
     def _run(self) -> None:
         while self._server is None:
@@ -331,7 +329,7 @@ class Port:
                 self._server = _server(*self._address, self._app)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    logger.exception("metrics cannot be served on %s:%d", *self._address)
+                    log.write(logging.ERROR, "metrics cannot be served on %s:%d", *self._address, error=error)
                     return
                 time.sleep(TAKE_OVER_SECONDS)
         self._server.serve_forever()

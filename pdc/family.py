@@ -18,9 +18,8 @@ from prometheus_client.openmetrics.exposition import ALLOWUTF8, escape_metric_na
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
+from . import log
 from .storage import MARK, META, Mark, StorageError
-
-logger = logging.getLogger("pdc")
 
 EXEMPLAR = "#exemplar"
 LEASE_SECONDS = 15.0
@@ -344,7 +343,8 @@ _SUFFIXES = {kind: tuple(suffixes) for kind, (suffixes, _) in TYPES.items()} | {
 @lru_cache(maxsize=4096)
 def _tell_of_clash(name: str, other: str, shared: str) -> None:
     """Log it, once."""
-    logger.warning("metric %s is not shown: %s is a name of metric %s, too; rename one of them", name, shared, other)
+    text = "metric %s is not shown: %s is a name of metric %s, too; rename one of them"
+    log.write(logging.WARNING, text, name, shared, other)
 
 
 def families(metrics: Mapping[str, Fields], now: float, page: Page | None = None) -> list[Metric]:

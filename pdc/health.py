@@ -35,6 +35,11 @@ SERIES_REFUSED = Family(
     "counter",
     "Updates that all processes counted as <overflow>, since their metric had PDC_MAX_SERIES series.",
 )
+MESSAGES_LOST = Family(
+    "pdc_log_messages_lost",
+    "counter",
+    "Messages of pdc that were not logged, since a filter or handler of the log raised or did not return, by all processes.",
+)
 LAST_FLUSH = Family(
     "pdc_last_flush_timestamp_seconds",
     "gauge",
@@ -51,7 +56,8 @@ STORAGE_UP = Family(
     "1 where the process that answers can write to all of its storages. Without the one it shows it answers 503 instead.",
 )
 NAMES = frozenset(
-    family.name for family in (FLUSH_DURATION, BATCHES_RETRIED, SERIES_REFUSED, LAST_FLUSH, SERIES_PENDING, STORAGE_UP)
+    family.name
+    for family in (BATCHES_RETRIED, FLUSH_DURATION, LAST_FLUSH, MESSAGES_LOST, SERIES_PENDING, SERIES_REFUSED, STORAGE_UP)
 )
 
 
@@ -118,6 +124,7 @@ def fields(stored: Mapping[str, Fields], buffers: Collection[Buffer]) -> dict[st
         BATCHES_RETRIED.name: _stored_or(stored, BATCHES_RETRIED, "_total"),
         FLUSH_DURATION.name: _stored_or(stored, FLUSH_DURATION, "_sum"),
         LAST_FLUSH.name: _value(LAST_FLUSH, flushed.partition(" ")[2]) if flushed else {},
+        MESSAGES_LOST.name: _stored_or(stored, MESSAGES_LOST, "_total"),
         SERIES_PENDING.name: _value(SERIES_PENDING, sum(buffer.waiting for buffer in buffers)),
         SERIES_REFUSED.name: _stored_or(stored, SERIES_REFUSED, "_total"),
         STORAGE_UP.name: _value(STORAGE_UP, not any(buffer.down for buffer in buffers)),

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.validation import _validate_exemplar
 
-from . import health
+from . import health, log
 from .exposition import ASGIApplication, Port, Receive, Response, Scope, Scrape, Send, plain, respond, scrape_from_wsgi
-from .interruption import interruption, log_or_raise
+from .interruption import interruption
+from .log import log_or_raise
 from .metrics import Counter, Gauge, Histogram, StoredMetric
 from .options import Label, OptionError, Options
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-logger = logging.getLogger("pdc")
 
 MetricT = TypeVar("MetricT", bound=StoredMetric)
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
@@ -222,7 +221,7 @@ class HTTPMetrics:
             raise raised
         if message not in self._complained:
             self._complained.add(message)
-            logger.warning(message, exc_info=error)
+            log.write(logging.WARNING, message, error=error)
 
     def open_port(self) -> None:
         """Serve scrapes on PDC_METRICS_PORT, if there is one; called by processes that serve requests, once they begin to."""

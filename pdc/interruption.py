@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
-
-logger = logging.getLogger("pdc")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,12 +35,12 @@ def locked(lock: threading.RLock, work: Callable[P, T], *args: P.args, **kwargs:
 
     In CPython 3.14 a handler may raise when `with` has taken a lock, but would not release it yet.
     """
-    is_nested = _is_own(lock)
+    is_nested = is_own(lock)
     try:
         with lock:
             return work(*args, **kwargs)
     finally:
-        if not is_nested and _is_own(lock):
+        if not is_nested and is_own(lock):
             lock.release()
 
 
@@ -55,16 +52,14 @@ def release_own(lock: threading.RLock) -> None:
         return
 
 
-def _is_own(lock: Any) -> bool:
+def is_own(lock: Any) -> bool:
     """Whether this thread holds the lock; conditions of `threading` ask it the same."""
     return bool(lock._is_owned())
 
 
-def log_or_raise(error: Exception, message: str, *values: object) -> None:
-    """Log an error of ours, which must break nothing; raise what the application raised into our code."""
-    if (raised := interruption(error)) is not None:
-        raise raised
-    logger.error(message, *values, exc_info=error)
+def ends_greenlet(error: BaseException) -> bool:
+    """Whether it is what greenlets are told with to end; who kills one may wait until it has."""
+    return type(error).__name__ == "GreenletExit" and _package(type(error).__module__) in _SWITCHERS
 
 
 def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:

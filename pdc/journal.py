@@ -31,6 +31,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from . import log
 from .cells import FREE_THREADED, Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total, wait_for_threads
 from .family import Family
 from .files import Descriptor, close_mappings, expect_own_file, is_private, is_shared_safely, life, longest_file, own_folder
@@ -47,8 +48,6 @@ from .storage import (
     StorageError,
     Update,
 )
-
-logger = logging.getLogger("pdc")
 
 MAGIC = b"pdcjrnl6"
 SUFFIX = ".journal"
@@ -131,6 +130,11 @@ class Journals:
         return default_folders() if self._chosen is None else [self._chosen]
 
     @property
+    def path(self) -> Path | None:
+        """Where this process's own is, if it has one."""
+        return None if self._own is None else self._own.path
+
+    @property
     def is_open(self) -> bool:
         """Whether this process has one."""
         return self._own is not None
@@ -209,8 +213,10 @@ class Journals:
     def _complain(self, folder: Path, error: OSError) -> None:
         if folder not in _complaints:
             _complaints.add(folder)
-            logger.warning(
-                "there is no journal, updates that are not sent yet go with the process when it is killed: %s", error
+            log.defer(
+                logging.WARNING,
+                "there is no journal, updates that are not sent yet go with the process when it is killed: %s",
+                error,
             )
 
     def replay(self, storage: Storage) -> None:
@@ -248,7 +254,7 @@ def _number_of(text: str) -> str:
 def _say_once(path: Path, message: str) -> None:
     if path not in _complaints:
         _complaints.add(path)
-        logger.warning("%s", message)
+        log.defer(logging.WARNING, "%s", message)
 
 
 class LeftJournal:
@@ -268,7 +274,8 @@ class LeftJournal:
                     self._send(file, storage, _text(header, STORAGE))
                 elif self._is_older(file, FOREIGN_SECONDS):
                     self._remove()
-                    logger.warning("a journal of metrics is removed, since nobody has sent it for %d days: %s", 30, self._path)
+                    text = "a journal of metrics is removed, since nobody has sent it for %d days: %s"
+                    log.defer(logging.WARNING, text, 30, self._path)
         finally:
             file.close()
 
@@ -289,7 +296,7 @@ class LeftJournal:
         except OSError as failed:
             _say_once(self._path, f"a journal of metrics cannot be read ({error}) nor set aside as {aside}: {failed}")
         else:
-            logger.warning("a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
+            log.defer(logging.WARNING, "a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
 
     def _is_left(self, file: Descriptor) -> bool:
         """Whether its owner is dead and nobody has sent it; it is locked then. Removes one that was never begun."""
@@ -653,7 +660,8 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
             update.operations.extend(each for each in left[operations] if not (counted and each.kind is Kind.STAMP))
         found = [update for update in updates.values() if update.operations]
         if found and sequence == sending and forgotten:
-            logger.warning(
+            log.defer(
+                logging.WARNING,
                 "a process was killed so long ago that the storage cannot tell whether it has what was on the way; that is "
                 "dropped, so that nothing counts twice: %s",
                 ", ".join(update.name for update in found),

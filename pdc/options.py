@@ -12,11 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from . import config
+from . import config, log
 from .metrics import Histogram
-
-logger = logging.getLogger("pdc")
-
 
 Label = str | Callable[[Any], object]
 """The value of a label of the application's own: a text, or a callable that takes the request of the framework."""
@@ -177,6 +174,7 @@ class Options:
     redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
     flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
     journal: str | bool = _option(True, _journal, "a folder, true or false")
+    exit_timeout: float = _option(2.0, _seconds, "seconds, 0 to leave at once")
     metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
     metrics_port: tuple[str, int] | None = _option(None, _address, "a port, or an address and a port: 127.0.0.1:9100")
     metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send", secret=True)
@@ -206,7 +204,7 @@ class Options:
                 raise OptionError(f"unknown option {_with_hint(name, known)}")
         for name in environ:
             if name.startswith("PDC_") and name not in known:
-                logger.warning("the environment variable %s means nothing to pdc", _with_hint(name, known))
+                log.write(logging.WARNING, "the environment variable %s means nothing to pdc", _with_hint(name, known))
         options = cls(
             **{
                 option.name: _parsed(name, source[name], option.metadata["option"])
@@ -235,11 +233,18 @@ class Options:
                 redis_expire=self.redis_expire,
                 flush_interval=self.flush_interval,
                 journal=self.journal,
+                exit_timeout=self.exit_timeout,
             )
         elif self.sqlite_path is not None or before is None:
-            config.setup(sqlite=self.sqlite_path or "metrics.db", flush_interval=self.flush_interval, journal=self.journal)
+            config.setup(
+                sqlite=self.sqlite_path or "metrics.db",
+                flush_interval=self.flush_interval,
+                journal=self.journal,
+                exit_timeout=self.exit_timeout,
+            )
         if before is not None and str(before) != str(config.DEFAULT.storage):
-            logger.warning("the metrics of this process go to %s from now on, no longer to %s", config.DEFAULT.storage, before)
+            text = "the metrics of this process go to %s from now on, no longer to %s"
+            log.write(logging.WARNING, text, config.DEFAULT.storage, before)
 
 
 def setup_from_environ(**options: Any) -> None:

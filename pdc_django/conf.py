@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 
 from pdc.http import HTTPMetrics
-from pdc.interruption import log_or_raise
+from pdc.log import log_or_raise
 from pdc.options import Options, _flag, _items, _option
 
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 from flask import Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from pdc.interruption import log_or_raise
+from pdc.log import log_or_raise
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])

@@ -211,7 +211,8 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     gc.collect()  # now, not before: pytest lets go of the values of fixtures only after their teardown
     yield
     pdc.shutdown()
-    _wait_for_threads("pdc-flush")  # or what it logs last comes into a later test
+    for name in ("pdc-flush", "pdc-log"):  # or what they log last comes into a later test
+        _wait_for_threads(name)
 
 
 @pytest.fixture

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -18,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 from pdc import buffer as buffer_module
+from pdc import log
 from pdc.buffer import Buffer
 from pdc.cells import Note, Removal
 from pdc.health import NAMES
@@ -168,8 +171,8 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
         refused.labels(number).inc()
     for number in range(3 * buffer_module.MOST_ENTRIES):
         hits.labels(number).inc()
-    recorder.outcomes = [Outcome(set(), {}, {"refused": "somebody else's"})]
-    recorder.during = lambda: fail() if len(recorder.batches) == 3 else None
+    refusal = Outcome(set(), {}, {"refused": "somebody else's"})
+    recorder.during = lambda: fail() if len(recorder.batches) == 3 else recorder.outcomes.append(refusal)
     with pytest.raises(StorageError, match="the storage is down"):
         buffer.flush()
     with pytest.raises(StorageError, match="somebody else's"):
@@ -345,22 +348,143 @@ def test_handlers_of_the_log_may_wait_for_threads_that_update(
 ) -> None:
     """A handler of the log that counts lines, and any lock it takes, never blocks the buffer that logs."""
 
-    class Counting(logging.Handler):
-        def emit(self, _: logging.LogRecord) -> None:
-            in_another_thread(counter.inc)
-            counter.inc()
+    def count() -> None:
+        in_another_thread(counter.inc)
+        counter.inc()
 
-    handler = Counting()
-    logging.getLogger("pdc").addHandler(handler)
-    try:
+    with reacting(count):
         recorder.during = fail
         gauge.inc()
         recorder.during = lambda: None
         counter.buffer.flush()
-    finally:
-        logging.getLogger("pdc").removeHandler(handler)
     counter.buffer.flush()
     assert recorder.total() == 4
+
+
+class Reacting(logging.Handler):
+    """A handler of pdc's log that calls a function for each message, and lets through what that raises."""
+
+    def __init__(self, react: Callable[[], object]) -> None:
+        super().__init__()
+        self._react = react
+
+    def emit(self, _: logging.LogRecord) -> None:
+        """Call the function."""
+        self._react()
+
+
+@contextmanager
+def reacting(react: Callable[[], object]) -> Iterator[None]:
+    """Have the function called for each message of pdc."""
+    handler = Reacting(react)
+    logging.getLogger("pdc").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("pdc").removeHandler(handler)
+
+
+@pytest.fixture
+def failures() -> Iterator[list[object]]:
+    """An item for each message that could not be logged."""
+    found: list[object] = []
+
+    def note() -> None:
+        found.append(1)
+
+    log.FAILURES.append(note)
+    yield found
+    log.FAILURES.remove(note)
+
+
+def leave() -> None:
+    """What no function of an application should do."""
+    raise SystemExit
+
+
+def fail_to_log() -> None:
+    """What a filter does that wants a request where there is none."""
+    raise RuntimeError("working outside of request context")
+
+
+@pytest.mark.parametrize("fault", [leave, fail_to_log])
+def test_the_thread_goes_on_whatever_the_log_raises(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, failures: list[object], fault: Callable[[], None]
+) -> None:
+    """A handler of the log that raises at an outage does not keep the background thread from sending after it."""
+    buffer.attach(recorder, 0.01, None)
+    with reacting(fault):
+        recorder.during = fail
+        counter.inc(5)
+        wait_until(lambda: failures)
+        recorder.during = lambda: None
+        wait_until(lambda: recorder.total() == 5)
+
+
+def test_the_thread_goes_on_whatever_the_storage_raises(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a client raises that is no error, as an exit amid asking for a password, ends no background thread."""
+    buffer.attach(recorder, 0.01, None)
+    recorder.during = leave
+    counter.inc(5)
+    wait_until(lambda: "the thread that sends metrics goes on after an error" in caplog.text)
+    recorder.during = lambda: None
+    wait_until(lambda: recorder.total() == 5)
+    assert caplog.text.count("goes on after an error") == 1
+
+
+def test_a_handler_that_does_not_return_holds_nothing_up(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, failures: list[object]
+) -> None:
+    """Where a handler of the log blocks at an outage, the background thread sends after it; what is too much to say counts."""
+    entered, release = threading.Event(), threading.Event()
+
+    def block() -> None:
+        entered.set()
+        release.wait(10)
+
+    buffer.attach(recorder, 0.01, None)
+    try:
+        with reacting(block):
+            recorder.during = fail
+            counter.inc(5)
+            assert entered.wait(10)
+            recorder.during = lambda: None
+            wait_until(lambda: recorder.total() == 5)
+            for _ in range(log.MOST_DEFERRED + 5):
+                log.defer(logging.ERROR, "too much")
+            assert 4 <= len(failures) <= 5
+    finally:
+        release.set()
+
+
+def test_an_update_never_raises_what_the_log_raises(recorder: Recorder, counter: pdc.Counter, failures: list[object]) -> None:
+    """Written through, an update that finds the storage down returns though a filter raises; what could not be said counts."""
+    with reacting(fail_to_log):
+        recorder.during = fail
+        counter.inc(5)
+        recorder.during = lambda: None
+        counter.buffer.flush()
+    assert recorder.total() == 5
+    assert len(failures) == 2
+
+
+def test_a_limit_that_comes_amid_the_log_is_heard(recorder: Recorder, counter: pdc.Counter) -> None:
+    """What a handler of a signal raises into a handler of the log reaches the application, and nothing is lost."""
+
+    class Limit(Exception): ...  # noqa: N818 - as time limits are called
+
+    def expire(_: int, __: Any) -> None:
+        raise Limit
+
+    with reacting(lambda: expire(14, sys._getframe())):
+        recorder.during = fail
+        with pytest.raises(Limit):
+            counter.inc(5)
+    recorder.during = lambda: None
+    counter.buffer.flush()
+    assert recorder.total() == 5
 
 
 def test_functions_of_gauges_may_wait_for_threads_that_update(
@@ -394,7 +518,7 @@ def test_a_function_that_fails_leaves_the_value(
 def test_a_refused_metric_does_not_hold_up_the_others(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A metric that the storage refuses is sent no more until the next setup; flush tells, a scrape goes on."""
+    """A metric that the storage refuses is sent no more until that asks for it, or the next setup; flushes and scrapes tell."""
     recorder.outcomes = [Outcome(set(), {}, {"hits": "because"})]
     counter.inc()
     recorder.batches.clear()
@@ -402,13 +526,60 @@ def test_a_refused_metric_does_not_hold_up_the_others(
         counter.inc()
         gauge.inc()
     assert {update.name for batch in recorder.batches for update in batch.updates} == {"level"}
-    with pytest.raises(StorageError, match="metric 'hits' is refused: because"):
-        buffer.flush()
-    buffer.settle()
-    assert [record.getMessage() for record in caplog.records] == ["metric hits is refused and will not be counted: because"]
+    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, {"hits": "because"}))
+    for call in (buffer.flush, buffer.read, partial(buffer.read, ["hits"])):
+        with pytest.raises(StorageError, match="metric 'hits' is refused: because"):
+            call()
+    assert buffer.read(["level"]).metrics
+    assert [record.getMessage() for record in caplog.records] == [
+        "metric hits is refused, what it counts waits in memory: because"
+    ]
+    recorder.batches.clear()
+    recorder.outcomes.clear()
+    recorder.during = lambda: None
     buffer.attach(recorder, 0.0, None)
-    assert recorder.total() == 10
+    assert recorder.total() == 11
     buffer.flush()
+
+
+def test_a_refused_metric_is_asked_for_now_and_then(
+    buffer: Buffer,
+    recorder: Recorder,
+    counter: pdc.Counter,
+    gauge: pdc.Gauge,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once the storage takes it again, all that was counted is sent, by the background thread, and the log says so."""
+    info = type("Info", (pdc.Info,), {"buffer": buffer})("info", "Info.", registry=registry)
+    buffer.flush()
+    refused = dict.fromkeys(("hits", "level", "info"), "because")
+    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, refused))
+    recorder.outcomes = [Outcome(set(), {}, {name: "because"}) for name in refused]
+    counter.inc(5)
+    gauge.set(7)
+    info.info({"a": "1"})
+    recorder.batches.clear()
+    counter.inc(6)
+    gauge.inc(2)
+    info.info({"a": "2"})
+    assert recorder.batches == []
+    assert buffer.waiting == 3
+    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(buffer_module, "LAST_RETRY_SECONDS", 0.05)
+    buffer._refused_at = 0.0
+    buffer._wake.put(None)
+    wait_until(lambda: len(recorder.batches) >= 3)
+    assert not any(update.operations for batch in recorder.batches for update in batch.updates)
+    recorder.batches.clear()
+    recorder.during = lambda: None
+    recorder.outcomes.clear()
+    wait_until(lambda: buffer.waiting == 0 and recorder.sent("_info")[-1:] == [("set", '{"a":"2"}')])
+    assert recorder.total() == 11
+    assert recorder.sent("") == [("set", 7.0), ("add", 2.0)]
+    assert sum("is refused" in message for message in caplog.messages) == 3
+    wait_until(lambda: sum("not refused any more" in message for message in caplog.messages) == 3)
 
 
 def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge) -> None:

@@ -23,6 +23,7 @@ OF_PDC = {
     "pdc_batches_retried_total": 0.0,
     "pdc_flush_duration_seconds_count": 0.0,
     "pdc_flush_duration_seconds_sum": 0.0,
+    "pdc_log_messages_lost_total": 0.0,
     "pdc_series_pending": 0.0,
     "pdc_series_refused_total": 0.0,
     "pdc_storage_up": 1.0,

@@ -28,6 +28,7 @@ import pdc.storage
 import pdc.storage.redis
 import pdc.storage.sqlite
 from pdc import config
+from pdc.exposition import Scrape
 from pdc.family import LEASE_SECONDS
 from pdc.health import NAMES
 from pdc.storage import FOLDED, MARK, Batch, Kind, Mark, Operation, Snapshot, Stamped, Storage, StorageError, Update
@@ -643,32 +644,52 @@ def test_prefixes_that_spell_the_same_key_do_not_mix(
             with pytest.raises(StorageError, match=r"metric 'b' is refused: .*'prometheus_app_a_b'.*'app'.*not 'app_a'"):
                 pdc.flush()
     assert len([record for record in caplog.records if "metric b is refused" in record.getMessage()]) == 1
-    assert [line for line in pdc.generate_latest().decode().splitlines() if "_total " in line] == [
-        *("# HELP c_total Of the second.", "# TYPE c_total counter", "c_total 3.0")
-    ]
+    with pytest.raises(StorageError, match="metric 'b' is refused"):
+        pdc.generate_latest()
+    assert [sample.value for sample in next(iter(fine.collect())).samples if sample.name == "c_total"] == [3.0]
     pdc.clear()
     read = run_script("setup(); print(pdc.generate_latest().decode())", storage=first)
     assert "a_b_total 5.0" in read.stdout
     assert "c_total" not in read.stdout
 
 
-def test_a_key_of_another_type_is_refused(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """A metric whose key holds something else is refused and stays as it is; the others go on."""
+@pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
+def test_a_key_of_another_type_is_refused(redis_server: RedisServer, registry: CollectorRegistry, interval: float) -> None:
+    """A metric whose key holds something else waits, the others go on; scrapes are a 503 until the key is free, then exact."""
     with redis_server.client() as client:
         client.set("prometheus_test_b", "precious")
-        pdc.setup(redis=redis_server.url, redis_prefix="test")
-        for name in ("a", "b", "c"):
-            pdc.Counter(name, "Letters.", registry=registry).inc()
+        pdc.setup(redis=redis_server.url, redis_prefix="test", flush_interval=interval)
+        letters = [pdc.Counter(name, "Letters.", registry=registry) for name in ("a", "b", "c")]
+        for letter in letters:
+            letter.inc()
         with pytest.raises(
             StorageError, match="metric 'b' is refused: the key 'prometheus_test_b' holds something that is not"
         ):
             pdc.flush()
+        letters[1].inc(2)
+        assert (client.hget("prometheus_test_a", "_total:{}"), client.hget("prometheus_test_c", "_total:{}")) == (b"1", b"1")
+        answer = Scrape().answer()
+        assert answer.status == 503
+        assert b"metric 'b' is refused: the key 'prometheus_test_b' holds something" in answer.body
+        assert client.get("prometheus_test_b") == b"precious"
+        client.delete("prometheus_test_b")
+        pdc.flush()
         text = pdc.generate_latest().decode()
         assert "a_total 1.0" in text
-        assert "c_total 1.0" in text
-        assert "b_total" not in text
-        pdc.clear()
-        assert client.get("prometheus_test_b") == b"precious"
+        assert "b_total 3.0" in text
+
+
+def test_who_only_reads_hears_of_a_key_of_another_type(redis_server: RedisServer) -> None:
+    """A scrape that would leave out a metric, since its key became something else, is a 503 that names it."""
+    pdc.setup(redis=redis_server.url, redis_prefix="test")
+    pdc.Counter("b", "Letters.", registry=None).inc()
+    pdc.shutdown()
+    with redis_server.client() as client:
+        client.set("prometheus_test_b", "precious")
+        pdc.setup(redis=redis_server.url, redis_prefix="test", flush_interval=3600)
+        answer = Scrape().answer()
+    assert answer.status == 503
+    assert b"metric 'b' cannot be read: the key 'prometheus_test_b' holds something that is not a metric" in answer.body
 
 
 @pytest.mark.parametrize("command", ["SET prometheus#test text", "LPUSH prometheus#test text"])

@@ -52,8 +52,8 @@ A metric is searched for writers to forget after twice that time, and otherwise 
 ID = "#id:"
 """How the id of a storage begins, among the names of its metrics."""
 
-FORK_SECONDS = 10.0
-"""How long a fork waits for a storage that another thread is using."""
+FORK_SECONDS = 0.05
+"""How long a fork waits for another thread that is sending, or that asks a server: that may take as long as it likes."""
 
 
 class StorageError(Exception):
@@ -204,8 +204,10 @@ class ForkSafe:
     """Base of a storage whose driver must not be in the middle of a call, in another thread, when the process forks.
 
     A child would inherit the locks of the driver as they were, and nobody in it could release them. So a fork waits for
-    `lock`, which the storage holds while it uses the driver; for `FORK_SECONDS` at most, in case a server hangs.
+    `lock`, which the storage holds while it uses the driver; for `fork_seconds` at most.
     """
+
+    fork_seconds = FORK_SECONDS
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -223,7 +225,7 @@ _fork_safe: weakref.WeakSet[ForkSafe] = weakref.WeakSet()
 
 def _before_fork() -> None:
     for storage in list(_fork_safe):
-        if storage.lock.acquire(timeout=FORK_SECONDS):
+        if storage.lock.acquire(timeout=storage.fork_seconds):
             storage.before_fork()
 
 

@@ -576,6 +576,8 @@ class RedisStorage(ForkSafe):
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         wanted = sorted(self._names()) if names is None else list(names)
         (seconds, microseconds), *sizes = self._run([("TIME",), *(("HLEN", self._key(name)) for name in wanted)])
+        for name, size in zip(wanted, sizes, strict=True):
+            self._expect_fields(name, size)
         metrics: dict[str, Mapping[str, Any]] = {}
         for group in _grouped(zip(wanted, sizes, strict=True)):
             for name, fields in self._read_group(group):
@@ -593,8 +595,8 @@ class RedisStorage(ForkSafe):
         replies = self._run([("HGETALL", self._key(name)) for name, _ in reversed(group)])
         for name, _ in group:
             fields = replies.pop()  # text takes more room than what came from the server: let go of that
-            if not isinstance(fields, ResponseError):
-                yield name, _texts(fields)
+            self._expect_fields(name, fields)
+            yield name, _texts(fields)
 
     def _read_large(self, name: str) -> dict[str, str]:
         """Read a metric in pieces, so that others have their turns; each of its series is as it was at one moment.
@@ -621,8 +623,7 @@ class RedisStorage(ForkSafe):
         cursor = None
         while cursor != "0":
             (reply,) = self._run([("HSCAN", self._key(name), cursor or "0", "COUNT", str(MOST_LOOKED_AT))])
-            if isinstance(reply, ResponseError):
-                break
+            self._expect_fields(name, reply)
             cursor, piece = str(int(reply[0])), reply[1]
             fields.update(_texts(piece))
         return fields
@@ -636,8 +637,13 @@ class RedisStorage(ForkSafe):
             parts[-1] += _fields_of(labels, stems)
         for fields in filter(None, parts):
             (values,) = self._run([("HMGET", self._key(name), *fields)])
-            if not isinstance(values, ResponseError):
-                yield from zip(fields, map(_text, values), strict=True)
+            self._expect_fields(name, values)
+            yield from zip(fields, map(_text, values), strict=True)
+
+    def _expect_fields(self, name: str, reply: Any) -> None:
+        """Raise StorageError where the key of a metric holds something else: a scrape would be without that metric."""
+        if isinstance(reply, ResponseError):
+            raise StorageError(f"metric {name!r} cannot be read: {self._reason(name, reply)}") from reply
 
     def delete(self) -> None:
         names = self._names()
@@ -809,7 +815,7 @@ class RedisStorage(ForkSafe):
         key = self._key(name)
         owner = str(refusal).removeprefix("PDCPREFIX").strip()
         if owner == str(refusal):
-            return f"the key {key!r} holds something that is not a metric: choose another redis_prefix"
+            return f"the key {key!r} holds something that is not a metric: delete that, or choose another redis_prefix"
         return f"the key {key!r} belongs to the redis_prefix {owner!r}, not {self._prefix!r}: choose another one"
 
     def _failed(self, error: Exception) -> StorageError:
@@ -905,8 +911,6 @@ def _grouped(sizes: Iterable[tuple[str, Any]]) -> Iterator[list[tuple[str, int]]
     group: list[tuple[str, int]] = []
     total = 0
     for name, size in sizes:
-        if isinstance(size, ResponseError):
-            continue
         if group and total + size > MOST_READ:
             yield group
             group, total = [], 0

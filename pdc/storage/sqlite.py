@@ -48,6 +48,12 @@ T = TypeVar("T")
 
 BUSY_SECONDS = 5.0
 """How long one call waits for other writers before it says that the database is busy."""
+TRY_SECONDS = 0.1
+"""How long one try of it lasts: in between, this process may fork."""
+PAUSE_SECONDS = 0.005
+"""How long it is until the next one."""
+FORK_SECONDS = 10.0
+"""How long a fork waits for a thread that is using the database, but not for other programs that hold it."""
 CACHE_KIB = 256
 """The pages that a connection keeps: the kernel has them too, once for all processes."""
 
@@ -95,6 +101,8 @@ class SqliteStorage(ForkSafe):
     that `sqlite3.connect(check_same_thread=...)` allowed.
     """
 
+    fork_seconds = FORK_SECONDS
+
     def __init__(self, database: str | os.PathLike[str] | sqlite3.Connection) -> None:
         if isinstance(database, (str, os.PathLike)) and os.fspath(database) in ("", ":memory:"):
             raise ValueError(
@@ -137,7 +145,7 @@ class SqliteStorage(ForkSafe):
         if self._given is not None:
             return self._given
         if self._lent is None:
-            self._lent = self._connect("rwc")
+            self._lent = self._connect("rwc", BUSY_SECONDS)
         return self._lent
 
     def bound_to_thread(self) -> bool:
@@ -283,7 +291,14 @@ class SqliteStorage(ForkSafe):
 
     def _used(self, work: Callable[P, T], action: str, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the work as the only thread that uses the connection. Raises what `_work` does."""
-        return locked(self.lock, self._work, partial(work, *args, **kwargs), action)
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return locked(self.lock, self._work, partial(work, *args, **kwargs), action)
+            except StorageError as error:
+                if self._given is not None or not _is_busy(error.__cause__) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(PAUSE_SECONDS)  # a fork has its turn
 
     def _work(self, work: Callable[[], T], action: str) -> T:
         """Do the work.
@@ -294,7 +309,7 @@ class SqliteStorage(ForkSafe):
         try:
             return work()
         except (sqlite3.Error, OSError) as error:
-            self._break_off()
+            self._break_off(is_lost=not _is_busy(error))
             raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
         except BaseException:
             self._break_off()
@@ -311,12 +326,13 @@ class SqliteStorage(ForkSafe):
         cursor.execute("COMMIT")
         self._in_transaction = False
 
-    def _break_off(self) -> None:
-        """End the transaction that may be open; connect anew where the connection is not a given one."""
+    def _break_off(self, *, is_lost: bool = True) -> None:
+        """End the transaction that may be open; connect anew where the connection `is_lost`, unless it is a given one."""
         with suppress(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
             if self._in_transaction and self._connection is not None:
                 self._connection.rollback()  # closing it does not end what a cursor of an interrupted frame goes on with
-            self._disconnect()
+            if is_lost:
+                self._disconnect()
         self._in_transaction = False
 
     def _to_be_made(self) -> bool:
@@ -333,7 +349,7 @@ class SqliteStorage(ForkSafe):
         if self._in_transaction:  # an exception came while one broke off
             self._break_off()
         if self._connection is None:
-            self._connection = self._connect(mode)
+            self._connection = self._connect(mode, min(TRY_SECONDS, BUSY_SECONDS))
             self._file = _identity(self._path)
         cursor = self._connection.cursor()
         cursor.row_factory = None
@@ -353,14 +369,17 @@ class SqliteStorage(ForkSafe):
             self._prepared = True
         return cursor
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
-        """Open the file, with the mode "rwc" also one that is not there; one that may only be read can be read with either."""
+    def _connect(self, mode: str, seconds: float) -> sqlite3.Connection:
+        """Open the file, with the mode "rwc" also one that is not there; one that may only be read can be read with either.
+
+        Each try of a call waits so many seconds for others.
+        """
         if (why := _lost.get(_identity(self._path))) is not None:
             raise StorageError(f"cannot use {self} any more: {why}")
         if self._sentinel is None:
             self._sentinel = Descriptor.sentinel()
         uri = f"{Path(self._path).as_uri()}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -599,15 +618,9 @@ def _fold(fate: str, dead: Any, value: Any) -> Any:
 
 
 def _use_wal(cursor: sqlite3.Cursor) -> None:
-    """Switch to WAL, which is kept in the file; SQLite does not wait by itself for others who do the same."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    """Switch to WAL, which is kept in the file; where others do the same at that moment, the database is busy."""
+    if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        cursor.execute("PRAGMA journal_mode = WAL")
 
 
 def _id(cursor: sqlite3.Cursor) -> str:
@@ -658,10 +671,15 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _is_busy(error: BaseException | None) -> bool:
+    """Whether another program holds the database."""
+    return isinstance(error, sqlite3.Error) and ("locked" in str(error) or "busy" in str(error))
+
+
 def _remedy(error: Exception) -> str:
     """What may help against an error, as the end of its message."""
     text = str(error)
-    if "locked" in text or "busy" in text:
+    if _is_busy(error):
         return f". Another program held it for more than {BUSY_SECONDS:g} s."
     return next((remedy for part, remedy in _REMEDIES.items() if part in text), "")
 

@@ -1,0 +1,129 @@
+"""Servers that do not answer, and programs that hold a database: neither a fork nor the end of a process waits for them."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import RedisServer
+
+import pdc
+from pdc.exposition import collect
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+INTERVALS = pytest.mark.parametrize("interval", [0, 0.01], ids=["write-through", "buffered"])
+JOURNALS = pytest.mark.parametrize("journal", [True, False], ids=["journal", "no journal"])
+MOST_SECONDS = 1.0
+"""How long what must not wait may take on a busy machine."""
+
+METRICS = """
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # forks of processes with threads are what is tested
+hits, own = pdc.Counter("hits", "Hits."), KIND.Counter("own", "Hits.")
+hits.inc(), own.inc()
+pdc.flush()
+stop()
+"""
+STOP_REDIS = """
+import os, signal, sys, threading, time, warnings
+
+def stop():
+    os.kill(server, signal.SIGSTOP)
+
+setup(flush_interval={interval})
+server = int(pdc.get_redis_conn().info()["process_id"])
+"""
+STOP_SQLITE = """
+import os, signal, subprocess, sys, threading, time, warnings
+
+HOLD = "import sqlite3, time; other = sqlite3.connect({path!r}, isolation_level=None); other.execute('BEGIN IMMEDIATE')"
+
+def stop():
+    command = [sys.executable, "-c", HOLD + "; print(); time.sleep(3)"]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    holder.stdout.readline()
+    threading.Thread(target=holder.communicate, daemon=True).start()
+
+setup(flush_interval={interval})
+"""
+
+
+@pytest.fixture
+def stopped(storage: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A storage that the program of the test stops, and which goes on afterwards."""
+    if "sqlite" in storage:
+        return storage
+    return {"redis": request.getfixturevalue("own_redis_server").url}
+
+
+@pytest.fixture
+def go_on(stopped: dict[str, Any], request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Let the storage go on; one that a program holds does so by itself."""
+    server: RedisServer | None = request.getfixturevalue("own_redis_server") if "redis" in stopped else None
+    return (lambda: None) if server is None else server.thaw
+
+
+def program(storage: dict[str, Any], interval: float, work: str) -> str:
+    """Source that counts in two metrics, lets the storage stop, and works."""
+    stop = STOP_REDIS if "redis" in storage else STOP_SQLITE
+    kind = "pdc.redis" if "redis" in storage else "pdc.sqlite"
+    return stop.format(interval=interval, path=storage.get("sqlite")) + METRICS.replace("KIND", kind) + work
+
+
+def stored(storage: dict[str, Any]) -> dict[str, float]:
+    """The counters in the storage, with what is in journals."""
+    pdc.setup(**storage)
+    pdc.flush()
+    samples = (sample for metric in collect() for sample in metric.samples)
+    return {sample.name: sample.value for sample in samples if sample.name.endswith("_total")}
+
+
+@INTERVALS
+def test_a_fork_waits_for_no_server(stopped: dict[str, Any], run_script: Run, interval: float) -> None:
+    """While threads wait for the storage, a process forks at once; parent and child count exactly."""
+    work = """
+threads = [threading.Thread(target=counter.inc) for counter in (hits, own)]
+for thread in threads:
+    thread.start()
+time.sleep(0.3)
+began = time.monotonic()
+child = os.fork()
+if child:
+    print(time.monotonic() - began)
+if "server" in vars():
+    os.kill(server, signal.SIGCONT)
+hits.inc(10)
+if not child:
+    pdc.flush()
+    os._exit(0)
+for thread in threads:
+    thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+    result = run_script(program(stopped, interval, work), storage=stopped, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert float(result.stdout) < MOST_SECONDS
+    assert stored(stopped) == {"hits_total": 22.0, "own_total": 2.0}
+
+
+@INTERVALS
+@JOURNALS
+def test_the_end_of_a_process_has_one_deadline(
+    stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, interval: float, journal: bool
+) -> None:
+    """While the storage does not answer, a process with two buffers ends in time; the journal has what was not sent."""
+    work = """
+threading.Thread(target=hits.inc, args=[100], daemon=True).start()
+threading.Thread(target=own.inc, args=[100], daemon=True).start()
+time.sleep(0.3)
+print(time.time(), flush=True)
+"""
+    options = {**stopped, "journal": journal, "exit_timeout": 0.5}
+    result = run_script(program(options, interval, work), storage=options)
+    assert time.time() - float(result.stdout) < 0.5 + MOST_SECONDS
+    assert (" wait in " if journal else " are lost") in result.stderr
+    go_on()
+    if journal:
+        assert stored(stopped) == {"hits_total": 101.0, "own_total": 101.0}
