@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
@@ -49,7 +50,13 @@ ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, o
 RENDERER = Renderer()
 METHODS = "GET, HEAD, OPTIONS"
 CLIENT_SECONDS = 30.0
-"""How long the HTTP server waits for a client that says nothing."""
+"""How long a connection to the HTTP server may last, whatever its client does."""
+MOST_CLIENTS = 32
+"""How many connections it has; for one more it closes the one that has waited longest for its request, or that one."""
+MOST_REQUEST = 65_536
+"""How many bytes of a request it reads."""
+MOST_HEADER = 8_192
+"""How many characters of a header like Accept are looked at."""
 TAKE_OVER_SECONDS = 1.0
 """How often a process looks whether it can serve a port that another one serves."""
 
@@ -82,17 +89,18 @@ def collect(
     if isinstance(registry, RestrictedRegistry):
         restricted = registry._name_set
         return collect(registry._registry, restricted.intersection(names or restricted), own=own, escaping=escaping)
-    metrics = in_one_scrape(_collect, registry, Page(escaping), own)
-    if names is not None:
-        metrics = [chosen for metric in metrics if (chosen := _restricted(metric, names)).samples]
+    wanted = None if names is None else frozenset(names)  # there may be thousands
+    metrics = in_one_scrape(_collect, registry, Page(escaping), own, wanted)
+    if wanted is not None:
+        metrics = [chosen for metric in metrics if (chosen := _restricted(metric, wanted)).samples]
     return metrics
 
 
-def _collect(registry: Collector | None, page: Page, own: bool) -> list[Metric]:
+def _collect(registry: Collector | None, page: Page, own: bool, names: frozenset[str] | None) -> list[Metric]:
     if registry is not None and not isinstance(registry, CollectorRegistry):
         return list(page.admitted(registry.collect()))
     snapshot = _read(own=own)
-    return [*families(snapshot.metrics, snapshot.now, page), *_others(registry, page)]
+    return [*families(snapshot.metrics, snapshot.now, page, names), *_others(registry, page)]
 
 
 def _render(encoder: Encoder, registry: Collector | None, names: Collection[str] | None = None, *, own: bool = False) -> bytes:
@@ -350,7 +358,46 @@ FORKS.register(after_in_child=Port.after_fork_in_child)
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    """A server with bounded numbers of connections and threads: the application needs descriptors, too."""
+
     daemon_threads = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._since: dict[Any, float] = {}
+        """The connections that have a thread, and since when."""
+        self._waiting: dict[Any, None] = {}
+        """Those of them without a request so far, that which has waited longest first."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Let a thread have the connection, and hang up on another one where there are too many."""
+        if len(self._since) >= MOST_CLIENTS:
+            longest = list(self._waiting)[:1]
+            for each in longest:
+                self.has_request(each)
+                _hang_up(each)
+            if not longest or len(self._since) >= 2 * MOST_CLIENTS:
+                self.shutdown_request(request)
+                return
+        self._since[request] = time.monotonic()
+        self._waiting[request] = None
+        super().process_request(request, client_address)
+
+    def has_request(self, request: Any) -> None:
+        """Note that the client does not keep us waiting any more."""
+        self._waiting.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close the connection."""
+        self.has_request(request)
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Hang up on clients that take too long; called twice a second."""
+        for request, since in list(self._since.items()):
+            if time.monotonic() > since + CLIENT_SECONDS:
+                _hang_up(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Report errors, but not of clients that hang up, or whose TLS fails."""
@@ -358,8 +405,43 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
             super().handle_error(request, client_address)
 
 
+def _hang_up(request: socket.socket) -> None:
+    """Let whoever reads from the connection, or writes to it, find it closed."""
+    with suppress(OSError):
+        socket.socket.shutdown(request, socket.SHUT_RDWR)  # also of a TLS connection, which its own method would wait for
+
+
+class _ShortRequest:
+    """What a client sends, as far as it is read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._left = MOST_REQUEST
+
+    def readline(self, most: int) -> bytes:
+        """The next line, or a part of it; nothing where the request is too long."""
+        line: bytes = self._file.readline(min(most, self._left))
+        self._left -= len(line)
+        return line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 class _SilentHandler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
+
+    def setup(self) -> None:
+        """Read no more than a request for metrics needs."""
+        super().setup()
+        self.rfile: Any = _ShortRequest(self.rfile)
+
+    def parse_request(self) -> bool:
+        """Parse the request, which the server waits for no more."""
+        is_sound = super().parse_request()
+        if isinstance(self.server, _ThreadingServer):
+            self.server.has_request(self.request)
+        return is_sound
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing: a scrape every few seconds is no news."""
@@ -382,7 +464,7 @@ def _all_others(registry: CollectorRegistry) -> Iterator[Metric]:
             yield from collector.collect()
 
 
-def _restricted(metric: Metric, names: Collection[str]) -> Metric:
+def _restricted(metric: Metric, names: frozenset[str]) -> Metric:
     restricted = Metric(metric.name, metric.documentation, metric.type, metric.unit)
     restricted.samples = [sample for sample in metric.samples if sample.name in names]
     return restricted
@@ -396,7 +478,7 @@ def plain(status: HTTPStatus, message: str, *headers: tuple[str, str]) -> Respon
 
 def _clauses(header: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the values of a header like Accept in lower case, each with its parameters."""
-    for clause in header.split(","):
+    for clause in header[:MOST_HEADER].split(","):
         value, *parameters = (part.strip() for part in clause.split(";"))
         pairs = (parameter.partition("=") for parameter in parameters)
         yield value.lower(), {name.strip().lower(): content.strip().strip('"') for name, _, content in pairs}

@@ -133,6 +133,10 @@ class Family(NamedTuple):
         names = () if shown == self.name else tuple(_names(self.name, self.type, ALLOWUTF8))
         return page.admits(shown, self.type, *names)
 
+    def has_one_of(self, names: Collection[str]) -> bool:
+        """Whether samples of the family have one of these names."""
+        return any(self.name + suffix in names for suffix in _SUFFIXES[self.type])
+
     def empty(self) -> Metric:
         """The family without samples."""
         return Metric(self.name, self.documentation, self.type, self.unit)
@@ -347,12 +351,15 @@ def _tell_of_clash(name: str, other: str, shared: str) -> None:
     log.write(logging.WARNING, text, name, shared, other)
 
 
-def families(metrics: Mapping[str, Fields], now: float, page: Page | None = None) -> list[Metric]:
+def families(
+    metrics: Mapping[str, Fields], now: float, page: Page | None = None, names: Collection[str] | None = None
+) -> list[Metric]:
     """The families of a snapshot, sorted by name, without fields of no metric and types of later versions.
 
-    Raises StorageError for what pdc did not write.
+    With `names`, only those that may have a sample of such a name. Raises StorageError for what pdc did not write.
     """
-    return [family.metric(metrics[name], now) for name, family in known_families(metrics, page or Page())]
+    known = known_families(metrics, page or Page())
+    return [family.metric(metrics[name], now) for name, family in known if names is None or family.has_one_of(names)]
 
 
 def known_families(metrics: Mapping[str, Fields], page: Page) -> list[tuple[str, Family]]:

@@ -13,7 +13,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode
@@ -36,6 +39,7 @@ from prometheus_client.registry import Collector
 
 import pdc
 import pdc.sqlite
+from pdc import exposition
 from pdc.exposition import Port, Scrape, _SilentHandler
 from pdc.exposition import collect as pdc_collect
 from pdc.storage.redis import RedisStorage
@@ -406,6 +410,51 @@ def test_the_server_hangs_up_on_clients_that_say_nothing(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_the_server_bounds_its_connections(certificate: tuple[str, str], tls: bool) -> None:
+    """However many clients connect and say nothing, a scrape is answered, and the application keeps its descriptors."""
+    files = dict(zip(("certfile", "keyfile"), certificate, strict=True)) if tls else {}
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    before = len(os.listdir("/dev/fd"))
+    with serving(**files) as port, ExitStack() as stack:
+        for _ in range(4 * exposition.MOST_CLIENTS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)).sendall(b"GET")
+        address = "127.0.0.1", port
+        connect = partial(http.client.HTTPSConnection, context=trusting) if tls else http.client.HTTPConnection
+        assert ask(connect(*address, timeout=10)).status == 200
+        ours = 4 * exposition.MOST_CLIENTS
+        wait_until(lambda: len(os.listdir("/dev/fd")) - before - ours <= exposition.MOST_CLIENTS + 5)
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_server_ends_slow_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends a byte now and then, or reads none, does not keep its connection."""
+    monkeypatch.setattr(exposition, "CLIENT_SECONDS", 0.2)
+    with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+
+        def is_closed() -> bool:
+            try:
+                connection.sendall(b"G")
+            except OSError:
+                return True
+            return False
+
+        wait_until(is_closed, 5)
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_server_reads_no_long_request() -> None:
+    """What a client sends takes little memory: headers beyond 64 KiB are not read."""
+    with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n")
+        with suppress(OSError):
+            for number in range(90):
+                connection.sendall(b"X-%d: %b\r\n" % (number, b"x" * 60_000))
+        with suppress(ConnectionResetError):  # for what was not read
+            assert connection.recv(15) in (b"HTTP/1.0 200 OK", b"")
+
+
+@pytest.mark.usefixtures("counted")
 def test_the_server_can_demand_certificates_of_clients(certificate: tuple[str, str]) -> None:
     """With `client_auth_required` only clients with a certificate of `client_cafile` get metrics."""
     certfile, keyfile = certificate
@@ -732,3 +781,20 @@ def test_importing_pdc_imports_little(run_script: Callable[..., subprocess.Compl
     source = f"import sys\nprint([name for name in {unwanted} if name in sys.modules])"
     least = [sys.executable, "-c", f"import logging, prometheus_client\n{source}"]
     assert run_script(source).stdout == subprocess.run(least, capture_output=True, text=True, check=True).stdout
+
+
+def test_many_names_cost_no_more_than_one(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A query of thousands of names takes time for the samples that there are and for itself, not for one times the other."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Hits.", ["n"], registry=registry)
+    for number in range(1000):
+        hits.labels(number).inc()
+    names = [f"name[]=other_{number}" for number in range(7000)]
+
+    def seconds(query: str) -> float:
+        began = time.thread_time()
+        assert Scrape(query=query).answer().body.count(b"hits_total{") == 1000
+        return time.thread_time() - began
+
+    few = min(seconds("name[]=hits_total") for _ in range(3))
+    assert min(seconds("&".join([*names, "name[]=hits_total"])) for _ in range(3)) < 3 * few + 0.05
