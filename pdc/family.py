@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, reduce
@@ -19,11 +20,13 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from . import log
-from .storage import MARK, META, Mark, StorageError
+from .storage import MARK, META, Mark, foreign
 
 EXEMPLAR = "#exemplar"
 LEASE_SECONDS = 15.0
 """A process not seen for so long counts as gone in the live modes of a gauge."""
+
+_UNSAFE = re.compile(r'[\n\r"{},=\\]')
 
 Fields = Mapping[str, Any]
 Labels = tuple[tuple[str, str], ...]
@@ -96,6 +99,7 @@ class Family(NamedTuple):
         family = cls(**{**stored, **tuples})
         texts = (family.name, family.type, family.documentation, family.unit, family.mode)
         _check_texts((*texts, *family.labelnames, *family.bounds, *family.states))
+        check_unit(family.unit)
         return family
 
     @property
@@ -272,7 +276,21 @@ def exemplar_from(text: str) -> Exemplar:
     """The exemplar that `exemplar_text` made this of. Raises TypeError and ValueError for anything else."""
     labels, value, timestamp = json.loads(text)
     _check_texts(chain.from_iterable(labels.items()))
+    check_exemplar_names(labels)
     return Exemplar(labels, float(value), float(timestamp))
+
+
+def check_unit(unit: str) -> None:
+    """Raise ValueError unless a format can carry the unit: none escapes it."""
+    if "\n" in unit:
+        raise ValueError(f"a unit must be one line, got {unit!r}")
+
+
+def check_exemplar_names(labels: Iterable[str]) -> None:
+    """Raise ValueError unless a format can carry the names of the labels of an exemplar: none escapes them."""
+    for name in labels:
+        if _UNSAFE.search(name):
+            raise ValueError(f"names of an exemplar's labels may have no quotes, braces, commas or line ends, got {name!r}")
 
 
 def _check_texts(texts: Iterable[str]) -> None:
@@ -378,13 +396,12 @@ def explained(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise StorageError(
-            f"metric {name!r} holds something that pdc did not write: {error!r}. Delete the field or the metric in the storage."
-        ) from error
+        raise foreign(name, error) from error
 
 
 def exemplar_text(labels: Mapping[str, str], value: float, timestamp: float) -> str:
-    """An exemplar as its field keeps it."""
+    """An exemplar as its field keeps it. Raises ValueError where no format can carry it."""
+    check_exemplar_names(labels)
     return json.dumps([dict(labels), value, timestamp], separators=(",", ":"))
 
 

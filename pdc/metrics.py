@@ -34,7 +34,7 @@ from .cells import (
     Total,
     Turn,
 )
-from .family import Family, bucket_bounds, clean, dump, exemplar_text, text
+from .family import Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
 from .forks import FORKS
 from .interruption import release_own
 from .storage import Kind
@@ -87,6 +87,7 @@ class StoredMetric(MetricWrapperBase):
                 for about, value in (("name", name), ("namespace", namespace), ("subsystem", subsystem), ("unit", unit))
             ]
             documentation = text("documentation", documentation)
+            check_unit(unit)
             labelnames = tuple([text("each label name", each) for each in labelnames])
             if "" in labelnames:
                 raise ValueError(f"each label name must have a letter at least, got {labelnames}")

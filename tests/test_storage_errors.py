@@ -11,8 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import redis
 from conftest import RedisServer, wait_until
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import pdc
 from pdc.exposition import Scrape
@@ -394,3 +397,145 @@ def test_a_script_that_ends_in_an_outage(run_script: Run, interval: float, targe
         down, end = result.stderr.splitlines()
         assert down.startswith(DOWN)
         assert end.startswith(expected)
+
+
+# The write-ahead log of SQLite
+
+
+def test_a_reader_that_stays(
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log says once that a reader keeps the file `-wal` long; once that is gone, the file is short again."""
+    monkeypatch.setattr("pdc.storage.sqlite.MOST_WAL_BYTES", 100_000)
+    monkeypatch.setattr("pdc.storage.sqlite.SHORTEN_SECONDS", 0.0)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    wal = tmp_path / "metrics.db-wal"
+    for _ in range(2):
+        hits.inc()
+        reader = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM metrics").fetchall()
+        while wal.stat().st_size < 200_000:
+            hits.inc()
+        reader.close()
+        hits.inc()
+        assert wal.stat().st_size < 100_000
+    kept = [message for message in caplog.messages if "-wal has 0 MB and grows" in message]
+    assert len(kept) == 2
+
+
+def test_a_log_that_others_let_grow_is_cut(
+    tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a look at it by pdc, SQLite cuts the file `-wal` once it is all in the database."""
+    monkeypatch.setattr("pdc.storage.sqlite.WAL_BYTES", 100_000)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    pdc.get_sqlite_conn().execute("PRAGMA journal_size_limit = 100000")
+    pdc.get_sqlite_conn().execute("CREATE TABLE other AS SELECT randomblob(8000000)")
+    hits.inc(), hits.inc()
+    assert (tmp_path / "metrics.db-wal").stat().st_size <= 100_000
+
+
+@INTERVALS
+def test_a_log_that_is_deleted(
+    tmp_path: Path, registry: CollectorRegistry, run_script: Run, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    """Where a cleaner deletes the file `-wal`, nothing is lost, and other processes see what is counted from then on."""
+    storage = {"sqlite": str(tmp_path / "metrics.db")}
+    pdc.setup(**storage, flush_interval=interval)
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    for number in range(3):
+        hits.inc(5)
+        pdc.flush()
+        (tmp_path / "metrics.db-wal").unlink()
+        hits.inc(7)
+        pdc.flush()
+        shown = run_script("setup(); print(pdc.generate_latest().decode())", storage=storage).stdout
+        assert f"hits_total {12.0 * (number + 1)}" in shown
+    assert sum("-wal was deleted while it was in use" in message for message in caplog.messages) == 3
+
+
+# What others wrote
+
+NO_TEXTS: dict[str, tuple[str, ...]] = {
+    "a field": ("hits", r"\xff", "1"),
+    "a value": ("hits", "_total:{}", r"\xff"),
+    "what the metric is": ("hits", "#meta", r"\xff"),
+    "a mark": ("hits", r"#mark:\xff", "1"),
+    "a name": (r"\xff", "_total:{}", "1"),
+}
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode().decode("unicode_escape").encode("latin-1")
+
+
+@pytest.mark.parametrize("client", ["bytes", "text", "another class"])
+@pytest.mark.parametrize("case", NO_TEXTS)
+def test_what_is_no_text_in_redis(redis_server: RedisServer, registry: CollectorRegistry, case: str, client: str) -> None:
+    """Bytes that are no text are valid text or a 503 that names the metric, whatever the client; updates go on."""
+    kind = type("Redis", (redis.Redis,), {}) if client == "another class" else redis.Redis
+    name, *field = map(_bytes, NO_TEXTS[case])
+    with redis_server.client() as other, kind.from_url(redis_server.url, decode_responses=client != "bytes") as ours:
+        pdc.setup(redis=ours)
+        hits, others = (pdc.Counter(each, "Help.", registry=registry) for each in ("hits", "others"))
+        hits.inc()
+        other.hset(b"prometheus_" + name, *field)
+        other.zadd("prometheus#", {name: "inf"})
+        pdc.config.DEFAULT._declared.clear()
+        for counter in (hits, others):
+            counter.inc()
+        pdc.flush()
+        assert_valid_or_named("hits")
+        assert other.hget("prometheus_others", "_total:{}") == b"1"
+        pdc.shutdown()
+
+
+def assert_valid_or_named(name: str) -> None:
+    """Every format is valid text, or a 503 that names the metric."""
+    for accept in ("text/plain", "application/openmetrics-text"):
+        for query in ("", f"name[]={name}_total&name[]=others_total"):
+            answer = Scrape(accept=accept, query=query).answer()
+            if answer.status == 503:
+                assert f"metric '{name}' holds something that pdc did not write" in answer.body.decode()
+            else:
+                assert answer.status == 200
+                parse = parse_openmetrics if "openmetrics" in accept else parse_text
+                samples = [sample.name for family in parse(answer.body.decode()) for sample in family.samples]
+                assert "others_total" in samples
+                assert "evil" not in samples
+
+
+BLOBS: dict[str, tuple[str, str, str]] = {
+    "a field": ("'hits'", "x'5f746f74616c3a7b7d'", "1"),
+    "a value": ("'hits'", '\'_total:{"a":"b"}\'', "CAST('1\nevil 1' AS BLOB)"),
+    "what the metric is": ("'hits'", "'#meta'", "x'7b7d'"),
+    "a mark": ("'hits'", "CAST(x'236d61726b3aff' AS TEXT)", "1"),
+    "a text": ("'hits'", "'_info:{}'", "CAST(x'ff' AS TEXT)"),
+    "a name": ("x'68697473'", "'_total:{}'", "1"),
+    "a unit": (
+        *("'hits'", "'#meta'"),
+        '\'{"name":"hits","type":"counter","documentation":"","unit":"x\\nevil 1\\n","labelnames":[],"bounds":[]}\'',
+    ),
+    "an exemplar": ("'hits'", "'#exemplar_total:{}'", '\'[{"a\\nevil 1\\n":"b"},1,2]\''),
+}
+
+
+@pytest.mark.parametrize("case", BLOBS)
+def test_what_is_no_text_in_sqlite(tmp_path: Path, registry: CollectorRegistry, case: str) -> None:
+    """A BLOB, and text that is none, is valid text or a 503 that names the metric; updates go on."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    hits, others = (pdc.Counter(each, "Help.", registry=registry) for each in ("hits", "others"))
+    hits.inc()
+    other = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
+    other.execute(f"INSERT OR REPLACE INTO metrics VALUES ({', '.join(BLOBS[case])})")
+    pdc.config.DEFAULT._declared.clear()
+    for counter in (hits, others):
+        counter.inc()
+    pdc.flush()
+    other.execute(f"INSERT OR REPLACE INTO metrics VALUES ({', '.join(BLOBS[case])})")
+    assert_valid_or_named("hits")
+    assert other.execute("SELECT value FROM metrics WHERE metric_key = 'others' AND subkey = '_total:{}'").fetchone() == (1.0,)
+    other.close()

@@ -60,6 +60,14 @@ class StorageError(Exception):
     """The storage could not be read or written; the message says which, why, and what helps."""
 
 
+def foreign(name: object, error: Exception) -> StorageError:
+    """What to raise for a metric that holds something which pdc did not write, and which no format can carry."""
+    why = str(error) if isinstance(error, UnicodeError) else repr(error)
+    return StorageError(
+        f"metric {name!r} holds something that pdc did not write: {why}. Delete the field or the metric in the storage."
+    )
+
+
 class Kind(str, Enum):
     """What an operation does to its field."""
 

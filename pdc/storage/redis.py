@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
 from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
     AuthenticationError,
@@ -48,6 +49,7 @@ from . import (
     StorageError,
     Update,
     around_bound,
+    foreign,
     new_id,
     series_of,
 )
@@ -595,8 +597,7 @@ class RedisStorage(ForkSafe):
         replies = self._run([("HGETALL", self._key(name)) for name, _ in reversed(group)])
         for name, _ in group:
             fields = replies.pop()  # text takes more room than what came from the server: let go of that
-            self._expect_fields(name, fields)
-            yield name, _texts(fields)
+            yield name, self._fields(name, fields)
 
     def _read_large(self, name: str) -> dict[str, str]:
         """Read a metric in pieces, so that others have their turns; each of its series is as it was at one moment.
@@ -625,7 +626,7 @@ class RedisStorage(ForkSafe):
             (reply,) = self._run([("HSCAN", self._key(name), cursor or "0", "COUNT", str(MOST_LOOKED_AT))])
             self._expect_fields(name, reply)
             cursor, piece = str(int(reply[0])), reply[1]
-            fields.update(_texts(piece))
+            fields.update(self._fields(name, piece))
         return fields
 
     def _read_series(self, name: str, stems: str, series: Iterable[str]) -> Iterator[tuple[str, str | None]]:
@@ -639,6 +640,14 @@ class RedisStorage(ForkSafe):
             (values,) = self._run([("HMGET", self._key(name), *fields)])
             self._expect_fields(name, values)
             yield from zip(fields, map(_text, values), strict=True)
+
+    def _fields(self, name: str, reply: Any) -> dict[str, str]:
+        """The fields of a metric as texts. Raises StorageError where they are none."""
+        self._expect_fields(name, reply)
+        try:
+            return _texts(reply)
+        except UnicodeDecodeError as error:
+            raise foreign(name, error) from error
 
     def _expect_fields(self, name: str, reply: Any) -> None:
         """Raise StorageError where the key of a metric holds something else: a scrape would be without that metric."""
@@ -760,7 +769,7 @@ class RedisStorage(ForkSafe):
             return self._exchange(prepared)
         with self._client.pipeline(transaction=False) as pipeline:
             for command in prepared:
-                pipeline.execute_command(*command)
+                pipeline.execute_command(*command, **_RAW)
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
 
@@ -778,7 +787,8 @@ class RedisStorage(ForkSafe):
         """The own connection; one that was made before a fork is the parent's."""
         if self._connection is None or self._connection.pid != os.getpid():
             pool = self._client.connection_pool
-            self._connection = pool.connection_class(**{**_PACKER, **pool.connection_kwargs})
+            options = {**_PACKER, **pool.connection_kwargs, "decode_responses": False}  # one may be no text
+            self._connection = pool.connection_class(**options)
         return self._connection
 
     def _find_nodes_again(self) -> None:
@@ -791,7 +801,7 @@ class RedisStorage(ForkSafe):
     def _send_alone(self, command: tuple[Any, ...]) -> Any:
         options = {"target_nodes": redis.RedisCluster.RANDOM} if command == ("TIME",) else {}
         try:
-            return self._client.execute_command(*command, **options)
+            return self._client.execute_command(*command, **options, **_RAW)
         except ResponseError as error:
             return error
 
@@ -949,6 +959,8 @@ class _TextPacker(HiredisRespSerializer):
         return super().pack(*texts)
 
 
+_RAW = {NEVER_DECODE: True}
+"""Options of commands whose replies may be no text."""
 _PACKER = {"command_packer": _TextPacker()} if HIREDIS_AVAILABLE else {}
 
 
@@ -966,7 +978,7 @@ def _reply(connection: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _texts(fields: dict[Any, Any] | list[Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sqlite3
@@ -15,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from .. import log
 from ..files import Descriptor, keep_for_ever
 from ..interruption import locked
 from . import (
@@ -39,6 +41,7 @@ from . import (
     StorageError,
     Update,
     around_bound,
+    foreign,
     new_id,
     series_of,
 )
@@ -57,6 +60,13 @@ FORK_SECONDS = 10.0
 CACHE_KIB = 256
 """The pages that a connection keeps: the kernel has them too, once for all processes."""
 
+WAL_BYTES = 4 * 1024 * 1024
+"""How long a file ``-wal`` stays that became longer: as long as SQLite lets one become before it moves it into the database."""
+MOST_WAL_BYTES = 4 * WAL_BYTES
+"""Beyond which we move it there ourselves: what reads one after the other, or for long, keeps SQLite from that."""
+SHORTEN_SECONDS = 5.0
+"""How often we do so."""
+
 MOST_FIELDS = 250
 """How many fields are removed in one transaction, or a few more: others wait for the lock meanwhile."""
 MOST_FORGOTTEN = 250
@@ -65,6 +75,9 @@ MOST_FOUND = 1000
 """How many fields are looked at in one go."""
 LAST = "\U0010ffff"
 """It sorts after all that is in a field."""
+
+WAL = "-wal"
+"""How the name of the write-ahead log ends."""
 
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS metrics (
@@ -122,6 +135,11 @@ class SqliteStorage(ForkSafe):
         self._connection = self._given
         self._lent: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
+        self._wal: tuple[int, int] | None = None
+        """Which file the connection has for its write-ahead log."""
+        self._shorten_at = 0.0
+        self._is_long = False
+        """Whether the log of the program knows that others keep that file long."""
         self._sentinel: Descriptor | None = None
         self._prepared = False
         self._in_transaction = False
@@ -316,15 +334,55 @@ class SqliteStorage(ForkSafe):
             raise
 
     def _write(self, change: Callable[[sqlite3.Cursor], None]) -> None:
-        self._change(self._for_writing(), change)
+        cursor = self._for_writing()
+        self._change(cursor, change)
+        if self._wal is not None and time.monotonic() >= self._shorten_at:
+            self._shorten_wal(cursor)
 
     def _change(self, cursor: sqlite3.Cursor, change: Callable[[sqlite3.Cursor], None]) -> None:
         """Change it in a transaction that takes the write lock at once, so that no other writer makes it fail half way."""
         self._in_transaction = True
         cursor.execute("BEGIN IMMEDIATE")
+        if self._wal not in (None, _identity(self._path + WAL)):
+            raise sqlite3.OperationalError(f"database is locked: {self._path}{WAL} was deleted")  # the next try leaves it
         change(cursor)
         cursor.execute("COMMIT")
         self._in_transaction = False
+
+    def _shorten_wal(self, cursor: sqlite3.Cursor) -> None:
+        """Move a long log into the database and cut it; where others keep us from that, say so once."""
+        self._shorten_at = time.monotonic() + SHORTEN_SECONDS
+        size = 0
+        with suppress(FileNotFoundError):  # the next call will notice
+            size = Path(self._path + WAL).stat().st_size
+        if size <= MOST_WAL_BYTES:
+            self._is_long = False
+            return
+        is_kept = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if is_kept and not self._is_long:
+            text = "%s%s has %d MB and grows, since another program has been reading the file for long: end its transaction"
+            log.defer(logging.WARNING, text, self._path, WAL, size // 1_000_000)
+        self._is_long = bool(is_kept)
+
+    def _leave_deleted_files(self) -> None:
+        """Close connections to files that were moved away or deleted: they would write to what is left of them."""
+        if self._file not in (None, _identity(self._path)):
+            self.close()
+        elif self._connection is not None:
+            wal = _identity(self._path + WAL)
+            if self._wal not in (None, wal):
+                self._rescue(self._connection)
+                self.close()
+            self._wal = wal
+
+    def _rescue(self, connection: sqlite3.Connection) -> None:
+        """Move what is in a log that was deleted into the database. Raises an error that it is busy."""
+        is_busy = 0
+        with suppress(sqlite3.Error):  # another process has done so, or this one may not write
+            is_busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if is_busy:
+            raise sqlite3.OperationalError(f"database is locked: {self._path}{WAL} was deleted")
+        log.defer(logging.WARNING, "%s%s was deleted while it was in use; the database is opened anew", self._path, WAL)
 
     def _break_off(self, *, is_lost: bool = True) -> None:
         """End the transaction that may be open; connect anew where the connection `is_lost`, unless it is a given one."""
@@ -344,13 +402,15 @@ class SqliteStorage(ForkSafe):
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
         self._abandon_lost()
-        if self._given is None and self._file not in (None, _identity(self._path)):
-            self.close()  # the file was moved away or deleted, and its connections would write to what is left of it
+        if self._given is None:
+            self._leave_deleted_files()
         if self._in_transaction:  # an exception came while one broke off
             self._break_off()
         if self._connection is None:
             self._connection = self._connect(mode, min(TRY_SECONDS, BUSY_SECONDS))
-            self._file = _identity(self._path)
+            self._file, self._wal = _identity(self._path), _identity(self._path + WAL)
+        if self._given is None:  # one field that is no text must not keep all others from being written
+            self._connection.text_factory = str if mode == "rw" else _text
         cursor = self._connection.cursor()
         cursor.row_factory = None
         return cursor
@@ -366,6 +426,8 @@ class SqliteStorage(ForkSafe):
             if self._given is None:
                 _use_wal(cursor)
             self._create_table(cursor)
+            if self._given is None:
+                self._wal = _identity(self._path + WAL)
             self._prepared = True
         return cursor
 
@@ -383,6 +445,7 @@ class SqliteStorage(ForkSafe):
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
         except BaseException:
             connection.close()
             raise
@@ -645,11 +708,25 @@ def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[
     if names is None:
         names = [name for (name,) in cursor.execute("SELECT DISTINCT metric_key FROM metrics")]
     for name in names:
-        if name.startswith(ID):
-            continue
-        rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (name,))
-        if fields := {field: math.nan if value is None else value for field, value in rows}:
+        if not isinstance(name, str):
+            raise foreign(_text(name), TypeError(f"expected a metric_key that is text, got {name!r:.80}"))
+        if not name.startswith(ID) and (fields := _fields(cursor, name)):
             yield name, fields
+
+
+def _fields(cursor: sqlite3.Cursor, name: str) -> Mapping[str, Any]:
+    """The fields of a metric. Raises StorageError for what is neither text nor number."""
+    try:
+        rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (name,))
+        fields = {field: math.nan if value is None else value for field, value in rows}
+    except sqlite3.OperationalError as error:
+        if "decode" in str(error):
+            raise foreign(name, error) from error
+        raise
+    if bytes in {*map(type, fields), *map(type, fields.values())}:
+        blob = next(pair for pair in fields.items() if bytes in map(type, pair))
+        raise foreign(name, TypeError(f"expected text or a number, got a BLOB: {blob!r:.80}"))
+    return fields
 
 
 def _make_table(cursor: sqlite3.Cursor) -> None:
@@ -669,6 +746,11 @@ def _identity(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _text(stored: bytes) -> str:
+    """A text, whatever bytes it is of."""
+    return stored.decode(errors="replace")
 
 
 def _is_busy(error: BaseException | None) -> bool:
