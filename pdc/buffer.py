@@ -386,9 +386,9 @@ class Buffer:
         """Wait until the background thread has left, or leave here where there is none; return whether it was in time."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join(max(until - time.monotonic(), 0.0))
-            if thread.is_alive():
-                return False
+            thread.join(max(until - time.monotonic(), 0.0) / 2)
+            if self._sender is not None:  # or a function of the application holds it up
+                thread.join(max(until - time.monotonic(), 0.0))
         if self._has_left:
             return True
         try:

@@ -211,6 +211,8 @@ def _seconds(name: str, value: Any, least: float = 0.0) -> float:
 
 def _at_exit() -> None:
     until = time.monotonic() + Buffer.exit_timeout
+    for storage in _storages():
+        storage.hurry(until)
     for buffer in BUFFERS:
         buffer.begin_to_leave()
     for buffer in BUFFERS:

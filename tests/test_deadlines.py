@@ -108,6 +108,36 @@ assert os.waitpid(child, 0)[1] == 0
     assert stored(stopped) == {"hits_total": 22.0, "own_total": 2.0}
 
 
+THREADS = {
+    "no thread": "pdc.servers.threads_run = lambda: False",
+    "a function that hangs": """
+stuck = pdc.Gauge("stuck", "Stuck.")
+stuck.set_function(lambda: time.sleep(60) if threading.current_thread().name == "pdc-flush" else 1.0)
+""",
+}
+
+
+@pytest.mark.parametrize("thread", THREADS)
+def test_the_end_of_a_process_that_leaves_by_itself(
+    stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, thread: str
+) -> None:
+    """The same where no background thread runs, or where it is in a function of the application."""
+    work = """
+hits.inc(100)
+pdc.config.DEFAULT._next_beat = 0.0
+pdc.config.DEFAULT._wake.put(None)
+time.sleep(0.3)
+print(time.time(), flush=True)
+"""
+    source = program(stopped, 3600, work).replace("setup(", f"{THREADS[thread]}\nsetup(", 1)
+    options = {**stopped, "exit_timeout": 0.5}
+    result = run_script(source, storage=options)
+    assert time.time() - float(result.stdout) < 0.5 + MOST_SECONDS
+    assert " wait in " in result.stderr
+    go_on()
+    assert stored(stopped)["hits_total"] == 101.0
+
+
 @INTERVALS
 @JOURNALS
 def test_the_end_of_a_process_has_one_deadline(

@@ -389,6 +389,9 @@ class Model:
         """It has none."""
         return ""
 
+    def hurry(self, until: float) -> None:
+        """It is always fast."""
+
     def __init__(self, values: dict[str, Any] | None = None, last: int = 0) -> None:
         self.values: dict[str, Any] = dict(values or {})
         self.last = last

@@ -19,6 +19,7 @@ Among the names of metrics there is one more, the id of the storage: ``#id:`` an
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import weakref
@@ -204,6 +205,9 @@ class Storage(Protocol):
     def delete(self) -> None:
         """Delete all metrics. Raises StorageError."""
 
+    def hurry(self, until: float) -> None:
+        """Let no call last beyond that time of `time.monotonic`, as far as that can be: the process ends then."""
+
     def close(self) -> None:
         """Let go of connections that the storage opened; the next call opens new ones."""
 
@@ -219,7 +223,13 @@ class ForkSafe:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.until = math.inf
+        """When calls have to end, by `time.monotonic`."""
         _fork_safe.add(self)
+
+    def hurry(self, until: float) -> None:
+        """Let no call last beyond that time."""
+        self.until = until
 
     def before_fork(self) -> None:
         """Let go of what a child must not inherit; called with the lock held."""
@@ -246,6 +256,7 @@ def _after_fork_in_child() -> None:
     for storage in list(_fork_safe):
         idle = storage.lock.acquire(blocking=False)  # by this thread, which forked, or by nobody
         storage.lock = threading.RLock()
+        storage.until = math.inf
         storage.inherit(idle=idle)
 
 

@@ -789,6 +789,8 @@ class RedisStorage(ForkSafe):
             pool = self._client.connection_pool
             options = {**_PACKER, **pool.connection_kwargs, "decode_responses": False}  # one may be no text
             self._connection = pool.connection_class(**options)
+        if self.until < math.inf:
+            _hasten(self._connection, max(self.until - time.monotonic(), 0.001))
         return self._connection
 
     def _find_nodes_again(self) -> None:
@@ -907,6 +909,14 @@ def _pools(client: Any) -> Iterator[Any]:
     manager = getattr(client.connection_pool, "sentinel_manager", None)
     for server in () if manager is None else manager.sentinels:
         yield server.connection_pool
+
+
+def _hasten(connection: Any, seconds: float) -> None:
+    """Let what a connection does next last so long at most."""
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        setattr(connection, name, min(getattr(connection, name) or seconds, seconds))
+    if getattr(connection, "_sock", None) is not None:
+        connection._sock.settimeout(connection.socket_timeout)
 
 
 def _detach(connection: Any) -> None:

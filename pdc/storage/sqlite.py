@@ -309,7 +309,7 @@ class SqliteStorage(ForkSafe):
 
     def _used(self, work: Callable[P, T], action: str, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the work as the only thread that uses the connection. Raises what `_work` does."""
-        deadline = time.monotonic() + BUSY_SECONDS
+        deadline = min(time.monotonic() + BUSY_SECONDS, self.until)
         while True:
             try:
                 return locked(self.lock, self._work, partial(work, *args, **kwargs), action)
