@@ -251,9 +251,10 @@ def setup_from_environ(**options: Any) -> None:
     """Set up the storage that the environment names, in a program that no framework configures: a job, a worker, a function.
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given;
-    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second) and ``PDC_JOURNAL`` are the others. They
-    mean what they do in web applications, so that one environment serves all programs. A keyword comes before its variable:
-    ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
+    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL`` and ``PDC_EXIT_TIMEOUT``
+    (2 seconds) are the others. They mean what they do in web applications, so that one environment serves all programs. A
+    keyword comes before its variable: ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError,
+    which is a ValueError.
     """
     Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()
 

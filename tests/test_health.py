@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import subprocess
 import time
@@ -176,6 +177,27 @@ def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> Non
     assert found["pdc_batches_retried_total"] in (4.0, 5.0)  # the scrape tries once a second at most
     assert 0 < found["pdc_flush_duration_seconds_sum"] < lasted + 10
     assert (found["pdc_storage_up"], found["pdc_series_pending"]) == (1.0, 0.0)
+
+
+def test_messages_that_could_not_be_logged_are_told(broken: Callable[[bool], None], registry: Any) -> None:
+    """A filter of the log that raises breaks neither updates, flushes nor scrapes, which say how often it did."""
+
+    def refuse(_: logging.LogRecord) -> bool:
+        raise LookupError("there is no request")
+
+    logger = logging.getLogger("pdc")
+    logger.addFilter(refuse)
+    try:
+        broken(True)
+        pdc.Counter("hits", "Hits.", registry=registry).inc()
+        with pytest.raises(pdc.StorageError):
+            pdc.flush()
+        assert Scrape().answer().status == 503
+        broken(False)
+        wait_until(lambda: Scrape().answer().status == 200)
+        assert told()["pdc_log_messages_lost_total"] >= 2.0  # that it was lost, and that it was found again
+    finally:
+        logger.removeFilter(refuse)
 
 
 def test_a_second_storage_that_is_down_is_told(tmp_path: Path, redis_server: Any, registry: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -931,3 +933,29 @@ class OfSeveral(Model):
 
 def _down(_: Batch) -> Outcome:
     raise StorageError("the storage is down")
+
+
+def test_what_journals_log_holds_nothing_up(storage: dict[str, Any], registry: CollectorRegistry, tmp_path: Path) -> None:
+    """A handler of the log may wait for threads that update and send while a journal cannot be begun."""
+    (tmp_path / "file").touch()
+    pdc.setup(**storage, flush_interval=3600, journal=tmp_path / "file" / "journals")
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    ended: list[bool] = []
+
+    class Waiting(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            threads = [threading.Thread(target=work, daemon=True) for work in (hits.inc, pdc.flush)]
+            for thread in threads:
+                thread.start()
+                thread.join(5)
+            ended.append(not any(thread.is_alive() for thread in threads))
+
+    handler = Waiting()
+    logging.getLogger("pdc").addHandler(handler)
+    try:
+        hits.inc()
+        pdc.flush()
+        wait_until(lambda: ended)
+    finally:
+        logging.getLogger("pdc").removeHandler(handler)
+    assert all(ended)
