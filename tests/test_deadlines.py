@@ -15,7 +15,6 @@ from pdc.exposition import collect
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 INTERVALS = pytest.mark.parametrize("interval", [0, 0.01], ids=["write-through", "buffered"])
-JOURNALS = pytest.mark.parametrize("journal", [True, False], ids=["journal", "no journal"])
 MOST_SECONDS = 1.0
 """How long what must not wait may take on a busy machine."""
 
@@ -41,7 +40,7 @@ import os, signal, subprocess, sys, threading, time, warnings
 HOLD = "import sqlite3, time; other = sqlite3.connect({path!r}, isolation_level=None); other.execute('BEGIN IMMEDIATE')"
 
 def stop():
-    command = [sys.executable, "-c", HOLD + "; print(); time.sleep(3)"]
+    command = [sys.executable, "-c", HOLD + "; print(flush=True); time.sleep(2)"]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     holder.stdout.readline()
     threading.Thread(target=holder.communicate, daemon=True).start()
@@ -138,8 +137,9 @@ print(time.time(), flush=True)
     assert stored(stopped)["hits_total"] == 101.0
 
 
-@INTERVALS
-@JOURNALS
+@pytest.mark.parametrize(
+    ("interval", "journal"), [(0, True), (0.01, True), (0.01, False)], ids=["write-through", "buffered", "no journal"]
+)
 def test_the_end_of_a_process_has_one_deadline(
     stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, interval: float, journal: bool
 ) -> None:
