@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -131,6 +131,7 @@ class SqliteStorage(ForkSafe):
         super().__init__()
         self._given = database if isinstance(database, sqlite3.Connection) else None
         self._path = "" if isinstance(database, sqlite3.Connection) else os.path.abspath(os.fspath(database))
+        self._file_path, self._wal_path = Path(self._path), Path(self._path + WAL)
         self._owner = os.getpid()
         self._connection = self._given
         self._lent: sqlite3.Connection | None = None
@@ -203,7 +204,7 @@ class SqliteStorage(ForkSafe):
 
     def places(self) -> list[str]:
         found = []
-        for folder in Path(self._path).parents:
+        for folder in self._file_path.parents:
             with suppress(OSError):  # it is not there yet, or not this user's to enter
                 status = folder.stat()
                 found.append(f"{status.st_dev}:{status.st_ino}")
@@ -303,7 +304,7 @@ class SqliteStorage(ForkSafe):
         elif self._given is None:
             for connection in (self._connection, self._lent):
                 keep_for_ever(connection)
-            _lost[_identity(self._path)] = _CLONED  # SQLite's own locks are held by a thread that is not there
+            _lost[_identity(self._file_path)] = _CLONED  # SQLite's own locks are held by a thread that is not there
             self._connection = self._lent = None
             self._prepared = False
 
@@ -343,8 +344,8 @@ class SqliteStorage(ForkSafe):
         """Change it in a transaction that takes the write lock at once, so that no other writer makes it fail half way."""
         self._in_transaction = True
         cursor.execute("BEGIN IMMEDIATE")
-        if self._wal not in (None, _identity(self._path + WAL)):
-            raise sqlite3.OperationalError(f"database is locked: {self._path}{WAL} was deleted")  # the next try leaves it
+        if self._wal not in (None, _identity(self._wal_path)):
+            raise sqlite3.OperationalError(f"database is locked: {self._wal_path} was deleted")  # the next try leaves it
         change(cursor)
         cursor.execute("COMMIT")
         self._in_transaction = False
@@ -354,22 +355,22 @@ class SqliteStorage(ForkSafe):
         self._shorten_at = time.monotonic() + SHORTEN_SECONDS
         size = 0
         with suppress(FileNotFoundError):  # the next call will notice
-            size = Path(self._path + WAL).stat().st_size
+            size = self._wal_path.stat().st_size
         if size <= MOST_WAL_BYTES:
             self._is_long = False
             return
         is_kept = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if is_kept and not self._is_long:
-            text = "%s%s has %d MB and grows, since another program has been reading the file for long: end its transaction"
-            log.defer(logging.WARNING, text, self._path, WAL, size // 1_000_000)
+            text = "%s has %d MB and grows, since another program has been reading the file for long: end its transaction"
+            log.defer(logging.WARNING, text, self._wal_path, size // 1_000_000)
         self._is_long = bool(is_kept)
 
     def _leave_deleted_files(self) -> None:
         """Close connections to files that were moved away or deleted: they would write to what is left of them."""
-        if self._file not in (None, _identity(self._path)):
+        if self._file not in (None, _identity(self._file_path)):
             self.close()
         elif self._connection is not None:
-            wal = _identity(self._path + WAL)
+            wal = _identity(self._wal_path)
             if self._wal not in (None, wal):
                 self._rescue(self._connection)
                 self.close()
@@ -381,8 +382,8 @@ class SqliteStorage(ForkSafe):
         with suppress(sqlite3.Error):  # another process has done so, or this one may not write
             is_busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if is_busy:
-            raise sqlite3.OperationalError(f"database is locked: {self._path}{WAL} was deleted")
-        log.defer(logging.WARNING, "%s%s was deleted while it was in use; the database is opened anew", self._path, WAL)
+            raise sqlite3.OperationalError(f"database is locked: {self._wal_path} was deleted")
+        log.defer(logging.WARNING, "%s was deleted while it was in use; the database is opened anew", self._wal_path)
 
     def _break_off(self, *, is_lost: bool = True) -> None:
         """End the transaction that may be open; connect anew where the connection `is_lost`, unless it is a given one."""
@@ -395,7 +396,7 @@ class SqliteStorage(ForkSafe):
 
     def _to_be_made(self) -> bool:
         """Whether there is no file yet, in a folder where the first write can make it."""
-        return self._given is None and _identity(self._path) is None and Path(self._path).parent.is_dir()
+        return self._given is None and _identity(self._file_path) is None and self._file_path.parent.is_dir()
 
     def _for_reading(self, mode: str = "rw") -> sqlite3.Cursor:
         """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
@@ -408,7 +409,7 @@ class SqliteStorage(ForkSafe):
             self._break_off()
         if self._connection is None:
             self._connection = self._connect(mode, min(TRY_SECONDS, BUSY_SECONDS))
-            self._file, self._wal = _identity(self._path), _identity(self._path + WAL)
+            self._file, self._wal = _identity(self._file_path), _identity(self._wal_path)
         if self._given is None:  # one field that is no text must not keep all others from being written
             self._connection.text_factory = str if mode == "rw" else _text
         cursor = self._connection.cursor()
@@ -427,7 +428,7 @@ class SqliteStorage(ForkSafe):
                 _use_wal(cursor)
             self._create_table(cursor)
             if self._given is None:
-                self._wal = _identity(self._path + WAL)
+                self._wal = _identity(self._wal_path)
             self._prepared = True
         return cursor
 
@@ -436,11 +437,11 @@ class SqliteStorage(ForkSafe):
 
         Each try of a call waits so many seconds for others.
         """
-        if (why := _lost.get(_identity(self._path))) is not None:
+        if (why := _lost.get(_identity(self._file_path))) is not None:
             raise StorageError(f"cannot use {self} any more: {why}")
         if self._sentinel is None:
             self._sentinel = Descriptor.sentinel()
-        uri = f"{Path(self._path).as_uri()}?mode={mode}"
+        uri = f"{self._file_path.as_uri()}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -717,13 +718,13 @@ def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[
 def _fields(cursor: sqlite3.Cursor, name: str) -> Mapping[str, Any]:
     """The fields of a metric. Raises StorageError for what is neither text nor number."""
     try:
-        rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (name,))
+        rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ? ORDER BY subkey", (name,))
         fields = {field: math.nan if value is None else value for field, value in rows}
     except sqlite3.OperationalError as error:
         if "decode" in str(error):
             raise foreign(name, error) from error
         raise
-    if bytes in {*map(type, fields), *map(type, fields.values())}:
+    if bytes in {*map(type, islice(reversed(fields), 1)), *map(type, fields.values())}:  # as a field it comes last
         blob = next(pair for pair in fields.items() if bytes in map(type, pair))
         raise foreign(name, TypeError(f"expected text or a number, got a BLOB: {blob!r:.80}"))
     return fields
@@ -739,10 +740,10 @@ def _make_table(cursor: sqlite3.Cursor) -> None:
         cursor.execute("DROP TABLE metrics_before")
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(path: Path) -> tuple[int, int] | None:
     """Which file the path leads to at the moment."""
     try:
-        found = Path(path).stat()
+        found = path.stat()
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
