@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
@@ -80,6 +83,42 @@ def test_a_primary_that_is_killed(topology: Topology) -> None:
     result = failover.run(topology, lambda: topology.kill(LAG_SECONDS))
     check(result)
     assert 0 < result.lost < result.acknowledged / 2
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_while_a_cluster_is_asked_for_its_nodes(cluster: Cluster, registry: CollectorRegistry) -> None:
+    """A child does not wait for the thread which does that in its parent."""
+    with cluster.client() as client:
+        pdc.setup(redis=client, flush_interval=3600)
+        hits = pdc.Counter("hits", "Hits.", registry=registry)
+        hits.inc()
+        pdc.flush()
+        storage: Any = pdc.config.DEFAULT.storage
+        holding, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            manager = client.nodes_manager
+            with storage.lock, client._lock, manager._lock, getattr(manager, "_initialization_lock", manager._lock):
+                holding.set()
+                done.wait(20)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        holding.wait()
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                signal.alarm(10)
+                hits.inc(5)
+                pdc.flush()
+                status = 0
+            finally:
+                os._exit(status)
+        done.set()
+        thread.join()
+        assert os.waitpid(child, 0)[1] == 0
+        assert "hits_total 6.0" in pdc.generate_latest().decode()
 
 
 def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: CollectorRegistry) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
@@ -662,6 +663,14 @@ class RedisStorage(ForkSafe):
     def before_fork(self) -> None:
         self._abandon_lost()
 
+    def inherit(self, *, idle: bool) -> None:
+        """Make the locks of a cluster's client anew: a thread that is not there may hold them while it asks for the nodes."""
+        if not idle and self._clustered:
+            for owner in (self._client, self._client.nodes_manager):
+                for name, lock in list(vars(owner).items()):
+                    if isinstance(lock, _RLOCK):
+                        setattr(owner, name, threading.RLock())
+
     def close(self) -> None:
         self._abandon_lost()
         sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
@@ -854,6 +863,7 @@ _REMEDIES: list[tuple[Any, str]] = [
 ]
 
 
+_RLOCK = type(threading.RLock())
 _RETRY = Retry(NoBackoff(), 0, (redis.ConnectionError,))
 """None: `RedisStorage._exchange` does that."""
 _POOLS = (redis.ConnectionPool, redis.BlockingConnectionPool, SentinelConnectionPool)
