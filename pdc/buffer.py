@@ -532,6 +532,8 @@ class Buffer:
 
     def _to_be_asked_for(self) -> list[Pending]:
         """The metrics that the storage refused, now and then: to renew one shows whether it still does."""
+        for name in [name for name in list(self._refused) if not self._living(name)]:
+            self._refused.pop(name, None)
         if not self._refused or time.monotonic() < self._refused_at:
             return []
         self._refused_at = time.monotonic() + LAST_RETRY_SECONDS

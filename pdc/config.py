@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,18 @@ def flush() -> None:
                 errors.append(error)
     if errors:
         raise errors[0]
+
+
+def flush_before_end() -> None:
+    """Send what is pending in a process that is about to end, for no longer than that may take; the journal has the rest."""
+    thread = threading.Thread(target=_flush_as_far_as_can_be, name="pdc-end", daemon=True)
+    thread.start()
+    thread.join(Buffer.exit_timeout)
+
+
+def _flush_as_far_as_can_be() -> None:
+    with suppress(StorageError):  # it is logged
+        flush()
 
 
 def clear() -> None:

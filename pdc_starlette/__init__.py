@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pdc import StorageError, config
+from pdc import config
 from pdc.exposition import scrape_from_asgi
 from pdc.http import TRACKER, Connection, HTTPMetrics, Tracker, exclude, is_excluded
 from pdc.options import OptionError, Options
@@ -129,8 +128,7 @@ def _flushing(send: Send) -> Send:
 
     async def flushing(message: Message) -> None:
         if message["type"].startswith("lifespan.shutdown."):
-            with suppress(StorageError):  # it is logged
-                await run_in_threadpool(config.flush)
+            await run_in_threadpool(config.flush_before_end)
         await send(message)
 
     return flushing

@@ -545,6 +545,19 @@ def test_a_refused_metric_does_not_hold_up_the_others(
     buffer.flush()
 
 
+def test_a_refused_metric_that_goes_is_missing_no_more(buffer: Buffer, recorder: Recorder) -> None:
+    """Scrapes and flushes do not fail because of a metric that nobody has any more."""
+    metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
+    recorder.outcomes = [Outcome(set(), {}, {"gone": "because"})]
+    counter = metric("gone", "Gone.", registry=None)
+    with pytest.raises(StorageError, match="metric 'gone' is refused"):
+        buffer.read()
+    del counter
+    gc.collect()
+    buffer.read()
+    buffer.flush()
+
+
 def test_a_refused_metric_is_asked_for_now_and_then(
     buffer: Buffer,
     recorder: Recorder,

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, free_port, wait_until
+from conftest import ROOT, RedisServer, free_port, wait_until
 from fastapi import APIRouter, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
@@ -793,3 +794,19 @@ def _answers(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def test_the_end_of_an_application_waits_for_no_server(own_redis_server: RedisServer) -> None:
+    """While Redis is frozen, the shutdown of the lifespan takes no longer than `exit_timeout`."""
+    app = Starlette()
+    instrument(app, redis_url=own_redis_server.url, exit_timeout=0.2)
+    with TestClient(app) as web:
+        web.get("/")
+        pdc.flush()
+        own_redis_server.freeze()
+        web.get("/")
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.5
+    own_redis_server.thaw()
+    pdc.flush()
+    assert 'http_requests_total{method="GET",route="<unmatched>",status="404"} 2.0' in pdc.generate_latest().decode()
