@@ -296,9 +296,13 @@ class Buffer:
 
     def expect_none_refused(self, names: Collection[str] | None = None) -> None:
         """Raise StorageError where the storage refuses one of these metrics, or any: what it shows is not all."""
+        if refusals := self._refusals(names):
+            raise StorageError(refusals)
+
+    def _refusals(self, names: Collection[str] | None = None) -> str:
+        """Why the storage refuses metrics of these names, or any."""
         refused = [(name, why) for name, why in list(self._refused.items()) if names is None or name in names]
-        if refused:
-            raise StorageError("; ".join(f"metric {name!r} is refused: {why}" for name, why in refused))
+        return "; ".join(f"metric {name!r} is refused: {why}" for name, why in refused)
 
     def settle(self, names: Collection[str] | None = None) -> None:
         """Send all that is pending, but for what the storage refuses; call functions of metrics with these names only, or all.
@@ -811,6 +815,9 @@ class Buffer:
             self.writer, self._sequence = _new_writer(), 0
         if unsent:
             self._say_what_waits(path, self._down)
+        elif self._refused:
+            self._say_what_waits(None, self._refusals())
+            self._refused.clear()
 
     def _open_journal(self) -> None:
         """Begin the journal of this process, unless it has nothing to count."""

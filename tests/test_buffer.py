@@ -558,6 +558,18 @@ def test_a_refused_metric_that_goes_is_missing_no_more(buffer: Buffer, recorder:
     buffer.flush()
 
 
+@pytest.mark.parametrize("end", [Buffer.at_exit, Buffer.detach])
+def test_what_is_refused_to_the_end_is_lost(
+    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture, end: Callable[[Buffer], None]
+) -> None:
+    """The log says so when a process ends whose metric the storage refuses."""
+    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, {"hits": "because"}))
+    recorder.outcomes = [Outcome(set(), {}, {"hits": "because"})]
+    counter.inc(5)
+    end(buffer)
+    assert caplog.messages[-1] == "metrics that could not be sent are lost: metric 'hits' is refused: because"
+
+
 def test_a_refused_metric_is_asked_for_now_and_then(
     buffer: Buffer,
     recorder: Recorder,
