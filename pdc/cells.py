@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextvars import ContextVar, copy_context
+from json.encoder import encode_basestring_ascii as spell
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from . import log
@@ -103,8 +104,8 @@ class Kept(Protocol):
         """The metric."""
 
     @property
-    def about(self) -> list[Any]:
-        """What the numbers are about, as JSON."""
+    def about(self) -> str:
+        """What the numbers are about, as the items of a list in JSON."""
 
     def move(self, rows: memoryview[float], at: int) -> None:
         """Keep the numbers in these rows from now on, which are 0 there; updates may go on meanwhile."""
@@ -180,6 +181,9 @@ class Pending:
     def drop(self, cells: Iterable[Cell]) -> None:
         """Forget these series; whoever still holds one updates it in vain."""
         FORKS.notice()
+        self._drop(cells)
+
+    def _drop(self, cells: Iterable[Cell]) -> None:
         for cell in cells:
             cell.drop()
             self.cells.pop(cell, None)
@@ -189,7 +193,7 @@ class Pending:
         FORKS.notice()
         note = Note(self.family, Operation(kind, labels))
         self.buffer.keep(note)
-        self.drop(cells)
+        self._drop(cells)
         waiting = self.removal
         if waiting is None or not waiting.takes_in(note):
             new = Removal(self, note)
@@ -259,8 +263,9 @@ class Note:
         self.rows, self.at = numbers(self.size), 0
 
     @property
-    def about(self) -> list[Any]:
-        return list(self.operation)
+    def about(self) -> str:
+        kind, field, value = self.operation
+        return f'"{kind.value}",{spell(field)},{spell(value) if isinstance(value, str) else repr(value)}'
 
     @property
     def is_taken(self) -> bool:
@@ -452,8 +457,9 @@ class Numbers(Cell):
         return self.pending.family
 
     @property
-    def about(self) -> list[Any]:
-        return [self.values, self.created]
+    def about(self) -> str:
+        created = "null" if self.created is None else repr(self.created)
+        return f"[{','.join(map(spell, self.values))}],{created}"
 
     def kept(self) -> Sequence[Kept]:
         return (self,)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache, reduce
 from itertools import chain
 from json.encoder import encode_basestring_ascii
-from operator import add
+from operator import add, itemgetter
 from typing import Any, NamedTuple
 
 import prometheus_client.metrics
@@ -47,7 +47,7 @@ def _spelling(names: tuple[str, ...]) -> tuple[str, Callable[[tuple[str, ...]], 
     """How `dump` spells labels of these names, as a template, and what puts values in its order."""
     places = sorted(range(len(names)), key=names.__getitem__)
     pairs = ",".join(f"{encode_basestring_ascii(names[place])}:".replace("%", "%%") + "%s" for place in places)
-    return f"{{{pairs}}}", lambda values: tuple([values[place] for place in places])
+    return f"{{{pairs}}}", itemgetter(*places) if len(places) > 1 else tuple
 
 
 @lru_cache(maxsize=4096)

@@ -85,7 +85,6 @@ then a text, then zeros."""
 KINDS: dict[str, type[Numbers]] = {"counter": Total, "summary": Observations}
 
 
-_dumps = json.JSONEncoder(separators=(",", ":")).encode
 _complaints: set[Path] = set()
 """The folders and journals that could not be used, of which the log knows."""
 
@@ -433,7 +432,7 @@ class Journal:
                     _let_count(*self._write(family.meta, 0), counts=True)
                     self._families[family] = len(self._families)
                 self._serial += 1
-                rows, at = self._write(_dumps([self._families[family], self._serial, *kept.about]), kept.size)
+                rows, at = self._write(f"[{self._families[family]},{self._serial},{kept.about}]", kept.size)
                 kept.move(rows, at)
                 _let_count(rows, at, counts=True)
 
@@ -517,6 +516,9 @@ class Journal:
     def release(self, rows: memoryview[float], at: int) -> None:
         """Forget numbers that have been let go of."""
         _let_count(rows, at, counts=False)
+        if not MOST_RELEASED:
+            self._free[-rows[at - 2], rows[at - 1]].append((rows, at))
+            return
         self._released.append((rows, at))
         if len(self._released) > MOST_RELEASED:
             self._make_free()
@@ -524,9 +526,11 @@ class Journal:
     def _make_free(self) -> None:
         """Let records be used again that were released, once no thread is in the middle of an update there."""
         released = []
-        with suppress(IndexError):  # several threads may be at it
-            while True:
+        while self._released:
+            try:
                 released.append(self._released.popleft())
+            except IndexError:  # another thread is at it, too
+                break
         wait_for_threads()
         for rows, at in released:
             self._free[-rows[at - 2], rows[at - 1]].append((rows, at))

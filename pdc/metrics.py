@@ -188,8 +188,12 @@ class StoredMetric(MetricWrapperBase):
         Raises ValueError where the labels are not those of the metric.
         """
         self._check_label_count(labelvalues)
-        values = tuple([clean(str(value)) for value in labelvalues])
-        self._pending.remove(Kind.REMOVE, self._pending.family.labels(values), self._dropped([values]))
+        values, pending = tuple(map(str, labelvalues)), self._pending
+        child = self._metrics.pop(values, None)
+        if child is None:  # or the values are clean, as those of all children are
+            values = tuple(map(clean, values))
+            child = self._metrics.pop(values, None)
+        pending.remove(Kind.REMOVE, pending.family.labels(values), () if child is None else child._series_cells())
 
     def remove_by_labels(self, labels: dict[str, str]) -> None:
         """Remove all series with these values of some labels, for every process; none for an empty dict.

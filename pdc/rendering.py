@@ -84,10 +84,11 @@ class Encoder(NamedTuple):
         """Each pair of label and value as a template."""
         before, after, _ = self.frame("m")
         found: dict[tuple[str, str], str] = {}
-        distinct = iter(dict.fromkeys(labels))
-        while part := list(islice(distinct, CHUNK)):
-            lines = self._lines(*(Sample("m", {name: value}, 0.0) for name, value in part))
-            found.update((pair, line[len(before) : -len(f"{after}0.0")]) for pair, line in zip(part, lines, strict=True))
+        rest = iter(labels)
+        while part := list(islice(rest, CHUNK)):
+            new = [pair for pair in dict.fromkeys(part) if pair not in found]
+            lines = self._lines(*(Sample("m", {name: value}, 0.0) for name, value in new))
+            found.update((pair, line[len(before) : -len(f"{after}0.0")]) for pair, line in zip(new, lines, strict=True))
         return found
 
     def exemplar(self, stored: str) -> bytes:
@@ -181,7 +182,7 @@ def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Enc
     if before is not None and before.key == key:
         return before
     with _no_collections():
-        return _Draft(family, list(fields), encoder).layout(key)
+        return _Draft(family, fields, encoder).layout(key)
 
 
 def _digest(fields: Iterable[str]) -> bytes:
@@ -208,7 +209,7 @@ def _no_collections() -> Iterator[None]:
 class _Draft:
     """Makes the layout of some fields."""
 
-    def __init__(self, family: Family, fields: list[str], encoder: Encoder) -> None:
+    def __init__(self, family: Family, fields: Fields, encoder: Encoder) -> None:
         self._family = family
         self._encoder = encoder
         self._fields = fields
@@ -217,6 +218,7 @@ class _Draft:
         self._buckets, self._runs, self._exemplars = array("I"), array("I"), array("I")
         self._series: dict[Labels, _Found] = {}
         self._bounds = set(family.bounds)
+        self._at = 0
         self._exemplar_of: dict[int, int] = {}
         """The exemplar of a field."""
 
@@ -231,15 +233,22 @@ class _Draft:
 
     def _find(self) -> None:
         """Find the series, and the exemplars where they are shown."""
-        indices = {field: index for index, field in enumerate(self._fields)}
-        for field, labels, key in self._family.located(indices):
-            self._series.setdefault(labels, {})[key] = indices[field]
+        for _, labels, key in self._family.located(self._counted()):
+            self._series.setdefault(labels, {})[key] = self._at
             if key[1]:
                 self._bounds.add(key[1])
         if self._encoder.openmetrics:
-            for field, index in indices.items():
-                if field.startswith(EXEMPLAR):
-                    self._exemplar_of[indices.get(field.removeprefix(EXEMPLAR), -1)] = index
+            numbered = enumerate(self._fields)
+            exemplars = {field.removeprefix(EXEMPLAR): index for index, field in numbered if field.startswith(EXEMPLAR)}
+            for index, field in enumerate(self._fields if exemplars else ()):
+                if field in exemplars:
+                    self._exemplar_of[index] = exemplars[field]
+
+    def _counted(self) -> Iterator[str]:
+        """Yield the fields, and note where the last one was."""
+        for index, field in enumerate(self._fields):
+            self._at = index
+            yield field
 
     def _pieces(self) -> Iterator[_Piece]:
         """Yield headers and lines, those of creation times where the format has them."""
@@ -267,11 +276,15 @@ class _Draft:
             before = [pairs[pair] for pair in labels if pair[0] < "le"]
             after = [pairs[pair] for pair in labels if pair[0] > "le"]
             plain = ",".join([pairs[pair] for pair in labels])
-            for suffix, le, gaps in self._lines(self._series.pop(labels)):  # to free all at once would hold other threads up
+            for suffix, le, gaps in self._lines(
+                self._series.pop(labels)
+            ):  # other threads would wait while all are freed at once
                 shown = ",".join([*before, pairs["le", le], *after]) if le else plain
                 head, tail, bare = frames[suffix]
                 gap = "%s" * len(gaps)
                 yield suffix, (f"{head}{shown}{tail}{gap}\n" if shown else f"{bare}{gap}\n", gaps)
+        while pairs:
+            pairs.popitem()
 
     def _lines(self, found: _Found) -> Iterator[_Line]:
         """Yield the lines of one series."""
@@ -302,8 +315,15 @@ def _sorted(series: Iterable[Labels]) -> Iterator[Labels]:
     """The series by the values of their labels, sorted in small parts, since other threads wait while Python sorts."""
     parts, rest = [], iter(series)
     while part := list(islice(rest, CHUNK)):
-        parts.append(sorted(part, key=_values))
+        parts.append(_taken_from(sorted(part, key=_values)))
     return merge(*parts, key=_values)
+
+
+def _taken_from(series: list[Labels]) -> Iterator[Labels]:
+    """Take one after the other out of the list, so that they are not freed all at once."""
+    series.reverse()
+    while series:
+        yield series.pop()
 
 
 def _values(labels: Labels) -> list[str]:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.storage.redis
 import pdc.storage.sqlite
-from pdc.storage import Batch, Kind, Operation, Outcome, Stamped, Storage, StorageError, Update
+from pdc.storage import Batch, Kind, Operation, Outcome, Stamped, Storage, StorageError, Update, around_bound, series_of
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -36,10 +36,12 @@ class OtherClient(redis.Redis):
 def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Makes a storage like those of other processes, all with the same metrics; small pieces have few fields."""
     opened: list[Storage] = []
+    connections: list[sqlite3.Connection] = []
 
     def make() -> Storage:
         if request.param == "sqlite":
-            opened.append(SqliteStorage(sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)))
+            connections.append(sqlite3.connect(tmp_path / "metrics.db", isolation_level=None))
+            opened.append(SqliteStorage(connections[-1]))
         else:
             server: RedisServer = request.getfixturevalue("redis_server")
             client = OtherClient.from_url(server.url, decode_responses=True)
@@ -49,6 +51,8 @@ def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     yield make
     for storage in opened:
         storage.close()
+    for connection in connections:
+        connection.close()
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +64,19 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pdc.storage.redis, "MOST_LOOKED_AT", 20)
 
 
+def spell(labels: dict[str, str]) -> str:
+    """The labels as fields spell them."""
+    return json.dumps(labels, sort_keys=True, separators=(",", ":"))
+
+
 def labels(number: int) -> str:
     """The labels of a series as fields spell them."""
-    return json.dumps({"a": str(number % 3), "user": str(number)}, separators=(",", ":"))
+    return spell({"a": str(number % 3), "user": str(number)})
 
 
 def observation(number: int, bound: str, amount: float = 1.0) -> list[Operation]:
     """An observation of that amount in a bucket of a series."""
-    bucket = json.dumps({"a": str(number % 3), "le": bound, "user": str(number)}, separators=(",", ":"))
+    bucket = spell({"a": str(number % 3), "le": bound, "user": str(number)})
     return [Operation(Kind.ADD, f"_sum:{labels(number)}", amount), Operation(Kind.ADD, f"_bucket:{bucket}", amount)]
 
 
@@ -153,9 +162,13 @@ def test_a_removal_in_pieces_is_done_once(another: Open, monkeypatch: pytest.Mon
     assert set(stored(other)) == {str(user) for user in (0, 1, *range(20, 30))}
 
 
+@pytest.mark.parametrize("most_stems", [100, 2], ids=["named", "searched"])
 @pytest.mark.parametrize("operations", [removals(*range(100)), [Operation(Kind.DELETE, '{"a":"1"}')]], ids=["all", "some"])
-def test_no_transaction_removes_many_fields(tmp_path: Path, operations: list[Operation]) -> None:
-    """SQLite's write lock is held for a bounded number of statements, whatever is removed."""
+def test_no_transaction_removes_many_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: list[Operation], most_stems: int
+) -> None:
+    """SQLite's write lock is held for a bounded number of statements, whatever is removed, from however many processes."""
+    monkeypatch.setattr(pdc.storage.sqlite, "MOST_STEMS", most_stems)
     connection = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
     storage = SqliteStorage(connection)
     send(storage, 1, *histograms(100))
@@ -169,6 +182,7 @@ def test_no_transaction_removes_many_fields(tmp_path: Path, operations: list[Ope
     connection.set_trace_callback(None)
     assert max(transactions) < 100
     assert len(transactions) > 8
+    assert stored(storage).keys() == {str(user) for user in range(100) if len(operations) == 1 and user % 3 != 1}
     connection.close()
 
 
@@ -197,15 +211,65 @@ def test_no_call_of_redis_removes_many_fields(redis_server: RedisServer, operati
     assert searches <= 0
 
 
-def test_a_metric_of_version_2_is_searched(redis_server: RedisServer) -> None:
-    """Where nothing tells which fields a series has, a removal by all labels finds them."""
+INDEXES = {
+    "none": None,
+    "unfinished": "\n?\n_bucket:{0.1\n",
+    "of thousands of processes": f"\n_bucket:{{0.1\n{''.join(f'#sum:{number}:{{' for number in range(9000))}\n",
+}
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_without_an_index_of_use_a_metric_is_searched(redis_server: RedisServer, index: str) -> None:
+    """Where nothing tells which fields a series has, or too many are possible, a removal by all labels finds them."""
     storage = RedisStorage(redis_server.url, "test")
+    send(storage, 1, *histograms(30))
+    with redis_server.client() as client:
+        client.hdel("prometheus_test_m", "#stems")
+        if (stored_index := INDEXES[index]) is not None:
+            client.hset("prometheus_test_m", "#stems", stored_index)
+    send(storage, 2, *removals(*range(10)), Operation(Kind.DELETE, '{"a":"1"}'))
+    assert set(stored(storage)) == {str(user) for user in range(10, 30) if user % 3 != 1}
+    storage.close()
+
+
+def test_a_metric_of_version_2_is_given_an_index(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search for writers to forget enters what was there, and writers what they add meanwhile; then fields are named."""
+    storage, other = RedisStorage(redis_server.url, "test"), RedisStorage(redis_server.url, "test")
     with redis_server.client() as client:
         for operation in histograms(30):
             client.hset("prometheus_test_m", operation.field, "1")
-    send(storage, 1, *observation(0, "0.1"))
-    send(storage, 2, *removals(*range(10)), Operation(Kind.DELETE, '{"a":"1"}'))
-    assert set(stored(storage)) == {str(user) for user in range(10, 30) if user % 3 != 1}
+    indexes: list[str | None] = []
+
+    def add_bounds(original: Callable[..., Any], script: str, *args: Any) -> Any:
+        with redis_server.client() as client:
+            send(other, len(indexes) + 1, *observation(0, str(len(indexes))), writer="2-b")
+            reply = original(script, *args)
+            indexes.append(client.hget("prometheus_test_m", "#stems"))
+        return reply
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_call_one", partial(add_bounds, storage._call_one))
+        send(storage, 1, *observation(0, "0.1"))
+    assert len(indexes) > 3
+    assert ["?" in str(index) for index in indexes] == [*[True] * (len(indexes) - 1), False]
+    monkeypatch.setattr(pdc.storage.redis, "_FIND", "return redis.error_reply('it searches')")
+    send(storage, 2, *removals(*range(10)))
+    assert set(stored(storage)) == {str(user) for user in range(10, 30)}
+    for opened in (storage, other):
+        opened.close()
+
+
+def test_fields_of_others_are_entered_where_they_are_found(redis_server: RedisServer) -> None:
+    """A series is removed by some labels with the fields that version 2, which keeps no index, has added to it meanwhile."""
+    storage = RedisStorage(redis_server.url, "test")
+    send(storage, 1, *observation(0, "0.1"), *observation(1, "0.1"))
+    with redis_server.client() as client:
+        for operation in histograms(30):
+            client.hset("prometheus_test_m", operation.field, "1")
+    send(storage, 2, Operation(Kind.DELETE, '{"a":"0"}'))
+    assert {user: len(numbers) for user, numbers in stored(storage).items()} == {str(user): 5 for user in range(30) if user % 3}
+    send(storage, 3, *removals(1))
+    assert "1" not in stored(storage)
     storage.close()
 
 
@@ -214,7 +278,7 @@ def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
 ) -> None:
     """Whatever is observed, created and removed between two pieces, no series shows a part of it, and no count goes back."""
     storage, other, random_numbers = another(), another(), random.Random(2)
-    send(storage, 1, *histograms(40))
+    send(storage, 1, *(each for user in range(40) for each in observation(user, BOUNDS[0])))
     sequence = 0
 
     def busy(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -226,6 +290,8 @@ def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
             operations.append(Operation(Kind.INIT, f"_created:{labels(user)}", float(sequence)))
             if sequence % 20 == 0:
                 operations += removals(sequence // 20 % 20)
+            if sequence % 50 == 0:
+                operations += observation(user, str(sequence))  # no series had that bucket before
             send(other, sequence, *operations, writer="2-b")
         return original(*args, **kwargs)
 
@@ -243,26 +309,35 @@ def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
         before = found
 
 
-def test_processes_that_leave_while_a_large_metric_is_read(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that is folded into that of the dead between two pieces counts once."""
+def test_processes_that_come_and_go_while_a_large_metric_is_read(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value that is folded into that of the dead between two pieces counts once, also that of one who came meanwhile."""
     storage, other = another(), another()
-    writers = [f"{number}-a" for number in range(30)]
-    for writer in writers:
+    writers = [f"{number}-a" for number in range(12)]
+    come = 0
+
+    def count(writer: str) -> None:
+        nonlocal come
         values = [Operation(Kind.STAMP, f"#sum:{writer}:{labels(user)}", Stamped(1.0, 1.0)) for user in range(2)]
         send(other, 1, *values, writer=writer)
+        come += 1
 
-    def leave(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def come_and_go(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        count(f"{come}-b")
+        send(other, 2, writer=f"{come - 1}-b", leaving=True)
         if writers:
             send(other, 2, writer=writers.pop(), leaving=True)
         return original(*args, **kwargs)
 
+    for writer in writers:
+        count(writer)
     name = "_run" if isinstance(storage, RedisStorage) else "_used"
-    monkeypatch.setattr(storage, name, partial(leave, getattr(storage, name)))
+    monkeypatch.setattr(storage, name, partial(come_and_go, getattr(storage, name)))
     while writers:
+        least = come
         fields = storage.read().metrics["m"].items()
         for user in range(2):
             own = [value for field, value in fields if field.startswith("#sum:") and field.endswith(labels(user))]
-            assert sum(float(value.split(" ")[0]) for value in own) == 30.0
+            assert least <= sum(float(value.split(" ")[0]) for value in own) <= come
 
 
 def test_a_removal_looks_at_no_other_series(tmp_path: Path, registry: CollectorRegistry) -> None:
@@ -309,3 +384,28 @@ def test_removals_of_a_metric_are_sent_together(
     (metric,) = hits.collect()
     totals = [sample for sample in metric.samples if sample.name == "hits_total"]
     assert [(sample.labels["path"], sample.value) for sample in totals] == [("/0", 2.0), ("/1", 3.0)]
+
+
+def test_labels_are_spelled_as_json(another: Open) -> None:
+    """However labels are named, their series is found among the fields of its buckets, and the other way round."""
+    random_numbers = random.Random(3)
+    names = ["a", "kz", "l", "lD", "ld", "lea", "lf", "le_", "z", "A", "", 'l"', '"', "\\", "é", "lé", "a.b"]
+    values = ["", ",", '"', "\\", '{"le":"1"', ',"le":"1",', "é", "le", "x" * 9]
+    for _ in range(300):
+        chosen = {name: random_numbers.choice(values) for name in random_numbers.sample(names, random_numbers.randrange(5))}
+        series, bucket = spell(chosen), spell({**chosen, "le": "+Inf"})
+        assert "+Inf".join(around_bound(series)) == bucket
+        assert series_of(f"_bucket:{bucket}") == series_of(f"_sum:{series}") == series
+    storage = another()
+    every = dict.fromkeys(names, '"')
+    send(
+        storage,
+        1,
+        Operation(Kind.ADD, f"_bucket:{spell({**every, 'le': '1'})}", 1.0),
+        Operation(Kind.ADD, f"_sum:{spell(every)}", 1.0),
+    )
+    for name in names:
+        send(storage, 2 + names.index(name), Operation(Kind.DELETE, spell({name: "\\"})))
+    assert len([field for field in storage.read().metrics["m"] if "{" in field]) == 2
+    send(storage, 100, Operation(Kind.DELETE, spell(dict.fromkeys(('"', "é", "lea"), '"'))))
+    assert not [field for field in storage.read().metrics["m"] if "{" in field]

@@ -38,6 +38,23 @@ def suite(*, quick: bool) -> Suite:
                 )
                 for kind, others in (("threads", "other threads"), ("event loop", "the event loop"))
             ),
+            Case(
+                f"First scrape of {series:,} histograms, longest pause of other threads",
+                [
+                    library(name, "pauses", {"counters": 0, "histograms": series, "others": "threads"})
+                    for name in (REFERENCE, *EVERY_SECOND)
+                ],
+                REFERENCE,
+                **{**MILLISECONDS, "costly": False},
+                fresh=1,
+                most_rounds=5,
+            ),
+            Case(
+                f"Scrape of {series:,} histograms while another process observes",
+                [library(name, "busy_scrapes", {"series": series}) for name in EVERY_SECOND],
+                EVERY_SECOND[0],
+                **{**MILLISECONDS, "measure": "wall"},
+            ),
             *(_waits(storage, series, histograms=histograms) for storage in STORAGES for histograms in (False, True)),
         ],
     )

@@ -21,11 +21,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
 from enum import Enum
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..forks import FORKS
@@ -52,6 +54,9 @@ A metric is searched for writers to forget after twice that time, and otherwise 
 
 ID = "#id:"
 """How the id of a storage begins, among the names of its metrics."""
+
+MOST_TOGETHER = 50_000
+"""About how many fields of a metric are in one dict."""
 
 FORK_SECONDS = 0.05
 """How long a fork waits for another thread that is sending, or that asks a server: that may take as long as it likes."""
@@ -158,6 +163,39 @@ class Outcome(NamedTuple):
     """Metrics that can never be applied, with the reason; the others were."""
     storage: str = ""
     """The id of the storage, where the batch came across it."""
+
+
+class Parts(Mapping[str, Any]):
+    """The fields of a large metric in several dicts: other threads wait while Python enlarges a dict, or frees it."""
+
+    def __init__(self, parts: list[dict[str, Any]]) -> None:
+        self._parts = parts
+
+    def __del__(self) -> None:
+        while self._parts:
+            self._parts.pop()
+
+    def __getitem__(self, field: str) -> Any:
+        for part in self._parts:
+            if field in part:
+                return part[field]
+        raise KeyError(field)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(self._parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def values(self) -> ValuesView[Any]:
+        return _PartsValues(self)
+
+
+class _PartsValues(ValuesView[Any]):
+    _mapping: Parts
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(part.values() for part in self._mapping._parts)
 
 
 class Snapshot(NamedTuple):
@@ -320,15 +358,31 @@ class Selectors:
         except (ValueError, AttributeError, TypeError):
             return False
 
-    def groups(self) -> list[list[list[Any]]]:
-        """The names of each set of labels, then the values of those that have these names."""
-        return [[list(names), *map(list, values)] for names, values in self._values.items()]
+    def dumps(self) -> str:
+        """As JSON: the names of each set of labels with the values of those that have these names, as fields spell them."""
+        spell = _ENCODER.encode
+        return spell(
+            [[[*map(spell, names)], [",".join(map(spell, each)) for each in found]] for names, found in self._values.items()]
+        )
+
+
+_BEFORE_LE = re.compile(r'\{(?:"(?:[ !#-k][^"]*|l(?:[ !#-d][^"]*)?|)":"[^"]*",?)*')
+"""The labels whose names come before ``le``, where nothing is escaped."""
+_LE = re.compile(r"""(?<=[{,])"le":"(?:[^"\\]|\\.)*"(?:,|(?=\}))|,"le":"(?:[^"\\]|\\.)*"(?=\})""")
+"""The label ``le`` and the comma that goes with it."""
 
 
 def around_bound(labels: str) -> tuple[str, str]:
     """The parts of a series' labels, as fields spell them, between which those of a bucket have their ``le``."""
-    before, _, after = _ENCODER.encode({**json.loads(labels), "le": ""}).partition('"le":""')
-    return f'{before}"le":"', f'"{after}'
+    found = None if "\\" in labels else _BEFORE_LE.match(labels)
+    if found is None:
+        before, _, after = _ENCODER.encode({**json.loads(labels), "le": ""}).partition('"le":""')
+        return f'{before}"le":"', f'"{after}'
+    before = found.group()
+    after = labels[len(before) :]
+    if after != "}":
+        return f'{before}"le":"', f'",{after}'
+    return f'{before}{"" if before == "{" else ","}"le":"', '"}'
 
 
 def series_of(field: str) -> str | None:
@@ -336,9 +390,4 @@ def series_of(field: str) -> str | None:
     start = field.find("{")
     if start < 0 or not field.endswith("}"):
         return None
-    if not field.startswith(BUCKETS):
-        return field[start:]
-    try:
-        return _ENCODER.encode({name: value for name, value in json.loads(field[start:]).items() if name != "le"})
-    except (ValueError, AttributeError):
-        return None
+    return _LE.sub("", field[start:], 1) if field.startswith(BUCKETS) else field[start:]

@@ -9,9 +9,10 @@ import os
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.backoff import NoBackoff
@@ -34,16 +35,19 @@ from redis.utils import HIREDIS_AVAILABLE
 from ..files import Descriptor
 from ..interruption import interruption, locked
 from . import (
+    FOLDED,
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,
     ID,
     LEFT_SECONDS,
+    MOST_TOGETHER,
     REMOVALS,
     Batch,
     ForkSafe,
     Kind,
     Operation,
     Outcome,
+    Parts,
     Selectors,
     Snapshot,
     Stamped,
@@ -52,7 +56,6 @@ from . import (
     around_bound,
     foreign,
     new_id,
-    series_of,
 )
 
 CONNECT_SECONDS = 2.0
@@ -68,7 +71,13 @@ MOST_LOOKED_AT = 2000
 """How large a piece is, in fields."""
 STEMS = "#stems"
 """The field that tells how the fields of a metric's series begin, and which bounds its buckets have: a line ``<start>{<bound>``
-for each. Every field that is new is entered there; a metric that version 2 began has no such field."""
+for each. Every field that is new is entered there. In a metric that version 2 began, the first search for writers to forget
+enters the fields that were there before; until then a line ``?`` comes first."""
+INCOMPLETE = "\n?\n"
+NO_BUCKETS = "?[^b]*"
+"""Matches all fields but buckets."""
+MOST_STEMS = 50_000
+"""How long that may be, in bytes, where it is used to name the fields of a series: there is one for each process in a gauge."""
 _SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|#(?!exemplar))", re.MULTILINE)
 """What series of more than one number that changes have among their stems."""
 MOST_SERIES = 250
@@ -79,8 +88,9 @@ MOST_FOUND = 500
 MOST_OPERATIONS = 1000
 """Of the metrics that are changed in one call: more of them would let other clients of the server wait."""
 
-_COMMON = r"""
-local CHUNK = 1000
+_COMMON = (
+    rf"local CHUNK, MOST_STEMS = 1000, {MOST_STEMS}"
+    r"""
 
 local function parse_mark(mark)
   local last, seen, fate = string.match(mark, '^(%d+) (%S+) ?(%a*)$')
@@ -99,6 +109,14 @@ local function with_stem(stems, field)
   local stem = stem_of(field)
   if not stem or string.find(stems, '\n' .. stem .. '\n', 1, true) then return stems end
   return stems .. stem .. '\n'
+end
+
+local function is_complete(stems)
+  return stems and string.sub(stems, 1, 3) ~= '\n?\n'
+end
+
+local function names_fields(stems)
+  return is_complete(stems) and #stems <= MOST_STEMS
 end
 
 local function is_forgotten(mark, now, forget_writer_after, forget_values_after)
@@ -124,6 +142,7 @@ local function remove(key, doomed)
   end
 end
 """
+)
 _APPLY = r"""
 local prefix, expire, writer, sequence, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
 local forget_writer_after, left_after = tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -280,10 +299,15 @@ local function is_gone(owner)
   return gone[owner]
 end
 
-local reply = redis.call('HSCAN', key, cursor, 'MATCH', leaving and '#*:' .. writer .. ':*' or '#*', 'COUNT', count)
-local found, doomed, folded, stems = {reply[1]}, {}, {}, known[3]
+local stems = known[3]
+if not leaving and cursor == '0' then stems = stems or '\n?\n' end
+local enters = not leaving and stems and not is_complete(stems)
+local pattern = leaving and '#*:' .. writer .. ':*' or enters and '*' or '#*'
+local reply = redis.call('HSCAN', key, cursor, 'MATCH', pattern, 'COUNT', count)
+local found, doomed, folded = {reply[1]}, {}, {}
 for i = 1, #reply[2], 2 do
   local field, value = reply[2][i], reply[2][i + 1]
+  if enters then stems = with_stem(stems, field) end
   local fate, owner, labels = string.match(field, '^#(%a+):([^:]+):(.*)$')
   if FATES[fate] and is_gone(owner) then
     doomed[#doomed + 1] = field
@@ -298,12 +322,14 @@ for i = 1, #reply[2], 2 do
 end
 remove(key, doomed)
 for heir, value in pairs(folded) do redis.call('HSET', key, heir, value) end
+if enters and reply[1] == '0' then stems = string.sub(stems, 3) end
 if stems ~= known[3] then redis.call('HSET', key, '#stems', stems) end
 if leaving and reply[1] == '0' then redis.call('HSET', key, '#mark:' .. writer, last .. ' ' .. text(now + left_at) .. ' ') end
 return found
 """
 """Drops values of the writer that leaves, or of all that are to be forgotten, or folds them into those of the dead. It looks at
-some fields, and returns a cursor and the writers to forget; with the last fields, the mark of one that leaves is old."""
+some fields, and returns a cursor and the writers to forget; with the last fields, the mark of one that leaves is old. Where not
+all fields are entered among the stems, one that does not leave enters those that it finds."""
 
 _FORGET = r"""
 local key, now = KEYS[1], clock()
@@ -332,7 +358,7 @@ local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
 if known.err then return known end
 local all = (#ARGV - FIRST + 1) / 3
 if (known[1] or prefix) ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return all end
-if not known[3] then return -1 end
+if not names_fields(known[3]) then return -1 end
 local plain, bounded = {}, {}
 for stem, le in string.gmatch(known[3], '([^{\n]*){([^\n]*)\n') do
   if le == '' then plain[#plain + 1] = stem else bounded[#bounded + 1] = {stem, le} end
@@ -349,32 +375,36 @@ remove(key, doomed)
 return done
 """
 """Removes as many series of a metric as take no more than some fields, and returns how many that are: all where the batch was
-applied, -1 where nothing tells which fields series have."""
+applied, -1 where the stems cannot tell which fields series have."""
 
-_FIND = """
+_FIND = r"""
 local key, prefix, writer, sequence, cursor, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
 if known.err then return known end
 if (known[1] or prefix) ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return {'0'} end
-local groups = {}
-for i, group in ipairs(cjson.decode(ARGV[6])) do
-  local values = {}
-  for j = 2, #group do values[cjson.encode(group[j])] = true end
-  groups[i] = {group[1], values}
+local groups = cjson.decode(ARGV[6])
+for _, group in ipairs(groups) do
+  for _, values in ipairs(group[2]) do group[values] = true end
+end
+
+local function value_of(labels, name)
+  local _, from = string.find(labels, name .. ':"', 1, true)
+  local at = from and string.find(labels, '["\\]', from + 1)
+  while at and string.byte(labels, at) == 92 do at = string.find(labels, '["\\]', at + 2) end
+  return at and string.sub(labels, from, at)
 end
 
 local function wanted(labels)
-  local ours, pairs_of_labels = pcall(cjson.decode, labels)
-  for _, group in ipairs(ours and groups or {}) do
+  for _, group in ipairs(groups) do
     local values = {}
-    for i, name in ipairs(group[1]) do values[i] = pairs_of_labels[name] or false end
-    if group[2][cjson.encode(values)] then return true end
+    for i, name in ipairs(group[1]) do values[i] = value_of(labels, name) or '' end
+    if group[table.concat(values, ',')] then return true end
   end
   return false
 end
 
 local reply = redis.call('HSCAN', key, cursor, 'COUNT', count)
-local found, seen, doomed = {reply[1]}, {}, {}
+local found, seen, doomed, stems = {reply[1]}, {}, {}, known[3]
 for i = 1, #reply[2], 2 do
   local field = reply[2][i]
   local stem, labels = stem_of(field), string.match(field, '{.*$')
@@ -385,14 +415,18 @@ for i = 1, #reply[2], 2 do
     seen[labels] = wanted(labels)
     if seen[labels] then found[#found + 1] = labels end
   end
-  if labels and seen[labels] then doomed[#doomed + 1] = field end
+  if labels and seen[labels] then
+    doomed[#doomed + 1] = field
+    stems = stems and with_stem(stems, field)
+  end
 end
-if known[3] then return found end
+if stems ~= known[3] then redis.call('HSET', key, '#stems', stems) end
+if names_fields(stems) then return found end
 remove(key, doomed)
 return {reply[1]}
 """
-"""Looks at some fields of a metric, and returns a cursor and the labels of the series that are to be removed. Where nothing
-tells which fields series have, it removes those that it finds."""
+"""Looks at some fields of a metric, and returns a cursor and the labels of the series that are to be removed. Where the stems
+cannot tell which fields series have, it removes those that it finds."""
 
 _LIST = """
 local index, expire, listed, missing, due = KEYS[1], tonumber(ARGV[1]), {}, {}, false
@@ -429,7 +463,7 @@ return {id, missing}
 """
 
 _DELETE = """
-if redis.call('HGET', KEYS[1], '#prefix') == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+if redis.call('HGET', KEYS[1], '#prefix') == ARGV[1] then return redis.call('UNLINK', KEYS[1]) end
 return 0
 """
 
@@ -561,7 +595,7 @@ class RedisStorage(ForkSafe):
 
     def _remove_found(self, batch: Batch, name: str, selectors: list[str]) -> None:
         """Remove the series whose labels include one of these."""
-        groups = json.dumps(Selectors(map(json.loads, selectors)).groups())
+        groups = Selectors(map(json.loads, selectors)).dumps()
         cursor = None
         while cursor != "0":
             found = self._call_one(_FIND, batch, name, cursor or "0", MOST_FOUND, groups)
@@ -583,14 +617,14 @@ class RedisStorage(ForkSafe):
             self._expect_fields(name, size)
         metrics: dict[str, Mapping[str, Any]] = {}
         for group in _grouped(zip(wanted, sizes, strict=True)):
-            for name, fields in self._read_group(group):
+            for name, (fields, *more) in self._read_group(group):
                 if fields.pop("#prefix", None) == self._prefix:
                     fields.pop(STEMS, None)
-                    metrics[name] = fields
+                    metrics[name] = Parts([fields, *more]) if more else fields
         return Snapshot(int(seconds) + int(microseconds) / 1e6, metrics)
 
-    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, dict[str, str]]]:
-        """Read some metrics, each as it was at one moment, or a large one."""
+    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+        """Read some metrics, each as it was at one moment, or a large one, which may be in several parts."""
         (name, size), *others = group
         if size > MOST_READ and not others:
             yield name, self._read_large(name)
@@ -598,55 +632,70 @@ class RedisStorage(ForkSafe):
         replies = self._run([("HGETALL", self._key(name)) for name, _ in reversed(group)])
         for name, _ in group:
             fields = replies.pop()  # text takes more room than what came from the server: let go of that
-            yield name, self._fields(name, fields)
+            yield name, [self._fields(name, fields)]
 
-    def _read_large(self, name: str) -> dict[str, str]:
+    def _read_large(self, name: str) -> list[dict[str, str]]:
         """Read a metric in pieces, so that others have their turns; each of its series is as it was at one moment.
 
-        A series of several numbers that was changed between two looks at the metric is read once more, in one piece.
+        The series of several numbers are found first, by those that are no buckets, and then read, each in one piece.
         """
-        before = self._look_through(name)
-        if not _SEVERAL_NUMBERS.search(before.get(STEMS, "\n_sum:")):
-            return before
-        fields = self._look_through(name)
-        changed = [field for field, value in fields.items() if before.get(field) != value]
-        changed += [field for field in before if field not in fields]
-        series = dict.fromkeys(labels for field in changed if (labels := series_of(field)) is not None)
-        for field, value in self._read_series(name, fields.get(STEMS, ""), series):
-            if value is None:
-                fields.pop(field, None)
-            else:
-                fields[field] = value
-        return fields
+        (listed,) = self._run([("HMGET", self._key(name), STEMS)])
+        self._expect_fields(name, listed)
+        listed = _text(listed[0]) or ""
+        if listed.startswith(INCOMPLETE) or not _SEVERAL_NUMBERS.search(listed):
+            return [self._look_through(name)]
+        others = self._look_through(name, "MATCH", NO_BUCKETS)
+        series, own = _series_in(others)
+        parts: list[dict[str, str]] = [{}]
+        for fields in self._read_series(name, series, own, listed):
+            if len(parts[-1]) >= MOST_TOGETHER:
+                parts.append({})
+            parts[-1].update(fields)
+        return [others, *parts]
 
-    def _look_through(self, name: str) -> dict[str, str]:
-        """All fields of a metric, each as it was when its piece was read."""
+    def _look_through(self, name: str, *pattern: str) -> dict[str, str]:
+        """All fields of a metric, or those that match a pattern, each as it was when its piece was read."""
         fields: dict[str, str] = {}
         cursor = None
         while cursor != "0":
-            (reply,) = self._run([("HSCAN", self._key(name), cursor or "0", "COUNT", str(MOST_LOOKED_AT))])
+            (reply,) = self._run([("HSCAN", self._key(name), cursor or "0", *pattern, "COUNT", str(MOST_LOOKED_AT))])
             self._expect_fields(name, reply)
             cursor, piece = str(int(reply[0])), reply[1]
             fields.update(self._fields(name, piece))
         return fields
 
-    def _read_series(self, name: str, stems: str, series: Iterable[str]) -> Iterator[tuple[str, str | None]]:
-        """Read the fields that these series have or may have, those of each as they were at one moment."""
-        parts: list[list[str]] = [[]]
-        for labels in series:
-            if len(parts[-1]) >= MOST_FIELDS:
-                parts.append([])
-            parts[-1] += _fields_of(labels, stems)
-        for fields in filter(None, parts):
-            (values,) = self._run([("HMGET", self._key(name), *fields)])
+    def _read_series(self, name: str, left: list[str], own: Mapping[str, list[str]], listed: str) -> Iterator[dict[str, str]]:
+        """Read all fields that series with these labels may have, those of each as they are at one moment."""
+        stems = _Stems.loads(listed)
+        while left:
+            names: list[str] = []
+            done = 0
+            while done < len(left) and len(names) < MOST_FIELDS:
+                done += 1
+                labels = left[-done]
+                names += stems.fields_of(labels)
+                names += own.get(labels, ())
+            (values,) = self._run([("HMGET", self._key(name), STEMS, *names)])
             self._expect_fields(name, values)
-            yield from zip(fields, map(_text, values), strict=True)
+            before, listed = listed, _text(values[0]) or ""
+            if listed != before and (now := _Stems.loads(listed)) != stems:
+                stems = now  # and series may have other fields
+            else:
+                del left[-done:]
+                yield self._decoded(name, zip(names, values[1:], strict=True))
 
     def _fields(self, name: str, reply: Any) -> dict[str, str]:
         """The fields of a metric as texts. Raises StorageError where they are none."""
         self._expect_fields(name, reply)
         try:
             return _texts(reply)
+        except UnicodeDecodeError as error:
+            raise foreign(name, error) from error
+
+    def _decoded(self, name: str, fields: Iterable[tuple[str, Any]]) -> dict[str, str]:
+        """The fields that have values, as texts. Raises StorageError where these are none."""
+        try:
+            return {field: _text(value) for field, value in fields if value is not None}
         except UnicodeDecodeError as error:
             raise foreign(name, error) from error
 
@@ -658,7 +707,7 @@ class RedisStorage(ForkSafe):
     def delete(self) -> None:
         names = self._names()
         self._listed.clear()
-        self._run([*((_DELETE, [self._key(name)], self._prefix) for name in names), ("DEL", self._index)])
+        self._run([*((_DELETE, [self._key(name)], self._prefix) for name in names), ("UNLINK", self._index)])
 
     def before_fork(self) -> None:
         self._abandon_lost()
@@ -822,7 +871,7 @@ class RedisStorage(ForkSafe):
         if command not in self._scripts:
             self._scripts[command] = self._load(_COMMON + command)
         keys, *rest = arguments
-        return "EVALSHA", self._scripts[command], str(len(keys)), *keys, *rest
+        return "EVALSHA", self._scripts[command], _Count(len(keys)), *keys, *rest
 
     def _load(self, script: str) -> str:
         if not self._own:
@@ -950,12 +999,44 @@ def _grouped(sizes: Iterable[tuple[str, Any]]) -> Iterator[list[tuple[str, int]]
         yield group
 
 
-def _fields_of(labels: str, stems: str) -> Iterator[str]:
-    """The fields that a series with these labels may have, after the index of how they begin."""
-    before, after = around_bound(labels)
-    for line in stems.split():
-        stem, _, bound = line.partition("{")
-        yield f"{stem}{before}{bound}{after}" if bound else stem + labels
+class _Stems(NamedTuple):
+    """How the fields of a series begin that are not values of single processes, and which bounds its buckets have."""
+
+    plain: list[str]
+    bounded: list[tuple[str, str]]
+
+    @classmethod
+    def loads(cls, stored: str) -> _Stems:
+        """Parse the field."""
+        lines = [line.partition("{")[::2] for line in stored.split() if not line.startswith("#")]
+        return cls([stem for stem, bound in lines if not bound], [line for line in lines if line[1]])
+
+    def fields_of(self, labels: str) -> Iterator[str]:
+        """The fields that the series with these labels may have."""
+        yield from [stem + labels for stem in self.plain]
+        if self.bounded:
+            before, after = around_bound(labels)
+            yield from [f"{stem}{before}{bound}{after}" for stem, bound in self.bounded]
+
+
+def _series_in(fields: dict[str, str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Take the series out of the fields: the labels of each, and its values of single processes and of the dead, if any."""
+    series: dict[str, None] = {}
+    own: defaultdict[str, list[str]] = defaultdict(list)
+    for field in list(fields):
+        start, brace, rest = field.partition("{")
+        if brace and not start.startswith("#exemplar"):
+            del fields[field]
+            series[brace + rest] = None
+            if start.startswith("#"):
+                own[brace + rest].append(field)
+    return list(series), {labels: _with_heirs(labels, names) for labels, names in own.items()}
+
+
+def _with_heirs(labels: str, names: list[str]) -> list[str]:
+    """These values of single processes, and those of the dead into which they may be folded."""
+    fates = {name[1:].partition(":")[0] for name in names}
+    return list(dict.fromkeys([*names, *(f"#{fate}::{labels}" for fate in FOLDED if fate in fates)]))
 
 
 def _argument(operation: Operation, now: float) -> str:
@@ -966,6 +1047,15 @@ def _argument(operation: Operation, now: float) -> str:
     if isinstance(value, str):
         return value
     return repr(value).removesuffix(".0")
+
+
+class _Count(str):
+    """A number as text, which the cluster client of redis-py 5 adds to an index."""
+
+    __slots__ = ()
+
+    def __radd__(self, other: int) -> int:
+        return other + int(self)
 
 
 class _TextPacker(HiredisRespSerializer):

@@ -9,10 +9,11 @@ import os
 import sqlite3
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -27,6 +28,7 @@ from . import (
     LEFT_SECONDS,
     MARK,
     META,
+    MOST_TOGETHER,
     REMOVALS,
     SEARCH,
     Batch,
@@ -35,6 +37,7 @@ from . import (
     Mark,
     Operation,
     Outcome,
+    Parts,
     Selectors,
     Snapshot,
     Stamped,
@@ -69,6 +72,8 @@ SHORTEN_SECONDS = 5.0
 
 MOST_FIELDS = 250
 """How many fields are removed in one transaction, or a few more: others wait for the lock meanwhile."""
+MOST_STEMS = 100
+"""In how many ways the fields of series may begin where they are named, not searched: one look at the index for each."""
 MOST_FORGOTTEN = 250
 """How many writers are forgotten in one transaction."""
 MOST_FOUND = 1000
@@ -238,31 +243,53 @@ class SqliteStorage(ForkSafe):
 
     def _remove(self, batch: Batch, update: Update) -> None:
         """Remove series in short transactions, which the mark of the batch keeps from doing anything once it is applied."""
-        self._remove_series(batch, update.name, update.removals(Kind.REMOVE))
-        selectors = Selectors(map(json.loads, update.removals(Kind.DELETE)))
-        last: str | None = "" if selectors.groups() else None
+        series, wanted = update.removals(Kind.REMOVE), update.removals(Kind.DELETE)
+        if not self._remove_series(batch, update.name, series):
+            wanted += series
+        selectors = Selectors(map(json.loads, wanted))
+        last: str | None = "" if wanted else None
         while last is not None:
-            series, last = self._used(self._find, "write", update.name, selectors, last)
-            self._remove_series(batch, update.name, series)
+            found, last = self._used(self._find, "write", update.name, selectors, last)
+            if not self._remove_series(batch, update.name, list(found)):
+                self._remove_fields(batch, update.name, list(chain.from_iterable(found.values())))
 
-    def _find(self, name: str, selectors: Selectors, after: str) -> tuple[list[str], str | None]:
-        """The series to remove among some fields, and the last of these; it takes no lock, or a shared one for the moment."""
+    def _find(self, name: str, selectors: Selectors, after: str) -> tuple[dict[str, list[str]], str | None]:
+        """The series to remove among some fields, with these, and the last of all.
+
+        It takes no lock, or a shared one for the moment.
+        """
         query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey > ? ORDER BY subkey LIMIT ?"
         fields = [field for (field,) in self._for_writing().execute(query, (name, after, MOST_FOUND))]
-        found = dict.fromkeys(labels for field in fields if (labels := series_of(field)) is not None)
-        return [labels for labels in found if selectors.match_text(labels)], fields[-1] if fields else None
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for field in fields:
+            if (labels := series_of(field)) is not None:
+                found[labels].append(field)
+        wanted = {labels: own for labels, own in found.items() if selectors.match_text(labels)}
+        return wanted, fields[-1] if fields else None
 
-    def _remove_series(self, batch: Batch, name: str, series: list[str]) -> None:
-        """Remove the series with these labels, and let others write in between."""
-        left = series
+    def _remove_series(self, batch: Batch, name: str, series: list[str]) -> bool:
+        """Remove the series with these labels, and let others write in between; return whether their fields could be named."""
+        left, done = series, 0
 
         def remove_some(cursor: sqlite3.Cursor) -> bool:
-            nonlocal left
-            left = left[_Metric(cursor, name).remove(batch, left) :]
-            return bool(left)
+            nonlocal left, done
+            done = _Metric(cursor, name).remove(batch, left)
+            left = left[done:]
+            return done >= 0 and bool(left)
 
         if left:
             self._in_pieces(remove_some)
+        return done >= 0
+
+    def _remove_fields(self, batch: Batch, name: str, fields: list[str]) -> None:
+        """Remove these fields, and let others write in between."""
+
+        def remove_some(cursor: sqlite3.Cursor) -> bool:
+            _Metric(cursor, name).remove_fields(batch, fields[:MOST_FIELDS])
+            del fields[:MOST_FIELDS]
+            return bool(fields)
+
+        self._in_pieces(remove_some)
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         return self._used(self._read, "read", names)
@@ -529,22 +556,39 @@ class _Metric:
         )
 
     def remove(self, batch: Batch, series: Sequence[str]) -> int:
-        """Remove some of these series, the first ones, and return how many: all where the batch was applied."""
-        mark = self._get(MARK + batch.writer)
-        if mark is not None and Mark.loads(mark).sequence >= batch.sequence:
+        """Remove some of these series, the first ones, and return how many: all where the batch was applied.
+
+        It is -1 where their fields begin in too many ways, as in a gauge with values of hundreds of processes.
+        """
+        if self._has_applied(batch):
             return len(series)
         doomed: list[str] = []
         stems, bounds, done = self._stems(), _Bounds(self), 0
+        if len(stems) > MOST_STEMS:
+            return -1
         while done < len(series) and (not done or len(doomed) < MOST_FIELDS):
             doomed += _fields_of(series[done], stems, bounds)
             done += 1
         self._delete(doomed)
         return done
 
+    def remove_fields(self, batch: Batch, fields: Iterable[str]) -> None:
+        """Remove these fields unless the batch was applied."""
+        if not self._has_applied(batch):
+            self._delete(fields)
+
+    def _has_applied(self, batch: Batch) -> bool:
+        mark = self._get(MARK + batch.writer)
+        return mark is not None and Mark.loads(mark).sequence >= batch.sequence
+
     def _stems(self) -> list[str]:
-        """How the fields of series begin, before their labels, found by a look at the index of the table for each."""
-        stems, field = [], self.first("")
-        while field is not None:
+        """How the fields of series begin, before their labels, found by a look at the index of the table for each.
+
+        It looks no further once there are too many.
+        """
+        stems: list[str] = []
+        field = self.first("")
+        while field is not None and len(stems) <= MOST_STEMS:
             stem, brace, _ = field.partition("{")
             if brace:
                 stems.append(stem)
@@ -711,14 +755,20 @@ def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[
     for name in names:
         if not isinstance(name, str):
             raise foreign(_text(name), TypeError(f"expected a metric_key that is text, got {name!r:.80}"))
-        if not name.startswith(ID) and (fields := _fields(cursor, name)):
-            yield name, fields
+        if not name.startswith(ID) and (parts := list(_parts(cursor, name))):
+            yield name, parts[0] if len(parts) == 1 else Parts(parts)
 
 
-def _fields(cursor: sqlite3.Cursor, name: str) -> Mapping[str, Any]:
-    """The fields of a metric. Raises StorageError for what is neither text nor number."""
+def _parts(cursor: sqlite3.Cursor, name: str) -> Iterator[dict[str, Any]]:
+    """The fields of a metric, in parts. Raises StorageError for what is neither text nor number."""
+    rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ? ORDER BY subkey", (name,))
+    while part := _fields(name, islice(rows, MOST_TOGETHER)):
+        yield part
+
+
+def _fields(name: str, rows: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Those of one part."""
     try:
-        rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ? ORDER BY subkey", (name,))
         fields = {field: math.nan if value is None else value for field, value in rows}
     except sqlite3.OperationalError as error:
         if "decode" in str(error):
