@@ -404,7 +404,7 @@ local function wanted(labels)
 end
 
 local reply = redis.call('HSCAN', key, cursor, 'COUNT', count)
-local found, seen, doomed, stems = {reply[1]}, {}, {}, known[3]
+local found, seen, entered, doomed, stems = {reply[1]}, {}, {}, {}, known[3]
 for i = 1, #reply[2], 2 do
   local field = reply[2][i]
   local stem, labels = stem_of(field), string.match(field, '{.*$')
@@ -417,7 +417,8 @@ for i = 1, #reply[2], 2 do
   end
   if labels and seen[labels] then
     doomed[#doomed + 1] = field
-    stems = stems and with_stem(stems, field)
+    stems = stems and not entered[stem] and with_stem(stems, field) or stems
+    entered[stem] = true
   end
 end
 if stems ~= known[3] then redis.call('HSET', key, '#stems', stems) end
