@@ -11,20 +11,21 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, ParamSpec, TypeVar
 
 from . import log, servers
 from .cells import FREE_THREADED, Cell, Entry, Kept, Note, Pending, Removal, in_one_scrape, numbers
-from .family import LEASE_SECONDS, Family
+from .family import LEASE_SECONDS, OVERFLOW, Family
 from .forks import FORKS
-from .health import BATCHES_RETRIED, Health
+from .health import BATCHES_RETRIED, SERIES_REFUSED, Health
 from .interruption import ends_greenlet, interruption, is_own, locked, release_own
 from .journal import Journals
-from .storage import FORK_SECONDS, Batch, Outcome, Snapshot, Storage, StorageError, Update
+from .storage import FORK_SECONDS, Batch, Limits, Outcome, Snapshot, Storage, StorageError, Update
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,6 +70,8 @@ class Buffer:
         self._interval = 0.0
         self._threaded = True
         self._renew_seconds: float | None = None
+        self.limits: Mapping[str, float] = {}
+        """Of the series of metrics that ask for none of their own, by the names that `Family` has for them."""
         self._metrics: dict[str, list[weakref.ref[Pending]]] = {}
         """By their names, those of one name in the order of their declarations."""
         self.health = Health(self)
@@ -97,6 +100,8 @@ class Buffer:
         """Whether somebody else sends what is pending."""
         self._applied: set[str] = set()
         self._declared: dict[str, str] = {}
+        self._limits: dict[str, Limits] = {}
+        """Of metrics that were sent, which may be gone when this process leaves."""
         self._refused: dict[str, str] = {}
         """Metrics that the storage refuses, and why; what they gather waits."""
         self._refused_at = 0.0
@@ -104,6 +109,7 @@ class Buffer:
         self._regained: set[str] = set()
         """Metrics that it refused once, and does no more."""
         self._replaced: set[str] = set()
+        self._overflowed: set[str] = set()
         self._sending = threading.RLock()
         self._sender: int | None = None
         self._thread: threading.Thread | None = None
@@ -233,6 +239,7 @@ class Buffer:
         *,
         threaded: bool = True,
         journals: Journals | None = None,
+        limits: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Use this storage from now on; what was pending goes to the one before, if that can be reached.
 
@@ -244,11 +251,17 @@ class Buffer:
         if not self._used:
             self._used = True
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
-        self._in_turn(self._attach, storage, interval, renew_seconds, threaded, journals)
+        self._in_turn(self._attach, storage, interval, renew_seconds, threaded, journals, limits)
         self._wake.put(None)
 
     def _attach(
-        self, storage: Storage, interval: float, renew_seconds: float | None, threaded: bool, journals: Journals | None
+        self,
+        storage: Storage,
+        interval: float,
+        renew_seconds: float | None,
+        threaded: bool,
+        journals: Journals | None,
+        limits: Mapping[str, float],
     ) -> None:
         self._leave(returning=True)
         self._close_journal(keep=False)
@@ -257,10 +270,14 @@ class Buffer:
         self._applied.clear()
         self._declared.clear()
         self._refused.clear()
+        self._overflowed.clear()
         next_renewal = time.monotonic() + (renew_seconds or 0.0)
         self.storage, self._journals, self._threaded = storage, journals, threaded
         self._interval, self._renew_seconds, self._next_renewal = interval, renew_seconds, next_renewal
         self.write_through = interval == 0 or self._leaving
+        self.limits = limits
+        for pending in self._all_metrics():
+            pending.limit()
         self._retry_at = self._next_beat = 0.0
         self._replay_due = self._restart_due = True
         self._restart()
@@ -517,6 +534,9 @@ class Buffer:
             self._next_beat = now + BEAT_SECONDS
             self._replay_due = self._journals is not None
             told = self._rouse(beat=True)
+            swept = [pending for pending in self._all_metrics() if pending.is_to_be_swept(now)]
+            self._queue.extend(swept)
+            told = told or bool(swept)
         if self._renew_seconds is not None and now >= self._next_renewal:
             self._next_renewal = now + self._renew_seconds
             self._queue.extend(self._all_metrics())
@@ -567,7 +587,7 @@ class Buffer:
             if isinstance(error, StorageError):
                 raise
             log.defer(logging.ERROR, "the storage raised an error that nobody foresaw", error=error)
-            raise StorageError(f"the storage failed: {error!r}") from error
+            raise StorageError(f"the storage failed: {type(error).__name__}: {error}") from error
 
     def _emit(self) -> None:
         """Log what there was to say, unless this is amid another turn, which a handler has interrupted."""
@@ -683,8 +703,10 @@ class Buffer:
                 continue
             update = updates.get(family.name)
             if update is None:
-                meta = (self.last_declared(family.name) or entry.pending).meta
-                update = updates[family.name] = Update(family.name, meta, [], self._declared.get(family.name) != meta)
+                last = self.last_declared(family.name) or entry.pending
+                is_new = self._declared.get(family.name) != last.meta
+                limits = self._limits[family.name] = last.family.limits
+                update = updates[family.name] = Update(family.name, last.meta, [], is_new, limits)
             update.operations.extend(operations)
         if again:
             self._queue.extend(self._taken)
@@ -715,6 +737,8 @@ class Buffer:
         self._declared.update((update.name, update.meta) for update in batch.updates if update.declare)
         self._book_refusals(batch, outcome)
         self._tell_of_replaced(batch, outcome)
+        for name, count in outcome.overflowed.items():
+            self.overflowed(name, count)
         if self._interval and not batch.leaving:
             self.health.flushes.observe(time.monotonic() - self._first_try)
         self._landed()
@@ -742,6 +766,15 @@ class Buffer:
                 self._replaced.add(update.name)
                 changes = Family.from_meta(update.meta).changed_since(outcome.replaced[update.name])
                 log.defer(logging.WARNING, f"metric {update.name} was declared otherwise before; its counts go on: {changes}")
+
+    def overflowed(self, name: str, count: int = 1) -> None:
+        """Count series that were over the limit of their metric, and say so once per process and metric."""
+        if self.storage is not None:
+            self.health.count(SERIES_REFUSED, count)
+        if name not in self._overflowed:
+            self._overflowed.add(name)
+            reason = "has as many series as it may have (max_series, PDC_MAX_SERIES)"
+            log.defer(logging.WARNING, f"metric {name} {reason}: new ones count as {OVERFLOW!r}")
 
     def _landed(self) -> None:
         """Note that nothing is in flight any more."""
@@ -789,7 +822,8 @@ class Buffer:
 
         Return whether the storage has it.
         """
-        batch = self._in_flight = self._batch([Update(name, "", []) for name in names], leaving=True)  # it declares nothing
+        updates = [Update(name, "", [], limits=self._limits.get(name, Limits())) for name in names]  # it declares nothing
+        batch = self._in_flight = self._batch(updates, leaving=True)
         with suppress(StorageError, NotConfigured):
             self._sending_with(partial(self._send_batch, batch))
         has_left = self._in_flight is None

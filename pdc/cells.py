@@ -7,16 +7,17 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from json.encoder import encode_basestring_ascii as spell
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from . import log
 from .family import EXEMPLAR, Family, labels_with, shows_created
 from .forks import FORKS
 from .interruption import is_raised_by_handler, release_own
-from .storage import Kind, Operation, Stamped
+from .storage import SWEEPS, Kind, Operation, Stamped, updated
 
 if TYPE_CHECKING:
     from .buffer import Buffer
@@ -123,11 +124,11 @@ class Pending:
     It counts once the buffer has adopted it, and until it is `retired`, as nobody has the metric any more.
     """
 
-    def __init__(self, buffer: Buffer, family: Family) -> None:
+    def __init__(self, buffer: Buffer, family: Family, limits: Mapping[str, float | None] = MappingProxyType({})) -> None:
         self.buffer = buffer
+        self._limits = limits
         self.family = family
-        self.meta = family.meta
-        """What the storage keeps of the family, made once."""
+        self.limit()
         self.retired = False
         self.lock = threading.RLock()
         """Of the cells, for moments in which nothing else can run in the same thread; see `Cell`."""
@@ -135,10 +136,24 @@ class Pending:
         self.removal: Removal | None = None
         """The last one that waits to be sent, which takes in more."""
         self.computed = False
+        self._updated: dict[Cell, float] = {}
+        """When cells were updated last, where idle series go."""
+        self._sweep_at = 0.0
 
     @property
     def pending(self) -> Pending:
         return self
+
+    def limit(self) -> None:
+        """Have the limits of the metric, or where it has none, those that `setup` gave to all; only labels make series."""
+        if self.family.labelnames:
+            own = {name: limit for name, limit in self._limits.items() if limit is not None}
+            limits: dict[str, Any] = {**self.buffer.limits, **own}
+            for name, limit in limits.items():
+                limits[name] = 0 if limit == math.inf else limit
+            self.family = self.family._replace(**limits)
+        self.meta = self.family.meta
+        """What the storage keeps of the family, made once."""
 
     def take(self) -> list[Operation]:
         return []
@@ -172,11 +187,24 @@ class Pending:
         return self.buffer.last_declared(self.family.name) in (self, None)
 
     def all_again(self) -> list[Cell]:
-        """All cells, which are to be told even where nothing changed."""
+        """All cells but idle ones, which are to be told even where nothing changed."""
         cells = list(self.cells)
         for cell in cells:
             cell.forget_stored()
-        return cells
+        idle_since = time.monotonic() - (self.family.expire_series or math.inf)
+        return [cell for cell in cells if self._updated.get(cell, math.inf) > idle_since]
+
+    def note_update(self, cell: Cell) -> Operation:
+        """Note that the cell is updated, here and in the storage."""
+        self._updated[cell] = time.monotonic()
+        return updated(cell.labels)
+
+    def is_to_be_swept(self, now: float) -> bool:
+        """Whether the storage has to look for idle series, though nothing may be updated."""
+        if not self.family.expire_series or now < self._sweep_at:
+            return False
+        self._sweep_at = now + self.family.expire_series / SWEEPS
+        return True
 
     def drop(self, cells: Iterable[Cell]) -> None:
         """Forget these series; whoever still holds one updates it in vain."""
@@ -187,6 +215,7 @@ class Pending:
         for cell in cells:
             cell.drop()
             self.cells.pop(cell, None)
+            self._updated.pop(cell, None)
 
     def remove(self, kind: Kind, labels: str, cells: Iterable[Cell] = ()) -> None:
         """Remove series of the storage by all or some of their labels (JSON), as that kind says, and forget these `cells`."""
@@ -403,10 +432,14 @@ class Cell:
 
     def take(self) -> list[Operation]:
         with self.pending.lock:
+            was_updated = self.queued
             self.queued = self.quiet = False
             if self.dropped:
                 return []
-            return self.operations()
+            operations = self.operations()
+        if self.pending.family.expire_series and (was_updated or (operations and isinstance(self, Computed))):
+            operations.append(self.pending.note_update(self))
+        return operations
 
     def drop(self) -> None:
         """Never send anything again; whoever still holds the series updates it in vain."""
@@ -1060,9 +1093,6 @@ class ProcessNumber(Numbers):
         if self.family.live:
             return [], []
         self._slot = int(self.rows[self.at])
-        set_at = self.at + self._slot + 1
-        if self.rows[set_at] > time.monotonic():  # before the host was started again
-            self.rows[set_at] = NEVER
         return [], self.operations()
 
 

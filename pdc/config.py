@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +41,8 @@ def setup(
     flush_interval: float = 0.0,
     journal: str | os.PathLike[str] | bool = True,
     exit_timeout: float = EXIT_SECONDS,
+    max_series: int | None = None,
+    expire_series: float | None = None,
 ) -> None:
     """Say where metrics live: in Redis or in SQLite, exactly one of them.
 
@@ -59,19 +61,24 @@ def setup(
       among temporary files); False is none. A folder of your own must be on a local disk, and for this user only to write.
     - `exit_timeout`: seconds that the end of the process waits for its storages, all together; that of the last call
       counts. What is not sent by then is left to the journal.
+    - `max_series`: how many series a metric with labels may have in the storage, whatever processes make them, unless the
+      metric says so itself; None for no limit. Further ones count as one, whose labels are all ``<overflow>``.
+    - `expire_series`: seconds after which a series of a metric with labels is gone that nobody updated, unless the metric says
+      so itself; None for never. It starts anew with its next update.
 
     Raises ValueError for arguments that make no sense, TypeError for a client that is none, and ImportError where
     `redis` is not installed.
     """
     interval, timeout = _seconds("flush_interval", flush_interval), _seconds("exit_timeout", exit_timeout)
     folder = journal if isinstance(journal, bool) else Path(journal).absolute()  # a daemon changes the working directory
+    limits = {name: limit for name, limit in series_limits(max_series, expire_series).items() if limit is not None}
     if redis is not None and sqlite is None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
         storage = _redis_storage(redis, redis_prefix, expire)
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
-        _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds)
+        _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds, limits)
     elif sqlite is not None and redis is None:
-        _attach_sqlite(sqlite, interval, folder)
+        _attach_sqlite(sqlite, interval, folder, limits)
     else:
         raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
     Buffer.exit_timeout = timeout
@@ -165,7 +172,7 @@ def _others(buffer: Buffer) -> list[Buffer]:
     return [other for other in BUFFERS if other is not buffer and other.storage is not None and other.storage is buffer.storage]
 
 
-def _attach_sqlite(database: Any, interval: float, folder: Path | bool) -> None:
+def _attach_sqlite(database: Any, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:
     from .storage.sqlite import SqliteStorage
 
     storage = SqliteStorage(database)
@@ -175,7 +182,7 @@ def _attach_sqlite(database: Any, interval: float, folder: Path | bool) -> None:
             f"flush_interval={interval:g} needs a connection that a background thread may use: "
             "open it with check_same_thread=False, or give setup() a path"
         )
-    _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, threaded=threaded)
+    _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, limits, threaded=threaded)
 
 
 def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
@@ -194,6 +201,7 @@ def _attach(
     interval: float,
     folder: Path | bool,
     renew_seconds: float,
+    limits: Mapping[str, float],
     *,
     threaded: bool = True,
 ) -> None:
@@ -201,7 +209,7 @@ def _attach(
     before = _storages()
     for buffer in buffers:
         journals = _journals(folder, storage)
-        buffer.attach(storage, interval, renew_seconds, threaded=threaded, journals=journals)
+        buffer.attach(storage, interval, renew_seconds, threaded=threaded, journals=journals, limits=limits)
     for left in before - _storages():
         left.close()
 
@@ -214,6 +222,17 @@ def _journals(folder: Path | bool, storage: Storage) -> Journals | None:
 
 def _storages() -> set[Storage]:
     return {buffer.storage for buffer in BUFFERS if buffer.storage is not None}
+
+
+def series_limits(max_series: Any, expire_series: Any) -> dict[str, float | None]:
+    """The limits of a metric's series by their names, None where there is none. Raises ValueError."""
+    if max_series not in (None, math.inf) and (
+        isinstance(max_series, bool) or not isinstance(max_series, int) or max_series < 1
+    ):
+        raise ValueError(f"max_series must be a whole number, at least 1, None or math.inf (no limit), got {max_series!r}")
+    if expire_series not in (None, math.inf):
+        _seconds("expire_series", expire_series, least=0.001)
+    return {"max_series": max_series, "expire_series": expire_series}
 
 
 def _seconds(name: str, value: Any, least: float = 0.0) -> float:

@@ -20,9 +20,11 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from . import log
-from .storage import MARK, META, Mark, foreign
+from .storage import MARK, META, Limits, Mark, foreign
 
 EXEMPLAR = "#exemplar"
+OVERFLOW = "<overflow>"
+"""The value of all labels of the series for those that are over the limit."""
 LEASE_SECONDS = 15.0
 """A process not seen for so long counts as gone in the live modes of a gauge."""
 
@@ -72,6 +74,10 @@ def text(about: str, value: Any) -> str:
     return clean(str.__str__(value) if isinstance(value, str) else str.__str__(str(value)))
 
 
+_LIMITS = frozenset({"max_series", "expire_series"})
+"""What a stored family has only where it is set."""
+
+
 class Family(NamedTuple):
     """Name (without ``_total``), type and help of a metric, as prometheus_client knows them."""
 
@@ -85,11 +91,22 @@ class Family(NamedTuple):
     bounds: tuple[str, ...] = ()
     """Upper bounds of a histogram's buckets, as ``le`` spells them."""
     states: tuple[str, ...] = ()
+    max_series: int = 0
+    """How many series there may be; 0 for no limit."""
+    expire_series: float = 0.0
+    """After how many seconds without an update a series goes; 0 for never."""
 
     @property
     def meta(self) -> str:
         """The family as ``#meta`` keeps it."""
-        return json.dumps(self._asdict(), separators=(",", ":"))
+        kept = {key: value for key, value in self._asdict().items() if value or key not in _LIMITS}
+        return json.dumps(kept, separators=(",", ":"))
+
+    @property
+    def limits(self) -> Limits:
+        """What the storage has to see to."""
+        overflow = self.labels((OVERFLOW,) * len(self.labelnames)) if self.max_series else ""
+        return Limits(int(self.max_series), overflow, float(self.expire_series))
 
     @classmethod
     def from_meta(cls, meta: str) -> Family:

@@ -33,7 +33,7 @@ BATCHES_RETRIED = Family(
 SERIES_REFUSED = Family(
     "pdc_series_refused",
     "counter",
-    "Updates that all processes counted as <overflow>, since their metric had PDC_MAX_SERIES series.",
+    "Updates and flushes of new series that all processes counted as <overflow>, since their metric had max_series of them.",
 )
 MESSAGES_LOST = Family(
     "pdc_log_messages_lost",
@@ -73,13 +73,13 @@ class Health:
         self._counters: dict[Family, Total] = {}
         self._flushes: Flushes | None = None
 
-    def count(self, family: Family) -> None:
-        """Count one of this counter, to be sent with the next batch."""
+    def count(self, family: Family, amount: float = 1.0) -> None:
+        """Count so many of this counter, to be sent with the next batch."""
         counter = self._counters.get(family)
         if counter is None:
             pending = self._declare(family)
             counter = self._counters.setdefault(family, pending.add(Total(pending, ())))
-        counter.add(0, 1.0)
+        counter.add(0, amount)
         if not counter.queued:
             self._buffer.mark(counter)
 

@@ -15,23 +15,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.validation import _validate_exemplar
 
-from . import health, log
+from . import log
 from .exposition import ASGIApplication, Port, Receive, Response, Scope, Scrape, Send, plain, respond, scrape_from_wsgi
 from .interruption import interruption
 from .log import log_or_raise
-from .metrics import Counter, Gauge, Histogram, StoredMetric
+from .metrics import Counter, Gauge, Histogram
 from .options import Label, OptionError, Options
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-MetricT = TypeVar("MetricT", bound=StoredMetric)
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 OTHER_METHOD = "<other>"
 UNMATCHED = "<unmatched>"
-OVERFLOW = "<overflow>"
 CLIENT_CLOSED_REQUEST = 499
 WITHOUT_BODY = frozenset({204, 304})
 """Of answers that have no body, whatever their headers say."""
@@ -68,9 +66,9 @@ class _Families(NamedTuple):
 
 
 @cache
-def _families(namespace: str, buckets: tuple[float, ...], labels: tuple[str, ...], sizes: bool) -> _Families:
+def _families(namespace: str, buckets: tuple[float, ...], labels: tuple[str, ...], sizes: bool, max_series: int) -> _Families:
     """The metrics of such options, once per process, however many applications it has."""
-    common: dict[str, Any] = {"namespace": namespace, "registry": None}
+    common: dict[str, Any] = {"namespace": namespace, "registry": None, "max_series": max_series}
     answer = ["method", "route", "status", *labels]
 
     def size(name: str, documentation: str) -> Histogram:
@@ -100,9 +98,9 @@ class _WebSocketFamilies(NamedTuple):
 
 
 @cache
-def _websocket_families(namespace: str, labels: tuple[str, ...]) -> _WebSocketFamilies:
+def _websocket_families(namespace: str, labels: tuple[str, ...], max_series: int) -> _WebSocketFamilies:
     """The metrics of WebSockets, which only a process that had one declares."""
-    common: dict[str, Any] = {"namespace": namespace, "registry": None}
+    common: dict[str, Any] = {"namespace": namespace, "registry": None, "max_series": max_series}
     route = ["route", *labels]
     return _WebSocketFamilies(
         Counter("websocket_connections", "WebSocket connections that were accepted.", route, **common),
@@ -132,7 +130,7 @@ class HTTPMetrics:
         self._registry = registry
         self._current_exemplar = _exemplar_source(options)
         options.setup()
-        self.families = _families(options.namespace, options.buckets, tuple(options.labels), options.sizes)
+        self.families = _families(options.namespace, options.buckets, tuple(options.labels), options.sizes, options.max_series)
         exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
@@ -159,7 +157,7 @@ class HTTPMetrics:
         """What adds to the requests in progress of a method."""
         known = self._in_progress.get(method)
         if known is None:
-            known = self.bounded(self.families.in_progress, method)._cell.add
+            known = self.families.in_progress.labels(method)._cell.add
             if (method,) in self.families.in_progress._metrics:  # not the one for all that are over the limit
                 self._in_progress[method] = known
         return known
@@ -169,24 +167,13 @@ class HTTPMetrics:
         values = (method, route, f"{status // 100}xx" if self.options.group_status else str(int(status)), *labels)
         families = self.families
         series = (
-            self.bounded(families.requests, *values),
-            self.bounded(families.duration, *values),
-            [self.bounded(size, *values) for size in families.sizes],
+            families.requests.labels(*values),
+            families.duration.labels(*values),
+            [size.labels(*values) for size in families.sizes],
         )
         if values in families.requests._metrics:  # not one for all that are over the limit
             self.series[method, route, status, labels] = series
         return series
-
-    def bounded(self, metric: MetricT, *values: str) -> MetricT:
-        """The series of a metric with these label values, or one for all that are over the limit of its series."""
-        known: MetricT | None = metric._metrics.get(values)
-        if known is not None:
-            return known
-        if len(metric._metrics) >= self.options.max_series:
-            self._complain(f"{metric} has {self.options.max_series} series (PDC_MAX_SERIES): new ones count as {OVERFLOW!r}")
-            metric.buffer.health.count(health.SERIES_REFUSED)
-            values = (OVERFLOW,) * len(values)
-        return metric.labels(*values)
 
     def labels(self, request: Any) -> tuple[str, ...]:
         """The values of the application's own labels for a request, empty where a callable has none or fails."""
@@ -384,7 +371,7 @@ class Tracker:
             return
         metrics, labels = self._metrics, self._labels
         try:
-            metrics.bounded(metrics.families.exceptions, self._method, self.route, type(error).__name__, *labels).inc()
+            metrics.families.exceptions.labels(self._method, self.route, type(error).__name__, *labels).inc()
         except Exception as error:
             log_or_raise(error, "an exception could not be counted")
 
@@ -471,7 +458,7 @@ class Connection:
             if self._forgotten:
                 return
             self._labels = (self.route, *self._metrics.labels(self.request))
-            self._metrics.bounded(self._families.connections, *self._labels).inc()
+            self._families.connections.labels(*self._labels).inc()
             self._families.in_progress.inc()
         except Exception as error:
             log_or_raise(error, "a WebSocket connection could not be counted")
@@ -488,14 +475,14 @@ class Connection:
             return
         try:
             self._families.in_progress.dec()
-            self._metrics.bounded(self._families.duration, *self._labels).observe(perf_counter() - self._start)
+            self._families.duration.labels(*self._labels).observe(perf_counter() - self._start)
         except Exception as error:
             log_or_raise(error, "a WebSocket connection could not be timed")
 
     @property
     def _families(self) -> _WebSocketFamilies:
         options = self._metrics.options
-        return _websocket_families(options.namespace, tuple(options.labels))
+        return _websocket_families(options.namespace, tuple(options.labels), options.max_series)
 
 
 def _sent_by_server(file: Any, tracker: Tracker) -> Iterable[bytes]:

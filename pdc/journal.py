@@ -25,7 +25,7 @@ import threading
 import time
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,12 +44,15 @@ from .storage import (
     Kind,
     Operation,
     Selectors,
+    Stamped,
     Storage,
     StorageError,
     Update,
+    series_of,
+    updated,
 )
 
-MAGIC = b"pdcjrnl6"
+MAGIC = b"pdcjrnl7"
 SUFFIX = ".journal"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
@@ -61,8 +64,12 @@ LAST, IN_FLIGHT, SINCE, SENDING, SENT_AT, WRITTEN, REPLAYED = range(1, 8)
 """Which numbers of 8 bytes in the header are the last sequence that was used, the one in flight (0: none), when the last one
 was begun (Unix seconds), the one that somebody, not only the owner, is sending right now (0: none), since when, the bytes
 that are written, and whether anybody else has begun to send what is in the file."""
-WRITER, STORAGE, PLACE, OWNER = slice(64, 96), slice(96, 128), slice(128, 160), slice(160, 256)
+WRITER, STORAGE, PLACE, OWNER = slice(64, 96), slice(96, 128), slice(128, 160), slice(160, 248)
 """Where in the header the writer is, the id of the storage and the place of this process, as a number, and the owner."""
+CLOCK = 248
+"""Where in the header the time of day is that the owner had when its `time.monotonic` was 0: that starts anew with the host."""
+HEADER = 256
+"""How long it is."""
 FIRST_BYTES = 4 * 1024 * 1024
 """How long a file is at first, and what is mapped of it: without room on the disk, which is reserved in small steps."""
 MOST_BYTES = 256 * 1024 * 1024
@@ -268,7 +275,7 @@ class LeftJournal:
         file = Descriptor.open(self._path, os.O_RDWR, self._folder)
         try:
             if self._is_left(file):
-                header = os.pread(file.number, OWNER.stop, 0)
+                header = os.pread(file.number, HEADER, 0)
                 if _is_of(header, storage, places):
                     self._send(file, storage, _text(header, STORAGE))
                 elif self._is_older(file, FOREIGN_SECONDS):
@@ -304,7 +311,7 @@ class LeftJournal:
             file.lock()
         except BlockingIOError:
             return False
-        header = os.pread(file.number, OWNER.stop, 0)
+        header = os.pread(file.number, HEADER, 0)
         if os.fstat(file.number).st_nlink == 0 or _is_alive(_text(header, OWNER)):
             return False
         begun = any(header[: len(MAGIC)])
@@ -388,8 +395,8 @@ class Journal:
         self._touched = time.monotonic()
         try:
             self._file.lock()
-            self._grow(OWNER.stop)
-            self._reserve(OWNER.stop)
+            self._grow(HEADER)
+            self._reserve(HEADER)
         except OSError:
             self._remove()
             self.let_go()
@@ -399,7 +406,8 @@ class Journal:
         self._mapping[WRITER] = _field(writer, WRITER)
         self._mapping[PLACE] = _field(place, PLACE)
         self._mapping[OWNER] = _field(life(os.getpid()), OWNER)
-        self._header[WRITTEN] = self._next = OWNER.stop
+        self._note_clock()
+        self._header[WRITTEN] = self._next = HEADER
         self._mapping[: len(MAGIC)] = MAGIC
 
     def belongs_to(self, storage: str) -> None:
@@ -537,10 +545,14 @@ class Journal:
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
+        self._note_clock()
         self._header[LAST] = sequence
         self._header[SINCE] = self._header[SENT_AT] = int(time.time())
         self._header[SENDING] = sequence
         self._header[IN_FLIGHT] = sequence
+
+    def _note_clock(self) -> None:
+        struct.pack_into("=d", self._first, CLOCK, time.time() - time.monotonic())
 
     def failed(self) -> None:
         """Note that the batch in flight is not being sent for now."""
@@ -629,8 +641,8 @@ def _let_count(rows: memoryview[float], at: int, *, counts: bool) -> None:
 
 def written(file: int) -> bytes:
     """The bytes of a journal that are written: the rest of the file may be long, and has nothing in it."""
-    header = os.pread(file, OWNER.stop, 0)
-    if len(header) < OWNER.stop:
+    header = os.pread(file, HEADER, 0)
+    if len(header) < HEADER:
         return header
     length = min(struct.unpack_from("=Q", header, WRITTEN * 8)[0], MOST_BYTES)
     with os.fdopen(os.dup(file), "rb") as opened:
@@ -645,7 +657,7 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
     they are not sent any more. Neither is a batch whose sender was killed in the middle of it, once the storage may have
     forgotten whether it has that: what nobody can know shall not count twice.
     """
-    if len(content) < OWNER.stop or content[: len(MAGIC)] != MAGIC:
+    if len(content) < HEADER or content[: len(MAGIC)] != MAGIC:
         raise DamagedJournal(f"expected a file that starts with {MAGIC!r}, got {content[: len(MAGIC)]!r}")
     header = memoryview(content)[: WRITER.start].cast("Q")
     if header[WRITTEN] > len(content):
@@ -653,6 +665,7 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
     last, in_flight = header[LAST], header[IN_FLIGHT]
     writer = content[WRITER].rstrip(b"\0").decode("ascii", "replace")
     counted = header[SINCE] < now - FORGET_VALUES_SECONDS
+    clock = struct.unpack_from("=d", content, CLOCK)[0] - (now - time.monotonic())
     families, entries = _entries(content, writer, in_flight=bool(in_flight))
     sending, forgotten = header[SENDING], not 0 <= now - header[SENT_AT] <= FORGET_WRITER_SECONDS
     for sequence, operations in ((in_flight, 0), (last + 1, 1)):
@@ -660,8 +673,11 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
             continue
         updates: dict[str, Update] = {}
         for family, *left in entries:
-            update = updates.setdefault(family.name, Update(family.name, family.meta, []))
-            update.operations.extend(each for each in left[operations] if not (counted and each.kind is Kind.STAMP))
+            update = updates.setdefault(family.name, Update(family.name, family.meta, [], limits=family.limits))
+            update.operations.extend(
+                _timed(each, clock) for each in left[operations] if not counted or each.kind is not Kind.STAMP
+            )
+            update.operations.extend(_notes_of_updates(family, left[operations]))
         found = [update for update in updates.values() if update.operations]
         if found and sequence == sending and forgotten:
             log.defer(
@@ -672,7 +688,8 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
             )
         elif found:
             yield Batch(writer, sequence, found)
-    yield Batch(writer, last + 2, [Update(name, "", []) for name in sorted({family.name for family in families})], leaving=True)
+    ended = {family.name: Update(family.name, "", [], limits=family.limits) for family in families}
+    yield Batch(writer, last + 2, [ended[name] for name in sorted(ended)], leaving=True)
 
 
 _Left = tuple[Family, list[Operation], list[Operation]]
@@ -699,9 +716,29 @@ def _entries(content: bytes, writer: str, *, in_flight: bool) -> tuple[list[Fami
         raise DamagedJournal(f"a record has impossible numbers or labels: {error}") from error
 
 
+def _timed(operation: Operation, clock: float) -> Operation:
+    """The operation with the time at which a value was set by our clock, whose 0 was so long after that of the owner's.
+
+    A time that has not come yet is none: the time of day was put back since.
+    """
+    value = operation.value
+    if not isinstance(value, Stamped) or value.set_at is None:
+        return operation
+    set_at = value.set_at + clock
+    return operation._replace(value=value._replace(set_at=set_at if set_at <= time.monotonic() else None))
+
+
+def _notes_of_updates(family: Family, operations: Iterable[Operation]) -> list[Operation]:
+    """Where idle series go: that these series are updated, but for values of one process, which may be as they were."""
+    if not family.expire_series:
+        return []
+    changes = (each.field for each in operations if each.kind not in (*REMOVALS, Kind.STAMP))
+    return [updated(labels) for labels in {series_of(field) for field in changes} if labels is not None]
+
+
 def _records(content: bytes) -> Iterator[tuple[int, bytes, memoryview[float]]]:
     """Where the records that count are, their texts, and their numbers."""
-    at, end = OWNER.stop, struct.unpack_from("=Q", content, WRITTEN * 8)[0]
+    at, end = HEADER, struct.unpack_from("=Q", content, WRITTEN * 8)[0]
     while at + RECORD.size <= end:
         marked, count = RECORD.unpack_from(content, at)
         if marked == 0:

@@ -34,7 +34,7 @@ from .cells import (
     Total,
     Turn,
 )
-from .family import Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
+from .family import OVERFLOW, Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
 from .forks import FORKS
 from .interruption import release_own
 from .storage import Kind
@@ -79,8 +79,11 @@ class StoredMetric(MetricWrapperBase):
             registry: CollectorRegistry | None = REGISTRY,
             _labelvalues: Sequence[str] | None = None,
             *args: Any,
+            max_series: float | None = None,
+            expire_series: float | None = None,
             **options: Any,
         ) -> None:
+            limits = config.series_limits(max_series, expire_series)
             self.__dict__ = {**self.__dict__}  # not split, or every child has room for the attributes that only a parent has
             name, namespace, subsystem, unit = [
                 text(about, value) if value else ""
@@ -95,14 +98,31 @@ class StoredMetric(MetricWrapperBase):
             values = _labelvalues if parent is None else self._labelvalues
             super().__init__(name, documentation, labelnames, namespace, subsystem, unit, None, values, *args, **options)
             if parent is None:
-                self._declare(registry)
+                self._declare(registry, limits)
             else:
                 self._holder = parent._holder
                 self._cell = self._new_cell(self._labelvalues)
 
-    def _declare(self, registry: CollectorRegistry | None) -> None:
+    else:
+
+        def __init__(
+            self,
+            name: str,
+            documentation: str,
+            labelnames: Iterable[str] = (),
+            namespace: str = "",
+            subsystem: str = "",
+            unit: str = "",
+            registry: CollectorRegistry | None = REGISTRY,
+            _labelvalues: Sequence[str] | None = None,
+            *,
+            max_series: float | None = None,
+            expire_series: float | None = None,
+        ) -> None: ...
+
+    def _declare(self, registry: CollectorRegistry | None, limits: Mapping[str, float | None]) -> None:
         """Let the registry and the storage have the metric; where that raises, neither has it."""
-        pending = Pending(self.buffer, self._family())
+        pending = Pending(self.buffer, self._family(), limits)
         self._holder = Holder(pending)
         self._cell = _NoCell(self) if self._labelnames else pending.add(self._new_cell(()))
         if registry:
@@ -131,7 +151,9 @@ class StoredMetric(MetricWrapperBase):
     def labels(self: MetricT, *labelvalues: object, **labelkwargs: object) -> MetricT:
         """Return the child for these label values, which the storage shows from now on.
 
-        Raises ValueError where the labels are not those of the metric.
+        A metric with `max_series` has a child for all that are over the limit. With `expire_series` the storage forgets a
+        child that is not updated for so many seconds; it starts anew with its next update. Raises ValueError where the labels
+        are not those of the metric.
         """
         values: Any = self._values_by_name(labelvalues, labelkwargs) if labelkwargs else labelvalues
         for value in values:
@@ -154,6 +176,12 @@ class StoredMetric(MetricWrapperBase):
             raise ValueError(f"{self} already has labels set ({labels}); can not chain calls to .labels()")
         self._check_label_count(values)
         values = tuple(map(clean, values))
+        if self._is_full() and values not in self._metrics:
+            self.buffer.overflowed(self._name)
+            values = (OVERFLOW,) * len(values)
+        known: MetricT | None = self._metrics.get(values)
+        if known is not None:
+            return known
         new = self._new_child(values)
         self._pending.add(new._cell)
         child: MetricT = self._metrics.setdefault(values, new)
@@ -161,6 +189,11 @@ class StoredMetric(MetricWrapperBase):
             self._pending.cells.pop(new._cell, None)
         self.buffer.declare(child._cell)
         return child
+
+    def _is_full(self) -> bool:
+        """Whether this process has as many series of the metric as the storage may have, without the one for the others."""
+        most = self._pending.family.max_series
+        return 0 < most <= len(self._metrics) - ((OVERFLOW,) * len(self._labelnames) in self._metrics)
 
     def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
         child = object.__new__(type(self))
@@ -393,9 +426,12 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         registry: CollectorRegistry | None = REGISTRY,
         _labelvalues: Sequence[str] | None = None,
         multiprocess_mode: str = "shared",
+        *,
+        max_series: float | None = None,
+        expire_series: float | None = None,
     ) -> None:
-        mode: Any = multiprocess_mode
-        super().__init__(name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, mode)
+        arguments: Any = name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, multiprocess_mode
+        super().__init__(*arguments, max_series=max_series, expire_series=expire_series)
 
     def _family(self) -> Family:
         mode = text("multiprocess_mode", self._multiprocess_mode)
@@ -508,6 +544,24 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
 
     _cell: Buckets
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            documentation: str,
+            labelnames: Iterable[str] = (),
+            namespace: str = "",
+            subsystem: str = "",
+            unit: str = "",
+            registry: CollectorRegistry | None = REGISTRY,
+            _labelvalues: Sequence[str] | None = None,
+            buckets: Sequence[float | str] = prometheus_client.Histogram.DEFAULT_BUCKETS,
+            *,
+            max_series: float | None = None,
+            expire_series: float | None = None,
+        ) -> None: ...
+
     def _family(self) -> Family:
         if any(bound != bound for bound in self._upper_bounds):
             raise ValueError(f"each bucket must be a number, got {self._upper_bounds}")
@@ -593,6 +647,24 @@ class Enum(StoredMetric, prometheus_client.Enum):
     """An enum metric of `prometheus_client.Enum`: the state that a process sets last is what all show."""
 
     _cell: Text
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            documentation: str,
+            labelnames: Iterable[str] = (),
+            namespace: str = "",
+            subsystem: str = "",
+            unit: str = "",
+            registry: CollectorRegistry | None = REGISTRY,
+            _labelvalues: Sequence[str] | None = None,
+            states: Sequence[str] | None = None,
+            *,
+            max_series: float | None = None,
+            expire_series: float | None = None,
+        ) -> None: ...
 
     def _family(self) -> Family:
         self._states = tuple(dict.fromkeys([text("each state", state) for state in self._states]))

@@ -9,11 +9,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from . import config, log
 from .metrics import Histogram
+from .storage import is_url, without_secrets
 
 Label = str | Callable[[Any], object]
 """The value of a label of the application's own: a text, or a callable that takes the request of the framework."""
@@ -50,10 +52,12 @@ class Option:
 
     parse: Callable[[Any], Any]
     allowed: str
+    secret: bool = False
+    """Whether no error shows the value, whatever its type."""
 
 
 def _option(default: Any, parse: Callable[[Any], Any], allowed: str, *, secret: bool = False) -> Any:
-    option = Option(parse=parse, allowed=allowed)
+    option = Option(parse=parse, allowed=allowed, secret=secret)
     return field(default_factory=lambda: default, repr=not secret, metadata={"option": option})
 
 
@@ -63,8 +67,20 @@ def _text(value: Any) -> str:
     return value
 
 
+def _token(value: Any) -> str:
+    if not _text(value).strip():  # a variable that nobody has set, where everybody would guess the token
+        raise ValueError(value)
+    return _text(value)
+
+
 def _path(value: Any) -> str:
     return _text(os.fspath(value))
+
+
+def _file(value: Any) -> str:
+    if is_url(path := _path(value)):
+        raise ValueError(value)
+    return path
 
 
 def _flag(value: Any) -> bool:
@@ -169,7 +185,7 @@ class Options:
     """What can be configured. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
 
     redis_url: str | None = _option(None, _text, "a URL such as redis://localhost:6379/0", secret=True)
-    sqlite_path: str | None = _option(None, _path, "the path of a file")
+    sqlite_path: str | None = _option(None, _file, "the path of a file, no URL")
     redis_prefix: str = _option("", _text, "a text")
     redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
     flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
@@ -177,7 +193,7 @@ class Options:
     exit_timeout: float = _option(2.0, _seconds, "seconds, 0 to leave at once")
     metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
     metrics_port: tuple[str, int] | None = _option(None, _address, "a port, or an address and a port: 127.0.0.1:9100")
-    metrics_token: str | None = _option(None, _text, "the bearer token that a scrape must send", secret=True)
+    metrics_token: str | None = _option(None, _token, "the bearer token that a scrape must send, not empty", secret=True)
     namespace: str = _option("", _namespace, "letters, digits and underscores")
     buckets: tuple[float, ...] = _option(Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds")
     exclude_paths: tuple[str | re.Pattern[str], ...] = _option(
@@ -188,6 +204,7 @@ class Options:
     sizes: bool = _option(False, _flag, "true or false")
     exemplars: bool | Callable[[], Mapping[str, str] | None] = _option(False, _exemplars, "true, false or a callable")
     max_series: int = _option(10_000, _count, "a whole number, at least 1")
+    expire_series: float | None = _option(None, _expiry, "seconds, more than 0, or None (never)")
     enabled: bool = _option(True, _flag, "true or false")
 
     @classmethod
@@ -234,6 +251,7 @@ class Options:
                 flush_interval=self.flush_interval,
                 journal=self.journal,
                 exit_timeout=self.exit_timeout,
+                expire_series=self.expire_series,
             )
         elif self.sqlite_path is not None or before is None:
             config.setup(
@@ -241,6 +259,7 @@ class Options:
                 flush_interval=self.flush_interval,
                 journal=self.journal,
                 exit_timeout=self.exit_timeout,
+                expire_series=self.expire_series,
             )
         if before is not None and str(before) != str(config.DEFAULT.storage):
             text = "the metrics of this process go to %s from now on, no longer to %s"
@@ -251,10 +270,10 @@ def setup_from_environ(**options: Any) -> None:
     """Set up the storage that the environment names, in a program that no framework configures: a job, a worker, a function.
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given;
-    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL`` and ``PDC_EXIT_TIMEOUT``
-    (2 seconds) are the others. They mean what they do in web applications, so that one environment serves all programs. A
-    keyword comes before its variable: ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError,
-    which is a ValueError.
+    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``, ``PDC_EXIT_TIMEOUT``
+    (2 seconds) and ``PDC_EXPIRE_SERIES`` are the others. They mean what they do in web applications, so that one
+    environment serves all programs. A keyword comes before its variable:
+    ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()
 
@@ -265,7 +284,7 @@ def _with_hint(name: str, known: Iterable[str]) -> str:
 
 
 def _parsed(name: str, value: Any, option: Option) -> Any:
-    try:
+    with suppress(ValueError, TypeError, KeyError):
         return option.parse(value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise OptionError(f"{name} must be {option.allowed}, got {value!r}") from error
+    got = f"a value of type {type(value).__qualname__}" if option.secret else without_secrets(repr(value))
+    raise OptionError(f"{name} must be {option.allowed}, got {got}")

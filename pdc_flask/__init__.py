@@ -28,8 +28,8 @@ class PrometheusMetrics(ViewMetrics):
     ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``,
     ``PDC_FLUSH_INTERVAL``, ``PDC_JOURNAL``, ``PDC_EXIT_TIMEOUT``, ``PDC_METRICS_PATH``, ``PDC_METRICS_PORT``,
     ``PDC_METRICS_TOKEN``, ``PDC_NAMESPACE``, ``PDC_BUCKETS``, ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``,
-    ``PDC_SIZES``, ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``, ``PDC_ENABLED``. Requests of a view that ``@metrics.exclude``
-    decorates, below ``@app.route``, are not counted.
+    ``PDC_SIZES``, ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``, ``PDC_EXPIRE_SERIES``, ``PDC_ENABLED``. Requests of a view that
+    ``@metrics.exclude`` decorates, below ``@app.route``, are not counted.
     """
 
     exclude = staticmethod(exclude)

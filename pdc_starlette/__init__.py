@@ -32,8 +32,8 @@ class PrometheusMiddleware:
     Options are keywords, or environment variables such as ``PDC_REDIS_URL`` for ``redis_url``: ``redis_url`` or
     ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``, ``journal``,
     ``exit_timeout``, ``metrics_path`` (not counted), ``metrics_port``, ``metrics_token``, ``namespace``, ``buckets``,
-    ``exclude_paths``, ``group_status``, ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``enabled``. Requests of an
-    endpoint that `exclude` decorates, below its route, are not counted.
+    ``exclude_paths``, ``group_status``, ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``expire_series``, ``enabled``.
+    Requests of an endpoint that `exclude` decorates, below its route, are not counted.
 
     A wrong or unknown one fails the start of the application.
     """

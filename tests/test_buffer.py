@@ -49,7 +49,7 @@ class Recorder:
         """Keep the batch."""
         self.batches.append(batch)
         self.during()
-        return self.outcomes.pop(0) if self.outcomes else Outcome(set(), {}, {})
+        return self.outcomes.pop(0) if self.outcomes else Outcome(set(), {}, {}, {})
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Know all metrics that were sent."""
@@ -174,7 +174,7 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
         refused.labels(number).inc()
     for number in range(3 * buffer_module.MOST_ENTRIES):
         hits.labels(number).inc()
-    refusal = Outcome(set(), {}, {"refused": "somebody else's"})
+    refusal = Outcome(set(), {}, {"refused": "somebody else's"}, {})
     recorder.during = lambda: fail() if len(recorder.batches) == 3 else recorder.outcomes.append(refusal)
     with pytest.raises(StorageError, match="the storage is down"):
         buffer.flush()
@@ -522,14 +522,14 @@ def test_a_refused_metric_does_not_hold_up_the_others(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A metric that the storage refuses is sent no more until that asks for it, or the next setup; flushes and scrapes tell."""
-    recorder.outcomes = [Outcome(set(), {}, {"hits": "because"})]
+    recorder.outcomes = [Outcome(set(), {}, {"hits": "because"}, {})]
     counter.inc()
     recorder.batches.clear()
     for _ in range(10):
         counter.inc()
         gauge.inc()
     assert {update.name for batch in recorder.batches for update in batch.updates} == {"level"}
-    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, {"hits": "because"}))
+    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, {"hits": "because"}, {}))
     for call in (buffer.flush, buffer.read, partial(buffer.read, ["hits"])):
         with pytest.raises(StorageError, match="metric 'hits' is refused: because"):
             call()
@@ -548,7 +548,7 @@ def test_a_refused_metric_does_not_hold_up_the_others(
 def test_a_refused_metric_that_goes_is_missing_no_more(buffer: Buffer, recorder: Recorder) -> None:
     """Scrapes and flushes do not fail because of a metric that nobody has any more."""
     metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
-    recorder.outcomes = [Outcome(set(), {}, {"gone": "because"})]
+    recorder.outcomes = [Outcome(set(), {}, {"gone": "because"}, {})]
     counter = metric("gone", "Gone.", registry=None)
     with pytest.raises(StorageError, match="metric 'gone' is refused"):
         buffer.read()
@@ -563,8 +563,8 @@ def test_what_is_refused_to_the_end_is_lost(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture, end: Callable[[Buffer], None]
 ) -> None:
     """The log says so when a process ends whose metric the storage refuses."""
-    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, {"hits": "because"}))
-    recorder.outcomes = [Outcome(set(), {}, {"hits": "because"})]
+    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, {"hits": "because"}, {}))
+    recorder.outcomes = [Outcome(set(), {}, {"hits": "because"}, {})]
     counter.inc(5)
     end(buffer)
     assert caplog.messages[-1] == "metrics that could not be sent are lost: metric 'hits' is refused: because"
@@ -583,8 +583,8 @@ def test_a_refused_metric_is_asked_for_now_and_then(
     info = type("Info", (pdc.Info,), {"buffer": buffer})("info", "Info.", registry=registry)
     buffer.flush()
     refused = dict.fromkeys(("hits", "level", "info"), "because")
-    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, refused))
-    recorder.outcomes = [Outcome(set(), {}, {name: "because"}) for name in refused]
+    recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, refused, {}))
+    recorder.outcomes = [Outcome(set(), {}, {name: "because"}, {}) for name in refused]
     counter.inc(5)
     gauge.set(7)
     info.info({"a": "1"})
@@ -614,7 +614,7 @@ def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: p
     """Where the storage did not know a metric that it had, all metrics are told again, without what was sent before."""
     counter.inc(5)
     recorder.batches.clear()
-    recorder.outcomes = [Outcome({"level"}, {}, {})]
+    recorder.outcomes = [Outcome({"level"}, {}, {}, {})]
     gauge.inc()
     assert {update.name for update in recorder.batches[1].updates} == {"hits", "level"}
     assert recorder.sent("_total") == [("add", 0.0)]

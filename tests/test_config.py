@@ -47,7 +47,7 @@ def total(name: str = "hits") -> float | None:
         ({"sqlite": 5}, TypeError, "sqlite=.* takes a path or a sqlite3.Connection, got 5"),
         ({"redis": 5}, TypeError, "redis=.* takes a redis.Redis, a redis.RedisCluster or a URL, got a builtins.int"),
         ({"redis": redis.asyncio.Redis()}, TypeError, "takes a redis.Redis.*, got a redis.asyncio.client.Redis"),
-        ({"redis": "localhost:6379"}, ValueError, "redis='localhost:6379'.* expected one like redis://"),
+        ({"redis": "localhost:6379"}, ValueError, "redis='.*'.* expected one like redis://"),
         ({"redis": "http://localhost:6379"}, ValueError, "redis='http://localhost:6379'.* expected one like redis://"),
         ({"redis": "redis://localhost", "redis_prefix": None}, TypeError, "redis_prefix must be a str, got None"),
         ({"redis": "redis://localhost", "redis_prefix": 1}, TypeError, "redis_prefix must be a str, got 1"),
@@ -74,13 +74,30 @@ def test_wrong_arguments_are_refused(
     assert total() == 2
 
 
-@pytest.mark.parametrize("url", ["redis://u:s3cret@host:port", "redis://:p@s3cret@h:1x/0", "http://host?password=s3cret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://u:s3cret@host:port", "redis://:p@s3cret@h:1x/0", "http://host?password=s3cret", "redis:/:s3cret@h"),
+        *(":s3cret@h", "s3cret", "redis//:s3cret@h", "redis://:s3cret", "rediss://u:p/s3cret@h", "redis://[::1:s3cret@h"),
+        *("redis://h?PASSWORD=s3cret", "redis://h?pasword=s3cret", "rediss://h?ssl_password=s3cret&Ssl_Password=s3cret"),
+        *("redis://:p#x@s3cret", "redis://:p?s3cret=1@h", "redis://:p?db=1@s3cret", "unix:///:s3cret@/socket"),
+        *("redis://:1234/s3cret@h", "redis://:1234#s3cret@h", "redis://user:1234?s3cret@h", "unix://:s3cret@/s?x=s3cret"),
+    ],
+)
 def test_a_wrong_url_is_shown_without_its_password(url: str) -> None:
-    """The message quotes the URL, but never the password, nor does what caused it."""
-    with pytest.raises(ValueError, match="expected one like redis://") as raised:
+    """The message never quotes what may be a password, nor does what caused it, however the URL is misspelt."""
+    with pytest.raises(ValueError, match=r"setup\(redis='.*'\) cannot use this URL: ") as raised:
         pdc.setup(redis=url)
     assert "s3cret" not in str(raised.value)
+    assert "1234" not in str(raised.value)
     assert raised.value.__context__ is None
+
+
+def test_a_url_in_place_of_a_path_is_refused() -> None:
+    """The name of a database file, which errors and the log show, is no URL with a password."""
+    with pytest.raises(ValueError, match=r"got a URL: one of Redis is setup\(redis=\.\.\.\)") as raised:
+        pdc.setup(sqlite="redis://:s3cret@localhost")
+    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize("call", [pdc.get_redis_conn, pdc.get_sqlite_conn, pdc.generate_latest, pdc.clear])

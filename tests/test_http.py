@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -98,7 +99,6 @@ def test_an_option_comes_from_the_environment_or_the_settings(name: str, text: s
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("REDIS_URL", 1),
         ("REDIS_EXPIRE", 0),
         ("REDIS_EXPIRE", "soon"),
         ("FLUSH_INTERVAL", -1),
@@ -138,6 +138,29 @@ def test_an_unknown_environment_variable_is_logged(caplog: pytest.LogCaptureFixt
     """A misspelt environment variable is logged: it may belong to another program."""
     Options.load({}, {"PDC_BUCKET": "1"})
     assert "PDC_BUCKET; did you mean PDC_BUCKETS?" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PDC_METRICS_TOKEN", b"s3cret"),
+        ("PDC_METRICS_TOKEN", " "),
+        ("PDC_REDIS_URL", b"redis://:s3cret@localhost"),
+        ("PDC_REDIS_URL", ["redis://:s3cret@localhost"]),
+        ("PDC_REDIS_URL", {"password": "s3cret"}),
+        ("PDC_SQLITE_PATH", "redis://:s3cret@localhost"),
+        ("PDC_SQLITE_PATH", "redis:/:s3cret@localhost"),
+        ("PDC_REDIS_EXPIRE", "redis://:s3cret@localhost"),
+        ("PDC_METRICS_PATH", {"token": "s3cret"}),
+    ],
+)
+def test_a_wrong_value_is_shown_without_secrets(name: str, value: Any) -> None:
+    """The error names the option and what is allowed; it never quotes a token or a password, nor does what caused it."""
+    with pytest.raises(OptionError, match=f"{name} must be .*, got ") as refused:
+        Options.load({name: value}, {})
+    assert "s3cret" not in "".join(traceback.format_exception(refused.value)).replace(repr(value), "")
+    assert "s3cret" not in str(refused.value)
+    assert refused.value.__context__ is None
 
 
 def test_two_storages_are_refused_without_showing_the_url() -> None:

@@ -669,6 +669,19 @@ def test_the_page_asks_for_the_token(make: Make) -> None:
     assert without_durations(page.text) == counted(f"GET {ITEMS} 200")
 
 
+def test_only_who_has_the_token_learns_what_is_wrong(make: Make, tmp_path: Path) -> None:
+    """While the storage cannot be read, the page names it and what helps to readers of metrics; others learn nothing."""
+    app = make(metrics_token="secret", sqlite_path=str(tmp_path / "gone" / "metrics.db"))
+    app.get("/items/tea")
+    for authorization in ("", "Bearer wrong", "Basic c2VjcmV0"):
+        page = app.scrape(Authorization=authorization)
+        assert (page.status, page.text) == (401, "# metrics need the header Authorization: Bearer <token>\n")
+    page = app.scrape(Authorization="Bearer secret")
+    assert page.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert str(tmp_path / "gone") in page.text
+    assert "secret" not in page.text
+
+
 def test_an_outage_of_the_storage_loses_nothing(make: Make, tmp_path: Path) -> None:
     """Without its storage the application answers and the page is a 503; what happened meanwhile is counted later."""
     app = make(sqlite_path=str(tmp_path / "later" / "metrics.db"))

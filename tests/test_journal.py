@@ -17,6 +17,7 @@ import tempfile
 import textwrap
 import threading
 import time
+from array import array
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.exposition
 from pdc.buffer import Buffer
-from pdc.journal import OWNER, SENT_AT, SINCE, Journals, batches, written
+from pdc.journal import CLOCK, OWNER, SENT_AT, SINCE, Journals, batches, written
 from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Selectors, Snapshot, Stamped, StorageError, series_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -323,6 +324,28 @@ def test_metrics_of_every_kind_outlive_a_kill(journal: Journal) -> None:
     assert "level 6.5" in pdc.generate_latest().decode().splitlines()
 
 
+@pytest.mark.parametrize(
+    ("longer_up", "earlier", "latest"), [(1e6, 0.0, "1.0"), (-1e6, 0.0, "1.0"), (0.0, 3600.0, "2.0"), (0.0, -3600.0, "2.0")]
+)
+def test_the_latest_value_is_shown_after_a_start_of_the_host(
+    journal: Journal, longer_up: float, earlier: float, latest: str
+) -> None:
+    """A value in a journal was set when it was by the time of day, however long the host had been up; never in the future."""
+    declared = "recent = pdc.Gauge('recent', 'Latest.', multiprocess_mode='mostrecent')\n"
+    journal.leave(f"{declared}recent.set(2)\npdc.shutdown()")
+    began = time.monotonic()
+    journal.leave(f"{declared}recent.set(1)")
+    (path,) = journal.folder.glob("*.journal")
+    numbers = array("d", path.read_bytes())
+    for index, number in enumerate(numbers):
+        if began <= number <= time.monotonic():
+            numbers[index] = number + longer_up
+    numbers[CLOCK // 8] -= longer_up + earlier
+    path.write_bytes(numbers.tobytes())
+    journal.send()
+    assert f"recent {latest}" in pdc.generate_latest().decode().splitlines()
+
+
 def test_values_that_were_counted_since_are_not_sent_again(journal: Journal) -> None:
     """A day after a kill the storage has counted the values of the process as it knew them: what is older stays out."""
     journal.leave("""
@@ -411,7 +434,7 @@ class Model:
                     for operation in operations:
                         _do(values, update.name, operation)
         self.values, self.last = values, max(self.last, batch.sequence)
-        return Outcome(set(), {}, {})
+        return Outcome(set(), {}, {}, {})
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         """Nobody reads here."""
@@ -562,7 +585,7 @@ def test_journals_are_sent_in_the_order_in_which_they_were_begun(tmp_path: Path,
 
     def apply(batch: Batch) -> Outcome:
         sent.append(batch.writer)
-        return Outcome(set(), {}, {})
+        return Outcome(set(), {}, {}, {})
 
     monkeypatch.setattr(model, "apply", apply)
     journals.replay(model)
@@ -595,7 +618,7 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
             model.apply(batch)
             if model.last == 2:
                 raise Killed
-            return Outcome(set(), {}, {})
+            return Outcome(set(), {}, {}, {})
 
     with pytest.raises(Killed):
         Journals(tmp_path, "model").replay(Last())

@@ -6,6 +6,9 @@ Fields that start with ``#`` are bookkeeping and are never exported:
 - ``#meta``: what the metric is (type, help, unit, labels, bounds), as JSON that only `pdc.family` understands;
 - ``#mark:<writer>``: the last batch of the writer that was applied, and when it was last seen, by the storage's clock;
 - ``#search``: when to search next for writers that are to be forgotten;
+- ``#series``: how many series there are, without those that only living processes have, where a limit needs to know;
+- ``#updated<labels>``: when the series was updated last, by the storage's clock, in a metric whose idle series go;
+- ``#sweep``: when to look for idle ones next;
 - ``#<fate>:<writer>:<labels>``: the value of one process, and when it was set. The fate says what becomes of it when its
   writer has left or is forgotten: ``live`` goes, ``all`` goes too, but not yet when its writer leaves, and ``sum``,
   ``min``, ``max`` and ``mostrecent`` are folded into ``#<fate>::<labels>``, one value for all the dead;
@@ -37,10 +40,15 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 META = "#meta"
 MARK = "#mark:"
 SEARCH = "#search"
+SERIES = "#series"
+UPDATED = "#updated"
+SWEEP = "#sweep"
 BUCKETS = ("_bucket:", "#exemplar_bucket:")
 """How fields begin whose labels are those of their series and ``le``."""
 FOLDED = ("sum", "min", "max", "mostrecent")
 """The fates of values that are folded; those of ``live`` and ``all`` are dropped."""
+SWEEPS = 4
+"""How often idle series are looked for in the time that they stay."""
 
 FORGET_WRITER_SECONDS = 3600.0
 """A writer not seen for so long is forgotten: its mark goes, and its live values with it."""
@@ -116,6 +124,24 @@ class Operation(NamedTuple):
     value: Value | Stamped = 0.0
 
 
+class Limits(NamedTuple):
+    """How many series a metric may have, and how many seconds one stays that is not updated; 0 where there is no limit.
+
+    Operations on a new one that is over the limit are done to another series. Those of `Kind.STAMP` are not: each process has
+    its own limit for values of its own, and the limit holds for those into which they are folded.
+    """
+
+    max_series: int = 0
+    overflow: str = ""
+    """The labels of that other series, as fields spell them."""
+    expire_series: float = 0.0
+
+
+def updated(labels: str) -> Operation:
+    """Note that the series with these labels is updated, when that reaches the storage."""
+    return Operation(Kind.STAMP, UPDATED + labels, Stamped(0.0, math.inf))
+
+
 class Update(NamedTuple):
     """What a batch changes in one metric; with no operations it renews the metric and the writer's mark."""
 
@@ -124,6 +150,7 @@ class Update(NamedTuple):
     operations: list[Operation]
     declare: bool = False
     """Replace the stored ``#meta`` even where there is one: true once per process and metric."""
+    limits: Limits = Limits()
 
     def by_kind(self) -> Iterator[tuple[Kind, list[Operation]]]:
         """Yield the operations in the order in which they apply: removals, then inits, then the rest."""
@@ -161,6 +188,8 @@ class Outcome(NamedTuple):
     """The ``#meta`` of metrics that somebody had declared otherwise before this batch did."""
     refused: dict[str, str]
     """Metrics that can never be applied, with the reason; the others were."""
+    overflowed: dict[str, int]
+    """Metrics with new series over their limit, and how many."""
     storage: str = ""
     """The id of the storage, where the batch came across it."""
 
@@ -230,6 +259,9 @@ class Storage(Protocol):
         Those go before all else in the batch, each at once, in pieces of bounded work: others have their turns in between. A
         removal that was cut short is done again with its batch, and takes along what others have added since; one whose
         batch was applied is not done again.
+
+        Series that were not updated for longer than the limits of their metric say are removed now and then, each at once, by
+        the clock of the storage.
 
         Raises StorageError where that is unknown or failed for any metric: send the very same batch again.
         """
@@ -327,6 +359,27 @@ class Mark(NamedTuple):
     def forgotten(self, now: float) -> bool:
         """Whether the writer was not seen for so long that it does not count any more."""
         return self.seen < now - (FORGET_WRITER_SECONDS if self.fate in ("", "live") else FORGET_VALUES_SECONDS)
+
+
+_HIDDEN = (
+    (re.compile(r"(\b[A-Za-z]{2,}:/+)[^\s'\"]+"), r"\1***"),  # a URL
+    (re.compile(r"((?:pass|secret|token|credential)\w*['\"]?\s*[=:]\s*)[^\s,;&)}\]]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(with args beginning with).*", re.DOTALL), r"\1 ***"),  # where a server knows no AUTH or HELLO
+)
+
+
+def is_url(text: str) -> bool:
+    """Whether the text is a URL, perhaps a misspelt one, and no path."""
+    return re.match(r"[A-Za-z]{2,}:/", text) is not None
+
+
+def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
+    """The text without what may be a password, as drivers quote them, and without these."""
+    for secret in secrets:
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    for pattern, shown in _HIDDEN:
+        text = pattern.sub(shown, text)
+    return text
 
 
 def new_id() -> str:

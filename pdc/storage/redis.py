@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
-from redis.connection import HiredisRespSerializer
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS, HiredisRespSerializer
 from redis.exceptions import (
     AuthenticationError,
     NoPermissionError,
@@ -42,6 +43,7 @@ from . import (
     LEFT_SECONDS,
     MOST_TOGETHER,
     REMOVALS,
+    SWEEPS,
     Batch,
     ForkSafe,
     Kind,
@@ -56,6 +58,8 @@ from . import (
     around_bound,
     foreign,
     new_id,
+    series_of,
+    without_secrets,
 )
 
 CONNECT_SECONDS = 2.0
@@ -105,6 +109,14 @@ local function stem_of(field)
   return stem
 end
 
+local function series_of(field)
+  local labels = string.match(field, '{.*$')
+  if labels and string.match(field, '^#?%a*_bucket:{') then
+    labels = string.gsub(string.gsub(labels, '([{,])"le":"[^"]*",?', '%1', 1), ',}$', '}')
+  end
+  return labels
+end
+
 local function with_stem(stems, field)
   local stem = stem_of(field)
   if not stem or string.find(stems, '\n' .. stem .. '\n', 1, true) then return stems end
@@ -136,6 +148,10 @@ local function clock()
   return time[1] + time[2] / 1000000, string.format('%s.%06d', time[1], time[2])
 end
 
+local function is_idle(since, now, idle)
+  return (tonumber(string.match(since, ' (%S+)$') or '') or 0) <= now - idle
+end
+
 local function remove(key, doomed)
   for from = 1, #doomed, CHUNK do
     redis.call('HDEL', key, unpack(doomed, from, math.min(from + CHUNK - 1, #doomed)))
@@ -145,8 +161,8 @@ end
 )
 _APPLY = r"""
 local prefix, expire, writer, sequence, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
-local forget_writer_after, left_after = tonumber(ARGV[6]), tonumber(ARGV[7])
-local FIRST = 8
+local forget_writer_after, left_after, SWEEPS = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local FIRST = 9
 local now, now_text = clock()
 
 local key, first, last, fields, current, written, stems, is_new
@@ -189,6 +205,54 @@ local function add(before, amount)
   return text(number)
 end
 
+local function others_of(most, overflow)
+  local found, new, elsewhere = {}, {}, {}
+  for i = first, last, 3 do
+    local field = ARGV[i + 1]
+    local labels = series_of(field)
+    if ARGV[i] ~= 'stamp' and labels then
+      if found[labels] == nil then
+        new[#new + 1], found[labels] = labels, false
+      end
+      found[labels] = found[labels] or current[field]
+    end
+    if labels then
+      local stem, le = string.match(field, '^[^{]*'), string.match(stem_of(field), '_bucket:{(.*)$')
+      elsewhere[i] = stem .. (le and overflow[2] .. le .. overflow[3] or overflow[1])
+      fields[#fields + 1] = elsewhere[i]
+    end
+  end
+  return found, new, elsewhere
+end
+
+local function limit(most, overflow)
+  local is_known = true
+  for i = first, last, 3 do is_known = is_known and (ARGV[i] == 'stamp' or current[ARGV[i + 1]]) end
+  if is_known then return 0 end
+  fields = {}
+  local found, new, elsewhere = others_of(most, overflow)
+  read()
+  local has_overflow = false
+  for _, field in pairs(elsewhere) do has_overflow = has_overflow or current[field] end
+  local before = tonumber(current['#series'] or '0')
+  local count, refused = before, 0
+  for _, labels in ipairs(new) do
+    local is_over = count - (has_overflow and 1 or 0) >= most
+    if not found[labels] and labels ~= overflow[1] and is_over then
+      found[labels], refused = 'over', refused + 1
+    elseif not found[labels] and (labels ~= overflow[1] or not has_overflow) then
+      count = count + 1
+      has_overflow = has_overflow or labels == overflow[1]
+    end
+  end
+  if refused > 0 and not has_overflow then count = count + 1 end
+  for i, field in pairs(elsewhere) do
+    if found[series_of(ARGV[i + 1])] == 'over' then ARGV[i + 1] = field end
+  end
+  if count ~= before then put('#series', text(count)) end
+  return refused
+end
+
 local function apply(fate)
   for i = first, last, 3 do
     local kind, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -205,12 +269,13 @@ local function apply(fate)
   return fate
 end
 
-local function update(meta, declare)
+local function update(meta, declare, most, overflow, idle)
   local own_mark = '#mark:' .. writer
-  fields, current, written, stems = {'#prefix', own_mark, '#search', declare and '#meta' or nil}, {}, {}, nil
+  fields = {'#prefix', own_mark, '#search', '#series', '#sweep', declare and '#meta' or nil}
+  current, written, stems = {}, {}, nil
   for i = first, last, 3 do
     local kind = ARGV[i]
-    if kind == 'add' or kind == 'init' then fields[#fields + 1] = ARGV[i + 1] end
+    if kind == 'add' or kind == 'init' or (kind == 'set' and most > 0) then fields[#fields + 1] = ARGV[i + 1] end
   end
   local failed = read()
   if failed then return failed end
@@ -218,13 +283,20 @@ local function update(meta, declare)
   if stored_prefix and stored_prefix ~= prefix then
     return redis.error_reply('PDCPREFIX ' .. stored_prefix)
   end
-  if leaving and not stored_prefix then return {0, 0, 0} end
+  if leaving and not stored_prefix then return {0, 0, 0, 0, 0, 0} end
   is_new = not stored_prefix and redis.call('HLEN', key) == 0
 
   local known, _, fate = parse_mark(stored_mark or '')
   known = tonumber(known)
-  if known < sequence then fate = apply(fate) end
-  local folds, searches = 0, 0
+  local folds, searches, refused, uncounted, sweeps = 0, 0, 0, 0, 0
+  if most > 0 and not current['#series'] then
+    uncounted = is_new and 0 or 1
+    if is_new then put('#series', '0') end
+  end
+  if known < sequence then
+    if most > 0 and uncounted == 0 then refused = limit(most, overflow) end
+    fate = apply(fate)
+  end
   if known <= sequence then
     local seen = now_text
     if leaving and fate == '' then seen = text(now - forget_writer_after + left_after) end
@@ -237,6 +309,11 @@ local function update(meta, declare)
     searches = is_new and 0 or 1
     search_at = now + forget_writer_after
   end
+  local sweep_at = tonumber(current['#sweep'] or '0') or 0
+  if idle > 0 and (sweep_at <= now or sweep_at > now + idle) then
+    sweeps = is_new and 0 or 1
+    put('#sweep', text(now + idle / SWEEPS))
+  end
   if leaving then search_at = math.min(search_at, now + 2 * left_after) end
   if search_at ~= searched_at then put('#search', text(search_at)) end
   if declare or not stored_prefix then
@@ -245,23 +322,26 @@ local function update(meta, declare)
   end
   flush()
   if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
-  if declare and stored_meta and stored_meta ~= meta then return {stored_meta, folds, searches} end
-  return {stored_prefix and stored_mark and 1 or 0, folds, searches}
+  if declare and stored_meta and stored_meta ~= meta then return {stored_meta, folds, searches, refused, uncounted, sweeps} end
+  return {stored_prefix and stored_mark and 1 or 0, folds, searches, refused, uncounted, sweeps}
 end
 
 local replies, at = {}, FIRST
 for i = 1, #KEYS do
-  key, first = KEYS[i], at + 3
-  last = at + 2 + 3 * ARGV[at + 2]
-  replies[i] = update(ARGV[at], ARGV[at + 1] == '1')
+  key, first = KEYS[i], at + 8
+  last = at + 7 + 3 * ARGV[at + 7]
+  local overflow = {ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]}
+  replies[i] = update(ARGV[at], ARGV[at + 1] == '1', tonumber(ARGV[at + 2]), overflow, tonumber(ARGV[at + 6]))
   at = last + 1
 end
 return replies
 """
 """Applies updates of one batch to the keys of their metrics. Of each it returns an error for a key that is not ours to use; or
 1, 0 where nothing of the writer was there, or the meta that the update replaced; then 1 where the values of the writer, which
-leaves, are to be folded; then 1 where it is time to forget writers. The arguments of all come first, then, for each metric, its
-meta, whether to declare it, how many operations there are, and their kinds, fields and values."""
+leaves, are to be folded; then 1 where it is time to forget writers; then how many series were over the limit, 1 where all have
+to be counted first, and 1 where it is time to look for idle ones. The arguments of all come first, then, for each metric, its
+meta, whether to declare it, how many series it may have, the labels of the one for the others, and those around a bound, how
+long idle ones stay, how many operations there are, and their kinds, fields and values."""
 
 _FOLD = r"""
 local key, prefix, writer, sequence = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -269,7 +349,8 @@ local cursor, count, leaving, left_at = ARGV[4], ARGV[5], ARGV[6] == '1', tonumb
 local forget_writer_after, forget_values_after = tonumber(ARGV[8]), tonumber(ARGV[9])
 local FATES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
 local now = clock()
-local known = redis.call('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
+local most, overflow = tonumber(ARGV[10]), ARGV[11]
+local known = redis.call('HMGET', key, '#prefix', '#mark:' .. writer, '#stems', '#series')
 local last = parse_mark(known[2] or '')
 if known[1] ~= prefix or (leaving and tonumber(last) ~= sequence) then return {'0'} end
 
@@ -289,6 +370,21 @@ local function fold(fate, dead, value)
   return wins and value or dead
 end
 
+local folded, dead = {}, tonumber(known[4] or '0')
+
+local function dead_of(heir)
+  return folded[heir] or redis.call('HGET', key, heir)
+end
+
+local function heir_of(fate, labels)
+  local heir, other = '#' .. fate .. '::' .. labels, '#' .. fate .. '::' .. overflow
+  if most == 0 or dead_of(heir) then return heir end
+  local has_other = dead_of(other)
+  local is_over = labels ~= overflow and dead - (has_other and 1 or 0) >= most
+  if not is_over or not has_other then dead = dead + 1 end
+  return is_over and other or heir
+end
+
 local gone = {}
 local function is_gone(owner)
   if leaving or owner == writer then return leaving and owner == writer end
@@ -304,7 +400,7 @@ if not leaving and cursor == '0' then stems = stems or '\n?\n' end
 local enters = not leaving and stems and not is_complete(stems)
 local pattern = leaving and '#*:' .. writer .. ':*' or enters and '*' or '#*'
 local reply = redis.call('HSCAN', key, cursor, 'MATCH', pattern, 'COUNT', count)
-local found, doomed, folded = {reply[1]}, {}, {}
+local found, doomed = {reply[1]}, {}
 for i = 1, #reply[2], 2 do
   local field, value = reply[2][i], reply[2][i + 1]
   if enters then stems = with_stem(stems, field) end
@@ -312,8 +408,8 @@ for i = 1, #reply[2], 2 do
   if FATES[fate] and is_gone(owner) then
     doomed[#doomed + 1] = field
     if FATES[fate] == 'fold' then
-      local heir = '#' .. fate .. '::' .. labels
-      folded[heir] = fold(fate, folded[heir] or redis.call('HGET', key, heir), value)
+      local heir = heir_of(fate, labels)
+      folded[heir] = fold(fate, dead_of(heir), value)
       stems = stems and with_stem(stems, heir)
     end
   elseif not leaving and string.sub(field, 1, 6) == '#mark:' and is_gone(string.sub(field, 7)) then
@@ -323,6 +419,7 @@ end
 remove(key, doomed)
 for heir, value in pairs(folded) do redis.call('HSET', key, heir, value) end
 if enters and reply[1] == '0' then stems = string.sub(stems, 3) end
+if most > 0 and text(dead) ~= known[4] then redis.call('HSET', key, '#series', text(dead)) end
 if stems ~= known[3] then redis.call('HSET', key, '#stems', stems) end
 if leaving and reply[1] == '0' then redis.call('HSET', key, '#mark:' .. writer, last .. ' ' .. text(now + left_at) .. ' ') end
 return found
@@ -353,29 +450,36 @@ return 0
 
 _REMOVE = r"""
 local key, prefix, writer, sequence, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local FIRST = 5
-local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
+local idle, now = tonumber(ARGV[5]), clock()
+local FIRST = 6
+local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems', '#series')
 if known.err then return known end
 local all = (#ARGV - FIRST + 1) / 3
 if (known[1] or prefix) ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return all end
 if not names_fields(known[3]) then return -1 end
-local plain, bounded = {}, {}
+local plain, bounded, heir = {}, {}, string.match(known[3], '\n(#%a+::){\n')
 for stem, le in string.gmatch(known[3], '([^{\n]*){([^\n]*)\n') do
   if le == '' then plain[#plain + 1] = stem else bounded[#bounded + 1] = {stem, le} end
 end
-local doomed, done = {}, 0
+local doomed, done, count = {}, 0, tonumber(known[4] or '0')
 while done < all and (done == 0 or #doomed + #plain + #bounded <= most) do
-  local at = FIRST + 3 * done
+  local at, from = FIRST + 3 * done, #doomed + 1
   local labels, before, after = ARGV[at], ARGV[at + 1], ARGV[at + 2]
-  for _, stem in ipairs(plain) do doomed[#doomed + 1] = stem .. labels end
-  for _, stem in ipairs(bounded) do doomed[#doomed + 1] = stem[1] .. before .. stem[2] .. after end
+  if idle == 0 or is_idle(redis.call('HGET', key, '#updated' .. labels) or ' inf', now, idle) then
+    for _, stem in ipairs(plain) do doomed[#doomed + 1] = stem .. labels end
+    for _, stem in ipairs(bounded) do doomed[#doomed + 1] = stem[1] .. before .. stem[2] .. after end
+  end
+  if known[4] and from <= #doomed then
+    local counts = not heir or redis.call('HGET', key, heir .. labels)
+    if redis.call('HDEL', key, unpack(doomed, from)) > 0 and counts then count = count - 1 end
+  end
   done = done + 1
 end
-remove(key, doomed)
+if known[4] then redis.call('HSET', key, '#series', text(math.max(count, 0))) else remove(key, doomed) end
 return done
 """
-"""Removes as many series of a metric as take no more than some fields, and returns how many that are: all where the batch was
-applied, -1 where the stems cannot tell which fields series have."""
+"""Removes as many series of a metric as take no more than some fields, or of these the idle ones, and returns how many that
+are: all where the batch was applied, -1 where the stems cannot tell which fields series have."""
 
 _FIND = r"""
 local key, prefix, writer, sequence, cursor, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
@@ -407,10 +511,7 @@ local reply = redis.call('HSCAN', key, cursor, 'COUNT', count)
 local found, seen, entered, doomed, stems = {reply[1]}, {}, {}, {}, known[3]
 for i = 1, #reply[2], 2 do
   local field = reply[2][i]
-  local stem, labels = stem_of(field), string.match(field, '{.*$')
-  if labels and string.find(stem, '_bucket:{', 1, true) then
-    labels = string.gsub(string.gsub(labels, '([{,])"le":"[^"]*",?', '%1', 1), ',}$', '}')
-  end
+  local stem, labels = stem_of(field), series_of(field)
   if labels and seen[labels] == nil then
     seen[labels] = wanted(labels)
     if seen[labels] then found[#found + 1] = labels end
@@ -424,10 +525,44 @@ end
 if stems ~= known[3] then redis.call('HSET', key, '#stems', stems) end
 if names_fields(stems) then return found end
 remove(key, doomed)
+redis.call('HDEL', key, '#series')
 return {reply[1]}
 """
 """Looks at some fields of a metric, and returns a cursor and the labels of the series that are to be removed. Where the stems
 cannot tell which fields series have, it removes those that it finds."""
+
+_IDLE = """
+local key, prefix, cursor, count, idle = KEYS[1], ARGV[1], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local known = redis.pcall('HMGET', key, '#prefix', '#stems')
+if known.err or known[1] ~= prefix then return {'0'} end
+local now, now_text = clock()
+local reply = redis.call('HSCAN', key, cursor, 'COUNT', count)
+local found, seen, stems = {reply[1]}, {}, known[2]
+for i = 1, #reply[2], 2 do
+  local labels = series_of(reply[2][i])
+  if labels and not seen[labels] then
+    seen[labels] = true
+    local own = '#updated' .. labels
+    local since = redis.call('HGET', key, own)
+    if not since then
+      redis.call('HSET', key, own, '0 ' .. now_text)
+      stems = stems and with_stem(stems, own)
+    elseif is_idle(since, now, idle) then
+      found[#found + 1] = labels
+    end
+  end
+end
+if stems ~= known[2] then redis.call('HSET', key, '#stems', stems) end
+return found
+"""
+"""Looks at some fields of a metric, and returns a cursor and the labels of idle series. One that was never updated since the
+metric has this limit is as if it were now."""
+
+_COUNTED = """
+if redis.call('HGET', KEYS[1], '#prefix') == ARGV[1] then redis.call('HSET', KEYS[1], '#series', ARGV[4]) end
+return 0
+"""
+"""Notes how many series a metric has."""
 
 _LIST = """
 local index, expire, listed, missing, due = KEYS[1], tonumber(ARGV[1]), {}, {}, false
@@ -532,7 +667,7 @@ class RedisStorage(ForkSafe):
         if isinstance(listed, ResponseError):
             raise self._failed(listed)
         found, unlisted = listed if due else ("", [] if listed else [update.name for update in batch.updates])
-        outcome = Outcome(set(map(_text, unlisted)), {}, {}, _text(found))
+        outcome = Outcome(set(map(_text, unlisted)), {}, {}, {}, _text(found))
         if outcome.unknown:
             self._listed.clear()
         else:
@@ -541,36 +676,59 @@ class RedisStorage(ForkSafe):
             if isinstance(reply, ResponseError):
                 outcome.refused[update.name] = self._reason(update.name, reply)
             else:
-                self._book(batch, update.name, reply, outcome)
+                self._book(batch, update, reply, outcome)
         for name in outcome.unknown:
             self._listed.pop(name, None)
         return outcome
 
-    def _book(self, batch: Batch, name: str, reply: list[Any], outcome: Outcome) -> None:
+    def _book(self, batch: Batch, update: Update, reply: list[Any], outcome: Outcome) -> None:
         """Note what the script said of a metric, and do what it left to do."""
-        found, folds, searches = reply
+        name, idle = update.name, update.limits.expire_series
+        found, folds, searches, overflowed, uncounted, sweeps = reply
         if not found:
             outcome.unknown.add(name)
         elif found != 1:
             outcome.replaced[name] = _text(found)
+        if overflowed:
+            outcome.overflowed[name] = overflowed
+        if uncounted:
+            self._count_series(batch, name)
+        if sweeps:
+            self._sweep(batch, name, idle)
         if folds:
-            self._fold(batch, name, leaving=True)
-        gone = self._fold(batch, name, leaving=False) if searches else []
+            self._fold(batch, update, leaving=True)
+        gone = self._fold(batch, update, leaving=False) if searches else []
         for first in range(0, len(gone), MOST_SERIES):
             self._call_one(
                 _FORGET, batch, name, FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, *gone[first : first + MOST_SERIES]
             )
 
-    def _fold(self, batch: Batch, name: str, *, leaving: bool) -> list[str]:
+    def _fold(self, batch: Batch, update: Update, *, leaving: bool) -> list[str]:
         """Fold the values of the writer that is leaving, or of all that are to be forgotten; return those."""
         ages = LEFT_SECONDS - FORGET_WRITER_SECONDS, FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS
+        most, overflow, _ = update.limits
         gone: list[str] = []
         cursor = None
         while cursor != "0":
-            found = self._call_one(_FOLD, batch, name, cursor or "0", MOST_FOUND, int(leaving), *ages)
+            arguments = cursor or "0", MOST_FOUND, int(leaving), *ages, most, overflow
+            found = self._call_one(_FOLD, batch, update.name, *arguments)
             cursor, *forgotten = map(_text, found)
             gone += forgotten
         return gone
+
+    def _sweep(self, batch: Batch, name: str, idle: float) -> None:
+        """Remove the series that are idle, as long as no later batch of this process has come."""
+        later = batch._replace(sequence=batch.sequence + 1)
+        cursor = None
+        while cursor != "0":
+            cursor, *series = map(_text, self._call_one(_IDLE, batch, name, cursor or "0", MOST_FOUND, idle))
+            if series and not self._remove_series(later, name, series, idle):
+                self._remove_found(later, name, series)
+
+    def _count_series(self, batch: Batch, name: str) -> None:
+        """Count the series of a metric that had no limit before, but for those that only living processes have."""
+        fields = [field for field in self._look_through(name) if not field.startswith("#") or "::{" in field]
+        self._call_one(_COUNTED, batch, name, len(set(map(series_of, fields))))
 
     def _remove(self, batch: Batch) -> None:
         """Remove series in calls of bounded length; once the batch is applied, its mark keeps them from doing anything."""
@@ -581,12 +739,12 @@ class RedisStorage(ForkSafe):
             if selectors:
                 self._remove_found(batch, update.name, selectors)
 
-    def _remove_series(self, batch: Batch, name: str, series: list[str]) -> bool:
-        """Remove the series with these labels; return whether the metric could tell which fields they have."""
+    def _remove_series(self, batch: Batch, name: str, series: list[str], idle: float = 0.0) -> bool:
+        """Remove the series with these labels, or the idle ones of them; return whether it is known which fields they have."""
         done = 0
         while done < len(series):
             parts = ((labels, *around_bound(labels)) for labels in series[done : done + MOST_SERIES])
-            count = self._call_one(_REMOVE, batch, name, MOST_FIELDS, *chain.from_iterable(parts))
+            count = self._call_one(_REMOVE, batch, name, MOST_FIELDS, idle, *chain.from_iterable(parts))
             if isinstance(count, ResponseError):  # the call with the mark will say that
                 return True
             if count < 0:
@@ -754,10 +912,12 @@ class RedisStorage(ForkSafe):
     def _call(self, batch: Batch, updates: list[Update]) -> tuple[Any, ...]:
         now = time.monotonic()
         arguments = [self._prefix, str(self._expire), batch.writer, str(batch.sequence), str(int(batch.leaving))]
-        arguments += map(str, (FORGET_WRITER_SECONDS, LEFT_SECONDS))
+        arguments += map(str, (FORGET_WRITER_SECONDS, LEFT_SECONDS, SWEEPS))
         for update in updates:
             operations = [each for kind, chosen in update.by_kind() if kind not in REMOVALS for each in chosen]
-            arguments += (update.meta, str(int(update.declare)), str(len(operations)))
+            most, overflow, idle = update.limits
+            others = (overflow, *around_bound(overflow)) if most else ("", "", "")
+            arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle), str(len(operations)))
             for operation in operations:
                 arguments += (operation.kind.value, operation.field, _argument(operation, now))
         return _APPLY, [self._key(update.name) for update in updates], *arguments
@@ -772,13 +932,13 @@ class RedisStorage(ForkSafe):
         try:
             replies = locked(self.lock, self._send_with_scripts, commands)
         except (RedisError, RedisClusterException, OSError) as error:
-            raise self._failed(error) from error
+            raise self._failed(error) from self._shown(error)
         except BaseException:
             self._drop_connections()
             raise
         for reply in chain.from_iterable(reply if isinstance(reply, list) else [reply] for reply in replies):
             if isinstance(reply, Exception) and not str(reply).startswith(("PDCPREFIX", "WRONGTYPE")):
-                raise self._failed(reply) from reply
+                raise self._failed(reply) from self._shown(reply)
         return replies
 
     def _send_with_scripts(self, commands: list[tuple[Any, ...]]) -> list[Any]:
@@ -893,10 +1053,22 @@ class RedisStorage(ForkSafe):
         remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
         if "executing the script can't run" in str(error):  # Redis 7.0 does not say which command
             remedy = _RIGHTS_REMEDY
-        return StorageError(f"{self} failed: {type(error).__name__}: {str(error).rstrip('.')}{remedy}")
+        reason = without_secrets(str(error), self._secrets()).rstrip(".")
+        return StorageError(f"{self} failed: {type(error).__name__}: {reason}{remedy}")
+
+    def _shown(self, error: Exception) -> Exception | None:
+        """The error, for a traceback, unless that would show a secret."""
+        said = str(error)
+        return error if without_secrets(said, self._secrets()) == said else None
+
+    def _secrets(self) -> set[str]:
+        """The passwords of the client, as far as they are known before it connects."""
+        managers = [self.client.nodes_manager] if self._clustered else _pools(self.client)
+        options = [(name, value) for each in managers for name, value in each.connection_kwargs.items()]
+        return {str(_text(value)) for name, value in options if "password" in name and value}
 
 
-_SCRIPTS = (_COMMON + _APPLY + _FOLD + _FORGET + _REMOVE + _FIND + _LIST + _DELETE).lower()
+_SCRIPTS = (_COMMON + _APPLY + _FOLD + _FORGET + _REMOVE + _FIND + _IDLE + _COUNTED + _LIST + _DELETE).lower()
 _COMMANDS = {"evalsha", "exists", "script|load", *re.findall(r"redis\.p?call\('(\w+)'", _SCRIPTS)}
 _READ = {"hgetall", "hlen", "hmget", "hscan", "time", "zrange"}
 READER_RIGHTS = f"%R~prometheus_* %R~prometheus#* {' '.join(sorted(f'+{command}' for command in _READ))}"
@@ -930,9 +1102,29 @@ def _client_from_url(url: str) -> Any:
     except (TypeError, RedisError) as error:
         reason = str(error)
     else:
-        return client
-    shown = re.sub(r"(?<=//).*@|(?<=password=)[^&]*", "***", url)
-    raise ValueError(f"setup(redis={shown!r}) cannot use this URL: {reason}")
+        if not _has_stray_at(url):
+            return client
+        reason = "in a password, @ / ? # and % are written as %40 %2F %3F %23 and %25, and so is @ elsewhere"
+    raise ValueError(f"setup(redis={_shown(url)!r}) cannot use this URL: {reason}")
+
+
+def _has_stray_at(url: str) -> bool:
+    """Whether an @ stands where no password can end: then the host, or what else is shown, may be a part of one."""
+    parts = urlsplit(url)
+    return "@" in parts.path + parts.fragment or ("@" in parts.query and "@" not in parts.netloc)
+
+
+_PLAIN_URL = re.compile(r"(\w+://)([^/?#]*@)?((?:[\w.-]*|\[[\w:.]*\])(?::\d*)?(?:/\d*)?)(?:\?([^@#]*))?")
+
+
+def _shown(url: str) -> str:
+    """As much of the URL as is no password, however it is misspelt: values are those of options that redis-py parses."""
+    plain = _PLAIN_URL.fullmatch(url)
+    if plain is None:
+        return re.sub(r"^(rediss?://|unix://)?.*", r"\1***", url, flags=re.DOTALL)
+    scheme, user, place, options = plain.groups()
+    shown = [f"{name}={value if name in URL_QUERY_ARGUMENT_PARSERS else '***'}" for name, value in parse_qsl(options or "")]
+    return f"{scheme}{'***@' if user else ''}{place}{'?' if shown else ''}{'&'.join(shown)}"
 
 
 def _brisk(client: redis.Redis, seconds: float) -> redis.Redis:

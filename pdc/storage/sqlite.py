@@ -31,9 +31,14 @@ from . import (
     MOST_TOGETHER,
     REMOVALS,
     SEARCH,
+    SERIES,
+    SWEEP,
+    SWEEPS,
+    UPDATED,
     Batch,
     ForkSafe,
     Kind,
+    Limits,
     Mark,
     Operation,
     Outcome,
@@ -45,8 +50,10 @@ from . import (
     Update,
     around_bound,
     foreign,
+    is_url,
     new_id,
     series_of,
+    without_secrets,
 )
 
 P = ParamSpec("P")
@@ -127,7 +134,11 @@ class SqliteStorage(ForkSafe):
                 f"setup(sqlite={database!r}) names no file: give it a path, or a connection such as sqlite3.connect(':memory:')"
             )
         if not isinstance(database, (str, os.PathLike, sqlite3.Connection)):
-            raise TypeError(f"setup(sqlite=...) takes a path or a sqlite3.Connection, got {database!r}")
+            raise TypeError(f"setup(sqlite=...) takes a path or a sqlite3.Connection, got {without_secrets(repr(database))}")
+        if isinstance(database, (str, os.PathLike)) and is_url(str(os.fspath(database))):
+            raise ValueError(
+                "setup(sqlite=...) takes a path or a sqlite3.Connection, got a URL: one of Redis is setup(redis=...)"
+            )
         if getattr(database, "autocommit", None) is False:
             raise ValueError(
                 "setup(sqlite=...) got a connection with autocommit=False, on which a transaction is always open: "
@@ -192,7 +203,7 @@ class SqliteStorage(ForkSafe):
     def apply(self, batch: Batch) -> Outcome:
         for update in batch.updates:
             self._remove(batch, update)
-        outcome = Outcome(set(), {}, {})
+        outcome = Outcome(set(), {}, {}, {})
         ids: list[str] = []
         left: list[Callable[[sqlite3.Cursor], bool]] = []
 
@@ -504,12 +515,18 @@ class SqliteStorage(ForkSafe):
             self._change(cursor, _make_table)
 
 
+_UNLIMITED = Limits()
+
+
 class _Metric:
     """The rows of one metric, inside a transaction."""
 
-    def __init__(self, cursor: sqlite3.Cursor, name: str) -> None:
+    def __init__(self, cursor: sqlite3.Cursor, name: str, limits: Limits = _UNLIMITED) -> None:
         self._cursor = cursor
         self._name = name
+        self._limits = limits
+        self._heirs: dict[str, int] = {}
+        """How many values of the dead there are of each fate, where that had to be counted."""
 
     def apply(self, batch: Batch, update: Update, outcome: Outcome) -> Iterator[Callable[[sqlite3.Cursor], bool]]:
         """Apply the update unless the batch was seen before, and book what there was to see; yield what to do afterwards."""
@@ -519,26 +536,71 @@ class _Metric:
             outcome.unknown.add(self._name)
         if batch.leaving and meta is None:
             return
-        self._change(batch, update, None if mark is None else Mark.loads(mark))
+        self._change(batch, update, None if mark is None else Mark.loads(mark), outcome)
         if update.declare and meta not in (None, update.meta):
             outcome.replaced[self._name] = meta
         if update.declare or meta is None:
             self._set(META, update.meta)
+        idle = update.limits.expire_series
+        if idle and self._is_time_to_sweep(idle) and meta is not None:
+            yield _sweeper(self._name, idle)
         if batch.leaving and Mark.loads(self._get(own)).fate not in ("", "all"):
-            yield lambda cursor: _Metric(cursor, self._name).fold_own(batch)
+            yield lambda cursor: _Metric(cursor, self._name, update.limits).fold_own(batch)
         if self._is_time_to_search(batch.leaving) and meta is not None:
-            yield lambda cursor: _Metric(cursor, self._name).forget(batch.writer)
+            yield lambda cursor: _Metric(cursor, self._name, update.limits).forget(batch.writer)
 
-    def _change(self, batch: Batch, update: Update, mark: Mark | None) -> None:
+    def _change(self, batch: Batch, update: Update, mark: Mark | None, outcome: Outcome) -> None:
         now = time.time()
         last, fate = (-1, "") if mark is None else (mark.sequence, mark.fate)
         if last < batch.sequence:
+            if update.limits.max_series:
+                update = self._limited(update, outcome)
             for kind, operations in update.by_kind():
                 if kind not in REMOVALS:
                     self._write(kind, operations, now)
         if last <= batch.sequence:
-            fates = [_fate(operation.field) for operation in update.operations if operation.kind is Kind.STAMP]
+            fates = [found for each in update.operations if each.kind is Kind.STAMP and (found := _fate(each.field))]
             self._mark(batch, Mark(batch.sequence, now, fates[-1] if fates else fate))
+
+    def _limited(self, update: Update, outcome: Outcome) -> Update:
+        """The update, with operations on new series that are over the limit done to another one."""
+        most, overflow, _ = update.limits
+        series = {labels: each.field for each in update.operations if (labels := _limited_series(each)) is not None}
+        new = series.keys() - self._known_series(series)
+        if not new:
+            return update
+        stored, has_overflow = self._count_series(update), self._known_series({overflow: _moved(series[min(new)], overflow)})
+        room = max(most - stored + len(has_overflow), 0)
+        candidates = [labels for labels in series if labels in new and labels != overflow]
+        refused = set(candidates[room:])
+        is_new_overflow = not has_overflow and (overflow in new or bool(refused))
+        self._set(SERIES, float(stored + len(candidates) - len(refused) + is_new_overflow))
+        if not refused:
+            return update
+        outcome.overflowed[self._name] = len(refused)
+        operations = [
+            each._replace(field=_moved(each.field, overflow)) if series_of(each.field) in refused else each
+            for each in update.operations
+        ]
+        return update._replace(operations=operations)
+
+    def _known_series(self, series: Mapping[str, str]) -> set[str]:
+        """Those of these series that exist, each with one of its fields."""
+        wanted = list(series.items())
+        found: set[str] = set()
+        for start in range(0, len(wanted), MOST_FIELDS):
+            part = {field: labels for labels, field in wanted[start : start + MOST_FIELDS]}
+            query = f"SELECT subkey FROM metrics WHERE metric_key = ? AND subkey IN ({','.join('?' * len(part))})"  # noqa: S608
+            found.update(part[field] for (field,) in self._cursor.execute(query, (self._name, *part)))
+        return found
+
+    def _count_series(self, update: Update) -> int:
+        """How many series there are; in a metric that had no limit before, they are counted."""
+        stored = self._get(SERIES)
+        if isinstance(stored, float):
+            return int(stored)
+        stems = {each.field.partition("{")[0] for each in update.operations if _limited_series(each) is not None}
+        return max(map(self._count_starting_with, stems))
 
     def _is_time_to_search(self, leaving: bool) -> bool:
         """Whether to look for writers to forget; then, and when one leaves, note when to do that next."""
@@ -562,14 +624,21 @@ class _Metric:
         """
         if self._has_applied(batch):
             return len(series)
-        doomed: list[str] = []
-        stems, bounds, done = self._stems(), _Bounds(self), 0
+        return self._remove_some(series)
+
+    def _remove_some(self, series: Sequence[str]) -> int:
+        """Remove some of these series, the first ones, and return how many; -1 where it takes less to search their fields."""
+        stems, bounds, done, deleted, gone = self._stems(), _Bounds(self), 0, 0, 0
         if len(stems) > MOST_STEMS:
             return -1
-        while done < len(series) and (not done or len(doomed) < MOST_FIELDS):
-            doomed += _fields_of(series[done], stems, bounds)
+        while done < len(series) and (not done or deleted < MOST_FIELDS):
+            doomed = list(_fields_of(series[done], stems, bounds))
+            gone += self._delete(doomed) > 0
+            deleted += len(doomed)
             done += 1
-        self._delete(doomed)
+        count = self._get(SERIES)
+        if isinstance(count, float):
+            self._set(SERIES, max(count - gone, 0.0))
         return done
 
     def remove_fields(self, batch: Batch, fields: Iterable[str]) -> None:
@@ -580,6 +649,33 @@ class _Metric:
     def _has_applied(self, batch: Batch) -> bool:
         mark = self._get(MARK + batch.writer)
         return mark is not None and Mark.loads(mark).sequence >= batch.sequence
+
+    def _is_time_to_sweep(self, idle: float) -> bool:
+        """Whether to look for idle series; then note when to do that next."""
+        now, sweep_at = time.time(), self._get(SWEEP)
+        sweeps = not isinstance(sweep_at, float) or not now < sweep_at <= now + idle
+        if sweeps:
+            self._set(SWEEP, now + idle / SWEEPS)
+        return sweeps
+
+    def sweep(self, idle: float, after: str) -> str | None:
+        """Remove idle series among some fields after this one; return the field after which to go on, if there are more.
+
+        A series that was never updated since the metric has this limit is as if it were now.
+        """
+        now = time.time()
+        query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey > ? ORDER BY subkey LIMIT ?"
+        fields = [field for (field,) in self._cursor.execute(query, (self._name, after, MOST_FIELDS))]
+        series = {labels: UPDATED + labels for field in fields if (labels := series_of(field)) is not None}
+        for labels in series.keys() - self._known_series(series):
+            self._set(series[labels], f"0.0 {now!r}")
+        doomed = [labels for labels, field in series.items() if (_stamped(self._get(field)) or (0.0, now))[1] <= now - idle]
+        done = self._remove_some(doomed)
+        if done < 0:
+            self._delete(field for field in fields if series_of(field) in doomed)
+        elif done < len(doomed):
+            return after
+        return fields[-1] if fields else None
 
     def _stems(self) -> list[str]:
         """How the fields of series begin, before their labels, found by a look at the index of the table for each.
@@ -633,11 +729,27 @@ class _Metric:
             prefix = f"#{fate}:{writer}:"
             values = dict(self._starting_with(prefix, MOST_FIELDS - count))
             for field, value in values.items() if fate in FOLDED else ():
-                heir = f"#{fate}::{field.removeprefix(prefix)}"
+                heir = self._heir(f"#{fate}::", field.removeprefix(prefix))
                 self._set(heir, _fold(fate, self._get(heir), value))
             self._delete(values)
             count += len(values)
         return count > 0
+
+    def _heir(self, start: str, labels: str) -> str:
+        """The value of the dead into which one of that series is folded."""
+        most, overflow, _ = self._limits
+        if not most or labels == overflow or self._get(start + labels) is not None:
+            return start + labels
+        if start not in self._heirs:
+            self._heirs[start] = self._count_starting_with(start) - (self._get(start + overflow) is not None)
+        if self._heirs[start] >= most:
+            return start + overflow
+        self._heirs[start] += 1
+        return start + labels
+
+    def _count_starting_with(self, start: str) -> int:
+        query = "SELECT COUNT(*) FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ?"
+        return int(self._cursor.execute(query, (self._name, f"{start}{{", f"{start}|")).fetchone()[0])
 
     def _get(self, field: str) -> Any:
         query = "SELECT value FROM metrics WHERE metric_key = ? AND subkey = ?"
@@ -652,10 +764,10 @@ class _Metric:
     def _set(self, field: str, value: float | str) -> None:
         self._write(Kind.SET, [Operation(Kind.SET, field, value)], 0.0)
 
-    def _delete(self, fields: Iterable[str]) -> None:
-        self._cursor.executemany(
-            "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?", ((self._name, field) for field in fields)
-        )
+    def _delete(self, fields: Iterable[str]) -> int:
+        """Delete the fields, and return how many there were."""
+        statement = "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?"
+        return self._cursor.executemany(statement, ((self._name, field) for field in fields)).rowcount
 
 
 class _Bounds(dict[str, list[str]]):
@@ -669,6 +781,34 @@ class _Bounds(dict[str, list[str]]):
         while (field := self._metric.first(f"{start}{bounds[-1]}#" if bounds else start, start + LAST)) is not None:
             bounds.append(field.removeprefix(start).partition('"')[0])
         return bounds
+
+
+def _sweeper(name: str, idle: float) -> Callable[[sqlite3.Cursor], bool]:
+    """Removes some idle series of the metric each time; returns whether there may be more."""
+    after: str | None = ""
+
+    def sweep_some(cursor: sqlite3.Cursor) -> bool:
+        nonlocal after
+        after = _Metric(cursor, name).sweep(idle, after or "")
+        return after is not None
+
+    return sweep_some
+
+
+def _limited_series(operation: Operation) -> str | None:
+    """The labels of the series that the operation may begin: bounds of buckets, and creation times, come with another field."""
+    if operation.kind is Kind.STAMP or operation.kind in REMOVALS or operation.field.startswith(("_bucket:", "_created:", "#")):
+        return None
+    return series_of(operation.field)
+
+
+def _moved(field: str, labels: str) -> str:
+    """The same field of another series."""
+    stem, _, own = field.partition("{")
+    if stem in BUCKETS:
+        before, after = around_bound(labels)
+        return f"{stem}{before}{json.loads('{' + own)['le']}{after}"
+    return stem + labels
 
 
 def _fields_of(labels: str, stems: Iterable[str], bounds: Mapping[str, list[str]]) -> Iterator[str]:
@@ -699,7 +839,9 @@ def _stored(value: float | str | Stamped, now: float) -> float | str:
 
 
 def _fate(field: str) -> str:
-    return field.removeprefix("#").partition(":")[0]
+    """That of the value of a process; empty for another field."""
+    start, _, rest = field.removeprefix("#").partition(":")
+    return start if rest and start.isalpha() else ""
 
 
 def _stamped(value: object) -> tuple[float, float] | None:
