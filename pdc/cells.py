@@ -9,14 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar, copy_context
+from functools import wraps
 from json.encoder import encode_basestring_ascii as spell
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from . import log
 from .family import EXEMPLAR, Family, labels_with, shows_created
 from .forks import FORKS
-from .interruption import is_raised_by_handler, release_own
+from .interruption import is_raised_by_handler, locked, release_own
 from .storage import SWEEPS, Kind, Operation, Stamped, updated
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 """Whether this build of Python can run without the GIL, as it may at any time, whatever PYTHON_GIL says."""
 
 CellT = TypeVar("CellT", bound="Cell")
+HasMetricT = TypeVar("HasMetricT", bound="Pending | Removal | Cell")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -40,6 +42,16 @@ def wait_for_threads() -> None:
     """
     if FREE_THREADED:
         sys._current_exceptions()
+
+
+def with_lock_held(method: Callable[Concatenate[HasMetricT, P], T]) -> Callable[Concatenate[HasMetricT, P], T]:
+    """Call the method with the lock of the metric held: no other thread does anything else to its cells than update them."""
+
+    @wraps(method)
+    def held(self: HasMetricT, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return locked(self.pending.lock, method, self, *args, **kwargs)
+
+    return held
 
 
 class Turn:
@@ -231,13 +243,13 @@ class Pending:
         elif self.buffer.write_through:
             self.buffer.write()
 
+    @with_lock_held
     def discard(self) -> None:
         """Drop what has been gathered."""
-        with self.lock:
-            self.removal = None
-            for cell in list(self.cells):
-                cell.queued = cell.quiet = False
-                cell.reset()
+        self.removal = None
+        for cell in list(self.cells):
+            cell.queued = cell.quiet = False
+            cell.reset()
 
     def after_fork(self) -> None:
         """Start as a new process: a lock that nobody holds, cells with nothing in them."""
@@ -339,19 +351,19 @@ class Removal:
         self._notes = {note.operation: note}
         self._is_taken = False
 
+    @with_lock_held
     def takes_in(self, note: Note) -> bool:
         """Remove these series, too, unless it is too late for that."""
-        with self.pending.lock:
-            if self._is_taken or len(self._notes) >= MOST_REMOVALS:
-                return False
-            known = self._notes.setdefault(note.operation, note)
+        if self._is_taken or len(self._notes) >= MOST_REMOVALS:
+            return False
+        known = self._notes.setdefault(note.operation, note)
         if known is not note:
             self.pending.buffer.forget(note)
         return True
 
+    @with_lock_held
     def take(self) -> list[Operation]:
-        with self.pending.lock:
-            self._is_taken = True
+        self._is_taken = True
         return [note.take() for note in self._notes.values()]
 
     def settle(self) -> None:
@@ -430,21 +442,21 @@ class Cell:
         """
         raise NotImplementedError
 
+    @with_lock_held
     def take(self) -> list[Operation]:
-        with self.pending.lock:
-            was_updated = self.queued
-            self.queued = self.quiet = False
-            if self.dropped:
-                return []
-            operations = self.operations()
+        was_updated = self.queued
+        self.queued = self.quiet = False
+        if self.dropped:
+            return []
+        operations = self.operations()
         if self.pending.family.expire_series and (was_updated or (operations and isinstance(self, Computed))):
             operations.append(self.pending.note_update(self))
         return operations
 
+    @with_lock_held
     def drop(self) -> None:
         """Never send anything again; whoever still holds the series updates it in vain."""
-        with self.pending.lock:
-            self.dropped = True
+        self.dropped = True
         for kept in self.kept():
             self.buffer.forget(kept)
 
@@ -503,21 +515,21 @@ class Numbers(Cell):
         self.rows, self.at = rows, 0
         _ = TURN.together
 
+    @with_lock_held
     def move(self, rows: memoryview[float], at: int) -> None:
         """Nothing can come between the copy and the stores that follow: see `Cell`."""
         size = self.size
-        with self.pending.lock:
-            _ = TURN.alone
-            start = self.at
-            rows[at : at + size] = self.rows[start : start + size]
-            self.rows = rows
-            self.at = at
-            _ = TURN.together
+        _ = TURN.alone
+        start = self.at
+        rows[at : at + size] = self.rows[start : start + size]
+        self.rows = rows
+        self.at = at
+        _ = TURN.together
 
+    @with_lock_held
     def let_go(self) -> tuple[memoryview[float], int]:
-        with self.pending.lock:
-            place = self.rows, self.at
-            self.start_anew()
+        place = self.rows, self.at
+        self.start_anew()
         return place
 
     def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
@@ -780,9 +792,9 @@ class Total(SeriesSums):
         super().settle()
         self._taken_exemplar = ""
         if self._notes:
-            with self.pending.lock:
-                self._forget([note for note in self._notes if note.is_taken])
+            self._forget([note for note in self._notes if note.is_taken])
 
+    @with_lock_held
     def _forget(self, notes: Collection[Note]) -> None:
         for note in notes:
             self.buffer.forget(note)

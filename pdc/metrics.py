@@ -36,7 +36,7 @@ from .cells import (
 )
 from .family import OVERFLOW, Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
 from .forks import FORKS
-from .interruption import release_own
+from .interruption import locked, release_own
 from .storage import Kind
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
@@ -397,10 +397,13 @@ class Counter(SummedMetric, prometheus_client.Counter):
         if self._cell.dropped:
             return
         new = self._pending.add(self._cell.reset_now())
-        with self._pending.lock:
-            before, self._cell = self._series_cells(), new
-        self._pending.drop(before)
+        self._pending.drop(locked(self._pending.lock, self._exchange, new))
         new.changed()
+
+    def _exchange(self, new: Total) -> Iterator[Cell]:
+        """Go on with that cell, and return those before it."""
+        before, self._cell = self._series_cells(), new
+        return before
 
 
 class Gauge(StoredMetric, prometheus_client.Gauge):
