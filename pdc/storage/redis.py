@@ -82,7 +82,7 @@ NO_BUCKETS = "?[^b]*"
 """Matches all fields but buckets."""
 MOST_STEMS = 50_000
 """How long that may be, in bytes, where it is used to name the fields of a series: there is one for each process in a gauge."""
-_SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|#(?!exemplar))", re.MULTILINE)
+_SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|#(?!exemplar|updated))", re.MULTILINE)
 """What series of more than one number that changes have among their stems."""
 MOST_SERIES = 250
 MOST_FIELDS = 2000
