@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,7 +99,7 @@ def test_a_fork_while_a_cluster_is_asked_for_its_nodes(cluster: Cluster, registr
 
         def hold() -> None:
             manager = client.nodes_manager
-            with storage.lock, client._lock, manager._lock, getattr(manager, "_initialization_lock", manager._lock):
+            with storage.lock, client._lock, manager._lock, getattr(manager, "_initialization_lock", nullcontext()):
                 holding.set()
                 done.wait(20)
 

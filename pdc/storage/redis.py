@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -876,8 +876,8 @@ class RedisStorage(ForkSafe):
         if not idle and self._clustered:
             for owner in (self._client, self._client.nodes_manager):
                 for name, lock in list(vars(owner).items()):
-                    if isinstance(lock, _RLOCK):
-                        setattr(owner, name, threading.RLock())
+                    if type(lock) in _LOCKS:
+                        setattr(owner, name, _LOCKS[type(lock)]())
 
     def close(self) -> None:
         self._abandon_lost()
@@ -1085,7 +1085,7 @@ _REMEDIES: list[tuple[Any, str]] = [
 ]
 
 
-_RLOCK = type(threading.RLock())
+_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _RETRY = Retry(NoBackoff(), 0, (redis.ConnectionError,))
 """None: `RedisStorage._exchange` does that."""
 _POOLS = (redis.ConnectionPool, redis.BlockingConnectionPool, SentinelConnectionPool)
