@@ -39,8 +39,9 @@ pytestmark = pytest.mark.filterwarnings(  # of what is interrupted between openi
     "ignore:unclosed <socket:ResourceWarning", "ignore:unclosed database:ResourceWarning"
 )
 
-DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset")
-"""Modules that let no exception pass, or are called where Python lets none: telemetry and versions for connections."""
+DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset", "hypothesis")
+"""Modules that let no exception pass, or are called where Python lets none: telemetry and versions for connections, and
+callbacks of the garbage collector."""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 

@@ -120,6 +120,7 @@ def test_a_fork_while_a_cluster_is_asked_for_its_nodes(cluster: Cluster, registr
         thread.join()
         assert os.waitpid(child, 0)[1] == 0
         assert "hits_total 6.0" in pdc.generate_latest().decode()
+        pdc.shutdown()  # which would open connections again once the client is closed
 
 
 def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: CollectorRegistry) -> None:

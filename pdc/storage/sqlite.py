@@ -76,6 +76,8 @@ MOST_WAL_BYTES = 4 * WAL_BYTES
 """Beyond which we move it there ourselves: what reads one after the other, or for long, keeps SQLite from that."""
 SHORTEN_SECONDS = 5.0
 """How often we do so."""
+TIMES_KEPT = 3
+"""How often in a row we cannot before we say so: those who read one after the other may keep us from it now and then."""
 
 MOST_FIELDS = 250
 """How many fields are removed in one transaction, or a few more: others wait for the lock meanwhile."""
@@ -155,7 +157,7 @@ class SqliteStorage(ForkSafe):
         self._wal: tuple[int, int] | None = None
         """Which file the connection has for its write-ahead log."""
         self._shorten_at = 0.0
-        self._is_long = False
+        self._times_kept = 0
         """Whether the log of the program knows that others keep that file long."""
         self._sentinel: Descriptor | None = None
         self._prepared = False
@@ -395,13 +397,13 @@ class SqliteStorage(ForkSafe):
         with suppress(FileNotFoundError):  # the next call will notice
             size = self._wal_path.stat().st_size
         if size <= MOST_WAL_BYTES:
-            self._is_long = False
+            self._times_kept = 0
             return
         is_kept = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if is_kept and not self._is_long:
+        self._times_kept = self._times_kept + 1 if is_kept else 0
+        if self._times_kept == TIMES_KEPT:
             text = "%s has %d MB and grows, since another program has been reading the file for long: end its transaction"
             log.defer(logging.WARNING, text, self._wal_path, size // 1_000_000)
-        self._is_long = bool(is_kept)
 
     def _leave_deleted_files(self) -> None:
         """Close connections to files that were moved away or deleted: they would write to what is left of them."""
