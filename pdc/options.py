@@ -67,14 +67,15 @@ def _text(value: Any) -> str:
     return value
 
 
-def _token(value: Any) -> str:
-    if not _text(value).strip():  # a variable that nobody has set, where everybody would guess the token
+def _path(value: Any) -> str:
+    return _filled(os.fspath(value))
+
+
+def _filled(value: Any) -> str:
+    """A text that is not empty: whoever set that meant another one, and must not go on without."""
+    if not _text(value).strip():
         raise ValueError(value)
     return _text(value)
-
-
-def _path(value: Any) -> str:
-    return _text(os.fspath(value))
 
 
 def _file(value: Any) -> str:
@@ -92,7 +93,7 @@ def _journal(value: Any) -> str | bool:
     try:
         return _flag(value)
     except KeyError:
-        return _path(value) or True
+        return True if value == "" else _path(value)
 
 
 def _seconds(value: Any) -> float:
@@ -112,7 +113,7 @@ def _expiry(value: Any) -> float | None:
 
 
 def _url_path(value: Any) -> str | None:
-    if value is None or value == "":
+    if value is None or value == "" or _text(value).strip().lower() == "none":
         return None
     if not _text(value).startswith("/"):
         raise ValueError(value)
@@ -184,16 +185,18 @@ def _count(value: Any) -> int:
 class Options:
     """What can be configured. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
 
-    redis_url: str | None = _option(None, _text, "a URL such as redis://localhost:6379/0", secret=True)
+    redis_url: str | None = _option(None, _filled, "a URL such as redis://localhost:6379/0", secret=True)
     sqlite_path: str | None = _option(None, _file, "the path of a file, no URL")
     redis_prefix: str = _option("", _text, "a text")
     redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
     flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
     journal: str | bool = _option(True, _journal, "a folder, true or false")
     exit_timeout: float = _option(2.0, _seconds, "seconds, 0 to leave at once")
-    metrics_path: str | None = _option("/metrics", _url_path, "a path that starts with /, or None to mount nothing")
+    metrics_path: str | None = _option(
+        "/metrics", _url_path, "a path that starts with /, or None (text: none) to mount nothing"
+    )
     metrics_port: tuple[str, int] | None = _option(None, _address, "a port, or an address and a port: 127.0.0.1:9100")
-    metrics_token: str | None = _option(None, _token, "the bearer token that a scrape must send, not empty", secret=True)
+    metrics_token: str | None = _option(None, _filled, "the bearer token that a scrape must send, not empty", secret=True)
     namespace: str = _option("", _namespace, "letters, digits and underscores")
     buckets: tuple[float, ...] = _option(Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds")
     exclude_paths: tuple[str | re.Pattern[str], ...] = _option(
@@ -211,17 +214,15 @@ class Options:
     def load(cls: type[OptionsT], settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> OptionsT:
         """Read the options from the settings of a framework or, where it has none, from the environment.
 
-        Raises OptionError for an unknown setting that starts with ``PDC_``, for a value that is not allowed, and for
-        two storages. Unknown environment variables may belong to others: they are logged.
+        Raises OptionError for an unknown setting that starts with ``PDC_``, for an unknown environment variable whose name
+        is close to one of ours, for a value that is not allowed, and for two storages. An environment variable that is empty
+        is not given, but for the token. Other unknown ones may belong to others: they are logged.
         """
-        environ = os.environ if environ is None else environ
         known = {f"PDC_{option.name.upper()}": option for option in fields(cls)}
         for name in settings:
             if str(name).startswith("PDC_") and name not in known:
                 raise OptionError(f"unknown option {_with_hint(name, known)}")
-        for name in environ:
-            if name.startswith("PDC_") and name not in known:
-                log.write(logging.WARNING, "the environment variable %s means nothing to pdc", _with_hint(name, known))
+        environ = _given(os.environ if environ is None else environ, known)
         options = cls(
             **{
                 option.name: _parsed(name, source[name], option.metadata["option"])
@@ -278,9 +279,46 @@ def setup_from_environ(**options: Any) -> None:
     Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()
 
 
+_OF_KUBERNETES = re.compile(r"(PDC\w*?)_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
+"""The variables that Kubernetes gives the containers beside a service whose name begins with ``pdc``."""
+_OF_EXTENSIONS = "PDC_DJANGO_"
+"""How options begin that only one framework has: an environment may serve several."""
+
+
+def _given(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
+    """The variables of these names that have a value. Raises OptionError for one that looks like a misspelt option."""
+    ours = {name: text for name, text in environ.items() if name.startswith("PDC_") and not _is_of_kubernetes(name, environ)}
+    for name in ours.keys() - set(known):
+        if not name.startswith(_OF_EXTENSIONS):
+            _refuse_or_log(name, known)
+    return {name: text for name, text in ours.items() if name in known and (text.strip() or name == "PDC_METRICS_TOKEN")}
+
+
+def _refuse_or_log(name: str, known: Collection[str]) -> None:
+    if _closest(name, known) is not None:
+        raise OptionError(f"unknown environment variable {_with_hint(name, known)} Rename it, or remove it")
+    log.write(logging.WARNING, "the environment variable %s means nothing to pdc", _with_hint(name, known))
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    """The option that somebody may have meant, if there is one; ``PDC_``, which all begin with, says nothing."""
+    by_rest = {option.removeprefix("PDC_"): option for option in known}
+    rest = name.removeprefix("PDC_")
+    found = difflib.get_close_matches(rest, by_rest, n=1)
+    found += [option for option in by_rest if set(rest.split("_")) <= set(option.split("_"))]
+    return by_rest[found[0]] if found else None
+
+
+def _is_of_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
+    found = _OF_KUBERNETES.fullmatch(name)
+    if found is None or f"{found[1]}_SERVICE_HOST" not in environ:
+        return False
+    return found[2] != "PORT" or "://" in environ[name]  # PDC_METRICS_PORT=9100 is ours, whatever services there are
+
+
 def _with_hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"{name}; did you mean {close[0]}?" if close else f"{name}; there are {', '.join(known)}"
+    close = _closest(name, known)
+    return f"{name}; did you mean {close}?" if close else f"{name}; there are {', '.join(known)}"
 
 
 def _parsed(name: str, value: Any, option: Option) -> Any:

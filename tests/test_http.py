@@ -7,6 +7,7 @@ import sqlite3
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from wsgiref.util import FileWrapper
@@ -76,11 +77,10 @@ async def a_coroutine(_: object) -> str:
         ("JOURNAL", "off", False),
         ("JOURNAL", "/var/lib/shop", "/var/lib/shop"),
         ("METRICS_PATH", "/m", "/m"),
-        ("METRICS_PATH", "", None),
+        ("METRICS_PATH", "none", None),
         ("METRICS_PORT", "9100", ("0.0.0.0", 9100)),
         ("METRICS_PORT", "localhost:9100", ("localhost", 9100)),
         ("METRICS_PORT", "[::1]:9100", ("::1", 9100)),
-        ("METRICS_PORT", "", None),
         ("METRICS_TOKEN", "secret", "secret"),
         ("NAMESPACE", "shop", "shop"),
         ("BUCKETS", "0.1, 1,10", (0.1, 1.0, 10.0)),
@@ -134,10 +134,65 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
         Options.load({"PDC_REDIS_ULR": "redis://localhost", "DEBUG": True}, {})
 
 
-def test_an_unknown_environment_variable_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A misspelt environment variable is logged: it may belong to another program."""
-    Options.load({}, {"PDC_BUCKET": "1"})
-    assert "PDC_BUCKET; did you mean PDC_BUCKETS?" in caplog.text
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("SQLITE", "SQLITE_PATH"),
+        ("REDIS_ULR", "REDIS_URL"),
+        ("REDIS", "REDIS_URL"),
+        ("BUCKET", "BUCKETS"),
+        ("TOKEN", "METRICS_TOKEN"),
+        ("PORT", "METRICS_PORT"),
+        ("FLUSH", "FLUSH_INTERVAL"),
+    ],
+)
+def test_an_environment_variable_that_is_close_to_an_option_is_refused(name: str, meant: str) -> None:
+    """A misspelt environment variable is an error that names the right one: its value would not be used."""
+    message = rf"unknown environment variable PDC_{name}; did you mean PDC_{meant}\? Rename it, or remove it"
+    with pytest.raises(OptionError, match=message):
+        Options.load({}, {f"PDC_{name}": "1"})
+
+
+def test_an_environment_variable_unlike_all_options_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """An unknown environment variable may belong to another program: the log tells of it, and of all that there are."""
+    Options.load({}, {"PDC_WORKSHOP": "1"})
+    assert "PDC_WORKSHOP; there are PDC_REDIS_URL" in caplog.text
+
+
+def test_variables_of_kubernetes_and_of_other_extensions_are_none_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """Kubernetes names services in variables, which may begin with PDC_; options that only Django has are for it."""
+    environ = {
+        "PDC_REDIS_SERVICE_HOST": "10.0.0.1",
+        "PDC_REDIS_SERVICE_PORT": "6379",
+        "PDC_REDIS_PORT": "tcp://10.0.0.1:6379",
+        "PDC_REDIS_PORT_6379_TCP_ADDR": "10.0.0.1",
+        "PDC_METRICS_SERVICE_HOST": "10.0.0.2",
+        "PDC_METRICS_PORT": "tcp://10.0.0.2:9100",
+        "PDC_DJANGO_MODELS": "shop",
+    }
+    assert Options.load({}, environ) == Options()
+    assert Options.load({}, environ | {"PDC_METRICS_PORT": "9100"}).metrics_port == ("0.0.0.0", 9100)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_environment_variable_is_not_given(text: str) -> None:
+    """Every option keeps its default where its variable is empty, as in `PDC_REDIS_URL=`."""
+    names = [f"PDC_{option.name.upper()}" for option in fields(Options) if option.name != "metrics_token"]
+    assert Options.load({}, dict.fromkeys(names, text)) == Options()
+
+
+def test_an_empty_token_in_the_environment_is_refused() -> None:
+    """A token that is set but empty would let everybody in: it is an error, not one that is not given."""
+    with pytest.raises(OptionError, match=r"PDC_METRICS_TOKEN must be the bearer token .*, not empty, got "):
+        Options.load({}, {"PDC_METRICS_TOKEN": ""})
+
+
+@pytest.mark.parametrize("name", ["PDC_REDIS_URL", "PDC_SQLITE_PATH", "PDC_METRICS_TOKEN"])
+def test_an_empty_setting_is_refused(name: str) -> None:
+    """A setting that somebody gave and that is empty is an error: the program would go on with another one."""
+    with pytest.raises(OptionError, match=f"{name} must be "):
+        Options.load({name: ""}, {})
 
 
 @pytest.mark.parametrize(
