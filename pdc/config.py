@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .storage.redis import RedisStorage
     from .storage.sqlite import SqliteStorage
 
+REDIS_EXPIRE = 3600.0
+"""Seconds, where `setup` is not given others."""
+
 DEFAULT, REDIS, SQLITE = Buffer(), Buffer(), Buffer()
 """The buffers of the metrics of `pdc`, `pdc.redis` and `pdc.sqlite`."""
 BUFFERS = (DEFAULT, REDIS, SQLITE)
@@ -37,7 +40,7 @@ def setup(
     sqlite: str | os.PathLike[str] | sqlite3.Connection | None = None,
     *,
     redis_prefix: str = "",
-    redis_expire: float | None = 3600,
+    redis_expire: float | None = REDIS_EXPIRE,
     flush_interval: float = 0.0,
     journal: str | os.PathLike[str] | bool = True,
     exit_timeout: float = EXIT_SECONDS,
@@ -52,8 +55,8 @@ def setup(
 
     - `redis`: a client of redis-py (`Redis`, `RedisCluster`, what `Sentinel.master_for` returns) or a URL.
     - `sqlite`: a path, or a `sqlite3.Connection`, which is then used as it is.
-    - `redis_prefix`: part of every key, so that several programs can share a database.
-    - `redis_expire`: seconds after which a metric that no living process has declared is gone; None for never.
+    - `redis_prefix`: part of every key, so that several programs can share a database; for Redis only.
+    - `redis_expire`: seconds after which a metric that no living process has declared is gone; None for never. For Redis only.
     - `flush_interval`: seconds between two batches that a background thread sends; updates then cost no I/O, which is
       right for servers. With 0 every update is in the storage when its call returns: right for scripts.
     - `journal`: the folder where updates are kept that are not in the storage yet, so that the next process of this host
@@ -78,6 +81,7 @@ def setup(
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
         _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds, limits)
     elif sqlite is not None and redis is None:
+        _refuse_with_sqlite(redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
         _attach_sqlite(sqlite, interval, folder, limits)
     else:
         raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
@@ -172,10 +176,23 @@ def _others(buffer: Buffer) -> list[Buffer]:
     return [other for other in BUFFERS if other is not buffer and other.storage is not None and other.storage is buffer.storage]
 
 
+def _refuse_with_sqlite(**given: tuple[object, object]) -> None:
+    """Raise ValueError for arguments that only Redis has, each with its default, and that somebody gave another value."""
+    for name, (value, default) in given.items():
+        if value != default:
+            raise ValueError(
+                f"setup(sqlite=...) has no {name}, got {value!r}: remove it, or give setup() redis=... instead of sqlite="
+            )
+
+
 def _attach_sqlite(database: Any, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:
     from .storage.sqlite import SqliteStorage
 
     storage = SqliteStorage(database)
+    if storage.identity is None and isinstance(folder, Path):
+        raise ValueError(
+            f"journal={str(folder)!r} needs a database that the next process finds: give setup() a path, no connection"
+        )
     threaded = not storage.bound_to_thread()
     if interval and not threaded:
         raise ValueError(

@@ -188,7 +188,7 @@ class Options:
     redis_url: str | None = _option(None, _filled, "a URL such as redis://localhost:6379/0", secret=True)
     sqlite_path: str | None = _option(None, _file, "the path of a file, no URL")
     redis_prefix: str = _option("", _text, "a text")
-    redis_expire: float | None = _option(3600.0, _expiry, "seconds, more than 0, or None (never)")
+    redis_expire: float | None = _option(config.REDIS_EXPIRE, _expiry, "seconds, more than 0, or None (never)")
     flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
     journal: str | bool = _option(True, _journal, "a folder, true or false")
     exit_timeout: float = _option(2.0, _seconds, "seconds, 0 to leave at once")
@@ -241,7 +241,8 @@ class Options:
     def setup(self) -> None:
         """Use the storage of these options; without one keep what `pdc.setup` was called with, or use ``metrics.db``.
 
-        A process has one storage for its applications: where another one is replaced, the log says so.
+        Raises OptionError for options that only Redis has, where metrics would go to a file. A process has one storage for
+        its applications: where another one is replaced, the log says so.
         """
         before = config.DEFAULT.storage
         if self.redis_url is not None:
@@ -255,6 +256,7 @@ class Options:
                 expire_series=self.expire_series,
             )
         elif self.sqlite_path is not None or before is None:
+            self._refuse_without_redis()
             config.setup(
                 sqlite=self.sqlite_path or "metrics.db",
                 flush_interval=self.flush_interval,
@@ -265,6 +267,13 @@ class Options:
         if before is not None and str(before) != str(config.DEFAULT.storage):
             text = "the metrics of this process go to %s from now on, no longer to %s"
             log.write(logging.WARNING, text, config.DEFAULT.storage, before)
+
+    def _refuse_without_redis(self) -> None:
+        for name in ("redis_prefix", "redis_expire"):
+            value = getattr(self, name)
+            if value != getattr(Options(), name):
+                instead = "remove PDC_SQLITE_PATH" if self.sqlite_path is not None else "metrics would go to metrics.db"
+                raise OptionError(f"PDC_{name.upper()}={value!r} needs PDC_REDIS_URL, which is not given: {instead}")
 
 
 def setup_from_environ(**options: Any) -> None:

@@ -44,6 +44,12 @@ def total(name: str = "hits") -> float | None:
         ({"redis": "redis://localhost", "sqlite": "metrics.db"}, ValueError, "exactly one of redis= and sqlite=, got both"),
         ({"sqlite": ""}, ValueError, "sqlite=''. names no file: give it a path"),
         ({"sqlite": ":memory:"}, ValueError, "sqlite=':memory:'. names no file: .*sqlite3.connect"),
+        ({"sqlite": "sqlite:///metrics.db"}, ValueError, "takes a path or a sqlite3.Connection, got a URL"),
+        ({"sqlite": "file:metrics.db?mode=ro"}, ValueError, "takes the path of a file.*no URI"),
+        ({"sqlite": Path("/")}, ValueError, "sqlite='/'. takes the path of a file, got that of a folder"),
+        ({"sqlite": "/dev/null"}, ValueError, "sqlite='/dev/null'. takes the path of a file, got that of a .*device"),
+        ({"sqlite": "metrics.db", "redis_prefix": "shop"}, ValueError, "has no redis_prefix, got 'shop': remove it"),
+        ({"sqlite": "metrics.db", "redis_expire": None}, ValueError, "has no redis_expire, got None: remove it"),
         ({"sqlite": 5}, TypeError, "sqlite=.* takes a path or a sqlite3.Connection, got 5"),
         ({"redis": 5}, TypeError, "redis=.* takes a redis.Redis, a redis.RedisCluster or a URL, got a builtins.int"),
         ({"redis": redis.asyncio.Redis()}, TypeError, "takes a redis.Redis.*, got a redis.asyncio.client.Redis"),
@@ -272,6 +278,12 @@ print(pdc.generate_latest().decode())
     result = run_script(source)
     assert "cannot use SQLite connection after a fork: call setup() in the child process, or give it a path" in result.stdout
     assert "hits_total 3.0" in result.stdout
+
+
+def test_a_connection_has_no_folder_of_journals(connection: sqlite3.Connection, tmp_path: Path) -> None:
+    """Nobody else could find the database of a connection, so a folder of journals for it is refused."""
+    with pytest.raises(ValueError, match=r"journal='/.*' needs a database that the next process finds"):
+        pdc.setup(sqlite=connection, journal=tmp_path)
 
 
 def test_a_closed_connection(connection: sqlite3.Connection, registry: CollectorRegistry) -> None:

@@ -217,19 +217,24 @@ def test_a_folder_that_is_missing(
 
 @INTERVALS
 @pytest.mark.parametrize(
-    "content", [b"not a database" * 100, b"SQLite format 3\x00" + b"garbage" * 2000], ids=["text", "garbage"]
+    ("content", "remedy"),
+    [
+        (b"not a database" * 100, "Check the path: another kind of file is there, and stays as it is."),
+        (b"SQLite format 3\x00" + b"garbage" * 2000, "Move the file away; a new one is made by itself"),
+    ],
+    ids=["text", "garbage"],
 )
 def test_a_file_that_is_no_database(
-    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float, content: bytes
+    tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float, content: bytes, remedy: str
 ) -> None:
-    """The error says to move the file away, which is never overwritten; once it is away, all is there, in a new file."""
+    """The file is never overwritten, and only a damaged database should be moved away; then all is there, in a new file."""
     path = tmp_path / "metrics.db"
     path.write_bytes(content)
     with told(caplog, DOWN, UP):
         pdc.setup(sqlite=path, flush_interval=interval)
         application = Application(registry)
         application.update()
-        refuse(f"SQLite {path}: ", "Move the file away; a new one is made by itself")
+        assert ("Move" in refuse(f"SQLite {path}: ", remedy)) == ("Move" in remedy)
         assert path.read_bytes() == content
         path.rename(tmp_path / "broken.db")
         application.check()

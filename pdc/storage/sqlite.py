@@ -108,6 +108,7 @@ _WRITE = {
     Kind.ADD: _INSERT.format("0.0 + :value") + "UPDATE SET value = value + :value",
 }
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
+_BEGINNING = b"SQLite format 3\0"
 _CLOSED = (
     "somebody closed all descriptors of this process, as a daemon does, and SQLite would write to the files that have their "
     "numbers now; call setup() after that, and update no metric before"
@@ -141,6 +142,8 @@ class SqliteStorage(ForkSafe):
             raise ValueError(
                 "setup(sqlite=...) takes a path or a sqlite3.Connection, got a URL: one of Redis is setup(redis=...)"
             )
+        if isinstance(database, (str, os.PathLike)):
+            _expect_path_of_file(os.fspath(database))
         if getattr(database, "autocommit", None) is False:
             raise ValueError(
                 "setup(sqlite=...) got a connection with autocommit=False, on which a transaction is always open: "
@@ -369,7 +372,7 @@ class SqliteStorage(ForkSafe):
             return work()
         except (sqlite3.Error, OSError) as error:
             self._break_off(is_lost=not _is_busy(error))
-            raise StorageError(f"cannot {action} {self}: {error}{_remedy(error)}") from error
+            raise StorageError(f"cannot {action} {self}: {error}{_remedy(error, self._path)}") from error
         except BaseException:
             self._break_off()
             raise
@@ -953,9 +956,29 @@ def _is_busy(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.Error) and ("locked" in str(error) or "busy" in str(error))
 
 
-def _remedy(error: Exception) -> str:
+def _expect_path_of_file(path: str | bytes) -> None:
+    """Raise ValueError for a path that can never be one of a database."""
+    if isinstance(path, bytes) or path.startswith("file:"):
+        raise ValueError(f"setup(sqlite={path!r}) takes the path of a file, such as '/var/lib/shop/metrics.db', and no URI")
+    with suppress(OSError):  # a folder on the way may be closed to this user, as long as nobody writes there
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError(f"setup(sqlite={path!r}) takes the path of a file, got that of a folder or a device")
+
+
+def _is_database(path: str) -> bool:
+    """Whether the file begins as one of SQLite does."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        return False
+
+
+def _remedy(error: Exception, path: str) -> str:
     """What may help against an error, as the end of its message."""
     text = str(error)
+    if "not a database" in text and not _is_database(path):
+        return ". Check the path: another kind of file is there, and stays as it is."
     if _is_busy(error):
         return f". Another program held it for more than {BUSY_SECONDS:g} s."
     return next((remedy for part, remedy in _REMEDIES.items() if part in text), "")
