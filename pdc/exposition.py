@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import gzip
+import http.client
 import logging
 import socket
 import ssl
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, MutableMapping
 from contextlib import suppress
 from functools import partial
@@ -59,6 +61,10 @@ MOST_HEADER = 8_192
 """How many characters of a header like Accept are looked at."""
 TAKE_OVER_SECONDS = 1.0
 """How often a process looks whether it can serve a port that another one serves."""
+PROBE_SECONDS = 2.0
+"""How long whoever has a port may take to say who it is."""
+IDENTITY = "X-PDC-Storage"
+"""The header by which servers of metrics know those of the same storage."""
 
 
 def generate_latest(registry: Collector | None = None, escaping: str = openmetrics.UNDERSCORES) -> bytes:
@@ -289,9 +295,42 @@ def start_http_server(
 
 def _server(addr: str, port: int, app: WSGIApplication) -> WSGIServer:
     """A server that listens. Raises OSError where the address cannot be used."""
-    family, *_, address = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    server_class = type("MetricsServer", (_ThreadingServer,), {"address_family": family})
-    return make_server(str(address[0]), port, app, server_class, handler_class=_SilentHandler)
+    try:
+        family, *_, address = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        server_class = type("MetricsServer", (_ThreadingServer,), {"address_family": family})
+        return make_server(str(address[0]), port, _identified(app), server_class, handler_class=_SilentHandler)
+    except OSError as error:
+        raise OSError(error.errno, f"metrics cannot be served on {addr}:{port}: {error.strerror}") from error
+
+
+def _identified(app: WSGIApplication) -> WSGIApplication:
+    """The application, whose answers say of which storage they are."""
+
+    def identified(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            return start_response(status, [*headers, (IDENTITY, _identity())], *exc_info)
+
+        return app(environ, start)
+
+    return identified
+
+
+def _identity() -> str:
+    """A number that the servers of one storage have in common, and which tells nothing else."""
+    storage = config.DEFAULT.storage
+    return f"{zlib.crc32(str(storage and storage.identity).encode()):08x}"
+
+
+def _is_served_by_us(addr: str, port: int) -> bool:
+    """Whether metrics of the same storage are served there already."""
+    with suppress(OSError, http.client.HTTPException):
+        connection = http.client.HTTPConnection(addr, port, timeout=PROBE_SECONDS)
+        try:
+            connection.request("OPTIONS", "/")
+            return connection.getresponse().getheader(IDENTITY) == _identity()
+        finally:
+            connection.close()
+    return False
 
 
 class Port:
@@ -332,13 +371,18 @@ class Port:
                 log.write(logging.WARNING, "metrics are not served on %s:%d: %s", *self._address, servers.NO_THREADS)
 
     def _run(self) -> None:
+        others = 0
         while self._server is None:
             try:
                 self._server = _server(*self._address, self._app)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    log.write(logging.ERROR, "metrics cannot be served on %s:%d", *self._address, error=error)
+                    log.write(logging.ERROR, "%s", error.strerror)
                     return
+                others = 0 if _is_served_by_us(*self._address) else others + 1
+                if others == 2:  # one that ends at the moment may not answer
+                    text = "%s by another program, or for another storage; name another PDC_METRICS_PORT"
+                    log.write(logging.ERROR, text, error.strerror)
                 time.sleep(TAKE_OVER_SECONDS)
         self._server.serve_forever()
 

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import http.client
 import inspect
+import itertools
 import os
 import re
 import signal
@@ -13,10 +14,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlencode
@@ -473,9 +476,49 @@ def test_the_server_can_demand_certificates_of_clients(certificate: tuple[str, s
 
 @pytest.mark.usefixtures("counted")
 def test_a_port_in_use_is_an_error() -> None:
-    """The server raises where it cannot listen."""
-    with serving() as port, pytest.raises(OSError, match="in use"):
+    """The server raises where it cannot listen, and says where that is."""
+    with (
+        serving() as port,
+        pytest.raises(OSError, match=rf"metrics cannot be served on 127\.0\.0\.1:{port}: Address already in use"),
+    ):
         pdc.start_http_server(port, "127.0.0.1")
+
+
+class _Silent(BaseHTTPRequestHandler):
+    """Another program, which knows GET only."""
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.mark.parametrize("other", ["program", "storage", "same"])
+def test_a_port_that_another_program_has_is_logged_once(
+    other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the port that another program has, or one with another storage; one of ours is no error."""
+    monkeypatch.setattr("pdc.exposition.TAKE_OVER_SECONDS", 0.02)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    if other == "program":
+        server: Any = HTTPServer(("127.0.0.1", 0), _Silent)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    else:
+        server, _ = pdc.start_http_server(0, "127.0.0.1")
+    port = server.server_address[1]
+    storages = itertools.cycle(["1", "2"] if other == "storage" else ["1"])
+    monkeypatch.setattr("pdc.exposition._identity", lambda: next(storages))
+    try:
+        Port.of(("127.0.0.1", port), lambda _, __: []).open()
+        if other == "same":
+            time.sleep(0.2)
+        else:
+            wait_until(lambda: caplog.records)
+    finally:
+        server.shutdown()
+        server.server_close()
+    wait_until(lambda: Port._ports["127.0.0.1", port]._server)
+    message = f"metrics cannot be served on 127.0.0.1:{port}: Address already in use by another program, or for another storage"
+    expected = [] if other == "same" else [f"{message}; name another PDC_METRICS_PORT"]
+    assert [record.getMessage() for record in caplog.records] == expected
 
 
 def test_a_port_is_served_by_one_process_then_by_another() -> None:
