@@ -283,6 +283,11 @@ def _before_snapshot() -> None:
         storage.close()
 
 
+def _before_abort() -> None:
+    with suppress(StorageError):  # it is logged
+        flush()
+
+
 def _after_request() -> None:
     for buffer in BUFFERS:
         buffer.catch_up()
@@ -310,5 +315,6 @@ log.FAILURES.append(_count_message)
 atexit.register(_at_exit)
 ENDS.append(_at_exit)
 servers.SNAPSHOTS.append(_before_snapshot)
+servers.ABORTS.append(_before_abort)
 servers.REQUEST_ENDS.append(_after_request)
 FORKS.register(_before_fork, _after_fork_in_parent, _after_fork_in_child)

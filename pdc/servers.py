@@ -7,7 +7,9 @@ Python's hooks, and without ``--enable-threads`` it lets no thread run while a w
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -22,6 +24,8 @@ REQUEST_ENDS: list[Callable[[], None]] = []
 """What to do after each request of a worker where no threads run."""
 SNAPSHOTS: list[Callable[[], None]] = []
 """What to do before AWS Lambda takes a snapshot (SnapStart), of which there are many copies later."""
+ABORTS: list[Callable[[], None]] = []
+"""What to do where Gunicorn stops a worker that hangs."""
 NO_THREADS = "start uWSGI with --enable-threads, or no thread runs while a worker waits for a request"
 
 
@@ -50,6 +54,57 @@ def _is_called_by_arbiter() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _spawned() -> Any:
+    """The worker that Gunicorn's master has made on the way here; None where it has made none."""
+    frame: FrameType | None = sys._getframe() if "gunicorn.arbiter" in sys.modules else None
+    while frame is not None:
+        if frame.f_code.co_name == "spawn_worker" and frame.f_globals.get("__name__") == "gunicorn.arbiter":
+            return frame.f_locals.get("worker")
+        frame = frame.f_back
+    return None
+
+
+def _join(pid: object) -> None:
+    """Where this process is a worker of Gunicorn, that calls its process `pid`, let it run Python's exit handlers at its end.
+
+    Uvicorn's workers raise the signal that stopped them once more at their end, with the handler from before. And those
+    with an event loop do not hear, while it hangs, that Gunicorn aborts them.
+    """
+    worker = _spawned()
+    if worker is None or worker.pid != pid:
+        return
+    if worker.booted:
+        _heed_signals(worker)
+        return
+    run = worker.run
+
+    def run_with_signals() -> None:
+        _heed_signals(worker)
+        run()
+
+    worker.run = run_with_signals  # what comes before it, hooks too, sets handlers of signals
+
+
+def _heed_signals(worker: Any) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _exit)
+    before = signal.getsignal(signal.SIGABRT)
+
+    def abort(number: int, frame: FrameType | None) -> None:
+        for hook in ABORTS:  # now: not every framework lets the exit pass
+            hook()
+        (before if callable(before) else worker.handle_abort)(number, frame)
+
+    signal.signal(signal.SIGABRT, abort)
+
+
+def _exit(_number: int, _frame: object) -> None:
+    sys.exit(0)
 
 
 def threads_run() -> bool:
@@ -87,3 +142,7 @@ def _call(ours: list[Callable[[], None]], theirs: Callable[[], None] | None = No
         hook()
     if theirs is not None:
         theirs()
+
+
+_join(os.getpid())  # a worker that loads the application imports this
+FORKS.register(after_in_child=partial(_join, "[booting]"))  # one whose master has loaded it has just been made

@@ -1,4 +1,4 @@
-"""Gunicorn's hooks, with a real Gunicorn and workers of every class."""
+"""What pdc does in Gunicorn, with a real one and workers of every class."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ WORKERS = {
 
 
 class Gunicorn:
-    """A Gunicorn with two workers, whose metrics are sent at their end only."""
+    """A Gunicorn, with two workers unless told otherwise, whose metrics are sent at their end only."""
 
-    def __init__(self, folder: Path, worker_class: str, *options: str) -> None:
+    def __init__(self, folder: Path, worker_class: str, *options: str, workers: int | None = 2) -> None:
         (folder / "shop.py").write_text(SHOP)
         self.port = free_port()
         name, app = WORKERS[worker_class]
-        command = ["-m", "gunicorn", "-c", "python:pdc.gunicorn", "--bind", f"127.0.0.1:{self.port}", "--workers", "2"]
+        command = ["-m", "gunicorn", "--bind", f"127.0.0.1:{self.port}", *([f"--workers={workers}"] if workers else [])]
         self._process = subprocess.Popen(
             [sys.executable, *command, "--worker-class", name, "--log-level", "critical", *options, f"shop:{app}"],
             cwd=folder,
@@ -110,8 +110,8 @@ def started(tmp_path: Path) -> Iterator[Any]:
     """Start a Gunicorn and stop it in the end."""
     servers: list[Gunicorn] = []
 
-    def start(worker_class: str, *options: str) -> Gunicorn:
-        servers.append(Gunicorn(tmp_path, worker_class, *options))
+    def start(worker_class: str, *options: str, workers: int | None = 2) -> Gunicorn:
+        servers.append(Gunicorn(tmp_path, worker_class, *options, workers=workers))
         return servers[-1]
 
     yield start
@@ -152,6 +152,40 @@ def test_a_worker_that_hangs_sends_what_is_pending(started: Any, tmp_path: Path,
     server.get()
     server.get(path)
     wait_until(lambda: counted(tmp_path).get(("/", "200")), 20)
+
+
+CONFIGURATION = """
+import signal
+from pathlib import Path
+
+workers = 3
+
+def post_worker_init(worker):
+    before = signal.getsignal(signal.SIGABRT)
+
+    def abort(number, frame):
+        Path("aborted").touch()
+        worker.handle_abort(number, frame)
+
+    signal.signal(signal.SIGABRT, abort)
+    Path(f"begun-{worker.pid}").touch()
+"""
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "uvicorn"])
+@pytest.mark.parametrize("options", [(), ("--preload",)])
+def test_the_configuration_of_the_application_stays(
+    started: Any, tmp_path: Path, worker_class: str, options: tuple[str, ...]
+) -> None:
+    """Gunicorn reads its configuration as ever: the number of workers and a hook that handles a signal are the user's."""
+    (tmp_path / "gunicorn.conf.py").write_text(CONFIGURATION)
+    server = started(worker_class, "--timeout", "1", *options, workers=None)
+    wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 3, 30)
+    server.get()
+    server.get("/stuck-async" if worker_class == "uvicorn" else "/stuck")
+    wait_until((tmp_path / "aborted").exists, 20)
+    server.stop()
+    assert counted(tmp_path)["/", "200"] == 1
 
 
 def test_workers_of_another_user_make_the_files() -> None:

@@ -96,8 +96,6 @@ def _send_evenly(address: Address, number: int, per_second: int) -> None:
 def _serve(instrument: str, workers: int) -> Address:
     """Start Gunicorn, which ends with this process, and return its address once it answers."""
     command = [sys.executable, "-m", "gunicorn", f"{__name__}:application({instrument!r})", f"--workers={workers}"]
-    if instrument.startswith("pdc"):
-        command.append("--config=python:pdc.gunicorn")
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         address: Address = listener.getsockname()
         bind = [f"--bind=fd://{listener.fileno()}", "--log-level=warning"]
