@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .exposition import generate_latest, make_asgi_app, make_wsgi_app, start_http_server
     from .options import setup_from_environ
 
+    __version__: str
+
 __all__ = [
     "Counter",
     "Enum",
@@ -43,8 +45,15 @@ _LATER = {
 }
 """The modules of functions that most programs call once, if at all: they are imported when somebody asks for these."""
 
+if not TYPE_CHECKING:  # type checkers know all names
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return import_module("importlib.metadata").version("prometheus-distributed-client")
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from bisect import bisect_left
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from operator import itemgetter
 from threading import get_ident
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
@@ -47,6 +48,24 @@ _PARENTS_OWN = frozenset(
 """Attributes that only serve to make children."""
 
 
+Mode = Literal["shared", "all", "liveall", "min", "livemin", "max", "livemax", "sum", "livesum", "mostrecent", "livemostrecent"]
+"""How the values of several processes make one; see `Gauge`."""
+
+
+class _Signature:
+    """The signature of a metric class: that of its constructor, or of prometheus_client's, which ours takes after."""
+
+    def __get__(self, metric: object, cls: Any) -> inspect.Signature:
+        constructor, own = cls.__init__, []
+        if constructor is StoredMetric.__init__:
+            known = inspect.signature(constructor, eval_str=True).parameters.values()
+            own = [each for each in known if each.kind is each.KEYWORD_ONLY]
+            constructor = next(base.__init__ for base in cls.__mro__ if not issubclass(base, StoredMetric))
+        signature = inspect.signature(constructor, eval_str=constructor in _OUR_CONSTRUCTORS)
+        public = [each for name, each in signature.parameters.items() if name != "self" and not name.startswith("_")]
+        return signature.replace(parameters=[*public, *own], return_annotation=signature.empty)
+
+
 class StoredMetric(MetricWrapperBase):
     """What the metric classes share: a cell per series instead of a value, and samples read from the storage."""
 
@@ -60,6 +79,7 @@ class StoredMetric(MetricWrapperBase):
     _cell: Any
 
     if not TYPE_CHECKING:  # type checkers see the signatures of prometheus_client
+        __signature__ = _Signature()
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             """Note the arguments of a subclass's constructor."""
@@ -428,7 +448,7 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         unit: str = "",
         registry: CollectorRegistry | None = REGISTRY,
         _labelvalues: Sequence[str] | None = None,
-        multiprocess_mode: str = "shared",
+        multiprocess_mode: Mode = "shared",
         *,
         max_series: float | None = None,
         expire_series: float | None = None,

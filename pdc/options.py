@@ -276,6 +276,24 @@ class Options:
                 raise OptionError(f"PDC_{name.upper()}={value!r} needs PDC_REDIS_URL, which is not given: {instead}")
 
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def with_options_shown(function: FunctionT) -> FunctionT:
+    """Let the signature of a function that takes options as keywords show which there are, with their defaults."""
+    options = [
+        inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(Options(), each.name), annotation=each.type
+        )
+        for each in fields(Options)
+    ]
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined] # functions take any
+    return function
+
+
+@with_options_shown
 def setup_from_environ(**options: Any) -> None:
     """Set up the storage that the environment names, in a program that no framework configures: a job, a worker, a function.
 

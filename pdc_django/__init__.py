@@ -12,6 +12,11 @@ models; ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied. ``manag
 Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class.
 """
 
+try:
+    import django  # noqa: F401 - so that all who import this learn what they need
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{__name__} needs Django: pip install 'prometheus-distributed-client[django]'") from error
+
 from pdc.http import exclude
 
 __all__ = ["exclude"]

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+try:
+    import flask  # noqa: F401 - so that all who import this learn what they need
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{__name__} needs Flask: pip install 'prometheus-distributed-client[flask]'") from error
+
 from flask import Flask, Response, got_request_exception, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+try:
+    import starlette  # noqa: F401 - so that all who import this learn what they need
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{__name__} needs Starlette: pip install 'prometheus-distributed-client[starlette]', or [fastapi]"
+    ) from error
+
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -15,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pdc import config
 from pdc.exposition import scrape_from_asgi
 from pdc.http import TRACKER, Connection, HTTPMetrics, Tracker, exclude, is_excluded
-from pdc.options import OptionError, Options
+from pdc.options import OptionError, Options, with_options_shown
 
 from .exceptions import watch, watch_error_page
 from .routes import RouteFinder
@@ -38,6 +45,7 @@ class PrometheusMiddleware:
     A wrong or unknown one fails the start of the application.
     """
 
+    @with_options_shown
     def __init__(self, app: ASGIApp, /, **options: Any) -> None:
         self.app = app
         self._routes = RouteFinder(app)
@@ -105,6 +113,7 @@ async def metrics(request: Request) -> Response:
     return response
 
 
+@with_options_shown
 def instrument(app: Starlette, **options: Any) -> None:
     """Add the middleware with these options, and the metrics page.
 

@@ -540,7 +540,7 @@ def test_gauge_modes_over_processes(
 
 @pytest.mark.parametrize("mode", ["shared", "all", "livesum", "max"])
 def test_a_function_is_the_value_of_a_gauge(
-    mode: str, storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+    mode: Any, storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The function is called for every scrape and flush; other updates do nothing; where it fails the value stays."""
     pdc.setup(**storage, flush_interval=3600)
@@ -593,7 +593,7 @@ def test_sets_and_incs_of_a_gauge_keep_their_order(
 
 
 @pytest.mark.parametrize("mode", ["shared", "sum", "all"])
-def test_clear_starts_again(mode: str, storage: dict[str, Any], registry: CollectorRegistry) -> None:
+def test_clear_starts_again(mode: Any, storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """`pdc.clear()` deletes everything: what has no labels shows zero, the rest comes back with its next update."""
     pdc.setup(**storage)
     by_hand = pdc.redis if "redis" in storage else pdc.sqlite
@@ -785,7 +785,7 @@ def test_a_gauge_may_change_its_mode(storage: dict[str, Any], registry: Collecto
 
 
 @pytest.mark.parametrize("mode", ["sum", "shared"])
-def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, tmp_path: Path, mode: str) -> None:
+def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, tmp_path: Path, mode: Any) -> None:
     """A gauge adds what all threads of a process add, also while another one sends that."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
     gauge = pdc.Gauge("level", "Help", registry=registry, multiprocess_mode=mode)

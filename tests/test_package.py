@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import pydoc
 import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any, get_args
 
+import prometheus_client
 import pytest
 from conftest import ROOT
+
+import pdc
+import pdc.redis
+import pdc.sqlite
+import pdc_starlette
+from pdc.options import Options
 
 DISTRIBUTION = "prometheus-distributed-client"
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -79,6 +90,71 @@ except ImportError as error:
         [sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
     assert "pip install 'prometheus-distributed-client[redis]'" in done.stdout
+
+
+@pytest.mark.parametrize("framework", ["flask", "django", "starlette"])
+def test_an_extension_without_its_framework_names_the_extra(framework: str, tmp_path: Path) -> None:
+    """Where the framework is not installed, importing its extension says what to install; what is broken in one stays."""
+    source = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.modules[{framework!r}] = None
+try:
+    import pdc_{framework}
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"pdc_{framework} needs {framework.title()}: pip install '{DISTRIBUTION}[{framework}]'" in done.stdout
+
+
+def test_help_and_completion_show_all_of_the_public_interface() -> None:
+    """`dir(pdc)` has exactly the public names, and `help(pdc)` has each of them."""
+    assert [name for name in dir(pdc) if not name.startswith("_")] == sorted(pdc.__all__)
+    text = pydoc.plain(pydoc.render_doc(pdc))
+    assert [name for name in pdc.__all__ if not re.search(rf"\b{name}\b", text)] == []
+    assert "\n    start_http_server(port: 'int', addr: 'str' = '0.0.0.0'" in text
+    assert pdc.__version__ == metadata.version(DISTRIBUTION)
+
+
+@pytest.mark.parametrize("module", [pdc, pdc.redis, pdc.sqlite])
+def test_constructors_show_the_arguments_of_prometheus_client(module: Any) -> None:
+    """A metric class has the public arguments of the class that it refines, and ours; a gauge shows its modes, too."""
+    for name in pdc.redis.__all__:
+        theirs = [*inspect.signature(getattr(prometheus_client, name)).parameters]
+        ours = inspect.signature(getattr(module, name)).parameters
+        theirs = [argument for argument in theirs if argument != "_labelvalues"]
+        assert [*ours] == [*theirs, "max_series", "expire_series"]
+    modes = inspect.signature(module.Gauge).parameters["multiprocess_mode"].annotation
+    assert {*get_args(modes)} == {*prometheus_client.Gauge._MULTIPROC_MODES, "shared"}
+
+
+def test_a_constructor_of_the_user_shows_its_own_arguments() -> None:
+    """A subclass has the signature of its own constructor."""
+
+    class Timer(pdc.Summary):
+        def __init__(self, name: str, *, unit: str = "seconds") -> None:
+            super().__init__(name, "Time.", unit=unit, registry=None)
+
+    assert [*inspect.signature(Timer).parameters] == ["name", "unit"]
+
+
+def test_functions_that_take_options_show_them() -> None:
+    """Whoever takes options as keywords shows each with its default."""
+    for function in (pdc.setup_from_environ, pdc_starlette.instrument, pdc_starlette.PrometheusMiddleware):
+        shown = inspect.signature(function).parameters
+        for option in dataclasses.fields(Options):
+            assert shown[option.name].default == getattr(Options(), option.name)
+
+
+def test_type_checkers_know_all_names() -> None:
+    """A name that does not exist and a wrong mode are errors, also of mypy: else `make lint` wants no ignore here."""
+    with pytest.raises(AttributeError, match="module 'pdc' has no attribute 'nonsense'"):
+        _ = pdc.nonsense  # type: ignore[attr-defined] # what is tested
+    with pytest.raises(ValueError, match="Invalid multiprocess mode: none"):
+        pdc.Gauge("g", "Help.", registry=None, multiprocess_mode="none")  # type: ignore[arg-type] # what is tested
 
 
 def test_the_readme_has_at_most_100_lines() -> None:

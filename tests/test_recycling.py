@@ -235,7 +235,7 @@ def test_a_process_that_slept_is_back_with_its_numbers(
 ) -> None:
     """When others have forgotten a process for an hour, its next update brings back its live values and doubles nothing."""
     pdc.setup(**storage, flush_interval=3600)
-    modes = ("all", "sum", "livesum", "livemax")
+    modes: Any = ("all", "sum", "livesum", "livemax")
     gauges = [pdc.Gauge(mode, "Of each process.", registry=registry, multiprocess_mode=mode) for mode in modes]
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     for gauge in gauges:
