@@ -47,11 +47,36 @@ def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
         "flask",
         "django",
         "starlette",
+        "fastapi",
         "all",
+    }
+    assert {requirement for requirement in requirements() if "extra==redis" in requirement} == {
+        "redis>=5;extra==redis",
+        "hiredis>=3;extra==redis",
     }
 
 
-@pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask", "django", "starlette"])
+def test_the_readme_links_work_on_a_package_index() -> None:
+    """Each link of the README is absolute, and those to this repository lead to files that are there, and to their sections."""
+    homepage = dict(each.split(", ") for each in metadata.metadata(DISTRIBUTION).get_all("Project-URL") or ())["Homepage"]
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert link.startswith(f"{homepage}/blob/HEAD/")
+        name, _, section = link.removeprefix(f"{homepage}/blob/HEAD/").partition("#")
+        titles = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        assert not section or section in {title.lower().replace(" ", "-") for title in titles}
+
+
+def test_the_source_distribution_has_all_that_the_readme_names() -> None:
+    """Files of the repository that the README links to are in the source distribution, by a line of MANIFEST.in."""
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split()
+    names = re.findall(r"/blob/HEAD/([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert names
+    assert [name for name in names if name not in manifest and name.split("/")[0] not in manifest] == []
+
+
+@pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi"])
 def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: str) -> None:
     """The group `oldest` pins the lower bound of each requirement, give or take zeros at its end."""
     (bound,) = {match[1] for line in requirements() if (match := re.match(rf"{name}>=([\d.]+)", line))}
