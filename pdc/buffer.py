@@ -736,6 +736,8 @@ class Buffer:
             self._applied.difference_update(outcome.refused)
         self._declared.update((update.name, update.meta) for update in batch.updates if update.declare)
         self._book_refusals(batch, outcome)
+        if outcome.note:
+            log.defer(logging.WARNING, "%s", outcome.note)
         self._tell_of_replaced(batch, outcome)
         for name, count in outcome.overflowed.items():
             self.overflowed(name, count)

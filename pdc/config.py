@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import log, servers
 from .buffer import ENDS, EXIT_SECONDS, Buffer
 from .cells import TURN, in_one_scrape
 from .forks import FORKS
 from .health import MESSAGES_LOST
-from .journal import Journals
+from .journal import Journals, default_folders
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
     from .storage.redis import RedisStorage
     from .storage.sqlite import SqliteStorage
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 REDIS_EXPIRE = 3600.0
 """Seconds, where `setup` is not given others."""
@@ -80,6 +84,7 @@ def setup(
         storage = _redis_storage(redis, redis_prefix, expire)
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
         _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds, limits)
+        _announce(f"{storage} with redis_prefix {redis_prefix!r}", interval, folder)
     elif sqlite is not None and redis is None:
         _refuse_with_sqlite(redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
         _attach_sqlite(sqlite, interval, folder, limits)
@@ -114,7 +119,7 @@ def flush() -> None:
             except StorageError as error:
                 errors.append(error)
     if errors:
-        raise errors[0]
+        raise errors[0].with_traceback(None) from None
 
 
 def flush_before_end() -> None:
@@ -135,6 +140,10 @@ def clear() -> None:
     What this process declared starts again: metrics without labels export 0, series with labels come back with their
     next update. Raises NotConfigured and StorageError.
     """
+    _briefly(_clear)
+
+
+def _clear() -> None:
     _settle_others(DEFAULT)
     DEFAULT.clear()
     for other in _others(DEFAULT):
@@ -155,7 +164,15 @@ def shutdown() -> None:
 
 def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
     """Read those metrics or all, with what this process has pending. Raises NotConfigured and StorageError."""
-    return in_one_scrape(_read, buffer, names)
+    return _briefly(in_one_scrape, _read, buffer, names)
+
+
+def _briefly(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do the work, and raise errors of the storage by themselves: they say all, and what led to them is pages long."""
+    try:
+        return work(*args, **kwargs)
+    except StorageError as error:
+        raise error.with_traceback(None) from None
 
 
 def _read(buffer: Buffer, names: Collection[str] | None) -> Snapshot:
@@ -200,6 +217,17 @@ def _attach_sqlite(database: Any, interval: float, folder: Path | bool, limits: 
             "open it with check_same_thread=False, or give setup() a path"
         )
     _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, limits, threaded=threaded)
+    _announce(str(storage), interval, storage.identity is not None and folder)
+
+
+def _announce(where: str, interval: float, folder: Path | bool) -> None:
+    if not log.logger.isEnabledFor(logging.INFO):  # to know the default folder takes a while
+        return
+    when = f"every {interval:g} s" if interval else "each update at once"
+    journals = "there is no journal"
+    if folder is not False:
+        journals = f"journals are in {default_folders()[0] if folder is True else folder}"
+    log.write(logging.INFO, "metrics go to %s, %s; %s", where, when, journals)
 
 
 def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
@@ -283,11 +311,6 @@ def _before_snapshot() -> None:
         storage.close()
 
 
-def _before_abort() -> None:
-    with suppress(StorageError):  # it is logged
-        flush()
-
-
 def _after_request() -> None:
     for buffer in BUFFERS:
         buffer.catch_up()
@@ -315,6 +338,6 @@ log.FAILURES.append(_count_message)
 atexit.register(_at_exit)
 ENDS.append(_at_exit)
 servers.SNAPSHOTS.append(_before_snapshot)
-servers.ABORTS.append(_before_abort)
+servers.ABORTS.append(flush_before_end)
 servers.REQUEST_ENDS.append(_after_request)
 FORKS.register(_before_fork, _after_fork_in_parent, _after_fork_in_child)

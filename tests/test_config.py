@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 import subprocess
@@ -12,12 +13,13 @@ from typing import Any
 
 import pytest
 import redis.asyncio
-from conftest import RedisServer, wait_until
+from conftest import RedisServer, free_port, wait_until
 from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.redis
 import pdc.sqlite
+from pdc.journal import default_folders
 from pdc.storage import StorageError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -278,6 +280,56 @@ print(pdc.generate_latest().decode())
     result = run_script(source)
     assert "cannot use SQLite connection after a fork: call setup() in the child process, or give it a path" in result.stdout
     assert "hits_total 3.0" in result.stdout
+
+
+def test_a_program_that_joins_a_redis_without_prefix_says_so_once(redis_server: RedisServer, run_script: Run) -> None:
+    """A program whose metrics are new in a Redis hears that those without redis_prefix add up; its next processes do not."""
+
+    def says(name: str, **options: Any) -> str:
+        source = f"""
+            setup(flush_interval=3600)
+            pdc.Counter({name!r}, "Help.").inc()
+            pdc.flush()
+            pdc.Counter("another", "Help.").inc()
+            """
+        return run_script(source, storage={"redis": redis_server.url, **options}).stderr
+
+    note = (
+        f"Redis 127.0.0.1:{redis_server.port} has metrics without redis_prefix: where other programs use it without one, too, "
+        "those of the same name add up; give each program a redis_prefix of its own\n"
+    )
+    assert [says(name) for name in ("hits", "hits", "sales", "hits")] == [note, "", note, ""]
+    assert says("hits", redis_prefix="shop") == ""
+
+
+@pytest.mark.parametrize("interval", [0, 0.5])
+def test_one_line_says_where_metrics_go(
+    storage: dict[str, Any], interval: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At INFO setup says the storage with its prefix, the interval and the folder of the journal."""
+    caplog.set_level(logging.INFO, "pdc")
+    pdc.setup(**storage, flush_interval=interval, journal=tmp_path / "journals")
+    pdc.setup(**storage, flush_interval=interval)
+    pdc.setup(**storage, flush_interval=interval, journal=False)
+    where = f"SQLite {storage['sqlite']}" if "sqlite" in storage else f"Redis {storage['redis'][8:-2]} with redis_prefix 'test'"
+    start = f"metrics go to {where}, {'every 0.5 s' if interval else 'each update at once'}; "
+    journals = [f"journals are in {tmp_path / 'journals'}", f"journals are in {default_folders()[0]}", "there is no journal"]
+    assert caplog.messages == [start + journal for journal in journals]
+
+
+def test_an_error_of_the_storage_is_short(tmp_path: Path, run_script: Run) -> None:
+    """A program that ends with an error of the storage shows that one, and no exceptions of the driver that led to it."""
+    source = """
+from prometheus_client import REGISTRY, generate_latest
+setup()
+pdc.Counter("hits", "Hits.").inc()
+generate_latest(REGISTRY)
+"""
+    for storage in ({"redis": f"redis://127.0.0.1:{free_port()}"}, {"sqlite": str(tmp_path / "missing" / "metrics.db")}):
+        told = run_script(source, storage=storage, check=False).stderr
+        assert told.count("Traceback") == 1
+        assert len(told.splitlines()) <= 20
+        assert "pdc.storage.StorageError: " in told
 
 
 def test_a_connection_has_no_folder_of_journals(connection: sqlite3.Connection, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_redis_that_stops_and_starts_again(
     own_redis_server.stop()
     for _ in range(2):
         with told(caplog, DOWN):
-            pdc.setup(redis=own_redis_server.url, flush_interval=interval)
+            pdc.setup(redis=own_redis_server.url, redis_prefix="shop", flush_interval=interval)
             application = Application(CollectorRegistry())
             application.update()
             refuse(f"Redis 127.0.0.1:{own_redis_server.port} failed", "Check that it runs and can be reached")

@@ -192,6 +192,8 @@ class Outcome(NamedTuple):
     """Metrics with new series over their limit, and how many."""
     storage: str = ""
     """The id of the storage, where the batch came across it."""
+    note: str = ""
+    """A thing that whoever runs the program should hear once."""
 
 
 class Parts(Mapping[str, Any]):

@@ -625,6 +625,7 @@ class RedisStorage(ForkSafe):
         self._prefix = prefix
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
         self._index = f"prometheus#{prefix}"
+        self._noted = False
         self._relist_seconds = min(MOST_RELIST_SECONDS, (expire or math.inf) / 10)
         self._sentinel: Descriptor | None = None
         self._listed: dict[str, float] = {}
@@ -667,7 +668,7 @@ class RedisStorage(ForkSafe):
         if isinstance(listed, ResponseError):
             raise self._failed(listed)
         found, unlisted = listed if due else ("", [] if listed else [update.name for update in batch.updates])
-        outcome = Outcome(set(map(_text, unlisted)), {}, {}, {}, _text(found))
+        outcome = Outcome(set(map(_text, unlisted)), {}, {}, {}, _text(found), self._note(batch, set(map(_text, unlisted))))
         if outcome.unknown:
             self._listed.clear()
         else:
@@ -680,6 +681,19 @@ class RedisStorage(ForkSafe):
         for name in outcome.unknown:
             self._listed.pop(name, None)
         return outcome
+
+    def _note(self, batch: Batch, unlisted: set[str]) -> str:
+        """Tell a program without a prefix, none of whose metrics was there before, that others may add to them."""
+        names = {update.name for update in batch.updates if not update.name.startswith("pdc_")}  # which every program has
+        if self._prefix or self._noted or batch.leaving or not names:
+            return ""
+        self._noted = True
+        if not names <= unlisted:
+            return ""
+        return (
+            f"{self} has metrics without redis_prefix: where other programs use it without one, too, those of the same name "
+            "add up; give each program a redis_prefix of its own"
+        )
 
     def _book(self, batch: Batch, update: Update, reply: list[Any], outcome: Outcome) -> None:
         """Note what the script said of a metric, and do what it left to do."""
