@@ -221,6 +221,11 @@ class Buffer:
         return self._down is not None
 
     @property
+    def declares(self) -> bool:
+        """Whether this process has a metric here."""
+        return bool(self._all_metrics())
+
+    @property
     def waiting(self) -> int:
         """How many series have updates that could not be written, or that the storage refuses."""
         waiting = {entry for entry in [*self._taken, *self._queue.copy()] if isinstance(entry, Cell)} if self.down else set()

@@ -84,7 +84,7 @@ def setup(
         storage = _redis_storage(redis, redis_prefix, expire)
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
         _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds, limits)
-        _announce(f"{storage} with redis_prefix {redis_prefix!r}", interval, folder)
+        _announce(storage, interval, folder)
     elif sqlite is not None and redis is None:
         _refuse_with_sqlite(redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
         _attach_sqlite(sqlite, interval, folder, limits)
@@ -167,6 +167,17 @@ def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
     return _briefly(in_one_scrape, _read, buffer, names)
 
 
+def described(storage: Storage) -> str:
+    """The storage and the part of it that is used, in words, without secrets."""
+    prefix = getattr(storage, "prefix", None)
+    return str(storage) if prefix is None else f"{storage} with redis_prefix {prefix!r}"
+
+
+def is_declared() -> bool:
+    """Whether this process has a metric in the storage that `setup` chose last."""
+    return any(buffer.declares for buffer in (DEFAULT, *_others(DEFAULT)))
+
+
 def _briefly(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do the work, and raise errors of the storage by themselves: they say all, and what led to them is pages long."""
     try:
@@ -217,17 +228,17 @@ def _attach_sqlite(database: Any, interval: float, folder: Path | bool, limits: 
             "open it with check_same_thread=False, or give setup() a path"
         )
     _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, limits, threaded=threaded)
-    _announce(str(storage), interval, storage.identity is not None and folder)
+    _announce(storage, interval, storage.identity is not None and folder)
 
 
-def _announce(where: str, interval: float, folder: Path | bool) -> None:
+def _announce(storage: Storage, interval: float, folder: Path | bool) -> None:
     if not log.logger.isEnabledFor(logging.INFO):  # to know the default folder takes a while
         return
     when = f"every {interval:g} s" if interval else "each update at once"
     journals = "there is no journal"
     if folder is not False:
         journals = f"journals are in {default_folders()[0] if folder is True else folder}"
-    log.write(logging.INFO, "metrics go to %s, %s; %s", where, when, journals)
+    log.write(logging.INFO, "metrics go to %s, %s; %s", described(storage), when, journals)
 
 
 def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:

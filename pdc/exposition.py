@@ -121,8 +121,17 @@ def _render_all(encoder: Encoder, registry: CollectorRegistry | None, own: bool)
 
 
 def _read(*, own: bool) -> Snapshot:
-    """All that the storage holds, and with `own`, what pdc tells of itself."""
+    """All that the storage holds, and with `own`, what pdc tells of itself.
+
+    Raises StorageError where that would be all: zeros of a storage that nobody writes look as if all were well.
+    """
     now, stored = config.read(config.DEFAULT)
+    if own and not stored and not config.is_declared():
+        where = config.described(config.DEFAULT.required())
+        raise StorageError(
+            f"nobody writes to {where}, or all of it has expired, and this process declares no metric: "
+            "check that the programs which count use the same"
+        )
     about = health.fields(stored, config.BUFFERS) if own else {}
     for name in health.NAMES:
         stored.pop(name, None)

@@ -241,8 +241,8 @@ class Options:
     def setup(self) -> None:
         """Use the storage of these options; without one keep what `pdc.setup` was called with, or use ``metrics.db``.
 
-        Raises OptionError for options that only Redis has, where metrics would go to a file. A process has one storage for
-        its applications: where another one is replaced, the log says so.
+        Raises OptionError for a prefix where metrics would go to a file. A process has one storage for its applications: where
+        another one is replaced, the log says so.
         """
         before = config.DEFAULT.storage
         if self.redis_url is not None:
@@ -256,7 +256,7 @@ class Options:
                 expire_series=self.expire_series,
             )
         elif self.sqlite_path is not None or before is None:
-            self._refuse_without_redis()
+            self._refuse_prefix()
             config.setup(
                 sqlite=self.sqlite_path or "metrics.db",
                 flush_interval=self.flush_interval,
@@ -268,12 +268,10 @@ class Options:
             text = "the metrics of this process go to %s from now on, no longer to %s"
             log.write(logging.WARNING, text, config.DEFAULT.storage, before)
 
-    def _refuse_without_redis(self) -> None:
-        for name in ("redis_prefix", "redis_expire"):
-            value = getattr(self, name)
-            if value != getattr(Options(), name):
-                instead = "remove PDC_SQLITE_PATH" if self.sqlite_path is not None else "metrics would go to metrics.db"
-                raise OptionError(f"PDC_{name.upper()}={value!r} needs PDC_REDIS_URL, which is not given: {instead}")
+    def _refuse_prefix(self) -> None:
+        if self.redis_prefix:
+            instead = "remove PDC_SQLITE_PATH" if self.sqlite_path is not None else "metrics would go to metrics.db"
+            raise OptionError(f"PDC_REDIS_PREFIX={self.redis_prefix!r} needs PDC_REDIS_URL, which is not given: {instead}")
 
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])

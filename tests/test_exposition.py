@@ -346,6 +346,7 @@ def test_a_storage_that_cannot_be_read_is_a_503(client: Client, tmp_path: Path, 
     assert (answer.status, answer.headers["content-type"]) == (503, "text/plain; charset=utf-8")
     assert b"broken.db" in answer.body
     pdc.setup(redis=own_redis_server.url)
+    pdc.Counter("sales", "Help", registry=None).inc()
     assert client().status == 200
     own_redis_server.stop()
     answer = client()

@@ -29,7 +29,7 @@ OF_PDC = {
     "pdc_series_refused_total": 0.0,
     "pdc_storage_up": 1.0,
 }
-"""What a scrape shows where nobody has written anything."""
+"""What a scrape shows where nothing has happened."""
 LAST_FLUSH = "pdc_last_flush_timestamp_seconds"
 
 
@@ -71,16 +71,27 @@ def broken(storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def test_who_only_reads_writes_nothing(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
-    """An empty storage shows zeros and no last flush, and stays empty, also where a process that declared nothing flushes."""
+    """A storage that nobody writes stays empty, also where a process that declared nothing flushes; its scrape says so."""
     script = """
         from pdc.exposition import Scrape
         setup(flush_interval=60)
         pdc.flush()
-        print(Scrape().answer().body.decode())
+        answer = Scrape().answer()
+        print(int(answer.status), answer.body.decode(), pdc.generate_latest())
         if names := set(pdc.config.DEFAULT.read().metrics):
             raise SystemExit(f"there should be no metric, got {names}")
     """
-    assert told(run_script(script, storage=storage).stdout) == OF_PDC
+    where = f"SQLite {storage['sqlite']}" if "sqlite" in storage else f"Redis {storage['redis'][8:-2]} with redis_prefix 'test'"
+    answer = run_script(script, storage=storage).stdout
+    assert answer.startswith(f"503 # nobody writes to {where}, or all of it has expired, and this process declares no metric: ")
+    assert answer.endswith("b''\n")
+
+
+def test_who_declares_a_metric_is_shown_zeros(storage: dict[str, Any], registry: Any) -> None:
+    """A process that declares a metric is answered with what pdc tells of itself, zeros as long as nothing was counted."""
+    pdc.setup(**storage)
+    _ = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+    assert told() == OF_PDC
 
 
 def test_flushes_are_timed_for_every_process(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
@@ -205,6 +216,7 @@ def test_a_second_storage_that_is_down_is_told(tmp_path: Path, redis_server: Any
     pdc.setup(sqlite=str(tmp_path / "missing" / "metrics.db"))
     pdc.sqlite.Counter("hits", "Hits.", registry=registry).inc()
     pdc.setup(redis=redis_server.url)
+    _ = pdc.redis.Counter("sales", "Sales.", registry=registry)
     found = told()
     assert found["pdc_storage_up"] == 0.0
     assert found["pdc_series_pending"] >= 1.0

@@ -182,17 +182,15 @@ def test_an_empty_environment_variable_is_not_given(text: str) -> None:
     assert Options.load({}, dict.fromkeys(names, text)) == Options()
 
 
-@pytest.mark.parametrize("given", [{"redis_prefix": "shop"}, {"redis_expire": None}])
-def test_options_of_redis_without_a_redis_are_refused(tmp_path: Path, given: dict[str, Any]) -> None:
-    """An option that a file does not have is an error, also where no storage is named; a storage that is set up may have it."""
-    ((name, value),) = given.items()
-    message = f"PDC_{name.upper()}={value!r} needs PDC_REDIS_URL, which is not given: "
+def test_a_prefix_without_a_redis_is_refused(tmp_path: Path) -> None:
+    """A file has no prefix: it is an error, also where no storage is named; one that is set up already may have it."""
+    message = "PDC_REDIS_PREFIX='shop' needs PDC_REDIS_URL, which is not given: "
     with pytest.raises(OptionError, match=f"{message}remove PDC_SQLITE_PATH"):
-        Options(sqlite_path=str(tmp_path / "metrics.db"), **given).setup()
+        Options(sqlite_path=str(tmp_path / "metrics.db"), redis_prefix="shop").setup()
     with pytest.raises(OptionError, match=rf"{message}metrics would go to metrics\.db"):
-        Options(**given).setup()
+        Options(redis_prefix="shop").setup()
     pdc.setup(sqlite=tmp_path / "metrics.db")
-    Options(**given).setup()
+    Options(redis_prefix="shop").setup()
 
 
 def test_an_empty_token_in_the_environment_is_refused() -> None:

@@ -650,6 +650,11 @@ class RedisStorage(ForkSafe):
             return f"Redis cluster {' '.join(sorted(nodes))} {self._prefix}"
         return f"{self} {self.client.connection_pool.connection_kwargs.get('db') or 0} {self._prefix}"
 
+    @property
+    def prefix(self) -> str:
+        """Part of every key."""
+        return self._prefix
+
     def places(self) -> list[str]:
         return [os.uname().nodename]
 
