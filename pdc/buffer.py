@@ -68,7 +68,8 @@ class Buffer:
         self.storage: Storage | None = None
         self.write_through = True
         self._interval = 0.0
-        self._threaded = True
+        self._only_thread: int | None = None
+        """The one that may use the storage, where not all may."""
         self._renew_seconds: float | None = None
         self.limits: Mapping[str, float] = {}
         """Of the series of metrics that ask for none of their own, by the names that `Family` has for them."""
@@ -204,7 +205,9 @@ class Buffer:
     def write(self) -> None:
         """Send what is queued unless the storage was found down a moment ago; raise only what the application raises."""
         FORKS.notice()
-        if self._sender != threading.get_ident() and time.monotonic() >= self._retry_at and not self.is_overdue:
+        me = threading.get_ident()
+        mine = self._sender != me and self._only_thread in (None, me)
+        if mine and time.monotonic() >= self._retry_at and not self.is_overdue:
             self._in_turn(self._write)
 
     def _write(self) -> None:
@@ -242,13 +245,13 @@ class Buffer:
         interval: float,
         renew_seconds: float | None,
         *,
-        threaded: bool = True,
+        thread: int | None = None,
         journals: Journals | None = None,
         limits: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         """Use this storage from now on; what was pending goes to the one before, if that can be reached.
 
-        Metrics are renewed every `renew_seconds`; a storage that is not `threaded` is used by the caller's threads only.
+        Metrics are renewed every `renew_seconds`. Where only one `thread` may use the storage, what others count waits for it.
         """
         FORKS.notice()
         if interval:
@@ -256,7 +259,7 @@ class Buffer:
         if not self._used:
             self._used = True
             self._start()  # with locks of now: gevent may have replaced them since this module was imported
-        self._in_turn(self._attach, storage, interval, renew_seconds, threaded, journals, limits)
+        self._in_turn(self._attach, storage, interval, renew_seconds, thread, journals, limits)
         self._wake.put(None)
 
     def _attach(
@@ -264,7 +267,7 @@ class Buffer:
         storage: Storage,
         interval: float,
         renew_seconds: float | None,
-        threaded: bool,
+        thread: int | None,
         journals: Journals | None,
         limits: Mapping[str, float],
     ) -> None:
@@ -277,7 +280,7 @@ class Buffer:
         self._refused.clear()
         self._overflowed.clear()
         next_renewal = time.monotonic() + (renew_seconds or 0.0)
-        self.storage, self._journals, self._threaded = storage, journals, threaded
+        self.storage, self._journals, self._only_thread = storage, journals, thread
         self._interval, self._renew_seconds, self._next_renewal = interval, renew_seconds, next_renewal
         self.write_through = interval == 0 or self._leaving
         self.limits = limits
@@ -474,7 +477,7 @@ class Buffer:
 
     def _start_thread(self) -> None:
         """Start the thread; where none can be started, the next update tries again, and of two the first goes."""
-        if not self._threaded or self._leaving or not servers.threads_run():
+        if self._only_thread is not None or self._leaving or not servers.threads_run():
             return
         thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
         try:
@@ -628,6 +631,7 @@ class Buffer:
         if self._sender is not None:
             return
         self.required()
+        self._expect_thread()
         self._sender = threading.get_ident()
         try:
             send()
@@ -637,6 +641,14 @@ class Buffer:
             raise
         finally:
             self._sender = None
+
+    def _expect_thread(self) -> None:
+        """Raise StorageError in a thread that may not use the storage; that is no outage."""
+        if self._only_thread not in (None, threading.get_ident()):
+            raise StorageError(
+                f"cannot use {self.storage}: only the thread that made it may, and what others count waits for that one. "
+                "Open it with check_same_thread=False, or give setup() a path"
+            )
 
     def _send_all(self) -> None:
         self._mind_journal()
@@ -848,14 +860,15 @@ class Buffer:
     def _leave_for_good(self) -> None:
         """Leave; what is updated afterwards, as by handlers of atexit, is that of another writer, which leaves at once."""
         self._leave()
-        unsent = self._down is not None and bool(self._queue or self._taken or self._in_flight is not None)
+        waits = self._down is not None or self._only_thread not in (None, threading.get_ident())
+        unsent = waits and bool(self._queue or self._taken or self._in_flight is not None)
         path = self._close_journal(keep=unsent)
         if path is not None:
             self._take_for_sent()
         else:
             self.writer, self._sequence = _new_writer(), 0
         if unsent:
-            self._say_what_waits(path, self._down)
+            self._say_what_waits(path, self._down or "this thread may not use the storage")
         elif self._refused:
             self._say_what_waits(None, self._refusals())
             self._refused.clear()

@@ -221,13 +221,13 @@ def _attach_sqlite(database: Any, interval: float, folder: Path | bool, limits: 
         raise ValueError(
             f"journal={str(folder)!r} needs a database that the next process finds: give setup() a path, no connection"
         )
-    threaded = not storage.bound_to_thread()
-    if interval and not threaded:
+    thread = storage.bound_to_thread()
+    if interval and thread is not None:
         raise ValueError(
             f"flush_interval={interval:g} needs a connection that a background thread may use: "
             "open it with check_same_thread=False, or give setup() a path"
         )
-    _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, limits, threaded=threaded)
+    _attach((SQLITE, DEFAULT), storage, interval, folder, FORGET_WRITER_SECONDS / 3, limits, thread=thread)
     _announce(storage, interval, storage.identity is not None and folder)
 
 
@@ -259,13 +259,13 @@ def _attach(
     renew_seconds: float,
     limits: Mapping[str, float],
     *,
-    threaded: bool = True,
+    thread: int | None = None,
 ) -> None:
     servers.adapt()
     before = _storages()
     for buffer in buffers:
         journals = _journals(folder, storage)
-        buffer.attach(storage, interval, renew_seconds, threaded=threaded, journals=journals, limits=limits)
+        buffer.attach(storage, interval, renew_seconds, thread=thread, journals=journals, limits=limits)
     for left in before - _storages():
         left.close()
 

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,9 @@ def _journal() -> bytes:
         return type(kind.__name__, (kind,), {"buffer": buffer})(*arguments, registry=registry, **options)
 
     counter, level = own(pdc.Counter, "hits", "Hits.", ["path"]), own(pdc.Gauge, "level", "Level.")
-    buffer.attach(SqliteStorage(FOLDER / "left.db"), 3600.0, None, threaded=False, journals=Journals(folder, "fuzz"))
+    buffer.attach(
+        SqliteStorage(FOLDER / "left.db"), 3600.0, None, thread=threading.get_ident(), journals=Journals(folder, "fuzz")
+    )
     counter.labels("/").inc(2)
     level.set(3)
     own(pdc.Gauge, "total", "Total.", multiprocess_mode="sum").set(4)

@@ -289,7 +289,7 @@ def test_tries_become_rare_and_differ_between_processes(monkeypatch: pytest.Monk
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for name in ("first", "second"):
         recorder, buffer = Recorder(), Buffer()
-        buffer.attach(recorder, 0.0, None, threaded=False)
+        buffer.attach(recorder, 0.0, None, thread=threading.get_ident())
         counter = type("Counter", (pdc.Counter,), {"buffer": buffer})(name, "Help.", registry=registry)
         tries.append([])
         recorder.during = fail_now

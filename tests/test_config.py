@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.redis
 import pdc.sqlite
+from pdc import config
 from pdc.journal import default_folders
 from pdc.storage import StorageError
 
@@ -230,6 +231,46 @@ def test_a_connection_bound_to_its_thread(connection: sqlite3.Connection, regist
     assert re.search("SQLite connection: .*thread.* Open it with check_same_thread=False, or give setup.. a path", errors[0])
     pdc.flush()
     assert total() == 2
+
+
+def test_updates_of_other_threads_wait_for_that_of_a_bound_connection(
+    connection: sqlite3.Connection, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An update of another thread is no outage: the next one of the connection's thread is sent at once, with the other."""
+    pdc.setup(sqlite=connection)
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    query = "SELECT value FROM metrics WHERE metric_key = 'hits' AND subkey LIKE '_total:%'"
+    for number in range(1, 4):
+        thread = threading.Thread(target=counter.inc)
+        thread.start()
+        thread.join()
+        assert not config.DEFAULT.down
+        counter.inc()
+        assert connection.execute(query).fetchall() == [(2.0 * number,)]
+    assert caplog.messages == []
+
+
+def test_what_waits_at_the_end_for_a_bound_connection_is_logged(run_script: Run) -> None:
+    """What only threads counted that may not use the connection is sent at exit by the thread that may, or the log says so."""
+    source = """
+import sqlite3, threading
+
+def use():
+    pdc.setup(sqlite=sqlite3.connect("metrics.db"))
+
+{connect}
+counter = pdc.Counter("hits", "Hits.")
+thread = threading.Thread(target=counter.inc)
+thread.start()
+thread.join()
+"""
+    assert run_script(source.format(connect="use()")).stderr == ""
+    told = run_script(source.format(connect="thread = threading.Thread(target=use)\nthread.start()\nthread.join()")).stderr
+    assert "metrics that could not be sent are lost: this thread may not use the storage" in told
+    assert (
+        "hits_total 1.0"
+        in run_script("setup(); print(pdc.generate_latest().decode())", storage={"sqlite": "metrics.db"}).stdout
+    )
 
 
 def test_a_connection_of_all_threads_may_be_buffered(tmp_path: Path, registry: CollectorRegistry) -> None:

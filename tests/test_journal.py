@@ -481,7 +481,7 @@ def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Pa
     level = modules["Gauge"]("level", "Level.", registry=registry)
     total = modules["Gauge"]("total", "Total.", registry=registry, multiprocess_mode="sum")
     about = modules["Info"]("about", "About.", registry=registry)
-    buffer.attach(model, 3600.0, None, threaded=False, journals=journals)
+    buffer.attach(model, 3600.0, None, thread=threading.get_ident(), journals=journals)
     child = hits.labels("/a")
     program: list[Callable[[], Any]] = [
         lambda: child.inc(1),
@@ -596,7 +596,7 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
     """Killed after a batch of it, that is not sent again by the next one, also when the storage has forgotten it by then."""
     buffer, model = Buffer(), Model()
     hits = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", registry=registry)
-    buffer.attach(model, 3600.0, None, threaded=False, journals=Journals(tmp_path / "own", "model"))
+    buffer.attach(model, 3600.0, None, thread=threading.get_ident(), journals=Journals(tmp_path / "own", "model"))
     hits.inc(5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "apply", model.read)
@@ -902,7 +902,7 @@ def test_who_was_taken_for_dead_goes_on(
     hits = kinds["Counter"]("hits", "Hits.", ["path"], registry=registry)
     level = kinds["Gauge"]("level", "Level.", registry=registry)
     total = kinds["Gauge"]("total", "Total.", registry=registry, multiprocess_mode="sum")
-    buffer.attach(model, 3600.0, None, threaded=False, journals=Journals(tmp_path, "model"))
+    buffer.attach(model, 3600.0, None, thread=threading.get_ident(), journals=Journals(tmp_path, "model"))
     hits.labels("/a").inc(1)
     hits.labels("/b").inc(1)
     buffer.flush()

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -188,22 +189,22 @@ class SqliteStorage(ForkSafe):
             self._lent = self._connect("rwc", BUSY_SECONDS)
         return self._lent
 
-    def bound_to_thread(self) -> bool:
-        """Whether only the thread that made the given connection may use it."""
-        refusals: list[sqlite3.ProgrammingError] = []
+    def bound_to_thread(self) -> int | None:
+        """The only thread that may use the given connection, as it made it; None where any may."""
+        refusals: list[str] = []
 
         def probe(connection: sqlite3.Connection) -> None:
             try:
                 connection.execute("SELECT 1")
             except sqlite3.ProgrammingError as error:
-                if "thread" in str(error):
-                    refusals.append(error)
+                refusals.append(str(error))
 
         if self._given is not None:
             thread = threading.Thread(target=probe, args=(self._given,))
             thread.start()
             thread.join()
-        return bool(refusals)
+        makers = [int(found[1]) for refusal in refusals if (found := re.search(r"created in thread id (\d+)", refusal))]
+        return makers[0] if makers else None
 
     def apply(self, batch: Batch) -> Outcome:
         for update in batch.updates:
