@@ -235,9 +235,8 @@ def _announce(storage: Storage, interval: float, folder: Path | bool) -> None:
     if not log.logger.isEnabledFor(logging.INFO):  # to know the default folder takes a while
         return
     when = f"every {interval:g} s" if interval else "each update at once"
-    journals = "there is no journal"
-    if folder is not False:
-        journals = f"journals are in {default_folders()[0] if folder is True else folder}"
+    folders = default_folders() if folder is True else [folder] if folder else []
+    journals = f"journals are in {folders[0]}" if folders else "there is no journal"
     log.write(logging.INFO, "metrics go to %s, %s; %s", described(storage), when, journals)
 
 

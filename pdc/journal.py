@@ -53,11 +53,11 @@ from .storage import (
 )
 
 MAGIC = b"pdcjrnl7"
-SUFFIX = ".journal"
+SUFFIX, DAMAGED = ".journal", ".damaged"
 BEGIN_SECONDS = 60.0
 """A file that nobody locks and nothing was written to is forgotten after that time: its owner may be about to."""
 FOREIGN_SECONDS = 30 * 86400.0
-"""A journal of another storage of the same name is removed when nothing was written to it for that time."""
+"""A journal that cannot be sent is removed when nothing was written to it for that time, also one of another storage."""
 TOUCH_SECONDS = 60.0
 """How often the time of a file is renewed at most, so that nobody takes it for an old one."""
 LAST, IN_FLIGHT, SINCE, SENDING, SENT_AT, WRITTEN, REPLAYED = range(1, 8)
@@ -76,6 +76,7 @@ MOST_BYTES = 256 * 1024 * 1024
 """How long a file may become: whoever sends it reads all of it. What finds no room is in memory."""
 GROWTH = 4
 """Each further mapping is so many times as long as all before it: there are a handful, whatever the number of series."""
+NO_FOLDER = "no folder for temporary files may be written; setup(journal=...) or PDC_JOURNAL names another"
 UNIT = mmap.ALLOCATIONGRANULARITY
 """Of which mappings are made."""
 MOST_RESERVED = 1024 * 1024
@@ -101,11 +102,17 @@ class DamagedJournal(Exception):  # noqa: N818 - the message says what is wrong 
 
 
 def default_folders() -> list[Path]:
-    """Where journals are unless `setup` says otherwise: new ones in the first folder, others may have used the next ones."""
+    """Where journals are unless `setup` says otherwise: new ones in the first folder, others may have used the next ones.
+
+    There may be none.
+    """
     import tempfile  # only here, as it takes long to import
 
     chosen = [Path(os.environ.get(name, "")) for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME")]
-    return [*(folder / "pdc" for folder in chosen if is_private(folder)), Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}")]
+    folders = [folder / "pdc" for folder in chosen if is_private(folder)]
+    with suppress(FileNotFoundError):  # there is no folder for temporary files, as where all is read-only
+        folders.append(Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}"))
+    return folders
 
 
 class Journals:
@@ -119,8 +126,10 @@ class Journals:
         self._chosen = folder
         self._places = places
         self._prefix = _number_of(identity)
+        self._pattern = f"{self._prefix}-*{SUFFIX}"
         self._own: Journal | None = None
         self._storage = ""
+        self._cleared: set[Path] = set()
 
     @contextmanager
     def _opened(self, folder: Path, *, make: bool = False) -> Iterator[Descriptor]:
@@ -147,7 +156,11 @@ class Journals:
 
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
         """Begin this process's own, unless that is impossible: the log then says once that there is none."""
-        folder = self._folders()[0]
+        folders = self._folders()
+        if not folders:
+            self._complain(Path(), FileNotFoundError(errno.ENOENT, NO_FOLDER))
+            return
+        folder = folders[0]
         try:
             name = f"{self._prefix}-{time.time_ns():016x}-{writer}{SUFFIX}"  # in the order in which they are sent one day
             with self._opened(folder, make=True) as opened:
@@ -243,7 +256,10 @@ class Journals:
 
     def _replay_all(self, folder: Path, opened: Descriptor, storage: Storage, handled: BaseException | None) -> None:
         names = sorted(os.listdir(opened.required()))  # noqa: PTH208 (a path may lead to another folder by now)
-        for name in fnmatch.filter(names, f"{self._prefix}-*{SUFFIX}"):
+        if folder not in self._cleared:
+            self._cleared.add(folder)
+            self._clear(folder, opened, names)
+        for name in fnmatch.filter(names, self._pattern):
             left = LeftJournal(folder / name, opened)
             try:
                 left.replay(storage, self._places())
@@ -251,6 +267,14 @@ class Journals:
                 if isinstance(error, StorageError) or interruption(error, handled) is not None:
                     raise
                 left.give_up(error)
+
+    def _clear(self, folder: Path, opened: Descriptor, names: Sequence[str]) -> None:
+        """Remove journals that nobody has sent for longer than they are kept, whatever storage they are for."""
+        others = [name for name in names if name.endswith((SUFFIX, DAMAGED)) and not fnmatch.fnmatch(name, self._pattern)]
+        removed = sum(LeftJournal(folder / name, opened).remove_if_old() for name in others)
+        if removed:
+            text = "%d journals of metrics are removed, since nobody has sent them for 30 days: %s"
+            log.defer(logging.WARNING, text, removed, folder)
 
 
 def _number_of(text: str) -> str:
@@ -285,6 +309,25 @@ class LeftJournal:
         finally:
             file.close()
 
+    def remove_if_old(self) -> bool:
+        """Remove the file where nobody can be going to send it any more; return whether that was done."""
+        try:
+            status = os.stat(self._path.name, dir_fd=self._folder.required(), follow_symlinks=False)
+            if status.st_mtime >= time.time() - FOREIGN_SECONDS:
+                return False
+            file = Descriptor.open(self._path, os.O_RDWR, self._folder)
+        except OSError:  # somebody else has removed it, or it is not this user's
+            return False
+        try:
+            expect_own_file(os.fstat(file.number))
+            file.lock()
+            self._remove()
+        except OSError:  # its owner lives
+            return False
+        finally:
+            file.close()
+        return True
+
     def give_up(self, error: Exception) -> None:
         """Set the file aside, since it cannot be read, or leave it where it may be read one day."""
         if isinstance(error, FileNotFoundError):  # somebody else has finished with it
@@ -295,7 +338,7 @@ class LeftJournal:
             self._set_aside(error)
 
     def _set_aside(self, error: Exception) -> None:
-        aside = self._path.with_suffix(".damaged")
+        aside = self._path.with_suffix(DAMAGED)
         try:
             folder = self._folder.required()
             os.rename(self._path.name, aside.name, src_dir_fd=folder, dst_dir_fd=folder)

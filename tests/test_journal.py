@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import math
@@ -134,6 +135,63 @@ os.kill(os.getpid(), signal.SIGKILL)
 def journal(run_script: Run, storage: dict[str, Any], tmp_path: Path) -> Journal:
     """A folder of the test's own, for each storage."""
     return Journal(run_script, storage, tmp_path / "journals")
+
+
+def test_who_starts_removes_journals_that_nobody_sends(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
+) -> None:
+    """Journals of other storages older than 30 days go, with one line in the log; younger, locked and other files stay."""
+    for _ in range(3):
+        journal.leave('hits.labels("/").inc()', redis_prefix="gone" if "redis" in journal._storage else "")
+    old, older, young = sorted(journal.folder.iterdir())
+    for number, path in enumerate((old, older, young)):
+        path.rename(path.with_name(f"{number:016x}{path.name[16:]}"))  # of a storage that nobody uses
+    old, older, young = sorted(journal.folder.iterdir())
+    older = older.rename(older.with_suffix(".damaged"))
+    (locked := journal.folder / "locked.journal").touch()
+    (foreign := journal.folder / "notes.txt").touch()
+    for path in (old, older, locked, foreign):
+        os.utime(path, (0, time.time() - 31 * 86400))
+    with locked.open() as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        pdc.setup(sqlite=tmp_path / "another.db", journal=journal.folder)
+        pdc.Counter("hits", "Hits.", registry=registry).inc()
+        pdc.flush()
+    assert sorted(journal.folder.iterdir()) == sorted([young, locked, foreign])
+    message = f"2 journals of metrics are removed, since nobody has sent them for 30 days: {journal.folder}"
+    assert caplog.messages == [message]
+
+
+@pytest.mark.parametrize("interval", [0, 0.05])
+def test_without_a_folder_for_temporary_files_all_is_in_memory(
+    run_script: Run, redis_server: RedisServer, interval: float
+) -> None:
+    """Where nothing may be written, as on a read-only root, an application counts; the log says once why there is none."""
+    source = f"""
+import logging, tempfile, time
+
+def gettempdir():
+    raise FileNotFoundError("No usable temporary directory found")
+
+tempfile.gettempdir = gettempdir
+logging.getLogger("pdc").setLevel(logging.INFO)
+setup(flush_interval={interval})
+hits = pdc.Counter("hits", "Hits.")
+hits.inc()
+pdc.get_redis_conn().close()
+for _ in range(3):
+    time.sleep(0.06)
+    hits.inc()
+pdc.flush()
+print(pdc.generate_latest().decode())
+"""
+    done = run_script(source, storage={"redis": redis_server.url, "redis_prefix": "shop"})
+    assert "hits_total 4.0" in done.stdout
+    warning = (
+        "there is no journal, updates that are not sent yet go with the process when it is killed: [Errno 2] no folder for"
+    )
+    assert done.stderr.count(warning) == (1 if interval else 0)
+    assert len(done.stderr.splitlines()) == (1 if interval else 0)
 
 
 @pytest.mark.parametrize("reply", ["lost", "never sent"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pdc
@@ -43,7 +44,7 @@ def make(library: str, workers: int, counters: int) -> Operation:
 def work(number: int) -> None:
     """Live as a worker of that number: count, set the gauges, and leave."""
     buffer = pdc.buffer.Buffer()
-    buffer.attach(pdc.config.DEFAULT.required(), 3600.0, None, threaded=False)
+    buffer.attach(pdc.config.DEFAULT.required(), 3600.0, None, thread=threading.get_ident())
     for mode in MODES:
         own = type("Gauge", (pdc.Gauge,), {"buffer": buffer})
         own(f"level_{mode}", "Of a worker.", registry=None, multiprocess_mode=mode).set(number)
