@@ -21,6 +21,7 @@ from typing import ClassVar, ParamSpec, TypeVar
 from . import log, servers
 from .cells import FREE_THREADED, Cell, Entry, Kept, Note, Pending, Removal, in_one_scrape, numbers
 from .family import LEASE_SECONDS, OVERFLOW, Family
+from .files import is_root
 from .forks import FORKS
 from .health import BATCHES_RETRIED, SERIES_REFUSED, Health
 from .interruption import ends_greenlet, interruption, is_own, locked, release_own
@@ -406,7 +407,7 @@ class Buffer:
         """
         until = time.monotonic() + self.exit_timeout if until is None else until
         self.begin_to_leave()
-        if self._begun or os.geteuid() != 0 or not (FORKS.forked or servers.is_master()):
+        if self._begun or not is_root() or not (FORKS.forked or servers.is_master()):
             if not self.is_overdue and not self._leaves_before(until):
                 self._leave_behind()
             self._emit()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from . import log, servers
 from .buffer import ENDS, EXIT_SECONDS, Buffer
 from .cells import TURN, in_one_scrape
+from .files import HAS_LOCKS
 from .forks import FORKS
 from .health import MESSAGES_LOST
 from .journal import Journals, default_folders
@@ -77,7 +79,7 @@ def setup(
     `redis` is not installed.
     """
     interval, timeout = _seconds("flush_interval", flush_interval), _seconds("exit_timeout", exit_timeout)
-    folder = journal if isinstance(journal, bool) else Path(journal).absolute()  # a daemon changes the working directory
+    folder = _folder(journal)
     limits = {name: limit for name, limit in series_limits(max_series, expire_series).items() if limit is not None}
     if redis is not None and sqlite is None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
@@ -91,6 +93,24 @@ def setup(
     else:
         raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
     Buffer.exit_timeout = timeout
+
+
+def _folder(journal: str | os.PathLike[str] | bool) -> Path | bool:
+    """The folder of journals, True for the default ones, False for none."""
+    if journal is not False and not HAS_LOCKS:
+        _note_missing_journal()
+        return False
+    return journal if isinstance(journal, bool) else Path(journal).absolute()  # a daemon changes the working directory
+
+
+@cache
+def _note_missing_journal() -> None:
+    """Log once that there is none."""
+    log.write(
+        logging.WARNING,
+        "there is no journal, as this system has no locks of POSIX (fcntl): updates that are not sent yet go with the process "
+        "when it is killed; setup(journal=False) or PDC_JOURNAL=false accept that",
+    )
 
 
 def get_redis_conn() -> Any:

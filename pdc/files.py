@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
-import resource
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
+"""Whether a lock on a file shows that a process lives, as journals need."""
 
 DEAD = (b"Z", b"X", b"x")
 """The states of a process in `/proc` that has ended, though its parent has not asked for its status yet."""
@@ -101,6 +108,11 @@ class Descriptor:
         if self.status() is not None:
             os.close(self.number)
         self.number = -1
+
+
+def is_root() -> bool:
+    """Whether this process may write files of others, and leave some that these may not write."""
+    return HAS_LOCKS and os.geteuid() == 0
 
 
 def _file(status: os.stat_result) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class Forks:
         It takes no call to look at it: it is a pointer in memory that the kernel clears at a fork. Where the kernel cannot, it
         is True. Without the GIL each thread has one of its own: others would make it wait while they look.
         """
-        thread = threading.get_ident() if "t" in sys.abiflags else 0
+        thread = threading.get_ident() if "t" in getattr(sys, "abiflags", "") else 0
         if thread not in self._unforked:
             self._unforked[thread] = _pointer_that_forks_lose()
         return self._unforked[thread]

@@ -390,6 +390,49 @@ def test_a_closed_connection(connection: sqlite3.Connection, registry: Collector
             call()
 
 
+WITHOUT_POSIX = """
+import http.client, logging, mmap, os, prometheus_client, redis, signal, sqlite3, sys, tempfile, wsgiref.simple_server
+
+for name in ("fcntl", "resource", "pwd", "grp"):
+    sys.modules[name] = None
+for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECTORY", "posix_fallocate", "pread", "pwrite", "register_at_fork",
+             "fork", "geteuid", "getuid", "getegid", "uname"):
+    delattr(os, name)
+for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_SHARED", "PROT_READ", "PROT_WRITE"):
+    delattr(mmap, name)
+for name in ("SIGKILL", "SIGALRM", "SIGHUP", "SIGUSR1", "pthread_sigmask"):
+    delattr(signal, name)
+del sys.abiflags
+import pdc
+"""
+
+
+@pytest.mark.parametrize("interval", [0, 0.05])
+def test_a_system_without_locks_of_posix_has_no_journal(
+    storage: dict[str, Any], interval: float, run_script: Run, tmp_path: Path
+) -> None:
+    """Without fcntl and all that Windows does not have, everything works but journals, which the log says once."""
+    source = f"""
+setup(flush_interval={interval})
+setup(flush_interval={interval})
+pdc.Counter("hits", "Hits.").inc(2)
+pdc.Gauge("level", "Level.", multiprocess_mode="livesum").set(3)
+server, thread = pdc.start_http_server(0, "127.0.0.1")
+connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1])
+connection.request("GET", "/metrics")
+print(connection.getresponse().read().decode())
+connection.close()
+server.shutdown()
+server.server_close()
+"""
+    script = tmp_path / "program.py"
+    script.write_text(f"{WITHOUT_POSIX}\ndef setup(**options): pdc.setup(**{storage!r}, **options)\n{source}")
+    done = run_script("import os, sys; os.execv(sys.executable, [sys.executable, '-W', 'error', 'program.py'])")
+    assert {"hits_total 2.0", "level 3.0", "pdc_storage_up 1.0"} <= {*done.stdout.splitlines()}
+    assert done.stderr.startswith("there is no journal, as this system has no locks of POSIX (fcntl): ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_redis_may_not_be_installed(run_script: Run) -> None:
     """Without redis-py, SQLite works, and setup(redis=...) names the extra to install."""
     source = """

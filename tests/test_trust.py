@@ -203,8 +203,8 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Be in another container: the same names are of another file, another host and another Redis."""
     folder.rename(folder.with_name("here"))
     folder.mkdir()
-    names = os.uname()
-    monkeypatch.setattr("os.uname", lambda: type("Names", (), {"nodename": f"not-{names.nodename}"}))
+    name = socket.gethostname()
+    monkeypatch.setattr("socket.gethostname", lambda: f"not-{name}")
 
 
 @pytest.mark.parametrize("reached", [True, False])

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import socket
 import threading
 import time
 from collections import defaultdict
@@ -656,7 +657,7 @@ class RedisStorage(ForkSafe):
         return self._prefix
 
     def places(self) -> list[str]:
-        return [os.uname().nodename]
+        return [socket.gethostname()]
 
     def id(self) -> str:
         (found,) = self._run([("ZRANGE", self._index, "0", "0")])
