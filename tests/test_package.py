@@ -140,7 +140,7 @@ def test_help_and_completion_show_all_of_the_public_interface() -> None:
     assert [name for name in dir(pdc) if not name.startswith("_")] == sorted(pdc.__all__)
     text = pydoc.plain(pydoc.render_doc(pdc))
     assert [name for name in pdc.__all__ if not re.search(rf"\b{name}\b", text)] == []
-    assert "\n    start_http_server(port: 'int', addr: 'str' = '0.0.0.0'" in text
+    assert re.search(r"\n    start_http_server\(\s*port: '?int'?,\s+addr: '?str'? = '0\.0\.0\.0'", text)
     assert pdc.__version__ == metadata.version(DISTRIBUTION)
 
 
