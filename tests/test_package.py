@@ -119,7 +119,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("framework", ["flask", "django", "starlette"])
 def test_an_extension_without_its_framework_names_the_extra(framework: str, tmp_path: Path) -> None:
-    """Where the framework is not installed, importing its extension says what to install; what is broken in one stays."""
+    """Where the framework is not installed, importing its extension says what to install."""
     source = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})

@@ -6,7 +6,7 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -238,6 +238,24 @@ def test_a_file_that_is_no_database(
         assert path.read_bytes() == content
         path.rename(tmp_path / "broken.db")
         application.check()
+
+
+@pytest.mark.parametrize(
+    "columns", ["id INTEGER, name TEXT", "id INTEGER, value TEXT NOT NULL", "metric_key TEXT, subkey TEXT"]
+)
+def test_a_table_of_another_program(tmp_path: Path, registry: CollectorRegistry, columns: str) -> None:
+    """A table `metrics` with other columns stays as it is, and the error says whose path that is."""
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection, connection:
+        connection.execute(f"CREATE TABLE metrics ({columns})")
+        connection.execute("INSERT INTO metrics VALUES (1, 'theirs')")
+    pdc.setup(sqlite=tmp_path / "shop.db")
+    Application(registry).update()
+    refuse("The table metrics of that file is another program's, and stays as it is: choose another path.")
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        (schema,) = connection.execute("SELECT sql FROM sqlite_master").fetchall()
+        rows = connection.execute("SELECT * FROM metrics").fetchall()
+    assert schema == (f"CREATE TABLE metrics ({columns})",)
+    assert [str(name) for _, name in rows] == ["theirs"]
 
 
 def test_a_file_that_is_corrupted_later(tmp_path: Path, registry: CollectorRegistry) -> None:

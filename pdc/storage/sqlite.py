@@ -985,7 +985,10 @@ def _remedy(error: Exception, path: str) -> str:
     return next((remedy for part, remedy in _REMEDIES.items() if part in text), "")
 
 
+_OTHER_TABLE = ". The table metrics of that file is another program's, and stays as it is: choose another path."
 _REMEDIES = {
+    "no such column": _OTHER_TABLE,
+    "no column named": _OTHER_TABLE,
     "closed": " Call setup() again with an open one, or with a path.",
     "thread": " Open it with check_same_thread=False, or give setup() a path.",
     "unable to open": ". Check that the folder exists and may be written.",
