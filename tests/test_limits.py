@@ -106,7 +106,7 @@ def test_series_of_every_kind_share_one_over_the_limit(storage: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("mode", ["sum", "min", "max", "mostrecent", "livesum"])
-def test_the_limit_holds_for_the_dead(storage: dict[str, Any], mode: str) -> None:
+def test_the_limit_holds_for_the_dead(storage: dict[str, Any], mode: Any) -> None:
     """Of gauges with a value per process, so many stay of processes that end, and one for all others."""
 
     def work(process: int) -> None:
@@ -453,7 +453,7 @@ def test_gauges_that_are_idle_stay_away(
     """An idle gauge goes though its process lives and tells again what it has; with its next update it is back."""
     monkeypatch.setattr("pdc.buffer.BEAT_SECONDS", 0.05)
     pdc.setup(**storage, flush_interval=interval, expire_series=EXPIRE)
-    modes = ("livesum", "sum", "mostrecent", "all", "shared")
+    modes: Any = ("livesum", "sum", "mostrecent", "all", "shared")
     gauges = [pdc.Gauge(f"g_{mode}", "G.", ["page"], registry=registry, multiprocess_mode=mode) for mode in modes]
     computed = pdc.Gauge("computed", "C.", ["page"], registry=registry)
     computed.labels("a").set_function(lambda: 5)
