@@ -689,12 +689,12 @@ class RedisStorage(ForkSafe):
         return outcome
 
     def _note(self, batch: Batch, unlisted: set[str]) -> str:
-        """Tell a program without a prefix, none of whose metrics was there before, that others may add to them."""
+        """Tell a program without a prefix whose metrics are new beside others, that those of other programs add up."""
         names = {update.name for update in batch.updates if not update.name.startswith("pdc_")}  # which every program has
         if self._prefix or self._noted or batch.leaving or not names:
             return ""
         self._noted = True
-        if not names <= unlisted:
+        if not names <= unlisted or all(name in names or name.startswith("pdc_") for name in self._names()):
             return ""
         return (
             f"{self} has metrics without redis_prefix: where other programs use it without one, too, those of the same name "
