@@ -414,6 +414,8 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     """A server with bounded numbers of connections and threads: the application needs descriptors, too."""
 
     daemon_threads = True
+    request_queue_size = 4 * MOST_CLIENTS
+    """How many connections the kernel keeps until they are accepted: with the 5 of socketserver, one more waits for seconds."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

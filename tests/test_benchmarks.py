@@ -38,13 +38,13 @@ def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[st
         ("web", "Flask, 1 route", {"pdc, SQLite", "pdc, Redis", "prometheus_flask_exporter"}),
         ("web", "Django async, 1 route", {"pdc, SQLite", "pdc, Redis", "django-prometheus"}),
         ("web", "Starlette, 1 route", {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"}),
-        ("server", "Redis commands", {"pdc, Redis", "pdc, Redis, 1,000 requests/s"}),
+        pytest.param("server", "Redis commands", {"pdc, Redis", "pdc, Redis, 1,000 requests/s"}, marks=pytest.mark.long),
         ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, *AT_ONCE, MULTIPROCESS, "pytheus, Redis"}),
         ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
         ("updates", "Room of a counter in SQLite", {"pdc, SQLite, every second"}),
         ("scrape", "counters of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
         ("scale", "remove()", {*EVERY_SECOND}),
-        ("scrape", "recycled workers, Redis", {"Redis, after 1", "Redis, after 1,000"}),
+        pytest.param("scrape", "recycled workers, Redis", {"Redis, after 1", "Redis, after 1,000"}, marks=pytest.mark.long),
     ],
 )
 def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite: str, case: str, contenders: set[str]) -> None:
