@@ -36,23 +36,25 @@ class OtherClient(redis.Redis):
 def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Makes a storage like those of other processes, all with the same metrics; small pieces have few fields."""
     opened: list[Storage] = []
-    connections: list[sqlite3.Connection] = []
+    theirs: list[sqlite3.Connection | OtherClient] = []
 
     def make() -> Storage:
         if request.param == "sqlite":
-            connections.append(sqlite3.connect(tmp_path / "metrics.db", isolation_level=None))
-            opened.append(SqliteStorage(connections[-1]))
+            connection = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
+            theirs.append(connection)
+            opened.append(SqliteStorage(connection))
         else:
             server: RedisServer = request.getfixturevalue("redis_server")
             client = OtherClient.from_url(server.url, decode_responses=True)
+            theirs.append(client)
             opened.append(RedisStorage(server.url if request.param == "redis" else client, "test"))
         return opened[-1]
 
     yield make
     for storage in opened:
         storage.close()
-    for connection in connections:
-        connection.close()
+    for each in theirs:
+        each.close()
 
 
 @pytest.fixture(autouse=True)
