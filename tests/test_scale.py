@@ -36,7 +36,7 @@ class OtherClient(redis.Redis):
 def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Makes a storage like those of other processes, all with the same metrics; small pieces have few fields."""
     opened: list[Storage] = []
-    theirs: list[sqlite3.Connection | OtherClient] = []
+    theirs: list[sqlite3.Connection | redis.Redis] = []
 
     def make() -> Storage:
         if request.param == "sqlite":
