@@ -1026,7 +1026,7 @@ class RedisStorage(ForkSafe):
         """The own connection; one that was made before a fork is the parent's."""
         if self._connection is None or self._connection.pid != os.getpid():
             pool = self._client.connection_pool
-            options = {**_PACKER, **pool.connection_kwargs, "decode_responses": False}  # one may be no text
+            options = {**_PACKER, **_UNNAMED, **pool.connection_kwargs, "decode_responses": False}  # one may be no text
             self._connection = pool.connection_class(**options)
         if self.until < math.inf:
             _hasten(self._connection, max(self.until - time.monotonic(), 0.001))
@@ -1284,6 +1284,9 @@ class _TextPacker(HiredisRespSerializer):
 
 _RAW = {NEVER_DECODE: True}
 """Options of commands whose replies may be no text."""
+_UNNAMED: dict[str, Any] = {"lib_name": None, "lib_version": None} if redis.__version__.startswith("5.") else {}
+"""Options of connections: a Redis before 7.2 refuses the name of redis-py 5, whose error then keeps the frames that it came
+through, and what the application has in them, until the garbage collector runs."""
 _PACKER = {"command_packer": _TextPacker()} if HIREDIS_AVAILABLE else {}
 
 
