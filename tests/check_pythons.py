@@ -51,7 +51,7 @@ def requirements(*, free_threaded: bool) -> list[str]:
         for line in lines:
             if isinstance(line, dict):
                 add(groups[line["include-group"]])
-            else:
+            elif line != "uwsgi":  # which has no wheels, so that only an interpreter that can build has it
                 found[line] = None
 
     add([*document["project"]["dependencies"], *groups["runner-free-threaded" if free_threaded else "runner"]])
