@@ -150,6 +150,8 @@ class Pending:
         self.computed = False
         self._updated: dict[Cell, float] = {}
         """When cells were updated last, where idle series go."""
+        self.unsettled: set[Cell] = set()
+        """Cells whose last update is on its way to the storage, where idle series go."""
         self._sweep_at = 0.0
 
     @property
@@ -206,6 +208,12 @@ class Pending:
         idle_since = time.monotonic() - (self.family.expire_series or math.inf)
         return [cell for cell in cells if self._updated.get(cell, math.inf) > idle_since]
 
+    def is_update(self, cell: Cell, was_updated: bool) -> bool:
+        """Whether the storage is to know that the cell was updated, now or when it was taken before without being settled."""
+        if was_updated and self.family.expire_series:
+            self.unsettled.add(cell)
+        return cell in self.unsettled
+
     def note_update(self, cell: Cell) -> Operation:
         """Note that the cell is updated, here and in the storage."""
         self._updated[cell] = time.monotonic()
@@ -228,6 +236,7 @@ class Pending:
             cell.drop()
             self.cells.pop(cell, None)
             self._updated.pop(cell, None)
+            self.unsettled.discard(cell)
 
     def remove(self, kind: Kind, labels: str, cells: Iterable[Cell] = ()) -> None:
         """Remove series of the storage by all or some of their labels (JSON), as that kind says, and forget these `cells`."""
@@ -247,6 +256,7 @@ class Pending:
     def discard(self) -> None:
         """Drop what has been gathered."""
         self.removal = None
+        self.unsettled.clear()
         for cell in list(self.cells):
             cell.queued = cell.quiet = False
             cell.reset()
@@ -421,6 +431,7 @@ class Cell:
     def settle(self) -> None:
         """Note that the storage has what was taken."""
         self.created = None
+        self.pending.unsettled.discard(self)
 
     @property
     def has_unsent(self) -> bool:
@@ -449,7 +460,7 @@ class Cell:
         if self.dropped:
             return []
         operations = self.operations()
-        if self.pending.family.expire_series and (was_updated or (operations and isinstance(self, Computed))):
+        if self.pending.is_update(self, was_updated or bool(operations and isinstance(self, Computed))):
             operations.append(self.pending.note_update(self))
         return operations
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -482,6 +483,19 @@ def test_metrics_without_labels_stay(storage: dict[str, Any], registry: Collecto
 
     wait_until(is_gone)
     assert shown() == {"": 3}
+
+
+def test_what_is_taken_once_more_is_an_update_again(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """Where an exception kept what was taken from making a batch, the next one tells of the update, too, and no other one."""
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600, expire_series=1000)
+    hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry)
+    pdc.flush()
+    hits.labels("a").inc()
+    cell = hits.labels("a")._cell
+    told = updated('{"page":"a"}')
+    assert [told in cell.take() for _ in range(2)] == [True, True]
+    cell.settle()
+    assert told not in cell.take()
 
 
 def test_what_a_killed_process_had_not_sent_is_an_update(
