@@ -30,7 +30,7 @@ FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 """Whether this build of Python can run without the GIL, as it may at any time, whatever PYTHON_GIL says."""
 
 CellT = TypeVar("CellT", bound="Cell")
-HasMetricT = TypeVar("HasMetricT", bound="Pending | Removal | Cell")
+HasMetricT = TypeVar("HasMetricT", bound="MetricCells | Removal | Cell")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def with_lock_held(method: Callable[Concatenate[HasMetricT, P], T]) -> Callable[
 
     @wraps(method)
     def held(self: HasMetricT, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return locked(self.pending.lock, method, self, *args, **kwargs)
+        return locked(self.metric.lock, method, self, *args, **kwargs)
 
     return held
 
@@ -87,25 +87,25 @@ class Entry(Protocol):
     """Something that waits to be sent."""
 
     @property
-    def pending(self) -> Pending:
+    def metric(self) -> MetricCells:
         """The metric."""
 
-    def take(self) -> list[Operation]:
+    def drain(self) -> list[Operation]:
         """Hand over what there is to send, and keep nothing of it."""
 
-    def settle(self) -> None:
+    def acknowledge(self) -> None:
         """Note that the storage has what was taken."""
 
-    def kept(self) -> Sequence[Kept]:
+    def journaled(self) -> Sequence[Journaled]:
         """What a journal holds of it."""
 
 
-class Kept(Protocol):
+class Journaled(Protocol):
     """Numbers that a journal can hold, so that another process can go on from there, and what they are about."""
 
-    rows: memoryview[float]
-    at: int
-    """Where in `rows` they begin: 0 in memory of their own, further on in a journal."""
+    memory: memoryview[float]
+    offset: int
+    """Where in `memory` they begin: 0 in memory of their own, further on in a journal."""
     dropped: bool
 
     @property
@@ -117,20 +117,20 @@ class Kept(Protocol):
         """The metric."""
 
     @property
-    def about(self) -> str:
+    def key(self) -> str:
         """What the numbers are about, as the items of a list in JSON."""
 
-    def move(self, rows: memoryview[float], at: int) -> None:
+    def move(self, memory: memoryview[float], offset: int) -> None:
         """Keep the numbers in these rows from now on, which are 0 there; updates may go on meanwhile."""
 
-    def let_go(self) -> tuple[memoryview[float], int]:
+    def detach(self) -> tuple[memoryview[float], int]:
         """Leave the journal without the numbers, and return where it had them."""
 
-    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         """What a dead process had not sent: what was in its batch in flight, where there was one, and the rest."""
 
 
-class Pending:
+class MetricCells:
     """The cells of one metric of this process. Sending it without cells renews the metric in the storage.
 
     It counts once the buffer has adopted it, and until it is `retired`, as nobody has the metric any more.
@@ -150,12 +150,12 @@ class Pending:
         self.computed = False
         self._updated: dict[Cell, float] = {}
         """When cells were updated last, where idle series go."""
-        self.unsettled: set[Cell] = set()
+        self.unacknowledged: set[Cell] = set()
         """Cells whose last update is on its way to the storage, where idle series go."""
         self._sweep_at = 0.0
 
     @property
-    def pending(self) -> Pending:
+    def metric(self) -> MetricCells:
         return self
 
     def limit(self) -> None:
@@ -169,13 +169,13 @@ class Pending:
         self.meta = self.family.meta
         """What the storage keeps of the family, made once."""
 
-    def take(self) -> list[Operation]:
+    def drain(self) -> list[Operation]:
         return []
 
-    def settle(self) -> None:
+    def acknowledge(self) -> None:
         """Nothing was taken."""
 
-    def kept(self) -> Sequence[Kept]:
+    def journaled(self) -> Sequence[Journaled]:
         return ()
 
     def add(self, cell: CellT) -> CellT:
@@ -183,24 +183,24 @@ class Pending:
         self.cells[cell] = None
         return cell
 
-    def restless(self, *, beat: bool) -> list[Cell]:
+    def unprompted(self, *, beat: bool) -> list[Cell]:
         """The cells to send though nothing changed them: those that are computed and, on a beat, those with a lease.
 
         Calls the functions of computed cells, so not with a lock of the buffer held: they may take any lock themselves. A
         beat is of a thread of our own, which no function may end.
         """
         cells = list(self.cells) if self.computed and self.is_last else []
-        computed = [cell for cell in cells if isinstance(cell, Computed)]
+        computed = [cell for cell in cells if isinstance(cell, CallbackGaugeCell)]
         for cell in computed:
             cell.compute(unharmed=beat)
-        return self.all_again() if beat and self.family.live else list(computed)
+        return self.cells_to_resend() if beat and self.family.live else list(computed)
 
     @property
     def is_last(self) -> bool:
         """Whether no other metric of this name was declared later and lives: that one says how the family is declared."""
         return self.buffer.last_declared(self.family.name) in (self, None)
 
-    def all_again(self) -> list[Cell]:
+    def cells_to_resend(self) -> list[Cell]:
         """All cells but idle ones, which are to be told even where nothing changed."""
         cells = list(self.cells)
         for cell in cells:
@@ -211,8 +211,8 @@ class Pending:
     def is_update(self, cell: Cell, was_updated: bool) -> bool:
         """Whether the storage is to know that the cell was updated, now or when it was taken before without being settled."""
         if was_updated and self.family.expire_series:
-            self.unsettled.add(cell)
-        return cell in self.unsettled
+            self.unacknowledged.add(cell)
+        return cell in self.unacknowledged
 
     def note_update(self, cell: Cell) -> Operation:
         """Note that the cell is updated, here and in the storage."""
@@ -236,27 +236,27 @@ class Pending:
             cell.drop()
             self.cells.pop(cell, None)
             self._updated.pop(cell, None)
-            self.unsettled.discard(cell)
+            self.unacknowledged.discard(cell)
 
     def remove(self, kind: Kind, labels: str, cells: Iterable[Cell] = ()) -> None:
         """Remove series of the storage by all or some of their labels (JSON), as that kind says, and forget these `cells`."""
         FORKS.notice()
-        note = Note(self.family, Operation(kind, labels))
-        self.buffer.keep(note)
+        note = JournaledOperation(self.family, Operation(kind, labels))
+        self.buffer.journal(note)
         self._drop(cells)
         waiting = self.removal
-        if waiting is None or not waiting.takes_in(note):
+        if waiting is None or not waiting.accepts(note):
             new = Removal(self, note)
-            self.buffer.tell(new)
+            self.buffer.send(new)
             self.removal = new  # only now: an exception may have kept it out of the queue
         elif self.buffer.write_through:
-            self.buffer.write()
+            self.buffer.send_queued()
 
     @with_lock_held
     def discard(self) -> None:
         """Drop what has been gathered."""
         self.removal = None
-        self.unsettled.clear()
+        self.unacknowledged.clear()
         for cell in list(self.cells):
             cell.queued = cell.quiet = False
             cell.reset()
@@ -275,16 +275,16 @@ class Holder:
     Then the buffer declares it no more. Updates that wait are sent.
     """
 
-    __slots__ = ("pending",)
+    __slots__ = ("metric",)
 
-    def __init__(self, pending: Pending) -> None:
-        self.pending = pending
+    def __init__(self, metric: MetricCells) -> None:
+        self.metric = metric
 
     def __del__(self) -> None:
-        self.pending.buffer.retire(self.pending)
+        self.metric.buffer.retire(self.metric)
 
 
-_CALLED: ContextVar[set[Computed] | None] = ContextVar("_CALLED", default=None)
+_CALLED: ContextVar[set[CallbackGaugeCell] | None] = ContextVar("_CALLED", default=None)
 """The cells whose functions were called for this scrape."""
 
 
@@ -300,10 +300,10 @@ def in_one_scrape(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return copy_context().run(begin)  # which ends with the call, whatever raises
 
 
-class Note:
+class JournaledOperation:
     """An operation that the storage does once; a journal holds it until then."""
 
-    __slots__ = ("at", "family", "operation", "rows")
+    __slots__ = ("family", "memory", "offset", "operation")
 
     dropped = False
     size = 1
@@ -311,76 +311,76 @@ class Note:
     def __init__(self, family: Family, operation: Operation) -> None:
         self.family = family
         self.operation = operation
-        self.rows, self.at = numbers(self.size), 0
+        self.memory, self.offset = zeros(self.size), 0
 
     @property
-    def about(self) -> str:
+    def key(self) -> str:
         kind, field, value = self.operation
         return f'"{kind.value}",{spell(field)},{spell(value) if isinstance(value, str) else repr(value)}'
 
     @property
-    def is_taken(self) -> bool:
+    def is_drained(self) -> bool:
         """Whether it is in a batch."""
         _ = TURN.alone
-        taken = self.rows[self.at]
+        drained = self.memory[self.offset]
         _ = TURN.together
-        return bool(taken)
+        return bool(drained)
 
-    def kept(self) -> Sequence[Kept]:
+    def journaled(self) -> Sequence[Journaled]:
         """What a journal holds of it."""
         return (self,)
 
-    def take(self) -> Operation:
+    def drain(self) -> Operation:
         """Hand it over."""
         _ = TURN.alone
-        self.rows[self.at] = 1.0
+        self.memory[self.offset] = 1.0
         _ = TURN.together
         return self.operation
 
-    def move(self, rows: memoryview[float], at: int) -> None:
+    def move(self, memory: memoryview[float], offset: int) -> None:
         _ = TURN.alone
-        rows[at] = self.rows[self.at]
-        self.rows = rows
-        self.at = at
+        memory[offset] = self.memory[self.offset]
+        self.memory = memory
+        self.offset = offset
         _ = TURN.together
 
-    def let_go(self) -> tuple[memoryview[float], int]:
-        place = self.rows, self.at
-        self.move(numbers(self.size), 0)
+    def detach(self) -> tuple[memoryview[float], int]:
+        place = self.memory, self.offset
+        self.move(zeros(self.size), 0)
         return place
 
-    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        return ([self.operation], []) if in_flight and self.is_taken else ([], [self.operation])
+    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        return ([self.operation], []) if in_flight and self.is_drained else ([], [self.operation])
 
 
 class Removal:
     """Removals of series of one metric, as an entry of its own, so that they keep their place among the updates."""
 
-    def __init__(self, pending: Pending, note: Note) -> None:
-        self.pending = pending
+    def __init__(self, metric: MetricCells, note: JournaledOperation) -> None:
+        self.metric = metric
         self._notes = {note.operation: note}
-        self._is_taken = False
+        self._is_drained = False
 
     @with_lock_held
-    def takes_in(self, note: Note) -> bool:
+    def accepts(self, note: JournaledOperation) -> bool:
         """Remove these series, too, unless it is too late for that."""
-        if self._is_taken or len(self._notes) >= MOST_REMOVALS:
+        if self._is_drained or len(self._notes) >= MOST_REMOVALS:
             return False
         known = self._notes.setdefault(note.operation, note)
         if known is not note:
-            self.pending.buffer.forget(note)
+            self.metric.buffer.unjournal(note)
         return True
 
     @with_lock_held
-    def take(self) -> list[Operation]:
-        self._is_taken = True
-        return [note.take() for note in self._notes.values()]
+    def drain(self) -> list[Operation]:
+        self._is_drained = True
+        return [note.drain() for note in self._notes.values()]
 
-    def settle(self) -> None:
+    def acknowledge(self) -> None:
         for note in self._notes.values():
-            self.pending.buffer.forget(note)
+            self.metric.buffer.unjournal(note)
 
-    def kept(self) -> Sequence[Kept]:
+    def journaled(self) -> Sequence[Journaled]:
         return list(self._notes.values())
 
 
@@ -388,7 +388,7 @@ class Cell:
     """What one series has gathered since it was last sent.
 
     An update of a quiet cell changes it and does nothing else. Otherwise it announces the cell, changes it, and looks whether
-    it was taken meanwhile. Marking takes no lock: it may leave the cell in the queue twice, but never out of it, since `take`
+    it was taken meanwhile. Marking takes no lock: it may leave the cell in the queue twice, but never out of it, since `drain`
     makes the cell loud again before it looks at what was gathered. A handler may raise an exception into an update: the cell
     has its place in the queue before it changes.
 
@@ -401,10 +401,10 @@ class Cell:
     thread has a cell of its own.
     """
 
-    __slots__ = ("created", "dropped", "pending", "queued", "quiet", "values")
+    __slots__ = ("created", "dropped", "metric", "queued", "quiet", "values")
 
-    def __init__(self, pending: Pending, values: tuple[str, ...]) -> None:
-        self.pending = pending
+    def __init__(self, metric: MetricCells, values: tuple[str, ...]) -> None:
+        self.metric = metric
         self.values = values
         self.created: float | None = time.time()
         """When the series was created, in Unix seconds, until that is in a batch."""
@@ -425,13 +425,13 @@ class Cell:
         """Forget what was gathered; called with the lock held."""
         raise NotImplementedError
 
-    def kept(self) -> Sequence[Kept]:
+    def journaled(self) -> Sequence[Journaled]:
         return ()
 
-    def settle(self) -> None:
+    def acknowledge(self) -> None:
         """Note that the storage has what was taken."""
         self.created = None
-        self.pending.unsettled.discard(self)
+        self.metric.unacknowledged.discard(self)
 
     @property
     def has_unsent(self) -> bool:
@@ -449,48 +449,48 @@ class Cell:
     def operations(self) -> list[Operation]:
         """Hand over what was gathered; called with the lock held.
 
-        Called once more before `settle`, it hands over at least the same: no batch was made of that.
+        Called once more before `acknowledge`, it hands over at least the same: no batch was made of that.
         """
         raise NotImplementedError
 
     @with_lock_held
-    def take(self) -> list[Operation]:
+    def drain(self) -> list[Operation]:
         was_updated = self.queued
         self.queued = self.quiet = False
         if self.dropped:
             return []
         operations = self.operations()
-        if self.pending.is_update(self, was_updated or bool(operations and isinstance(self, Computed))):
-            operations.append(self.pending.note_update(self))
+        if self.metric.is_update(self, was_updated or bool(operations and isinstance(self, CallbackGaugeCell))):
+            operations.append(self.metric.note_update(self))
         return operations
 
     @with_lock_held
     def drop(self) -> None:
         """Never send anything again; whoever still holds the series updates it in vain."""
         self.dropped = True
-        for kept in self.kept():
-            self.buffer.forget(kept)
+        for journaled in self.journaled():
+            self.buffer.unjournal(journaled)
 
-    def announce(self) -> None:
+    def enqueue(self) -> None:
         """Queue the cell before a change. Raises NotConfigured."""
         FORKS.notice()
         if not self.queued:
-            self.buffer.mark(self)
+            self.buffer.enqueue(self)
 
     def changed(self) -> None:
         """Queue the cell after a change, where it was taken before that; written through, send it. Raises NotConfigured."""
-        self.announce()
+        self.enqueue()
         if self.buffer.write_through:
-            self.buffer.write()
+            self.buffer.send_queued()
 
     @property
     def buffer(self) -> Buffer:
-        return self.pending.buffer
+        return self.metric.buffer
 
     @property
     def labels(self) -> str:
         """The labels as JSON, made whenever they are needed: of idle series they would take more room than the numbers."""
-        return self.pending.family.labels(self.values)
+        return self.metric.family.labels(self.values)
 
     def creation(self, labels: str) -> list[Operation]:
         """Record when the series was created: as it was at first, later as now, in case somebody deleted it."""
@@ -499,60 +499,60 @@ class Cell:
         return [Operation(Kind.INIT, f"_created:{labels}", time.time() if self.created is None else self.created)]
 
 
-class Numbers(Cell):
+class NumericCell(Cell):
     """A series that is some numbers, which a journal can hold."""
 
-    __slots__ = ("at", "rows")
+    __slots__ = ("memory", "offset")
 
     size: int
-    rows: memoryview[float]
-    at: int
+    memory: memoryview[float]
+    offset: int
 
     @property
     def family(self) -> Family:
-        return self.pending.family
+        return self.metric.family
 
     @property
-    def about(self) -> str:
+    def key(self) -> str:
         created = "null" if self.created is None else repr(self.created)
         return f"[{','.join(map(spell, self.values))}],{created}"
 
-    def kept(self) -> Sequence[Kept]:
+    def journaled(self) -> Sequence[Journaled]:
         return (self,)
 
     def start_anew(self) -> None:
-        rows = numbers(self.size)
+        memory = zeros(self.size)
         _ = TURN.alone
-        self.rows, self.at = rows, 0
+        self.memory, self.offset = memory, 0
         _ = TURN.together
 
     @with_lock_held
-    def move(self, rows: memoryview[float], at: int) -> None:
+    def move(self, memory: memoryview[float], offset: int) -> None:
         """Nothing can come between the copy and the stores that follow: see `Cell`."""
         size = self.size
         _ = TURN.alone
-        start = self.at
-        rows[at : at + size] = self.rows[start : start + size]
-        self.rows = rows
-        self.at = at
+        start = self.offset
+        memory[offset : offset + size] = self.memory[start : start + size]
+        self.memory = memory
+        self.offset = offset
         _ = TURN.together
 
     @with_lock_held
-    def let_go(self) -> tuple[memoryview[float], int]:
-        place = self.rows, self.at
+    def detach(self) -> tuple[memoryview[float], int]:
+        place = self.memory, self.offset
         self.start_anew()
         return place
 
-    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         raise NotImplementedError
 
 
-class Sums(Numbers):
+class SumCell(NumericCell):
     """A series of which updates only ever add: numbers that grow while the process lives, and what was sent of them.
 
     An update is ``cell.rows[cell.at + index] += amount`` for one or more numbers, without a lock. CPython runs other threads,
     handlers and finalizers when code calls something or jumps back, and such a statement does neither, where the amount is
-    a float. What it must not do between looking at `rows` and the last addition is call anything.
+    a float. What it must not do between looking at `memory` and the last addition is call anything.
 
     There are three rows: the totals, those that went into a batch, and those that are in the storage. Where a journal has
     them, another process can go on from there.
@@ -569,22 +569,22 @@ class Sums(Numbers):
 
     def add(self, index: int, amount: float) -> None:
         """Add to the total of that number, a float, without telling anybody."""
-        self.rows[self.at + index] += amount
+        self.memory[self.offset + index] += amount
 
     def row(self, number: int) -> memoryview[float]:
         """That row of the three."""
-        start = self.at + number * self.width
-        return self.rows[start : start + self.width]
+        start = self.offset + number * self.width
+        return self.memory[start : start + self.width]
 
     def reset(self) -> None:
         totals = self.row(0)
         self.row(2)[:] = totals
         self.row(1)[:] = totals
 
-    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        totals, taken, stored = (self.row(number).tolist() for number in range(3))
+    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        totals, drained, stored = (self.row(number).tolist() for number in range(3))
         if in_flight:
-            return self._additions_of(taken, stored), self._additions_of(totals, taken)
+            return self._additions_of(drained, stored), self._additions_of(totals, drained)
         return [], self._additions_of(totals, stored)
 
     def _additions_of(self, now: Sequence[float], then: Sequence[float]) -> list[Operation]:
@@ -592,27 +592,27 @@ class Sums(Numbers):
         return self.additions(gained) if any(gained) else []
 
     def operations(self) -> list[Operation]:
-        taken = self.row(1)
-        taken[:] = self.row(0)
-        return self.additions(self.gained(taken.tolist(), self.row(2).tolist()))
+        drained = self.row(1)
+        drained[:] = self.row(0)
+        return self.additions(self.gained(drained.tolist(), self.row(2).tolist()))
 
     @property
     def has_unsent(self) -> bool:
         return self.row(0) != self.row(1)
 
-    def settle(self) -> None:
+    def acknowledge(self) -> None:
         """Note that the storage has what went into the last batch."""
-        super().settle()
-        rows, width = self.rows, self.width
-        taken = self.at + width
-        rows[taken + width : taken + 2 * width] = rows[taken : taken + width]
-        if not math.isfinite(rows[taken]):  # nothing can be added to it any more
-            self.begin_again()
+        super().acknowledge()
+        memory, width = self.memory, self.width
+        drained = self.offset + width
+        memory[drained + width : drained + 2 * width] = memory[drained : drained + width]
+        if not math.isfinite(memory[drained]):  # nothing can be added to it any more
+            self.restart_first()
 
-    def begin_again(self) -> None:
+    def restart_first(self) -> None:
         """Count the first number from 0 again; the total goes last, or who finds the rest would subtract what is infinite."""
-        rows, at, width = self.rows, self.at, self.width
-        rows[at + 2 * width] = rows[at + width] = rows[at] = 0.0
+        memory, offset, width = self.memory, self.offset, self.width
+        memory[offset + 2 * width] = memory[offset + width] = memory[offset] = 0.0
 
     def gained(self, now: Sequence[float], then: Sequence[float]) -> list[float]:
         """What each number gained; of one that was infinite and is, or that did not change, what changes nothing."""
@@ -627,7 +627,7 @@ JOURNAL_PLACE = 2
 """Where the numbers of a cell are in the rows that a journal gives it, where there is no GIL: after their record's head."""
 
 
-class ThreadSums(Sums):
+class ThreadSumCell(SumCell):
     """Sums to which one thread adds: without the GIL, each thread that updates a series has such a cell.
 
     The totals are a list, which no other thread changes, and what was sent of them is the sender's. The rows only repeat both
@@ -639,47 +639,47 @@ class ThreadSums(Sums):
     def start_anew(self) -> None:
         self.thread = threading.get_ident()
         self.totals: list[float] = [0.0] * self.width
-        self.sent = numbers(2 * self.width)
+        self.sent = zeros(2 * self.width)
         """What went into a batch, and what is in the storage."""
-        self.rows = self._passing_rows()
-        self.at = 0
+        self.memory = self._passing_rows()
+        self.offset = 0
 
     def _passing_rows(self) -> memoryview[float]:
         """Rows for an update that finds them with a place in a journal, too."""
-        return numbers(self.size + JOURNAL_PLACE)
+        return zeros(self.size + JOURNAL_PLACE)
 
     def add(self, index: int, amount: float) -> None:
         """Add as any thread."""
         _ = TURN.alone
         self.totals[index] += amount
-        self.rows[self.at + index] = self.totals[index]
+        self.memory[self.offset + index] = self.totals[index]
         _ = TURN.together
 
-    def announce(self) -> None:
+    def enqueue(self) -> None:
         FORKS.notice()  # or a clone would repeat its totals in the journal of its parent
         self._repeat_totals()  # somebody may have moved the cell amid the last update
         self.queued = self.queued and self.buffer.write_through  # or it would stay loud until it is taken
-        super().announce()
+        super().enqueue()
 
     def reset(self) -> None:
         totals = self.totals.copy()
         self._note(totals, totals)
 
-    def move(self, rows: memoryview[float], at: int) -> None:
+    def move(self, memory: memoryview[float], offset: int) -> None:
         size, width = self.size, self.width
-        self.rows = self._passing_rows()
+        self.memory = self._passing_rows()
         self._wait_for_thread()
         _ = TURN.alone
-        self.at = at
-        self.rows = rows
-        rows[at + width : at + size] = self.sent
+        self.offset = offset
+        self.memory = memory
+        memory[offset + width : offset + size] = self.sent
         _ = TURN.together
         for _ in range(3):  # a thread that still goes on adding repeats its totals itself, since the cell is not quiet
             self.quiet = False
             self._wait_for_thread()
             self._repeat_totals()
             self._wait_for_thread()
-            if [rows[index] for index in range(at, at + width)] == self.totals:
+            if [memory[index] for index in range(offset, offset + width)] == self.totals:
                 break
 
     def _wait_for_thread(self) -> None:
@@ -687,20 +687,20 @@ class ThreadSums(Sums):
             wait_for_threads()
 
     def _repeat_totals(self) -> None:
-        width, totals = self.width, numbers(self.width)
+        width, totals = self.width, zeros(self.width)
         for index, total in enumerate(self.totals.copy()):
             totals[index] = total
         _ = TURN.alone
-        self.rows[self.at : self.at + width] = totals
+        self.memory[self.offset : self.offset + width] = totals
         _ = TURN.together
 
-    def _note(self, taken: Sequence[float], stored: Sequence[float]) -> None:
+    def _note(self, drained: Sequence[float], stored: Sequence[float]) -> None:
         """Note what went into a batch, and what is in the storage."""
         size, width = self.size, self.width
-        for index, number in enumerate((*taken, *stored)):
+        for index, number in enumerate((*drained, *stored)):
             self.sent[index] = number
         _ = TURN.alone
-        self.rows[self.at + width : self.at + size] = self.sent
+        self.memory[self.offset + width : self.offset + size] = self.sent
         _ = TURN.together
 
     def operations(self) -> list[Operation]:
@@ -713,39 +713,39 @@ class ThreadSums(Sums):
     def has_unsent(self) -> bool:
         return self.totals != list(self.sent)[: self.width]
 
-    def settle(self) -> None:
-        super(Sums, self).settle()
-        taken = list(self.sent)[: self.width]
-        if not math.isfinite(taken[0]):
-            self.forget_first()
-            taken[0] = 0.0
-        self._note(taken, taken)
+    def acknowledge(self) -> None:
+        super(SumCell, self).acknowledge()
+        drained = list(self.sent)[: self.width]
+        if not math.isfinite(drained[0]):
+            self.restart_total()
+            drained[0] = 0.0
+        self._note(drained, drained)
 
-    def forget_first(self) -> None:
+    def restart_total(self) -> None:
         """Set the first total to 0."""
         self.totals[0] = 0.0
 
 
 if TYPE_CHECKING or not FREE_THREADED:
-    SeriesSums = Sums
+    SeriesSumCell = SumCell
 else:
-    SeriesSums = ThreadSums
+    SeriesSumCell = ThreadSumCell
 
 
-def numbers(count: int) -> memoryview[float]:
+def zeros(count: int) -> memoryview[float]:
     """So many numbers, which are 0."""
     return memoryview(bytearray(8 * count)).cast("d")
 
 
-class Total(SeriesSums):
+class CounterCell(SeriesSumCell):
     """A counter."""
 
-    __slots__ = ("_notes", "_taken_exemplar", "exemplar")
+    __slots__ = ("_drained_exemplar", "_notes", "exemplar")
 
     width = 1
 
     if FREE_THREADED and not TYPE_CHECKING:  # an attribute is faster than a list
-        __slots__ = ("_notes", "_taken_exemplar", "exemplar", "total")
+        __slots__ = ("_drained_exemplar", "_notes", "exemplar", "total")
 
         @property
         def totals(self) -> list[float]:
@@ -755,25 +755,25 @@ class Total(SeriesSums):
         def totals(self, totals: list[float]) -> None:
             self.total = totals[0]
 
-        def forget_first(self) -> None:
+        def restart_total(self) -> None:
             self.total = 0.0
 
         def add(self, _index: int, amount: float) -> None:
             _ = TURN.alone
             self.total += amount
-            self.rows[self.at] = self.total
+            self.memory[self.offset] = self.total
             _ = TURN.together
 
     def start_anew(self) -> None:
         super().start_anew()
-        self._notes: tuple[Note, ...] = ()
+        self._notes: tuple[JournaledOperation, ...] = ()
         """A reset that the storage has not done yet."""
-        self.exemplar = self._taken_exemplar = ""
+        self.exemplar = self._drained_exemplar = ""
 
-    def kept(self) -> Sequence[Kept]:
+    def journaled(self) -> Sequence[Journaled]:
         return (*self._notes, self)
 
-    def show(self, exemplar: str) -> None:
+    def set_exemplar(self, exemplar: str) -> None:
         """Send the exemplar with what is counted next."""
         _ = TURN.alone
         self.exemplar = exemplar
@@ -782,50 +782,50 @@ class Total(SeriesSums):
     def reset(self) -> None:
         super().reset()
         self._forget(self._notes)
-        self.exemplar = self._taken_exemplar = ""
+        self.exemplar = self._drained_exemplar = ""
 
-    def reset_now(self) -> Total:
+    def reset_now(self) -> CounterCell:
         """A cell to go on with, which sets the counter to zero, as created now; what the journal has of this one is void."""
         FORKS.notice()
-        new, labels = Total(self.pending, self.values), self.labels
+        new, labels = CounterCell(self.metric, self.values), self.labels
         new.exemplar, new.created = self.exemplar, (now := time.time())
         new._notes = (
-            Note(self.family, Operation(Kind.SET, f"_total:{labels}", 0.0)),
-            Note(self.family, Operation(Kind.SET, f"_created:{labels}", now)),
+            JournaledOperation(self.family, Operation(Kind.SET, f"_total:{labels}", 0.0)),
+            JournaledOperation(self.family, Operation(Kind.SET, f"_created:{labels}", now)),
         )
-        self.buffer.keep(new)
+        self.buffer.journal(new)
         return new
 
     def operations(self) -> list[Operation]:
-        return [*(note.take() for note in self._notes), *super().operations()]
+        return [*(note.drain() for note in self._notes), *super().operations()]
 
-    def settle(self) -> None:
-        super().settle()
-        self._taken_exemplar = ""
+    def acknowledge(self) -> None:
+        super().acknowledge()
+        self._drained_exemplar = ""
         if self._notes:
-            self._forget([note for note in self._notes if note.is_taken])
+            self._forget([note for note in self._notes if note.is_drained])
 
     @with_lock_held
-    def _forget(self, notes: Collection[Note]) -> None:
+    def _forget(self, notes: Collection[JournaledOperation]) -> None:
         for note in notes:
-            self.buffer.forget(note)
+            self.buffer.unjournal(note)
         self._notes = tuple(note for note in self._notes if note not in notes)
 
     def additions(self, gained: list[float]) -> list[Operation]:
         if self.exemplar:
             _ = TURN.alone
-            self._taken_exemplar = self.exemplar
+            self._drained_exemplar = self.exemplar
             self.exemplar = ""
             _ = TURN.together
         labels = self.labels
         field = f"_total:{labels}"
         operations = [Operation(Kind.ADD, field, gained[0]), *self.creation(labels)]
-        if self._taken_exemplar:
-            operations.append(Operation(Kind.SET, EXEMPLAR + field, self._taken_exemplar))
+        if self._drained_exemplar:
+            operations.append(Operation(Kind.SET, EXEMPLAR + field, self._drained_exemplar))
         return operations
 
 
-class Observations(SeriesSums):
+class SummaryCell(SeriesSumCell):
     """A summary: the sum of its observations, and how many there were."""
 
     __slots__ = ()
@@ -842,23 +842,23 @@ class Observations(SeriesSums):
         ]
 
 
-class Buckets(SeriesSums):
+class HistogramCell(SeriesSumCell):
     """A histogram: the sum of its observations, and how many there were in each bucket, not cumulated."""
 
-    __slots__ = ("_taken_exemplars", "bounds", "exemplars", "width")
+    __slots__ = ("_drained_exemplars", "bounds", "exemplars", "width")
 
-    def __init__(self, pending: Pending, values: tuple[str, ...], bounds: tuple[float, ...]) -> None:
+    def __init__(self, metric: MetricCells, values: tuple[str, ...], bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.width = 1 + len(bounds)
-        super().__init__(pending, values)
+        super().__init__(metric, values)
 
     def start_anew(self) -> None:
         super().start_anew()
         self.exemplars: dict[int, str] = {}
         """By the index of the bucket."""
-        self._taken_exemplars: dict[int, str] | None = None
+        self._drained_exemplars: dict[int, str] | None = None
 
-    def show(self, bucket: int, exemplar: str) -> None:
+    def set_exemplar(self, bucket: int, exemplar: str) -> None:
         """Send the exemplar of that bucket with what is observed next."""
         _ = TURN.alone
         self.exemplars[bucket] = exemplar
@@ -867,11 +867,11 @@ class Buckets(SeriesSums):
     def reset(self) -> None:
         super().reset()
         self.exemplars = {}
-        self._taken_exemplars = None
+        self._drained_exemplars = None
 
-    def settle(self) -> None:
-        super().settle()
-        self._taken_exemplars = None
+    def acknowledge(self) -> None:
+        super().acknowledge()
+        self._drained_exemplars = None
 
     def additions(self, gained: list[float]) -> list[Operation]:
         new: dict[int, str] = {}
@@ -879,8 +879,8 @@ class Buckets(SeriesSums):
         new, self.exemplars = self.exemplars, new
         _ = TURN.together
         if new:
-            self._taken_exemplars = {**(self._taken_exemplars or {}), **new}
-        exemplars = self._taken_exemplars or {}
+            self._drained_exemplars = {**(self._drained_exemplars or {}), **new}
+        exemplars = self._drained_exemplars or {}
         total, *observed = gained
         labels = self.labels
         operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *self.creation(labels)]
@@ -893,7 +893,7 @@ class Buckets(SeriesSums):
         return operations
 
 
-class Number(Numbers):
+class SharedGaugeCell(NumericCell):
     """A gauge with one value for all processes: a number to add to it, or to set it to.
 
     Three slots have such a number each: that of updates, that of the batch in flight, and a spare one. Another number, the
@@ -907,31 +907,31 @@ class Number(Numbers):
     def start_anew(self) -> None:
         super().start_anew()
         self._slot, self._is_set, self._flying, self._was_set = 1, 0, 0, 0
-        self.rows[1] = -0.0  # unlike 0.0 it changes nothing it is added to
-        self.rows[0] = 16.0
+        self.memory[1] = -0.0  # unlike 0.0 it changes nothing it is added to
+        self.memory[0] = 16.0
 
     def reset(self) -> None:
-        self.settle()
+        self.acknowledge()
         self.operations()
-        self.settle()
+        self.acknowledge()
 
     def add(self, amount: float) -> None:
         number = amount - 0.0  # a float; plus 0.0 would lose the sign of -0.0
         if self.quiet:
-            self.rows[self.at + self._slot] += number
+            self.memory[self.offset + self._slot] += number
         else:
-            self.announce()
-            self.rows[self.at + self._slot] += number
+            self.enqueue()
+            self.memory[self.offset + self._slot] += number
             self.changed()
 
     def set(self, value: float) -> None:
         if not self.quiet:
-            self.announce()
+            self.enqueue()
         slot, flying = self._slot, self._flying
         if not self._is_set:
             slot = 6 - slot - flying if flying else slot % 3 + 1
-        self.rows[self.at + slot] = value
-        self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
+        self.memory[self.offset + slot] = value
+        self.memory[self.offset] = 16 * slot + 8 + 2 * flying + self._was_set
         self._slot = slot
         self._is_set = 1
         if not self.quiet:
@@ -942,11 +942,11 @@ class Number(Numbers):
         def add(self, amount: float) -> None:
             number = amount - 0.0
             if not self.quiet:
-                self.announce()
+                self.enqueue()
             turn = Turn.lock
             try:
                 turn.acquire()
-                self.rows[self.at + self._slot] += number
+                self.memory[self.offset + self._slot] += number
             except BaseException:  # of a handler: perhaps before this thread had its turn
                 release_own(turn)
                 raise
@@ -956,15 +956,15 @@ class Number(Numbers):
 
         def set(self, value: float) -> None:
             if not self.quiet:
-                self.announce()
+                self.enqueue()
             turn = Turn.lock
             try:
                 turn.acquire()
                 slot, flying = self._slot, self._flying
                 if not self._is_set:
                     slot = 6 - slot - flying if flying else slot % 3 + 1
-                self.rows[self.at + slot] = value
-                self.rows[self.at] = 16 * slot + 8 + 2 * flying + self._was_set
+                self.memory[self.offset + slot] = value
+                self.memory[self.offset] = 16 * slot + 8 + 2 * flying + self._was_set
                 self._slot = slot
                 self._is_set = 1
             except BaseException:
@@ -976,7 +976,7 @@ class Number(Numbers):
 
     @property
     def has_unsent(self) -> bool:
-        return bool(self._is_set or self.rows[self.at + self._slot])
+        return bool(self._is_set or self.memory[self.offset + self._slot])
 
     def operations(self) -> list[Operation]:
         if self._flying:
@@ -984,8 +984,8 @@ class Number(Numbers):
         _ = TURN.alone
         flying, was_set = self._slot, self._is_set
         slot = flying % 3 + 1
-        self.rows[self.at + slot] = -0.0
-        self.rows[self.at] = 16 * slot + 2 * flying + was_set
+        self.memory[self.offset + slot] = -0.0
+        self.memory[self.offset] = 16 * slot + 2 * flying + was_set
         self._slot = slot
         self._is_set = 0
         self._flying = flying
@@ -993,30 +993,30 @@ class Number(Numbers):
         _ = TURN.together
         return [self._operation(flying, was_set)]
 
-    def settle(self) -> None:
-        super().settle()
+    def acknowledge(self) -> None:
+        super().acknowledge()
         _ = TURN.alone
-        self.rows[self.at] = 16 * self._slot + 8 * self._is_set
+        self.memory[self.offset] = 16 * self._slot + 8 * self._is_set
         self._flying = self._was_set = 0
         _ = TURN.together
 
-    def left(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        rows = self.rows[self.at : self.at + self.size]
-        slot, is_set, flying, was_set = _state(rows[0])
-        pending = [self._operation(slot, is_set)] if is_set or rows[slot] else []
+    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        memory = self.memory[self.offset : self.offset + self.size]
+        slot, is_set, flying, was_set = _state(memory[0])
+        metric = [self._operation(slot, is_set)] if is_set or memory[slot] else []
         if not flying:
-            return [], pending
-        taken = self._operation(flying, was_set)
+            return [], metric
+        drained = self._operation(flying, was_set)
         if in_flight:
-            return [taken], pending
-        return [], pending if is_set else [taken._replace(value=rows[flying] + rows[slot])]
+            return [drained], metric
+        return [], metric if is_set else [drained._replace(value=memory[flying] + memory[slot])]
 
     def _operation(self, slot: int, is_set: int) -> Operation:
-        return Operation(Kind.SET if is_set else Kind.ADD, f":{self.labels}", self.rows[self.at + slot])
+        return Operation(Kind.SET if is_set else Kind.ADD, f":{self.labels}", self.memory[self.offset + slot])
 
 
 def _state(number: float) -> tuple[int, int, int, int]:
-    """The state of a `Number`: the slot of updates and whether it sets, that of the batch in flight (0: none) and the same.
+    """The slot of updates and whether it sets, that of the batch in flight (0: none) and the same, from the state of a gauge.
 
     It is 16 and 8 times the first two, 2 and 1 times the others. Raises ValueError where it is none.
     """
@@ -1027,7 +1027,7 @@ def _state(number: float) -> tuple[int, int, int, int]:
     return slot, is_set, flying, was_set
 
 
-class ProcessNumber(Numbers):
+class ProcessGaugeCell(NumericCell):
     """A gauge with a value for each process: the value of this one, and when it was last set.
 
     There are two pairs of a value and a time. The first number says where the pair is that counts. In the live modes, where
@@ -1035,15 +1035,15 @@ class ProcessNumber(Numbers):
     come and go.
     """
 
-    __slots__ = ("_slot", "_stored", "_taken")
+    __slots__ = ("_drained", "_slot", "_stored")
 
     size = 5
 
     def start_anew(self) -> None:
         super().start_anew()
         self._slot = 1
-        self.rows[2] = NEVER
-        self.rows[0] = 1.0
+        self.memory[2] = NEVER
+        self.memory[0] = 1.0
         self.forget_stored()
 
     def reset(self) -> None:
@@ -1052,86 +1052,86 @@ class ProcessNumber(Numbers):
 
     def forget_stored(self) -> None:
         self._stored: tuple[float, float] | None = None
-        self._taken: tuple[float, float] | None = None
+        self._drained: tuple[float, float] | None = None
 
-    def settle(self) -> None:
-        super().settle()
-        self._stored = self._taken
+    def acknowledge(self) -> None:
+        super().acknowledge()
+        self._stored = self._drained
 
     @property
     def has_unsent(self) -> bool:
-        return (self._taken or (0.0, NEVER)) != self._told
+        return (self._drained or (0.0, NEVER)) != self._current
 
     @property
-    def _told(self) -> tuple[float, float]:
+    def _current(self) -> tuple[float, float]:
         """The value, and when it was set."""
         _ = TURN.alone
-        value, set_at = self.rows[self.at + self._slot], self.rows[self.at + self._slot + 1]
+        value, set_at = self.memory[self.offset + self._slot], self.memory[self.offset + self._slot + 1]
         _ = TURN.together
         return value, set_at
 
     def add(self, amount: float) -> None:
-        """Add to the value, as `Sums` are updated: only the modes that refuse this tell when a number was set."""
+        """Add to the value, as `SumCell` are updated: only the modes that refuse this tell when a number was set."""
         number = amount + 0.0
         if self.quiet:
-            self.rows[self.at + self._slot] += number
+            self.memory[self.offset + self._slot] += number
         else:
-            self.announce()
-            self.rows[self.at + self._slot] += number
+            self.enqueue()
+            self.memory[self.offset + self._slot] += number
             self.changed()
 
     def set(self, value: float) -> None:
         if not self.quiet:
-            self.announce()
+            self.enqueue()
         self._change(value, time.monotonic())
         if not self.quiet:
             self.changed()
 
     def _change(self, value: float, set_at: float) -> None:
         slot = 4 - self._slot
-        self.rows[self.at + slot] = value
-        self.rows[self.at + slot + 1] = set_at
-        self.rows[self.at] = self._slot = slot
+        self.memory[self.offset + slot] = value
+        self.memory[self.offset + slot + 1] = set_at
+        self.memory[self.offset] = self._slot = slot
 
     if FREE_THREADED and not TYPE_CHECKING:
-        add = Number.add
+        add = SharedGaugeCell.add
 
         def _change(self, value: float, set_at: float) -> None:
             _ = TURN.alone
             slot = 4 - self._slot
-            self.rows[self.at + slot] = value
-            self.rows[self.at + slot + 1] = set_at
-            self.rows[self.at] = self._slot = slot
+            self.memory[self.offset + slot] = value
+            self.memory[self.offset + slot + 1] = set_at
+            self.memory[self.offset] = self._slot = slot
             _ = TURN.together
 
     def operations(self) -> list[Operation]:
-        value, set_at = self._told
+        value, set_at = self._current
         if self._stored == (value, set_at) and self.family.live:
             return []
-        self._taken = value, set_at
+        self._drained = value, set_at
         field = self.family.process_prefix(self.buffer.writer) + self.labels
         return [Operation(Kind.STAMP, field, Stamped(value, None if set_at == NEVER else set_at))]
 
-    def left(self, _in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+    def unsent(self, _in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
         if self.family.live:
             return [], []
-        self._slot = int(self.rows[self.at])
+        self._slot = int(self.memory[self.offset])
         return [], self.operations()
 
 
 NEVER = -1.0
-"""The time at which a `ProcessNumber` was set that never was."""
+"""The time at which a `ProcessGaugeCell` was set that never was."""
 
 
-class Computed(Cell):
+class CallbackGaugeCell(Cell):
     """A gauge whose value is a function, called whenever the buffer is flushed or read and every `BEAT_SECONDS`."""
 
     __slots__ = ("_function", "_value")
 
-    def __init__(self, pending: Pending, values: tuple[str, ...], function: Callable[[], float]) -> None:
+    def __init__(self, metric: MetricCells, values: tuple[str, ...], function: Callable[[], float]) -> None:
         self._function = function
-        super().__init__(pending, values)
-        pending.computed = True
+        super().__init__(metric, values)
+        metric.computed = True
 
     @property
     def quiet(self) -> bool:
@@ -1165,7 +1165,7 @@ class Computed(Cell):
         except BaseException as error:
             if not unharmed and (not isinstance(error, Exception) or is_raised_by_handler(error.__traceback__)):
                 raise
-            name = self.pending.family.name
+            name = self.metric.family.name
             log.defer(logging.ERROR, "the function of the gauge %s failed; its value stays as it was", name, error=error)
 
     def add(self, amount: float) -> None:
@@ -1175,45 +1175,45 @@ class Computed(Cell):
         """Do nothing: the function alone says the value."""
 
     def operations(self) -> list[Operation]:
-        if self._value is None or not self.pending.is_last:
+        if self._value is None or not self.metric.is_last:
             return []
-        if self.pending.family.mode == "shared":
+        if self.metric.family.mode == "shared":
             return [Operation(Kind.SET, f":{self.labels}", self._value)]
-        field = self.pending.family.process_prefix(self.buffer.writer) + self.labels
+        field = self.metric.family.process_prefix(self.buffer.writer) + self.labels
         return [Operation(Kind.STAMP, field, Stamped(self._value, time.monotonic()))]
 
 
-class Text(Cell):
+class TextCell(Cell):
     """An info or an enum: the last text set, or one to start with."""
 
-    __slots__ = ("_first", "_suffix", "_taken", "_text")
+    __slots__ = ("_drained", "_first", "_suffix", "_text")
 
-    def __init__(self, pending: Pending, values: tuple[str, ...], suffix: str, first: str) -> None:
+    def __init__(self, metric: MetricCells, values: tuple[str, ...], suffix: str, first: str) -> None:
         self._suffix = suffix
         self._first = first
-        super().__init__(pending, values)
+        super().__init__(metric, values)
 
     def start_anew(self) -> None:
-        self._text: Note | None = None
-        self._taken: Note | None = None
+        self._text: JournaledOperation | None = None
+        self._drained: JournaledOperation | None = None
 
     def reset(self) -> None:
-        for note in self.kept():
-            self.buffer.forget(note)
+        for note in self.journaled():
+            self.buffer.unjournal(note)
         self.start_anew()
 
-    def kept(self) -> Sequence[Kept]:
-        return [note for note in (self._taken, self._text) if note is not None]
+    def journaled(self) -> Sequence[Journaled]:
+        return [note for note in (self._drained, self._text) if note is not None]
 
     def set(self, text: str) -> None:
-        note = Note(self.pending.family, Operation(Kind.SET, f"{self._suffix}:{self.labels}", text))
-        self.announce()
+        note = JournaledOperation(self.metric.family, Operation(Kind.SET, f"{self._suffix}:{self.labels}", text))
+        self.enqueue()
         _ = TURN.alone
         before, self._text = self._text, note
         _ = TURN.together
-        self.buffer.keep(self)
+        self.buffer.journal(self)
         if before is not None:
-            self.buffer.forget(before)
+            self.buffer.unjournal(before)
         self.changed()
 
     @property
@@ -1221,16 +1221,16 @@ class Text(Cell):
         return self._text is not None
 
     def operations(self) -> list[Operation]:
-        if self._taken is None:
+        if self._drained is None:
             _ = TURN.alone
-            self._taken, self._text = self._text, None
+            self._drained, self._text = self._text, None
             _ = TURN.together
-        if self._taken is None:
+        if self._drained is None:
             return [Operation(Kind.INIT, f"{self._suffix}:{self.labels}", self._first)]
-        return [self._taken.take()]
+        return [self._drained.drain()]
 
-    def settle(self) -> None:
-        super().settle()
-        if self._taken is not None:
-            self.buffer.forget(self._taken)
-            self._taken = None
+    def acknowledge(self) -> None:
+        super().acknowledge()
+        if self._drained is not None:
+            self.buffer.unjournal(self._drained)
+            self._drained = None

@@ -160,7 +160,7 @@ def clear() -> None:
     What this process declared starts again: metrics without labels export 0, series with labels come back with their
     next update. Raises NotConfigured and StorageError.
     """
-    _briefly(_clear)
+    _without_traceback(_clear)
 
 
 def _clear() -> None:
@@ -184,7 +184,7 @@ def shutdown() -> None:
 
 def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
     """Read those metrics or all, with what this process has pending. Raises NotConfigured and StorageError."""
-    return _briefly(in_one_scrape, _read, buffer, names)
+    return _without_traceback(in_one_scrape, _read, buffer, names)
 
 
 def described(storage: Storage) -> str:
@@ -198,7 +198,7 @@ def is_declared() -> bool:
     return any(buffer.declares for buffer in (DEFAULT, *_others(DEFAULT)))
 
 
-def _briefly(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def _without_traceback(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do the work, and raise errors of the storage by themselves: they say all, and what led to them is pages long."""
     try:
         return work(*args, **kwargs)
@@ -209,14 +209,14 @@ def _briefly(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def _read(buffer: Buffer, names: Collection[str] | None) -> Snapshot:
     _settle_others(buffer, names)
     for other in _others(buffer):
-        other.expect_none_refused(names)
+        other.raise_if_refused(names)
     return buffer.read(names)
 
 
 def _settle_others(buffer: Buffer, names: Collection[str] | None = None) -> None:
     """Send what the other buffers of this process have pending for the same storage."""
     for other in _others(buffer):
-        other.settle(names)
+        other.send_pending(names)
 
 
 def _others(buffer: Buffer) -> list[Buffer]:
@@ -321,7 +321,7 @@ def _at_exit() -> None:
     for storage in _storages():
         storage.hurry(until)
     for buffer in BUFFERS:
-        buffer.begin_to_leave()
+        buffer.begin_exit()
     for buffer in BUFFERS:
         buffer.at_exit(until)
     for storage in _storages() - {buffer.storage for buffer in BUFFERS if buffer.is_overdue}:
@@ -336,7 +336,7 @@ def _count_message() -> None:
 
 def _before_snapshot() -> None:
     for buffer in BUFFERS:
-        buffer.leave()
+        buffer.deregister()
     for storage in _storages():
         storage.close()
 

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .cells import Buckets, Holder, Pending, Total
+from .cells import CounterCell, HistogramCell, Holder, MetricCells
 from .family import Family, Fields, bucket_bounds
 from .storage import META, Kind, Operation, Stamped
 
@@ -70,35 +70,35 @@ class Health:
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
         self._held: list[Holder] = []
-        self._counters: dict[Family, Total] = {}
+        self._counters: dict[Family, CounterCell] = {}
         self._flushes: Flushes | None = None
 
     def count(self, family: Family, amount: float = 1.0) -> None:
         """Count so many of this counter, to be sent with the next batch."""
         counter = self._counters.get(family)
         if counter is None:
-            pending = self._declare(family)
-            counter = self._counters.setdefault(family, pending.add(Total(pending, ())))
+            metric = self._declare(family)
+            counter = self._counters.setdefault(family, metric.add(CounterCell(metric, ())))
         counter.add(0, amount)
         if not counter.queued:
-            self._buffer.mark(counter)
+            self._buffer.enqueue(counter)
 
-    def _declare(self, family: Family) -> Pending:
-        pending = Pending(self._buffer, family)
-        self._held.append(Holder(pending))
-        self._buffer.adopt(pending)
-        return pending
+    def _declare(self, family: Family) -> MetricCells:
+        metric = MetricCells(self._buffer, family)
+        self._held.append(Holder(metric))
+        self._buffer.register(metric)
+        return metric
 
     @property
     def flushes(self) -> Flushes:
         """The durations; called with the lock of the buffer held."""
         if self._flushes is None:
-            pending = self._declare(FLUSH_DURATION)
-            self._flushes = pending.add(Flushes(pending, (), BOUNDS))
+            metric = self._declare(FLUSH_DURATION)
+            self._flushes = metric.add(Flushes(metric, (), BOUNDS))
         return self._flushes
 
 
-class Flushes(Buckets):
+class Flushes(HistogramCell):
     """How long batches took. It goes along with batches of other metrics now and then: who is idle stays so."""
 
     __slots__ = ()

@@ -32,7 +32,18 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import log
-from .cells import FREE_THREADED, Buckets, Kept, Note, Number, Numbers, Observations, ProcessNumber, Total, wait_for_threads
+from .cells import (
+    FREE_THREADED,
+    CounterCell,
+    HistogramCell,
+    Journaled,
+    JournaledOperation,
+    NumericCell,
+    ProcessGaugeCell,
+    SharedGaugeCell,
+    SummaryCell,
+    wait_for_threads,
+)
 from .family import Family
 from .files import Descriptor, close_mappings, expect_own_file, is_private, is_shared_safely, life, longest_file, own_folder
 from .interruption import interruption
@@ -90,7 +101,7 @@ ALIGNMENT = 16
 RECORD = struct.Struct("=dd")
 """How a record begins: its bytes in all, negative while it does not count, and how many numbers it has. The numbers follow,
 then a text, then zeros."""
-KINDS: dict[str, type[Numbers]] = {"counter": Total, "summary": Observations}
+KINDS: dict[str, type[NumericCell]] = {"counter": CounterCell, "summary": SummaryCell}
 
 
 _complaints: set[Path] = set()
@@ -179,20 +190,20 @@ class Journals:
         if self._own is not None:
             self._own.belongs_to(storage)
 
-    def keep(self, kept: Kept) -> None:
+    def adopt(self, journaled: Journaled) -> None:
         """Have these numbers in the own journal from now on, if there is one."""
         own = self._own
-        if own is not None and not kept.at:
+        if own is not None and not journaled.offset:
             try:
-                own.adopt(kept)
+                own.adopt(journaled)
             except OSError as error:
                 if not own.lost:  # or the next batch begins another one
                     self._complain(own.path.parent, error)
 
-    def forget(self, kept: Kept) -> None:
+    def release(self, journaled: Journaled) -> None:
         """Take these numbers out of the own journal."""
-        if self._own is not None and kept.at:
-            self._own.release(*kept.let_go())
+        if self._own is not None and journaled.offset:
+            self._own.release(*journaled.detach())
 
     def is_sound(self) -> bool:
         """Whether the next process would find all that is in the own journal, and no other one sends it before."""
@@ -226,7 +237,7 @@ class Journals:
     def after_fork_in_child(self) -> None:
         """Leave the own journal to the parent."""
         if self._own is not None:
-            self._own.let_go()
+            self._own.detach()
             self._own = None
 
     def _complain(self, folder: Path, error: OSError) -> None:
@@ -430,7 +441,7 @@ class Journal:
         self._free: defaultdict[tuple[float, float], list[tuple[memoryview[float], int]]] = defaultdict(list)
         self._released: deque[tuple[memoryview[float], int]] = deque()
         self._serial = 0
-        self._waiting: deque[Kept] = deque()
+        self._waiting: deque[Journaled] = deque()
         self._claim: dict[str, Claim] = {}
         """That of the thread which adopts. Unlike a lock, it is not lost where an exception keeps the thread from going on."""
         self.lost = False
@@ -442,7 +453,7 @@ class Journal:
             self._reserve(HEADER)
         except OSError:
             self._remove()
-            self.let_go()
+            self.detach()
             raise
         self._first = self._mapping
         self._header = memoryview(self._first)[: WRITER.start].cast("Q")
@@ -457,9 +468,9 @@ class Journal:
         """Note the id of the storage; empty where nobody knows it yet."""
         self._first[STORAGE] = _field(storage, STORAGE)
 
-    def adopt(self, kept: Kept) -> None:
+    def adopt(self, journaled: Journaled) -> None:
         """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
-        self._waiting.append(kept)
+        self._waiting.append(journaled)
         me = threading.get_ident()
         while self._waiting:
             claim = self._claim.setdefault("claim", Claim(me))
@@ -476,27 +487,27 @@ class Journal:
 
     def _adopt_waiting(self) -> None:
         while self._waiting:
-            kept = self._waiting.popleft()
-            if not kept.at and not kept.dropped:
-                family = kept.family
+            journaled = self._waiting.popleft()
+            if not journaled.offset and not journaled.dropped:
+                family = journaled.family
                 if family not in self._families:
-                    _let_count(*self._write(family.meta, 0), counts=True)
+                    _set_valid(*self._write(family.meta, 0), counts=True)
                     self._families[family] = len(self._families)
                 self._serial += 1
-                rows, at = self._write(f"[{self._families[family]},{self._serial},{kept.about}]", kept.size)
-                kept.move(rows, at)
-                _let_count(rows, at, counts=True)
+                memory, offset = self._write(f"[{self._families[family]},{self._serial},{journaled.key}]", journaled.size)
+                journaled.move(memory, offset)
+                _set_valid(memory, offset, counts=True)
 
     def _write(self, text: str, count: int) -> tuple[memoryview[float], int]:
         """Write a record that does not count yet; return where its numbers are, which are 0."""
         content = bytes(count * 8) + text.encode()
         size = -(-(RECORD.size + len(content)) // ALIGNMENT) * ALIGNMENT
-        rows, at = self._room(size, count)
-        mapping: mmap.mmap = rows.obj  # type: ignore[assignment]
-        start = len(mapping) - rows.nbytes + at * 8  # a view ends where its mapping does
+        memory, offset = self._room(size, count)
+        mapping: mmap.mmap = memory.obj  # type: ignore[assignment]
+        start = len(mapping) - memory.nbytes + offset * 8  # a view ends where its mapping does
         mapping[start : start + size - RECORD.size] = content.ljust(size - RECORD.size, b"\0")
-        rows[at - 1], rows[at - 2] = count, -size
-        return rows, at
+        memory[offset - 1], memory[offset - 2] = count, -size
+        return memory, offset
 
     def _room(self, size: int, count: int) -> tuple[memoryview[float], int]:
         if free := self._free[size, count]:
@@ -512,10 +523,10 @@ class Journal:
         self._reserve(size)
         if self._next - self._view_at >= VIEW:
             self._view()
-        at = (self._next - self._view_at + RECORD.size) // 8
+        offset = (self._next - self._view_at + RECORD.size) // 8
         self._next += size
         self._header[WRITTEN] = self._start + self._next
-        return self._rows, at
+        return self._rows, offset
 
     def _grow(self, least: int) -> None:
         """Go on in a new mapping of at least so many bytes; a shorter one where files or memory are limited. Raises OSError."""
@@ -564,13 +575,13 @@ class Journal:
         self._view_at = self._next
         self._rows = memoryview(self._mapping)[self._next :].cast("d")
 
-    def release(self, rows: memoryview[float], at: int) -> None:
+    def release(self, memory: memoryview[float], offset: int) -> None:
         """Forget numbers that have been let go of."""
-        _let_count(rows, at, counts=False)
+        _set_valid(memory, offset, counts=False)
         if not MOST_RELEASED:
-            self._free[-rows[at - 2], rows[at - 1]].append((rows, at))
+            self._free[-memory[offset - 2], memory[offset - 1]].append((memory, offset))
             return
-        self._released.append((rows, at))
+        self._released.append((memory, offset))
         if len(self._released) > MOST_RELEASED:
             self._make_free()
 
@@ -583,8 +594,8 @@ class Journal:
             except IndexError:  # another thread is at it, too
                 break
         wait_for_threads()
-        for rows, at in released:
-            self._free[-rows[at - 2], rows[at - 1]].append((rows, at))
+        for memory, offset in released:
+            self._free[-memory[offset - 2], memory[offset - 1]].append((memory, offset))
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight; the rows say what is in it."""
@@ -657,7 +668,7 @@ class Journal:
         else:
             self._header[0] = 0  # whoever finds it, where it cannot be removed, has nothing to send
             self._remove()
-        self.let_go()
+        self.detach()
         return self.path if keep and status is not None and status.st_nlink else None
 
     def _remove(self) -> None:
@@ -666,7 +677,7 @@ class Journal:
             if self._file.same(os.stat(self.path.name, dir_fd=folder.required(), follow_symlinks=False)):
                 os.unlink(self.path.name, dir_fd=folder.required())
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Close the file; the mapping goes with the last cell that has its numbers there."""
         self._file.close()
         close_mappings()
@@ -676,10 +687,10 @@ def _field(text: str, place: slice) -> bytes:
     return text.encode().ljust(place.stop - place.start, b"\0")
 
 
-def _let_count(rows: memoryview[float], at: int, *, counts: bool) -> None:
+def _set_valid(memory: memoryview[float], offset: int, *, counts: bool) -> None:
     """Say whether the record with its numbers there counts."""
-    size = abs(rows[at - 2])
-    rows[at - 2] = size if counts else -size
+    size = abs(memory[offset - 2])
+    memory[offset - 2] = size if counts else -size
 
 
 def written(file: int) -> bytes:
@@ -742,19 +753,19 @@ _Left = tuple[Family, list[Operation], list[Operation]]
 def _entries(content: bytes, writer: str, *, in_flight: bool) -> tuple[list[Family], list[_Left]]:
     """The families of a journal, and what its entries have to send, in the order in which they were written."""
     families: list[Family] = []
-    written: dict[int, Note | Numbers] = {}
-    for at, text, rows in sorted(_records(content), key=lambda record: len(record[2]) > 0):  # families first
+    written: dict[int, JournaledOperation | NumericCell] = {}
+    for offset, text, memory in sorted(_records(content), key=lambda record: len(record[2]) > 0):  # families first
         try:
-            if len(rows):
-                number, serial, *about = json.loads(text)
-                written[int(serial)] = _kept(families[number], writer, about, rows)
+            if len(memory):
+                number, serial, *key = json.loads(text)
+                written[int(serial)] = _journaled(families[number], writer, key, memory)
             else:
                 families.append(Family.from_meta(text.decode()))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise DamagedJournal(f"the record at byte {at} says {text[:80]!r}") from error
+            raise DamagedJournal(f"the record at byte {offset} says {text[:80]!r}") from error
     try:
         entries = _without_removed([written[serial] for serial in sorted(written)])
-        return families, [(each.family, *each.left(in_flight)) for each in entries]
+        return families, [(each.family, *each.unsent(in_flight)) for each in entries]
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedJournal(f"a record has impossible numbers or labels: {error}") from error
 
@@ -781,33 +792,33 @@ def _notes_of_updates(family: Family, operations: Iterable[Operation]) -> list[O
 
 def _records(content: bytes) -> Iterator[tuple[int, bytes, memoryview[float]]]:
     """Where the records that count are, their texts, and their numbers."""
-    at, end = HEADER, struct.unpack_from("=Q", content, WRITTEN * 8)[0]
-    while at + RECORD.size <= end:
-        marked, count = RECORD.unpack_from(content, at)
+    offset, end = HEADER, struct.unpack_from("=Q", content, WRITTEN * 8)[0]
+    while offset + RECORD.size <= end:
+        marked, count = RECORD.unpack_from(content, offset)
         if marked == 0:
             return
-        size, text_at = abs(marked), at + RECORD.size + count * 8
-        if not (size % ALIGNMENT == 0 and count >= 0 and count == count // 1 and text_at <= at + size <= end):
-            raise DamagedJournal(f"the record at byte {at} has an impossible size ({size:g} bytes, {count:g} numbers)")
+        size, text_at = abs(marked), offset + RECORD.size + count * 8
+        if not (size % ALIGNMENT == 0 and count >= 0 and count == count // 1 and text_at <= offset + size <= end):
+            raise DamagedJournal(f"the record at byte {offset} has an impossible size ({size:g} bytes, {count:g} numbers)")
         if marked > 0:
-            rows = memoryview(bytearray(content[at + RECORD.size : int(text_at)])).cast("d")
-            yield at, content[int(text_at) : at + int(size)].rstrip(b"\0"), rows
-        at += int(size)
+            memory = memoryview(bytearray(content[offset + RECORD.size : int(text_at)])).cast("d")
+            yield offset, content[int(text_at) : offset + int(size)].rstrip(b"\0"), memory
+        offset += int(size)
 
 
-def _kept(family: Family, writer: str, about: list[Any], rows: memoryview[float]) -> Note | Numbers:
+def _journaled(family: Family, writer: str, key: list[Any], memory: memoryview[float]) -> JournaledOperation | NumericCell:
     """What the record is of."""
-    kept: Note | Numbers
-    if len(about) == 3:
-        kept = Note(family, _operation(*about))
+    journaled: JournaledOperation | NumericCell
+    if len(key) == 3:
+        journaled = JournaledOperation(family, _operation(*key))
     else:
-        values, created = about
-        kept = _cell(family, writer, tuple(map(str, values)))
-        kept.created = None if created is None else float(created)
-    if kept.size != len(rows):
-        raise ValueError(f"expected {kept.size} numbers, got {len(rows)}")
-    kept.rows = rows
-    return kept
+        values, created = key
+        journaled = _cell(family, writer, tuple(map(str, values)))
+        journaled.created = None if created is None else float(created)
+    if journaled.size != len(memory):
+        raise ValueError(f"expected {journaled.size} numbers, got {len(memory)}")
+    journaled.memory = memory
+    return journaled
 
 
 def _operation(kind: str, field: str, value: Any) -> Operation:
@@ -819,23 +830,23 @@ def _operation(kind: str, field: str, value: Any) -> Operation:
     return found
 
 
-def _cell(family: Family, writer: str, values: tuple[str, ...]) -> Numbers:
-    pending: Any = SimpleNamespace(buffer=SimpleNamespace(writer=writer), family=family, lock=threading.RLock())
+def _cell(family: Family, writer: str, values: tuple[str, ...]) -> NumericCell:
+    metric: Any = SimpleNamespace(buffer=SimpleNamespace(writer=writer), family=family, lock=threading.RLock())
     if family.type == "histogram":
-        return Buckets(pending, values, tuple(map(float, family.bounds)))
+        return HistogramCell(metric, values, tuple(map(float, family.bounds)))
     if family.type == "gauge":
-        return (Number if family.mode == "shared" else ProcessNumber)(pending, values)
-    return KINDS[family.type](pending, values)
+        return (SharedGaugeCell if family.mode == "shared" else ProcessGaugeCell)(metric, values)
+    return KINDS[family.type](metric, values)
 
 
-def _without_removed(written: list[Note | Numbers]) -> list[Note | Numbers]:
+def _without_removed(written: list[JournaledOperation | NumericCell]) -> list[JournaledOperation | NumericCell]:
     """What was written, in this order, without what a later removal or reset puts an end to: that may not have ended."""
-    left: list[Note | Numbers] = []
+    left: list[JournaledOperation | NumericCell] = []
     removed: defaultdict[str, Selectors] = defaultdict(Selectors)
     reset: defaultdict[str, Selectors] = defaultdict(Selectors)
     for each in reversed(written):
         name = each.family.name
-        if isinstance(each, Numbers):
+        if isinstance(each, NumericCell):
             labels = dict(zip(each.family.labelnames, each.values, strict=True))
             ended = removed[name].match(labels) or reset[name].match(labels)
         else:

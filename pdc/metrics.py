@@ -23,16 +23,16 @@ from . import config
 from .buffer import Buffer
 from .cells import (
     FREE_THREADED,
-    Buckets,
+    CallbackGaugeCell,
     Cell,
-    Computed,
+    CounterCell,
+    HistogramCell,
     Holder,
-    Number,
-    Observations,
-    Pending,
-    ProcessNumber,
-    Text,
-    Total,
+    MetricCells,
+    ProcessGaugeCell,
+    SharedGaugeCell,
+    SummaryCell,
+    TextCell,
     Turn,
 )
 from .family import OVERFLOW, Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
@@ -142,22 +142,22 @@ class StoredMetric(MetricWrapperBase):
 
     def _declare(self, registry: CollectorRegistry | None, limits: Mapping[str, float | None]) -> None:
         """Let the registry and the storage have the metric; where that raises, neither has it."""
-        pending = Pending(self.buffer, self._family(), limits)
-        self._holder = Holder(pending)
-        self._cell = _NoCell(self) if self._labelnames else pending.add(self._new_cell(()))
+        metric_cells = MetricCells(self.buffer, self._family(), limits)
+        self._holder = Holder(metric_cells)
+        self._cell = _NoCell(self) if self._labelnames else metric_cells.add(self._new_cell(()))
         if registry:
             registry.register(self)
         try:
-            self.buffer.adopt(pending)
-            self.buffer.declare(pending if self._labelnames else self._cell)
+            self.buffer.register(metric_cells)
+            self.buffer.declare(metric_cells if self._labelnames else self._cell)
         except BaseException:
             if registry:
                 registry.unregister(self)
             raise
 
     @property
-    def _pending(self) -> Pending:
-        return self._holder.pending
+    def _metric_cells(self) -> MetricCells:
+        return self._holder.metric
 
     def _metric_init(self) -> None:
         """Do nothing: `_declare` makes the cell."""
@@ -203,16 +203,16 @@ class StoredMetric(MetricWrapperBase):
         if known is not None:
             return known
         new = self._new_child(values)
-        self._pending.add(new._cell)
+        self._metric_cells.add(new._cell)
         child: MetricT = self._metrics.setdefault(values, new)
         if child is not new:  # another thread was faster
-            self._pending.cells.pop(new._cell, None)
+            self._metric_cells.cells.pop(new._cell, None)
         self.buffer.declare(child._cell)
         return child
 
     def _is_full(self) -> bool:
         """Whether this process has as many series of the metric as the storage may have, without the one for the others."""
-        most = self._pending.family.max_series
+        most = self._metric_cells.family.max_series
         return 0 < most <= len(self._metrics) - ((OVERFLOW,) * len(self._labelnames) in self._metrics)
 
     def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
@@ -241,12 +241,12 @@ class StoredMetric(MetricWrapperBase):
         Raises ValueError where the labels are not those of the metric.
         """
         self._check_label_count(labelvalues)
-        values, pending = tuple(map(str, labelvalues)), self._pending
+        values, metric_cells = tuple(map(str, labelvalues)), self._metric_cells
         child = self._metrics.pop(values, None)
         if child is None:  # or the values are clean, as those of all children are
             values = tuple(map(clean, values))
             child = self._metrics.pop(values, None)
-        pending.remove(Kind.REMOVE, pending.family.labels(values), () if child is None else child._series_cells())
+        metric_cells.remove(Kind.REMOVE, metric_cells.family.labels(values), () if child is None else child._series_cells())
 
     def remove_by_labels(self, labels: dict[str, str]) -> None:
         """Remove all series with these values of some labels, for every process; none for an empty dict.
@@ -263,12 +263,12 @@ class StoredMetric(MetricWrapperBase):
             places = [self._labelnames.index(name) for name in wanted]
             chosen, found = itemgetter(*places), itemgetter(*range(len(places)))(tuple(wanted.values()))
             doomed = [values for values in list(self._metrics) if chosen(values) == found]
-            self._pending.remove(Kind.DELETE, dump(wanted), self._dropped(doomed))
+            self._metric_cells.remove(Kind.DELETE, dump(wanted), self._dropped(doomed))
 
     def clear(self) -> None:
         """Remove all series of a metric with labels, for every process."""
         if self._labelnames and not self._labelvalues:
-            self._pending.remove(Kind.DELETE, "{}", self._dropped(list(self._metrics)))
+            self._metric_cells.remove(Kind.DELETE, "{}", self._dropped(list(self._metrics)))
 
     def _dropped(self, doomed: Collection[tuple[str, ...]]) -> list[Cell]:
         """Take the children with these label values out, and return their cells."""
@@ -285,7 +285,7 @@ class StoredMetric(MetricWrapperBase):
         A child gives its own samples, without its labels. Raises NotConfigured and StorageError.
         """
         snapshot = config.read(self.buffer, [self._name])
-        metric = self._pending.family.metric(snapshot.metrics.get(self._name, {}), snapshot.now)
+        metric = self._metric_cells.family.metric(snapshot.metrics.get(self._name, {}), snapshot.now)
         if self._labelvalues:
             own = dict(zip(self._labelnames, self._labelvalues, strict=True))
             metric.samples = [_without(own, sample) for sample in metric.samples if own.items() <= sample.labels.items()]
@@ -342,11 +342,11 @@ class SummedMetric(StoredMetric):
                 new.created = first.created
                 cell = cells.setdefault(get_ident(), new)
                 if cell is new:
-                    self._pending.add(cell)
+                    self._metric_cells.add(cell)
                 if first.dropped:
-                    self._pending.drop([cell])
+                    self._metric_cells.drop([cell])
                 else:
-                    self.buffer.keep(cell)
+                    self.buffer.journal(cell)
             cell.thread = get_ident()
             own.cell = cell
             return cell
@@ -364,10 +364,10 @@ def _each(cells: Mapping[int, Cell]) -> Iterator[Cell]:
 class Counter(SummedMetric, prometheus_client.Counter):
     """A counter of `prometheus_client.Counter`, shared by every process."""
 
-    _cell: Total
+    _cell: CounterCell
 
-    def _new_cell(self, values: tuple[str, ...]) -> Total:
-        return Total(self._pending, values)
+    def _new_cell(self, values: tuple[str, ...]) -> CounterCell:
+        return CounterCell(self._metric_cells, values)
 
     def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
         """Add `amount`, and keep the exemplar where there is one.
@@ -380,12 +380,12 @@ class Counter(SummedMetric, prometheus_client.Counter):
         number = amount + 0.0  # a float, by whatever rules the type of the amount has
         if exemplar:
             FORKS.notice()
-            cell.show(_exemplar(exemplar, amount))
+            cell.set_exemplar(_exemplar(exemplar, amount))
         if cell.quiet:
-            cell.rows[cell.at] += number
+            cell.memory[cell.offset] += number
         else:
-            cell.announce()
-            cell.rows[cell.at] += number
+            cell.enqueue()
+            cell.memory[cell.offset] += number
             cell.changed()
 
     if FREE_THREADED and not TYPE_CHECKING:
@@ -404,11 +404,11 @@ class Counter(SummedMetric, prometheus_client.Counter):
             number = amount + 0.0  # a float, by whatever rules the type of the amount has
             if exemplar:
                 FORKS.notice()
-                cell.show(_exemplar(exemplar, amount))
+                cell.set_exemplar(_exemplar(exemplar, amount))
             if not cell.quiet:
-                cell.announce()
+                cell.enqueue()
             cell.total = total = cell.total + number
-            cell.rows[cell.at] = total
+            cell.memory[cell.offset] = total
             if not cell.quiet:
                 cell.changed()
 
@@ -416,11 +416,11 @@ class Counter(SummedMetric, prometheus_client.Counter):
         """Set the counter to zero for every process, created now."""
         if self._cell.dropped:
             return
-        new = self._pending.add(self._cell.reset_now())
-        self._pending.drop(locked(self._pending.lock, self._exchange, new))
+        new = self._metric_cells.add(self._cell.reset_now())
+        self._metric_cells.drop(locked(self._metric_cells.lock, self._exchange, new))
         new.changed()
 
-    def _exchange(self, new: Total) -> Iterator[Cell]:
+    def _exchange(self, new: CounterCell) -> Iterator[Cell]:
         """Go on with that cell, and return those before it."""
         before, self._cell = self._series_cells(), new
         return before
@@ -436,7 +436,7 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
     """
 
     _MULTIPROC_MODES = prometheus_client.Gauge._MULTIPROC_MODES | {"shared"}
-    _cell: Number | ProcessNumber | Computed
+    _cell: SharedGaugeCell | ProcessGaugeCell | CallbackGaugeCell
 
     def __init__(
         self,
@@ -460,8 +460,8 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         mode = text("multiprocess_mode", self._multiprocess_mode)
         return super()._family()._replace(mode=mode)
 
-    def _new_cell(self, values: tuple[str, ...]) -> Number | ProcessNumber:
-        return (Number if self._pending.family.mode == "shared" else ProcessNumber)(self._pending, values)
+    def _new_cell(self, values: tuple[str, ...]) -> SharedGaugeCell | ProcessGaugeCell:
+        return (SharedGaugeCell if self._metric_cells.family.mode == "shared" else ProcessGaugeCell)(self._metric_cells, values)
 
     def inc(self, amount: float = 1) -> None:
         """Add `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
@@ -488,13 +488,13 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
             cell = self._cell
             number = amount - 0.0
             if not cell.quiet:
-                if type(cell) is Computed:
+                if type(cell) is CallbackGaugeCell:
                     return
-                cell.announce()
+                cell.enqueue()
             turn = Turn.lock
             try:
                 turn.acquire()
-                cell.rows[cell.at + cell._slot] += number
+                cell.memory[cell.offset + cell._slot] += number
             except BaseException:  # of a handler: perhaps before this thread had its turn
                 release_own(turn)
                 raise
@@ -512,33 +512,33 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         It is called once per scrape, and may read and update any metric. Where it raises, the value stays as it was and the
         error is logged. Of two gauges of one name, only the function of the one that was declared last is called.
         """
-        before, self._cell = self._cell, self._pending.add(Computed(self._pending, self._cell.values, f))
-        self._pending.drop([before])
+        before, self._cell = self._cell, self._metric_cells.add(CallbackGaugeCell(self._metric_cells, self._cell.values, f))
+        self._metric_cells.drop([before])
         self._cell.compute()
-        self.buffer.tell(self._cell)
+        self.buffer.send(self._cell)
 
 
 class Summary(SummedMetric, prometheus_client.Summary):
     """A summary of `prometheus_client.Summary`, shared by every process."""
 
-    _cell: Observations
+    _cell: SummaryCell
 
-    def _new_cell(self, values: tuple[str, ...]) -> Observations:
-        return Observations(self._pending, values)
+    def _new_cell(self, values: tuple[str, ...]) -> SummaryCell:
+        return SummaryCell(self._metric_cells, values)
 
     def observe(self, amount: float) -> None:
         """Observe `amount`."""
         cell = self._cell
         number = amount + 0.0
         if cell.quiet:
-            rows, at = cell.rows, cell.at
-            rows[at] += number
-            rows[at + 1] += 1.0
+            memory, offset = cell.memory, cell.offset
+            memory[offset] += number
+            memory[offset + 1] += 1.0
         else:
-            cell.announce()
-            rows, at = cell.rows, cell.at
-            rows[at] += number
-            rows[at + 1] += 1.0
+            cell.enqueue()
+            memory, offset = cell.memory, cell.offset
+            memory[offset] += number
+            memory[offset + 1] += 1.0
             cell.changed()
 
     if FREE_THREADED and not TYPE_CHECKING:
@@ -551,13 +551,13 @@ class Summary(SummedMetric, prometheus_client.Summary):
                 cell = self._cell_of_thread()
             number = amount + 0.0
             if not cell.quiet:
-                cell.announce()
+                cell.enqueue()
             totals = cell.totals
             totals[0] += number
             totals[1] += 1.0
-            rows, at = cell.rows, cell.at
-            rows[at] = totals[0]
-            rows[at + 1] = totals[1]
+            memory, offset = cell.memory, cell.offset
+            memory[offset] = totals[0]
+            memory[offset + 1] = totals[1]
             if not cell.quiet:
                 cell.changed()
 
@@ -565,7 +565,7 @@ class Summary(SummedMetric, prometheus_client.Summary):
 class Histogram(SummedMetric, prometheus_client.Histogram):
     """A histogram of `prometheus_client.Histogram`, shared by every process."""
 
-    _cell: Buckets
+    _cell: HistogramCell
 
     if TYPE_CHECKING:
 
@@ -590,8 +590,8 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
             raise ValueError(f"each bucket must be a number, got {self._upper_bounds}")
         return super()._family()._replace(bounds=bucket_bounds(self._upper_bounds))
 
-    def _new_cell(self, values: tuple[str, ...]) -> Buckets:
-        return Buckets(self._pending, values, tuple(self._upper_bounds))
+    def _new_cell(self, values: tuple[str, ...]) -> HistogramCell:
+        return HistogramCell(self._metric_cells, values, tuple(self._upper_bounds))
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Observe `amount`, and keep the exemplar of its bucket where there is one.
@@ -603,18 +603,18 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
         bucket = bisect_left(cell.bounds, number)
         if exemplar and number == number:
             FORKS.notice()
-            cell.show(bucket, _exemplar(exemplar, amount))
+            cell.set_exemplar(bucket, _exemplar(exemplar, amount))
         if cell.quiet:
-            rows, at = cell.rows, cell.at
-            rows[at] += number
+            memory, offset = cell.memory, cell.offset
+            memory[offset] += number
             if number == number:  # a NaN is in no bucket, as in prometheus_client
-                rows[at + bucket + 1] += 1.0
+                memory[offset + bucket + 1] += 1.0
         else:
-            cell.announce()
-            rows, at = cell.rows, cell.at
-            rows[at] += number
+            cell.enqueue()
+            memory, offset = cell.memory, cell.offset
+            memory[offset] += number
             if number == number:
-                rows[at + bucket + 1] += 1.0
+                memory[offset + bucket + 1] += 1.0
             cell.changed()
 
     if FREE_THREADED and not TYPE_CHECKING:
@@ -632,17 +632,17 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
             bucket = bisect_left(cell.bounds, number)
             if exemplar and number == number:
                 FORKS.notice()
-                cell.show(bucket, _exemplar(exemplar, amount))
+                cell.set_exemplar(bucket, _exemplar(exemplar, amount))
             if not cell.quiet:
-                cell.announce()
+                cell.enqueue()
             totals = cell.totals
             totals[0] += number
             if number == number:
                 totals[bucket + 1] += 1.0
-            rows, at = cell.rows, cell.at
-            rows[at] = totals[0]
+            memory, offset = cell.memory, cell.offset
+            memory[offset] = totals[0]
             if number == number:
-                rows[at + bucket + 1] = totals[bucket + 1]
+                memory[offset + bucket + 1] = totals[bucket + 1]
             if not cell.quiet:
                 cell.changed()
 
@@ -650,10 +650,10 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
 class Info(StoredMetric, prometheus_client.Info):
     """An info metric of `prometheus_client.Info`: what a process sets last is what all show."""
 
-    _cell: Text
+    _cell: TextCell
 
-    def _new_cell(self, values: tuple[str, ...]) -> Text:
-        return Text(self._pending, values, "_info", "{}")
+    def _new_cell(self, values: tuple[str, ...]) -> TextCell:
+        return TextCell(self._metric_cells, values, "_info", "{}")
 
     def info(self, val: dict[str, str]) -> None:
         """Set the key-value pairs. Raises ValueError for a key that is a label or empty, and for None as a value."""
@@ -669,7 +669,7 @@ class Info(StoredMetric, prometheus_client.Info):
 class Enum(StoredMetric, prometheus_client.Enum):
     """An enum metric of `prometheus_client.Enum`: the state that a process sets last is what all show."""
 
-    _cell: Text
+    _cell: TextCell
 
     if TYPE_CHECKING:
 
@@ -695,8 +695,8 @@ class Enum(StoredMetric, prometheus_client.Enum):
             raise ValueError(f"Overlapping labels for Enum metric: {self._name} is one of {self._labelnames}")
         return super()._family()._replace(states=self._states)
 
-    def _new_cell(self, values: tuple[str, ...]) -> Text:
-        return Text(self._pending, values, "", self._states[0])
+    def _new_cell(self, values: tuple[str, ...]) -> TextCell:
+        return TextCell(self._metric_cells, values, "", self._states[0])
 
     def state(self, state: str) -> None:
         """Set the state. Raises ValueError for one that the metric does not have."""

@@ -22,7 +22,7 @@ import pdc
 from pdc import buffer as buffer_module
 from pdc import log
 from pdc.buffer import Buffer
-from pdc.cells import Note, Removal
+from pdc.cells import JournaledOperation, Removal
 from pdc.health import NAMES
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
 
@@ -261,17 +261,17 @@ def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recor
     """An update while a batch is made goes into the next one, even where its series is queued twice."""
 
     class Meanwhile(Removal):
-        def take(self) -> list[Operation]:
+        def drain(self) -> list[Operation]:
             gauge.set(3)
             return []
 
-    entry = Meanwhile(gauge._pending, Note(gauge._pending.family, Operation(Kind.DELETE, "{}")))
+    entry = Meanwhile(gauge._metric_cells, JournaledOperation(gauge._metric_cells.family, Operation(Kind.DELETE, "{}")))
     buffer.attach(recorder, 3600.0, None)
     buffer.flush()
     recorder.batches.clear()
     gauge.inc(2)
     for queued in (entry, gauge._cell):
-        buffer.mark(queued)
+        buffer.enqueue(queued)
     buffer.flush()
     buffer.flush()
     assert recorder.sent("") == [("add", 2.0), ("set", 3.0)]
@@ -501,7 +501,7 @@ def test_functions_of_gauges_may_wait_for_threads_that_update(
         return 42
 
     gauge.set_function(function)
-    for call in (buffer.flush, buffer.settle, buffer.read, buffer.clear):
+    for call in (buffer.flush, buffer.send_pending, buffer.read, buffer.clear):
         call()
     assert set(recorder.sent("")[1:]) == {("set", 42.0)}
     assert recorder.total() == 8
@@ -663,9 +663,9 @@ def test_a_live_value_that_came_back_is_told_with_the_next_beat(
     assert told() == {"lasting": 1.0}
     live.inc()
     assert told() == {"live": 2.0}
-    buffer._rouse(beat=True)
+    buffer._queue_unprompted(beat=True)
     assert told() == {"live": 2.0}
-    buffer.leave()
+    buffer.deregister()
     live.inc()
     live.dec()
     assert told() == {"live": 2.0}
@@ -680,7 +680,7 @@ def test_nothing_follows_the_leaving_batch(
     buffer.attach(recorder, 3600.0, None)
     recorder.batches.clear()
     live.inc()
-    recorder.during = partial(buffer._rouse, beat=True)
+    recorder.during = partial(buffer._queue_unprompted, beat=True)
     end(buffer)
     first = recorder.batches[-1]
     assert first.leaving
@@ -714,7 +714,7 @@ def test_where_no_thread_can_start_updates_wait(
         patch.setattr(threading.Thread, "start", refuse)
         buffer.attach(recorder, 0.01, None)
         counter.inc(5)
-        buffer.leave()
+        buffer.deregister()
     assert recorder.sent("_total")[-1] == ("add", 5.0)
     counter.inc(6)
     wait_until(lambda: recorder.sent("_total")[-1] == ("add", 6.0))
@@ -839,7 +839,7 @@ def test_others_send_while_a_series_is_removed_or_reset(
     for path in ("/a", "/b"):
         parent.labels(path).inc()
     ended = []
-    keep, changing = buffer.keep, threading.current_thread()
+    keep, changing = buffer.journal, threading.current_thread()
 
     def keep_and_let_send(entry: Any) -> None:
         keep(entry)
@@ -849,7 +849,7 @@ def test_others_send_while_a_series_is_removed_or_reset(
             thread.join(5)
             ended.append(not thread.is_alive())
 
-    monkeypatch.setattr(buffer, "keep", keep_and_let_send)
+    monkeypatch.setattr(buffer, "journal", keep_and_let_send)
     change(parent)
     assert ended
     assert all(ended)

@@ -146,7 +146,7 @@ count(1)
 pdc.flush()
 holding, done = threading.Event(), threading.Event()
 def hold():
-    with buffer._sending, buffer.storage.lock, hits._pending.lock, mode._pending.lock:
+    with buffer._sending, buffer.storage.lock, hits._metric_cells.lock, mode._metric_cells.lock:
         holding.set()
         done.wait()
 thread = threading.Thread(target=hold, daemon=True)

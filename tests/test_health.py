@@ -245,7 +245,7 @@ def test_the_first_scrape_after_a_long_outage_is_right(
 def told_retries() -> float:
     """How many batches this process has sent again."""
     (counter,) = config.DEFAULT.health._counters.values()
-    return counter.rows[counter.at]
+    return counter.memory[counter.offset]
 
 
 def test_the_alerts_of_the_docs_are_valid(tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 assert os.waitpid(child, 0)[1] == 0
 pdc.flush()
 cells = [metric._cell for metric in (hits.labels("/"), wait)]
-print(swallowed, *counts.values(), *(cell.rows[cell.at] for cell in cells))
+print(swallowed, *counts.values(), *(cell.memory[cell.offset] for cell in cells))
 """
 
 

@@ -493,9 +493,9 @@ def test_what_is_taken_once_more_is_an_update_again(tmp_path: Path, registry: Co
     hits.labels("a").inc()
     cell = hits.labels("a")._cell
     told = updated('{"page":"a"}')
-    assert [told in cell.take() for _ in range(2)] == [True, True]
-    cell.settle()
-    assert told not in cell.take()
+    assert [told in cell.drain() for _ in range(2)] == [True, True]
+    cell.acknowledge()
+    assert told not in cell.drain()
 
 
 def test_what_a_killed_process_had_not_sent_is_an_update(

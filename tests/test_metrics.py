@@ -936,7 +936,7 @@ def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry
         series = metric.labels("/") if labelnames else metric
         UPDATES[kind](series)
         before = shown()
-        known.append(weakref.ref(series._pending))
+        known.append(weakref.ref(series._metric_cells))
         registry.unregister(metric)
         del metric, series
         assert shown() == before != {}

@@ -104,7 +104,7 @@ def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: Collecto
     hits = pdc.Counter("hits", "Help", registry=registry)
     for _ in range(100):
         in_threads(1, hits.inc)
-    assert len(hits._pending.cells) < 20
+    assert len(hits._metric_cells.cells) < 20
     assert shown("hits_total") == 100
 
 
