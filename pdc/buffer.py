@@ -286,7 +286,7 @@ class Buffer:
         self.write_through = interval == 0 or self._is_exiting
         self.limits = limits
         for metric in self._all_metrics():
-            metric.limit()
+            metric.apply_limits()
         self._retry_at = self._next_beat = 0.0
         self._replay_due = self._restart_due = True
         self._queue_everything()

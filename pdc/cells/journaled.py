@@ -1,0 +1,99 @@
+"""Numbers that a journal can hold, and operations that a storage does once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from json.encoder import encode_basestring_ascii as spell
+from typing import Protocol
+
+from ..family import Family
+from ..storage import Operation
+from .turn import TURN
+
+
+class Journaled(Protocol):
+    """Numbers that a journal can hold, so that another process can send them where this one is killed."""
+
+    memory: memoryview[float]
+    offset: int
+    """The index in `memory` at which the numbers begin: 0 in memory of their own, more in a journal."""
+    dropped: bool
+
+    @property
+    def size(self) -> int:
+        """The count of the numbers."""
+
+    @property
+    def family(self) -> Family:
+        """The family of the metric."""
+
+    @property
+    def key(self) -> str:
+        """The name of the numbers within the family: the items of a list in JSON."""
+
+    def move(self, memory: memoryview[float], offset: int) -> None:
+        """Continue in this memory, where the numbers are 0 so far. Updates may go on meanwhile."""
+
+    def detach(self) -> tuple[memoryview[float], int]:
+        """Continue in memory of their own, without the numbers so far. Return the place, which the journal may use again."""
+
+
+class JournaledOperation:
+    """An operation that the storage does once; a journal holds it until then.
+
+    Its one number is 1 once the operation is in a batch.
+    """
+
+    __slots__ = ("family", "memory", "offset", "operation")
+
+    dropped = False
+    size = 1
+
+    def __init__(self, family: Family, operation: Operation) -> None:
+        self.family = family
+        self.operation = operation
+        self.memory, self.offset = zeros(self.size), 0
+
+    @property
+    def key(self) -> str:
+        kind, field, value = self.operation
+        return f'"{kind.value}",{spell(field)},{spell(value) if isinstance(value, str) else repr(value)}'
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the operation is in a batch."""
+        _ = TURN.alone
+        drained = self.memory[self.offset]
+        _ = TURN.together
+        return bool(drained)
+
+    def journaled(self) -> Sequence[Journaled]:
+        """The operation itself."""
+        return (self,)
+
+    def drain(self) -> Operation:
+        """Hand the operation over to a batch."""
+        _ = TURN.alone
+        self.memory[self.offset] = 1.0
+        _ = TURN.together
+        return self.operation
+
+    def move(self, memory: memoryview[float], offset: int) -> None:
+        _ = TURN.alone
+        memory[offset] = self.memory[self.offset]
+        self.memory = memory
+        self.offset = offset
+        _ = TURN.together
+
+    def detach(self) -> tuple[memoryview[float], int]:
+        place = self.memory, self.offset
+        self.move(zeros(self.size), 0)
+        return place
+
+    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
+        return ([self.operation], []) if in_flight and self.is_drained else ([], [self.operation])
+
+
+def zeros(count: int) -> memoryview[float]:
+    """So many numbers, all 0, in memory of their own."""
+    return memoryview(bytearray(8 * count)).cast("d")
