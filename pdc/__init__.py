@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import redis, sqlite
-from .buffer import NotConfigured
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
+from .delivery import NotConfigured
 from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
 from .storage import StorageError
 

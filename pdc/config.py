@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import log, servers
-from .buffer import ENDS, EXIT_SECONDS, Buffer
 from .cells import TURN, in_one_scrape
+from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer
 from .files import HAS_LOCKS
 from .forks import FORKS
-from .health import MESSAGES_LOST
 from .journal import Journals, default_folders
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
@@ -195,7 +194,17 @@ def described(storage: Storage) -> str:
 
 def is_declared() -> bool:
     """Whether this process has a metric in the storage that `setup` chose last."""
-    return any(buffer.declares for buffer in (DEFAULT, *_others(DEFAULT)))
+    return any(buffer.has_metrics for buffer in (DEFAULT, *_others(DEFAULT)))
+
+
+def waiting_series() -> int:
+    """The count of series of this process with updates that could not be sent, or that a storage refuses."""
+    return sum(buffer.waiting for buffer in BUFFERS)
+
+
+def is_up() -> bool:
+    """Whether this process could write to all of its storages the last time."""
+    return not any(buffer.down for buffer in BUFFERS)
 
 
 def _without_traceback(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

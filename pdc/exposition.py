@@ -26,9 +26,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry, RestrictedRegistry
 
-from . import config, health, log, servers
-from .buffer import NotConfigured
+from . import config, log, servers
 from .cells import in_one_scrape
+from .delivery import NotConfigured, health
 from .family import Page, families
 from .forks import FORKS
 from .metrics import StoredMetric
@@ -132,7 +132,7 @@ def _read(*, own: bool) -> Snapshot:
             f"nobody writes to {where}, or all of it has expired, and this process declares no metric: "
             "check that the programs which count use the same"
         )
-    about = health.fields(stored, config.BUFFERS) if own else {}
+    about = health.fields(stored, waiting=config.waiting_series(), is_up=config.is_up()) if own else {}
     for name in health.NAMES:
         stored.pop(name, None)
     return Snapshot(now, stored | about)
@@ -164,7 +164,7 @@ class Scrape(NamedTuple):
         try:
             body = _render(encoder, registry, parse_qs(self.query).get("name[]"), own=True)
         except (StorageError, NotConfigured) as error:
-            waiting = sum(buffer.waiting for buffer in config.BUFFERS)
+            waiting = config.waiting_series()
             message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
             return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
         headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]

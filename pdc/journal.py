@@ -831,7 +831,7 @@ def _operation(kind: str, field: str, value: Any) -> Operation:
 
 
 def _cell(family: Family, writer: str, values: tuple[str, ...]) -> NumericCell:
-    metric: Any = SimpleNamespace(buffer=SimpleNamespace(writer=writer), family=family, lock=threading.RLock())
+    metric: Any = SimpleNamespace(sender=SimpleNamespace(writer=writer), family=family, lock=threading.RLock())
     if family.type == "histogram":
         return HistogramCell(metric, values, tuple(map(float, family.bounds)))
     if family.type == "gauge":

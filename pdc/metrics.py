@@ -20,7 +20,6 @@ from prometheus_client.samples import Sample
 from prometheus_client.validation import _validate_exemplar
 
 from . import config
-from .buffer import Buffer
 from .cells import (
     FREE_THREADED,
     CallbackGaugeCell,
@@ -35,6 +34,7 @@ from .cells import (
     TextCell,
     Turn,
 )
+from .delivery import Buffer
 from .family import OVERFLOW, Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
 from .forks import FORKS
 from .interruption import locked, release_own

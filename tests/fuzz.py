@@ -19,7 +19,7 @@ import atheris
 
 with atheris.instrument_imports(include=["pdc"]):
     import pdc
-    from pdc.buffer import Buffer
+    from pdc.delivery import Buffer
     from pdc.exposition import Scrape
     from pdc.family import Family, dump, labels_with
     from pdc.journal import DamagedJournal, Journals, batches, written

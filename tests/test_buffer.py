@@ -19,11 +19,10 @@ from conftest import wait_until
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc import buffer as buffer_module
 from pdc import log
-from pdc.buffer import Buffer
 from pdc.cells import JournaledOperation, Removal
-from pdc.health import NAMES
+from pdc.delivery import Buffer, flusher, outbox, outcomes
+from pdc.delivery.health import NAMES
 from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
 
 
@@ -170,9 +169,9 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
     counter: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
     refused = counter("refused", "Refused.", ["n"], registry=registry)
     hits = counter("hits", "Hits.", ["n"], registry=registry)
-    for number in range(2 * buffer_module.MOST_ENTRIES):
+    for number in range(2 * outbox.MOST_ENTRIES):
         refused.labels(number).inc()
-    for number in range(3 * buffer_module.MOST_ENTRIES):
+    for number in range(3 * outbox.MOST_ENTRIES):
         hits.labels(number).inc()
     refusal = Outcome(set(), {}, {"refused": "somebody else's"}, {})
     recorder.during = lambda: fail() if len(recorder.batches) == 3 else recorder.outcomes.append(refusal)
@@ -184,11 +183,10 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
     assert len(recorder.batches) == len(by_sequence) + 1
     sent = [operation for batch in by_sequence.values() for update in batch.updates for operation in update.operations]
     added = [operation.field for operation in sent if operation.kind is Kind.ADD and operation.field.startswith("_total")]
-    assert {f'_total:{{"n":"{number}"}}' for number in range(3 * buffer_module.MOST_ENTRIES)} <= set(added)
-    assert len(added) < 4 * buffer_module.MOST_ENTRIES + 10  # one batch, at most, of those that are refused
+    assert {f'_total:{{"n":"{number}"}}' for number in range(3 * outbox.MOST_ENTRIES)} <= set(added)
+    assert len(added) < 4 * outbox.MOST_ENTRIES + 10  # one batch, at most, of those that are refused
     assert (
-        max(sum(len(update.operations) for update in batch.updates) for batch in by_sequence.values())
-        < 3 * buffer_module.MOST_ENTRIES
+        max(sum(len(update.operations) for update in batch.updates) for batch in by_sequence.values()) < 3 * outbox.MOST_ENTRIES
     )
 
 
@@ -197,7 +195,7 @@ def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: 
     buffer.attach(recorder, 0.01, None)
     counter.inc(5)
     wait_until(lambda: ("add", 5.0) in recorder.sent("_total"))
-    thread = buffer._thread
+    thread = buffer._flusher.thread
     assert thread is not None
     buffer.detach()
     wait_until(lambda: not thread.is_alive())
@@ -316,7 +314,7 @@ def test_an_outage_is_bounded_by_series_and_logged_once(
             recorder.during = fail
             for _ in range(1000):
                 counter.inc()
-            assert len(buffer._queue) <= 2
+            assert len(buffer._work.outbox.queue) <= 2
             recorder.during = lambda: None
             buffer.flush()
     assert [record.getMessage() for record in caplog.records] == [
@@ -594,10 +592,10 @@ def test_a_refused_metric_is_asked_for_now_and_then(
     info.info({"a": "2"})
     assert recorder.batches == []
     assert buffer.waiting == 3
-    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 0.01)
-    monkeypatch.setattr(buffer_module, "LAST_RETRY_SECONDS", 0.05)
-    buffer._refused_at = 0.0
-    buffer._wake.put(None)
+    monkeypatch.setattr(flusher, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(outcomes, "LAST_RETRY_SECONDS", 0.05)
+    buffer._work.outcomes._retry_refused_at = 0.0
+    buffer._flusher._wake.put(None)
     wait_until(lambda: len(recorder.batches) >= 3)
     assert not any(update.operations for batch in recorder.batches for update in batch.updates)
     recorder.batches.clear()
@@ -625,7 +623,7 @@ def test_live_values_are_told_again_however_long_the_interval(
     buffer: Buffer, recorder: Recorder, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process tells that it is alive more often than its lease ends, also where it flushes more seldom."""
-    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(flusher, "BEAT_SECONDS", 0.02)
     buffer.attach(recorder, 3600.0, None)
     live = type("Gauge", (pdc.Gauge,), {"buffer": buffer})("live", "Live.", registry=registry, multiprocess_mode="livesum")
     live.set(3)
@@ -637,7 +635,7 @@ def test_a_live_value_that_came_back_is_told_with_the_next_beat(
     buffer: Buffer, recorder: Recorder, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests that came and went between two batches cost the storage nothing, until the lease is to be renewed."""
-    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(flusher, "BEAT_SECONDS", 3600.0)
     buffer.attach(recorder, 3600.0, None)
     kind: type[pdc.Gauge] = type("Gauge", (pdc.Gauge,), {"buffer": buffer})
     live = kind("live", "Live.", registry=registry, multiprocess_mode="livesum")
@@ -663,7 +661,7 @@ def test_a_live_value_that_came_back_is_told_with_the_next_beat(
     assert told() == {"lasting": 1.0}
     live.inc()
     assert told() == {"live": 2.0}
-    buffer._queue_unprompted(beat=True)
+    buffer._work.queue_unprompted(beat=True)
     assert told() == {"live": 2.0}
     buffer.deregister()
     live.inc()
@@ -680,7 +678,7 @@ def test_nothing_follows_the_leaving_batch(
     buffer.attach(recorder, 3600.0, None)
     recorder.batches.clear()
     live.inc()
-    recorder.during = partial(buffer._queue_unprompted, beat=True)
+    recorder.during = partial(buffer._work.queue_unprompted, beat=True)
     end(buffer)
     first = recorder.batches[-1]
     assert first.leaving
@@ -777,7 +775,7 @@ def test_a_thread_that_a_shutdown_finds_at_work_sends_no_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What the background thread was about to send at a shutdown is no error, nor is it there after the next `setup`."""
-    monkeypatch.setattr(buffer_module, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(flusher, "BEAT_SECONDS", 0.02)
     senders: list[threading.Thread] = []
     detached = threading.Event()
 

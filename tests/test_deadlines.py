@@ -123,8 +123,8 @@ def test_the_end_of_a_process_that_leaves_by_itself(
     """The same where no background thread runs, or where it is in a function of the application."""
     work = """
 hits.inc(100)
-pdc.config.DEFAULT._next_beat = 0.0
-pdc.config.DEFAULT._wake.put(None)
+pdc.config.DEFAULT._flusher._next_beat = 0.0
+pdc.config.DEFAULT._flusher._wake.put(None)
 time.sleep(0.3)
 print(time.time(), flush=True)
 """

@@ -27,9 +27,9 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 import pdc
+from pdc.delivery.health import NAMES
 from pdc.exposition import Scrape
 from pdc.family import clean
-from pdc.health import NAMES
 from pdc.storage import StorageError
 
 WRITES = 750
@@ -502,7 +502,7 @@ def test_a_process_that_sleeps_for_long_is_alive_again(
     pdc.setup(**storage, flush_interval=3600)
     tally = Tally(registry)
     peer = start_peer(storage, flush_interval=0.05)
-    peer.tell("pdc.buffer.BEAT_SECONDS = 0.1")
+    peer.tell("pdc.delivery.flusher.BEAT_SECONDS = 0.1")
     peer.tell(
         "busy = pdc.Gauge('busy', 'Of this process.', multiprocess_mode='livesum'); "
         "hits = pdc.Counter('hits', 'Hits.', ['path'])"

@@ -146,7 +146,7 @@ count(1)
 pdc.flush()
 holding, done = threading.Event(), threading.Event()
 def hold():
-    with buffer._sending, buffer.storage.lock, hits._metric_cells.lock, mode._metric_cells.lock:
+    with buffer._lock, buffer.storage.lock, hits._metric_cells.lock, mode._metric_cells.lock:
         holding.set()
         done.wait()
 thread = threading.Thread(target=hold, daemon=True)
@@ -161,7 +161,7 @@ wait([cloned(child, end_as_usual) for _ in range(3)])
 done.set()
 thread.join()
 count(10)
-buffer._replay_due = True
+buffer._work.replay_due = True
 pdc.flush()
 """
     )

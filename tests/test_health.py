@@ -15,10 +15,10 @@ from conftest import ROOT, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 import pdc
-from pdc import buffer as buffer_module
 from pdc import config
+from pdc.delivery import backoff, flusher
+from pdc.delivery.health import NAMES
 from pdc.exposition import Scrape
-from pdc.health import NAMES
 
 OF_PDC = {
     "pdc_batches_retried_total": 0.0,
@@ -162,7 +162,7 @@ def test_batches_are_timed_now_and_then(storage: dict[str, Any], registry: Any, 
         hits.inc()
         return told()["pdc_flush_duration_seconds_count"] >= 10
 
-    wait_until(all_told, seconds=buffer_module.BEAT_SECONDS / 2)
+    wait_until(all_told, seconds=flusher.BEAT_SECONDS / 2)
 
 
 def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> None:
@@ -229,7 +229,7 @@ def test_the_first_scrape_after_a_long_outage_is_right(
     broken: Callable[[bool], None], registry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scrapes try a storage that is down now and then, but not each of them, however long the buffer would wait."""
-    monkeypatch.setattr(buffer_module, "SCRAPE_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(backoff, "SCRAPE_RETRY_SECONDS", 0.2)
     broken(True)
     pdc.Counter("hits", "Hits.", registry=registry).inc()
     for _ in range(10):

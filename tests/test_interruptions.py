@@ -442,7 +442,7 @@ def test_an_exception_that_is_being_handled_is_not_raised_again(
     try:
         work()
     except TimeLimit:
-        pdc.config.DEFAULT._retry_at = 0.0
+        pdc.config.DEFAULT._work.backoff._retry_at = 0.0
         limits.inc()
     wait_until(lambda: "cannot be sent" in caplog.text)  # the background thread may have been the first to find it down
 

@@ -30,7 +30,7 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.exposition
-from pdc.buffer import Buffer
+from pdc.delivery import Buffer
 from pdc.journal import CLOCK, OWNER, SENT_AT, SINCE, Journals, batches, written
 from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Selectors, Snapshot, Stamped, StorageError, series_of
 
@@ -821,7 +821,7 @@ with daemon.DaemonContext(detach_process={detach}, working_directory={str(tmp_pa
     )
 
     def done() -> bool:
-        pdc.config.DEFAULT._replay_due = True
+        pdc.config.DEFAULT._work.replay_due = True
         pdc.flush()
         return (tmp_path / "done").exists()
 

@@ -452,7 +452,7 @@ def test_gauges_that_are_idle_stay_away(
     storage: dict[str, Any], registry: CollectorRegistry, interval: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle gauge goes though its process lives and tells again what it has; with its next update it is back."""
-    monkeypatch.setattr("pdc.buffer.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pdc.delivery.flusher.BEAT_SECONDS", 0.05)
     pdc.setup(**storage, flush_interval=interval, expire_series=EXPIRE)
     modes: Any = ("livesum", "sum", "mostrecent", "all", "shared")
     gauges = [pdc.Gauge(f"g_{mode}", "G.", ["page"], registry=registry, multiprocess_mode=mode) for mode in modes]

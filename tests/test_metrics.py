@@ -869,7 +869,7 @@ def test_what_is_no_text_is_refused_and_leaves_nothing(registry: CollectorRegist
             getattr(pdc, kind)("m", **{"documentation": "Help", "registry": registry, **states, **options})
     good.inc()
     assert list(registry._collector_to_names) == [good]
-    assert [pending.family.name for pending in config.DEFAULT._all_metrics()] == ["good"]
+    assert [pending.family.name for pending in config.DEFAULT._work.metrics.all()] == ["good"]
     assert prometheus_client.generate_latest(registry) == pdc.generate_latest()
     assert shown() == {"good_total": 21.0}
 
@@ -1090,7 +1090,7 @@ def test_functions_end_the_application_but_not_the_background_thread(
     error: type[BaseException], storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is no `Exception` reaches who scrapes; where nobody does, it is logged, and the thread goes on to send."""
-    monkeypatch.setattr("pdc.buffer.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pdc.delivery.flusher.BEAT_SECONDS", 0.05)
     pdc.setup(**storage, flush_interval=0.05)
     background: list[str] = []
 

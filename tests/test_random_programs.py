@@ -27,8 +27,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
 import pdc
-from pdc.buffer import Buffer
 from pdc.config import DEFAULT
+from pdc.delivery import Buffer
 
 TYPES = ("Counter", "Gauge", "Summary", "Histogram", "Info", "Enum")
 STATES = ("starting", 'up "and" running\\', "\n")
@@ -228,7 +228,7 @@ class Bench:
         reference = program.run(prometheus_client, self.clock, lambda text: HOSTILE.get(text, text))
         expected = list(program.sorted_by(reference.collect()))
         pdc.shutdown()
-        DEFAULT._metrics.clear()  # those of the program before, which garbage collection has yet to find
+        DEFAULT._work.metrics._by_name.clear()  # those of the program before, which garbage collection has yet to find
         pdc.setup(**next(self.storages), **options)
         return program.run(pdc, self.clock, str), expected
 

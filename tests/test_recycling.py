@@ -19,7 +19,7 @@ from prometheus_client.samples import Sample
 from test_storage import AT_ONCE, hasten
 
 import pdc
-from pdc import health
+from pdc.delivery import health
 from pdc.family import Family, bucket_bounds, families
 from pdc.storage import (
     FORGET_WRITER_SECONDS,

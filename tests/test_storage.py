@@ -28,9 +28,9 @@ import pdc.storage
 import pdc.storage.redis
 import pdc.storage.sqlite
 from pdc import config
+from pdc.delivery.health import NAMES
 from pdc.exposition import Scrape
 from pdc.family import LEASE_SECONDS
-from pdc.health import NAMES
 from pdc.storage import FOLDED, MARK, Batch, Kind, Mark, Operation, Snapshot, Stamped, Storage, StorageError, Update
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage

@@ -507,7 +507,7 @@ def test_what_is_no_text_in_redis(redis_server: RedisServer, registry: Collector
         hits.inc()
         other.hset(b"prometheus_" + name, *field)
         other.zadd("prometheus#", {name: "inf"})
-        pdc.config.DEFAULT._declared.clear()
+        pdc.config.DEFAULT._work.outcomes.declared.clear()
         for counter in (hits, others):
             counter.inc()
         pdc.flush()
@@ -554,7 +554,7 @@ def test_what_is_no_text_in_sqlite(tmp_path: Path, registry: CollectorRegistry, 
     hits.inc()
     other = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
     other.execute(f"INSERT OR REPLACE INTO metrics VALUES ({', '.join(BLOBS[case])})")
-    pdc.config.DEFAULT._declared.clear()
+    pdc.config.DEFAULT._work.outcomes.declared.clear()
     for counter in (hits, others):
         counter.inc()
     pdc.flush()

@@ -17,7 +17,8 @@ from conftest import ROOT
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc import cells, exposition, health, http, metrics
+from pdc import cells, exposition, http, metrics
+from pdc.delivery import health
 from pdc.exposition import Scrape
 
 OPENMETRICS = Scrape(accept="application/openmetrics-text")

@@ -74,7 +74,7 @@ def test_a_folder_that_another_user_made_first_is_not_used(
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=CollectorRegistry()).labels("/")
     for _ in range(3):
         hits.inc()
-        pdc.config.DEFAULT._replay_due = True
+        pdc.config.DEFAULT._work.replay_due = True
         pdc.flush()
     assert 'hits_total{path="/"} 3.0' in pdc.generate_latest().decode()
     assert [each.name for each in squatted.iterdir()] == [name]

@@ -6,8 +6,8 @@ import threading
 import time
 
 import pdc
-import pdc.buffer
 import pdc.config
+import pdc.delivery
 import pdc.storage.redis
 import pdc.storage.sqlite
 from benchmarks.worker import Operation
@@ -43,7 +43,7 @@ def make(library: str, workers: int, counters: int) -> Operation:
 
 def work(number: int) -> None:
     """Live as a worker of that number: count, set the gauges, and leave."""
-    buffer = pdc.buffer.Buffer()
+    buffer = pdc.delivery.Buffer()
     buffer.attach(pdc.config.DEFAULT.required(), 3600.0, None, thread=threading.get_ident())
     for mode in MODES:
         own = type("Gauge", (pdc.Gauge,), {"buffer": buffer})

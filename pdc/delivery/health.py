@@ -1,18 +1,15 @@
-"""What pdc tells of itself: the metrics ``pdc_...``, which every HTTP endpoint adds to what the storage holds."""
+"""The metrics ``pdc_...`` of pdc itself, which every HTTP endpoint adds to the metrics of the storage."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from .cells import CounterCell, HistogramCell, Holder, MetricCells
-from .family import Family, Fields, bucket_bounds
-from .storage import META, Kind, Operation, Stamped
-
-if TYPE_CHECKING:
-    from .buffer import Buffer
+from ..cells import CounterCell, HistogramCell, Holder, MetricCells, Sender
+from ..family import Family, Fields, bucket_bounds
+from ..storage import META, Kind, Operation, Stamped
 
 BOUNDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 15.0, 60.0, 600.0, math.inf)
 """Of durations, in seconds: a write takes milliseconds, an outage minutes."""
@@ -62,13 +59,17 @@ NAMES = frozenset(
 
 
 class Health:
-    """What one buffer counts of itself, in its own storage, so that it matters to nobody which process answers.
+    """Counts what happens to the batches of one buffer, in its own storage: any process may answer a scrape.
 
-    A metric exists from the first time there is something to count: what only reads writes nothing.
+    A metric exists once there is something to count, so a process that only reads writes nothing.
     """
 
-    def __init__(self, buffer: Buffer) -> None:
-        self._buffer = buffer
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self.forget()
+
+    def forget(self) -> None:
+        """Start with nothing counted, as with another storage."""
         self._held: list[Holder] = []
         self._counters: dict[Family, CounterCell] = {}
         self._flushes: Flushes | None = None
@@ -81,17 +82,17 @@ class Health:
             counter = self._counters.setdefault(family, metric.add(CounterCell(metric, ())))
         counter.add(0, amount)
         if not counter.queued:
-            self._buffer.enqueue(counter)
+            self._sender.enqueue(counter)
 
     def _declare(self, family: Family) -> MetricCells:
-        metric = MetricCells(self._buffer, family)
+        metric = MetricCells(self._sender, family)
         self._held.append(Holder(metric))
-        self._buffer.register(metric)
+        self._sender.register(metric)
         return metric
 
     @property
     def flushes(self) -> Flushes:
-        """The durations; called with the lock of the buffer held."""
+        """The durations of flushes. The caller holds the lock of the buffer."""
         if self._flushes is None:
             metric = self._declare(FLUSH_DURATION)
             self._flushes = metric.add(Flushes(metric, (), BOUNDS))
@@ -99,35 +100,38 @@ class Health:
 
 
 class Flushes(HistogramCell):
-    """How long batches took. It goes along with batches of other metrics now and then: who is idle stays so."""
+    """The durations of flushes. They only go along with batches of other metrics: an idle process stays idle."""
 
     __slots__ = ()
 
     was_missed = False  # it waits for a batch of others
 
     def observe(self, seconds: float) -> None:
-        """Note how long a batch took."""
+        """Note the duration of a flush."""
         bucket = bisect_left(self.bounds, seconds)
         self.add(0, seconds)
         self.add(1 + bucket, 1.0)
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        """What they gained, and that a batch has come."""
-        when_it_lands = Stamped(0.0, math.inf)
-        return [*super().additions(gained), Operation(Kind.STAMP, FLUSHED, when_it_lands)]
+        """Add the durations, and note when the storage applied the batch."""
+        when_applied = Stamped(0.0, math.inf)
+        return [*super().additions(gained), Operation(Kind.STAMP, FLUSHED, when_applied)]
 
 
-def fields(stored: Mapping[str, Fields], buffers: Collection[Buffer]) -> dict[str, Fields]:
-    """The fields of all these metrics, by name: from the storage or 0, and from the buffers of this process."""
+def fields(stored: Mapping[str, Fields], *, waiting: int, is_up: bool) -> dict[str, Fields]:
+    """The fields of all these metrics, by name: those of the storage or 0, and those of this process.
+
+    `waiting` is the count of its series that wait to be sent; `is_up` says whether it can write to all of its storages.
+    """
     flushed = stored.get(FLUSH_DURATION.name, {}).get(FLUSHED)
     return {
         BATCHES_RETRIED.name: _stored_or(stored, BATCHES_RETRIED, "_total"),
         FLUSH_DURATION.name: _stored_or(stored, FLUSH_DURATION, "_sum"),
         LAST_FLUSH.name: _value(LAST_FLUSH, flushed.partition(" ")[2]) if flushed else {},
         MESSAGES_LOST.name: _stored_or(stored, MESSAGES_LOST, "_total"),
-        SERIES_PENDING.name: _value(SERIES_PENDING, sum(buffer.waiting for buffer in buffers)),
+        SERIES_PENDING.name: _value(SERIES_PENDING, waiting),
         SERIES_REFUSED.name: _stored_or(stored, SERIES_REFUSED, "_total"),
-        STORAGE_UP.name: _value(STORAGE_UP, not any(buffer.down for buffer in buffers)),
+        STORAGE_UP.name: _value(STORAGE_UP, is_up),
     }
 
 

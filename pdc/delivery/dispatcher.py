@@ -1,0 +1,375 @@
+"""Makes batches of what cells gathered, sends them to the storage, and records the outcome."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from .. import log
+from ..cells import Cell, Entry, Removal, in_one_scrape
+from ..storage import Batch, Limits, Outcome, Snapshot, StorageError, Update
+from .backoff import Backoff
+from .declared import DeclaredMetrics
+from .health import BATCHES_RETRIED, SERIES_REFUSED, Health
+from .outbox import Outbox
+from .outcomes import Outcomes
+from .own_journal import OwnJournal
+from .target import NotConfigured, Target, call_storage
+
+
+class Dispatcher:
+    """Sends for one buffer. Its caller holds the lock of the buffer, and no other lock.
+
+    Meanwhile nothing may run that could wait for a thread which updates a metric: no function of the application, and no
+    handler of the log.
+
+    Handlers of signals may raise an exception between any two bytecodes. It reaches the application, and the next turn goes on
+    from what it finds; see `Outbox`.
+    """
+
+    def __init__(self, health: Health) -> None:
+        self.health = health
+        self.target = Target()
+        self.write_through = True
+        self.metrics = DeclaredMetrics()
+        self.journal = OwnJournal(self._unsent_entries)
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Start as a new process."""
+        self.outcomes = Outcomes()
+        self.outbox = Outbox(self.outcomes, self.metrics.last, self._flush_durations)
+        self.backoff = Backoff()
+        self.sending_thread: int | None = None
+        self.replay_due = True
+        self.restart_due = False
+        """Whether every series must be sent, as to an empty storage."""
+        self._is_overtaken = False
+        """Whether another process sends what is pending."""
+        self.health_due = True
+        self.begun = False
+        """Whether this process has updated a metric, or sent anything."""
+
+    def _flush_durations(self) -> Entry | None:
+        """The durations of flushes since the last scrape or beat, which go along with the next batch."""
+        if not self.target.interval or not self.health_due:
+            return None
+        self.health_due = False
+        return self.health.flushes
+
+    def attach(self, target: Target, *, write_through: bool) -> None:
+        """Send what is pending to the storage so far, then use this one."""
+        self.deregister(returning=True)
+        self.journal.close(keep=False)
+        if self.target.storage is None:
+            self.metrics.discard()
+        self.outcomes.forget_storage()
+        self.target = target
+        self.journal.use(target.journals)
+        self.write_through = write_through
+        for metric in self.metrics.all():
+            metric.apply_limits()
+        self.backoff.try_now()
+        self.replay_due = self.restart_due = True
+        self._queue_everything()
+
+    def detach(self) -> None:
+        """Finish, and use no storage any more."""
+        self.finish()
+        self.target = Target()
+        self.journal.use(None)
+        self.outbox.clear()
+        self.begun = False
+        self.backoff.reset()
+        self.metrics.discard()
+
+    # Reading and deleting
+
+    def read(self, names: Collection[str] | None) -> Snapshot:
+        """Read those metrics or all, once everything pending is sent. Raises NotConfigured and StorageError."""
+        self.raise_if_refused(names)
+        snapshot = self._read(names)
+        if self._has_lost(snapshot, names):
+            self._queue_everything()
+            self.send()
+            snapshot = self._read(names)
+        return snapshot
+
+    def _read(self, names: Collection[str] | None) -> Snapshot:
+        before, self.sending_thread = self.sending_thread, threading.get_ident()
+        try:
+            return call_storage(self.target.required().read, names)
+        finally:
+            self.sending_thread = before
+
+    def _has_lost(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
+        """Whether the storage has lost a metric that this process sent, of those that were read."""
+        applied = self.outcomes.applied
+        expected = applied if names is None else applied.intersection(names)
+        return any(self.metrics.named(name) for name in expected.difference(snapshot.metrics))
+
+    def raise_if_refused(self, names: Collection[str] | None = None) -> None:
+        """Raise StorageError where the storage refuses one of these metrics, or any."""
+        if refusals := self.outcomes.refusals(names):
+            raise StorageError(refusals)
+
+    def clear(self) -> None:
+        """Delete all metrics from the storage, and start again. Raises StorageError."""
+        call_storage(self.target.required().delete)
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Start as in a storage that has just been emptied. Raises StorageError."""
+        self.outcomes.applied.clear()
+        self.metrics.discard()
+        for metric in self.metrics.all():
+            self.outbox.queue.append(metric)
+            self.outbox.queue.extend(() if metric.family.labelnames else list(metric.cells))
+        self.send()
+
+    # Sending
+
+    def try_to_send(self) -> None:
+        """Send; keep what cannot be sent. Another thread may have detached the storage a moment ago."""
+        with suppress(StorageError, NotConfigured):
+            self.send()
+
+    def send_unless_down(self) -> None:
+        """Send, but raise StorageError where a scrape has to wait for the next try."""
+        self.backoff.expect_scrape()
+        self.send()
+
+    def send(self) -> None:
+        """Send the batch in flight, if there is one, then the entries that are queued by now; keep a batch that fails.
+
+        Raises NotConfigured and StorageError. Entries that threads queue meanwhile wait for the next time, or they could hold
+        this thread here for ever. Written through, one more turn is for the updates of handlers that interrupted this thread;
+        updates that interrupt that turn wait for the next update, or for the background thread.
+        """
+        self._as_sender(self._send_all)
+
+    def _as_sender(self, send: Callable[[], None]) -> None:
+        """Send; do nothing where this thread is sending and a handler has interrupted it."""
+        if self.sending_thread is not None:
+            return
+        self.target.required()
+        self.target.expect_thread()
+        self.sending_thread = threading.get_ident()
+        try:
+            send()
+            self.backoff.recovered()
+        except StorageError as error:
+            self._failed(error)
+            raise
+        finally:
+            self.sending_thread = None
+
+    def _failed(self, error: Exception) -> None:
+        if self.write_through:  # nothing was pending so far
+            self.open_journal()
+        self.journal.failed()
+        self.backoff.failed(error)
+
+    def _send_all(self) -> None:
+        self._check_journal()
+        self.begun = self.begun or bool(self.outbox.queue)
+        if not self.write_through:
+            self.open_journal()
+        self._replay()
+        self._send_due()
+        if self.write_through:
+            self._send_due()
+
+    def _replay(self) -> None:
+        """Send what dead processes of this host left, now and then."""
+        if self.replay_due:
+            call_storage(self.journal.replay, self.target.required())
+        self.replay_due = False
+
+    def _send_due(self) -> None:
+        outbox = self.outbox
+        if self.restart_due:
+            self._queue_everything()
+        outbox.due = len(outbox.queue)
+        while outbox.has_due:
+            if outbox.in_flight is not None and self.backoff.error is not None:
+                self.health.count(BATCHES_RETRIED)
+            batch = outbox.next_batch()
+            if batch is not None:
+                self._send_batch(batch)
+            if self.restart_due:
+                self._queue_everything()
+                outbox.due = len(outbox.queue)
+
+    def _send_batch(self, batch: Batch) -> None:
+        self.journal.begin(batch.sequence)
+        self._record_outcome(batch, call_storage(self.target.required().apply, batch))
+
+    def _record_outcome(self, batch: Batch, outcome: Outcome) -> None:
+        """Record what became of the batch."""
+        self.journal.belongs_to(outcome.storage)
+        if not batch.leaving and not self.outcomes.applied.isdisjoint(outcome.unknown):  # the storage has lost metrics
+            self.restart_due = True
+        self.outcomes.record(batch, outcome, self._resend)
+        for name, count in outcome.overflowed.items():
+            self.overflowed(name, count)
+        if self.target.interval and not batch.leaving:
+            self.health.flushes.observe(time.monotonic() - self.outbox.first_try)
+        self._batch_done()
+
+    def _resend(self, name: str) -> None:
+        for metric in self.metrics.all([name]):
+            self.outbox.queue.extend(metric.cells_to_resend())
+        self.outbox.due = len(self.outbox.queue)
+
+    def overflowed(self, name: str, count: int = 1) -> None:
+        """Count series that were over the limit of their metric, and log that once per process and metric."""
+        if self.target.storage is not None:
+            self.health.count(SERIES_REFUSED, count)
+        self.outcomes.log_overflow(name)
+
+    def _batch_done(self) -> None:
+        self.outbox.acknowledge()
+        self.journal.end()
+
+    def queue_unprompted(self, names: Collection[str] | None = None, *, beat: bool = False) -> bool:
+        """Queue the cells of those metrics that no update queues, and return whether there are any.
+
+        This calls functions of the application, so it is the one part of the work that needs no lock. The next batch also
+        carries the flush durations observed so far.
+        """
+        self.health_due = True
+        self.metrics.drop_retired(lambda: {entry.metric for entry in self.outbox.waiting()})
+        unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat)]
+        unprompted.extend(self.outcomes.refused_to_retry(self.metrics.named))
+        self.outbox.queue.extend(unprompted)
+        return bool(unprompted)
+
+    def _queue_everything(self) -> None:
+        """Queue every series, as for an empty storage."""
+        self.restart_due = True
+        for metric in self.metrics.all():
+            self.outbox.queue.append(metric)
+            self.outbox.queue.extend(metric.cells_to_resend())
+        self.restart_due = False
+
+    # The end
+
+    def deregister(self, *, returning: bool = False) -> None:
+        """Send what is pending, then take the marks and live values of this process out of the storage.
+
+        Where the process may be `returning`, the values of dead processes stay its own, and go on with its next update.
+        """
+        if self.target.storage is None:
+            return
+        self.backoff.try_now()
+        self.health_due = True
+        # An exception may have kept a cell out of the queue.
+        self.outbox.queue.extend([cell for cell in self.metrics.cells() if cell.has_unsent])
+        if self.outbox.is_busy or self.restart_due:
+            self.try_to_send()
+        lasting = [metric for metric in self.metrics.all() if metric.family.lasting]
+        applied = self.outcomes.applied
+        names = applied.difference(metric.family.name for metric in lasting) if returning else applied
+        is_all_sent = self.outbox.in_flight is None and not self.outbox.drained
+        if is_all_sent and names and self._send_final_batch(sorted(names)) and not returning:
+            for metric in lasting:  # the storage has folded their values, which must not be sent again
+                metric.discard()
+
+    def _send_final_batch(self, names: list[str]) -> bool:
+        """Send the last batch of this writer; later updates go to another storage, or belong to another writer.
+
+        Return whether the storage has it.
+        """
+        limits = self.outcomes.limits
+        updates = [Update(name, "", [], limits=limits.get(name, Limits())) for name in names]  # it declares nothing
+        batch = self.outbox.in_flight = self.outbox.batch(updates, leaving=True)
+        with suppress(StorageError, NotConfigured):
+            self._as_sender(partial(self._send_batch, batch))
+        is_applied = self.outbox.in_flight is None
+        self._batch_done()
+        self.outcomes.applied.clear()
+        for metric in self.metrics.all():  # the storage has dropped live values
+            metric.cells_to_resend()
+        return is_applied
+
+    def finish(self) -> None:
+        """Deregister for good. Later updates, as of atexit handlers, belong to another writer, which deregisters at once."""
+        self.deregister()
+        waits = self.backoff.error is not None or not self.target.is_for_this_thread
+        unsent = waits and self.outbox.is_busy
+        path = self.journal.close(keep=unsent)
+        if path is not None:
+            self._treat_as_sent()
+        else:
+            self.outbox.start_as_new_writer()
+        if unsent:
+            _log_unsent(path, self.backoff.error or "this thread may not use the storage")
+        elif self.outcomes.refused:
+            _log_unsent(None, self.outcomes.refusals())
+            self.outcomes.refused.clear()
+
+    # The journal
+
+    def leave_to_journal(self) -> None:
+        """Leave unsent updates to the journal, as a killed process does, and log what becomes of them."""
+        in_flight = self.outbox.in_flight
+        if self.outbox.waiting() or (in_flight is not None and not in_flight.leaving):
+            self.open_journal()
+            _log_unsent(self.journal.path, self.backoff.error or "the storage did not answer before the process ended")
+
+    def open_journal(self) -> None:
+        """Begin the journal of this process, unless it has nothing to count."""
+        if self.metrics.all():
+            self.journal.open(self.outbox.writer, self.outbox.sequence, self.outbox.in_flight is not None)
+
+    def _unsent_entries(self) -> Iterable[Entry]:
+        """Everything that belongs in a journal; removals first, since they are older than the series that exist."""
+        waiting = self.outbox.waiting()
+        entries: list[Entry] = [entry for entry in waiting if isinstance(entry, Removal) or entry.metric.retired]
+        return [*entries, *self.metrics.cells()]
+
+    def _check_journal(self) -> None:
+        """Close a journal that was deleted, that cannot be used any more, or that was taken for a dead process's."""
+        if not self.journal.is_sound():
+            self._is_overtaken |= self.journal.is_replayed
+            self.journal.close(keep=self._is_overtaken)
+        if self._is_overtaken:
+            self._treat_as_sent()
+        if self.backoff.error is not None:
+            self.open_journal()
+
+    def _treat_as_sent(self) -> None:
+        """Continue as another writer, without what was pending: the process that finds the journal sends that."""
+        entries: dict[Entry, None] = dict.fromkeys([*self.outbox.waiting(), *self.metrics.cells()])
+        for entry in entries:
+            entry.drain()
+            entry.acknowledge()
+        self.outbox.clear()
+        self.outbox.start_as_new_writer()
+        self.outcomes.applied.clear()
+        self._is_overtaken = False
+        self.restart_due = True
+
+    def waiting_series(self) -> int:
+        """The count of series with updates that could not be sent, or that the storage refuses."""
+        waiting: set[Entry] = set()
+        if self.backoff.error is not None:
+            waiting.update(entry for entry in self.outbox.waiting() if isinstance(entry, Cell))
+        for metric in self.metrics.all():
+            if metric.family.name in self.outcomes.refused:
+                waiting.update(list(metric.cells))
+        return len(waiting)
+
+
+def _log_unsent(path: Path | None, reason: object) -> None:
+    """Log what becomes of updates that were not sent: they wait in the journal at that path, or are lost."""
+    if path is None:
+        log.defer(logging.ERROR, f"metrics that could not be sent are lost: {reason}")
+    else:
+        log.defer(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {reason}")

@@ -1,0 +1,144 @@
+"""Entries that wait to be sent, and the batch in flight."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+
+from ..cells import FREE_THREADED, Cell, Entry, MetricCells
+from ..storage import Batch, Update
+from .outcomes import Outcomes
+
+MOST_ENTRIES = 250
+"""The most entries of a batch. A process keeps the memory that its largest batch took."""
+MOST_NUMBERS = 4000
+"""About the most numbers of a batch, since a storage does nothing else meanwhile: 250 histograms of 15 buckets have as many."""
+
+
+class Outbox:
+    """The queue of a writer, and its batch in flight.
+
+    Handlers of signals may raise an exception between any two bytecodes. An entry is in the queue or among the drained ones
+    until the outcome of its batch is recorded. Where there are drained entries and no batch, they are drained once more.
+    """
+
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        last_declared: Callable[[str], MetricCells | None],
+        passenger: Callable[[], Entry | None],
+    ) -> None:
+        self._outcomes = outcomes
+        self._last_declared = last_declared
+        self._passenger = passenger
+        """Gives an entry that only goes along with a batch of others."""
+        self.queue: deque[Entry] = deque()
+        self.due = 0
+        """The count of the entries, from the first on, that are to be sent now. Later ones wait for the next time."""
+        self.in_flight: Batch | None = None
+        self.drained: dict[Entry, None] = {}
+        """The entries of the batch in flight, or of the one that is being made."""
+        self.first_try = 0.0
+        """The time of the first try to send the batch in flight."""
+        self.start_as_new_writer()
+
+    def start_as_new_writer(self) -> None:
+        """Continue with another id, and the sequence from 0."""
+        self.writer, self.sequence = f"{os.getpid()}-{os.urandom(8).hex()}", 0
+
+    def clear(self) -> None:
+        """Forget all entries and the batch in flight."""
+        self.queue.clear()
+        self.drained.clear()
+        self.in_flight = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is to be sent."""
+        return bool(self.queue or self.drained or self.in_flight is not None)
+
+    @property
+    def has_due(self) -> bool:
+        """Whether something is to be sent now."""
+        return bool(self.drained or self.in_flight is not None or (self.due > 0 and self.queue))
+
+    def waiting(self) -> list[Entry]:
+        """The entries that wait, in their order; one may be there twice."""
+        return [*self.drained, *self.queue.copy()]
+
+    def next_batch(self) -> Batch | None:
+        """The batch in flight, or a new one; None where the due entries have nothing to send."""
+        if self.in_flight is None:
+            updates = self._drain()
+            if updates:
+                self.in_flight = self.batch(updates)
+                self.first_try = time.monotonic()
+            else:
+                self.drained.clear()
+        return self.in_flight
+
+    def batch(self, updates: list[Update], *, leaving: bool = False) -> Batch:
+        """A batch with the next sequence."""
+        self.sequence += 1
+        return Batch(self.writer, self.sequence, updates, leaving)
+
+    def _drain(self) -> list[Update]:
+        """Drain the first entries of the queue, each once: within a batch, values that are set apply before additions.
+
+        Drained entries are drained once more where an exception kept them from becoming a batch. Updates since then may
+        belong to the next batch, so the entries are queued, too.
+        """
+        again = bool(self.drained)
+        if not again:
+            self._dequeue()
+        updates: dict[str, Update] = {}
+        for entry in list(self.drained):
+            family = entry.metric.family
+            if family.name in self._outcomes.refused and entry is not entry.metric:
+                del self.drained[entry]  # every cell is queued when the storage accepts the metric
+                continue
+            operations = entry.drain()
+            if not operations and entry is not entry.metric:
+                continue
+            update = updates.get(family.name)
+            if update is None:
+                update = updates[family.name] = self._update_of(entry.metric)
+            update.operations.extend(operations)
+        if again:
+            self.queue.extend(self.drained)
+        return list(updates.values())
+
+    def _update_of(self, metric: MetricCells) -> Update:
+        """An update of the metric without operations. It declares the metric unless the storage knows the declaration."""
+        name = metric.family.name
+        last = self._last_declared(name) or metric
+        limits = self._outcomes.limits[name] = last.family.limits
+        return Update(name, last.meta, [], self._outcomes.declared.get(name) != last.meta, limits)
+
+    def _dequeue(self) -> None:
+        """Move entries from the queue to the drained ones. At each moment an entry is in one of the two at least."""
+        size = 0
+        while self.queue and len(self.drained) < MOST_ENTRIES and size < MOST_NUMBERS:
+            entry = self.queue[0]
+            self.drained[entry] = None
+            self.queue.popleft()
+            self.due -= 1
+            size += 1 + len(entry.metric.family.bounds)
+        passenger = self._passenger() if self.drained else None
+        if passenger is not None:
+            self.drained[passenger] = None
+
+    def acknowledge(self) -> None:
+        """Note that no batch is in flight any more: the storage has it, or refused some of its metrics."""
+        refused = self._outcomes.refused
+        for entry in list(self.drained):
+            if not isinstance(entry, Cell) or entry.metric.family.name not in refused:  # a refused cell is drained once more
+                entry.acknowledge()
+        # A thread may have updated a cell while it was drained, and each have missed the other. Cells of a metric that was
+        # refused first give once more what was refused, and then what they gathered since.
+        if FREE_THREADED or self._outcomes.regained:
+            self.queue.extend(entry for entry in self.drained if isinstance(entry, Cell) and entry.was_missed)
+        self.drained.clear()
+        self.in_flight = None

@@ -1,0 +1,99 @@
+"""What the storage has said of the metrics of this process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+
+from .. import log
+from ..cells import MetricCells
+from ..family import OVERFLOW, Family
+from ..storage import Batch, Limits, Outcome
+from .backoff import LAST_RETRY_SECONDS
+
+
+class Outcomes:
+    """The outcomes of all batches: metrics that the storage has, and metrics that it refuses.
+
+    The outcome of a duplicate may be recorded after that of its original; the record is the same then.
+    """
+
+    def __init__(self) -> None:
+        self.applied: set[str] = set()
+        """Metrics of this process that the storage has."""
+        self.declared: dict[str, str] = {}
+        """Metrics that the storage knows from this process, as they were declared."""
+        self.limits: dict[str, Limits] = {}
+        """The limits of metrics that were sent. The metrics may be gone when this process deregisters."""
+        self.refused: dict[str, str] = {}
+        """Metrics that the storage refuses, with the reason. Their updates wait in the cells."""
+        self.regained: set[str] = set()
+        """Metrics that the storage refused once and accepts now."""
+        self._retry_refused_at = 0.0
+        self._replaced: set[str] = set()
+        self._overflowed: set[str] = set()
+
+    def forget_storage(self) -> None:
+        """Start as with another storage."""
+        self.applied.clear()
+        self.declared.clear()
+        self.refused.clear()
+        self._overflowed.clear()
+
+    def record(self, batch: Batch, outcome: Outcome, resend: Callable[[str], None]) -> None:
+        """Note the outcome of the batch; `resend` queues a metric that is no longer refused."""
+        if not batch.leaving:
+            self.applied.update(update.name for update in batch.updates if update.name not in outcome.refused)
+            self.applied.difference_update(outcome.refused)
+        self.declared.update((update.name, update.meta) for update in batch.updates if update.declare)
+        self._record_refusals(batch, outcome, resend)
+        if outcome.note:
+            log.defer(logging.WARNING, "%s", outcome.note)
+        self._log_replaced(batch, outcome)
+
+    def _record_refusals(self, batch: Batch, outcome: Outcome, resend: Callable[[str], None]) -> None:
+        for name, reason in outcome.refused.items():
+            if name not in self.refused:
+                log.defer(logging.ERROR, f"metric {name} is refused, what it counts waits in memory: {reason}")
+                self._retry_refused_at = time.monotonic() + LAST_RETRY_SECONDS
+            self.refused[name] = reason
+        for update in batch.updates if self.refused else ():
+            if update.name in self.refused and update.name not in outcome.refused:
+                self.regained.add(update.name)
+                resend(update.name)
+                del self.refused[update.name]
+                log.defer(logging.WARNING, f"metric {update.name} is not refused any more; what it counted is sent")
+
+    def _log_replaced(self, batch: Batch, outcome: Outcome) -> None:
+        """Log, once per process and metric, that another version of the program had declared it otherwise."""
+        for update in batch.updates:
+            if update.name in outcome.replaced and update.name not in self._replaced:
+                self._replaced.add(update.name)
+                changes = Family.from_meta(update.meta).changed_since(outcome.replaced[update.name])
+                log.defer(logging.WARNING, f"metric {update.name} was declared otherwise before; its counts go on: {changes}")
+
+    def log_overflow(self, name: str) -> None:
+        """Log, once per process and metric, that it has as many series as it may have."""
+        if name not in self._overflowed:
+            self._overflowed.add(name)
+            reason = "has as many series as it may have (max_series, PDC_MAX_SERIES)"
+            log.defer(logging.WARNING, f"metric {name} {reason}: new ones count as {OVERFLOW!r}")
+
+    def refusals(self, names: Collection[str] | None = None) -> str:
+        """The reasons for which the storage refuses metrics of these names, or any; empty where it refuses none."""
+        refused = [(name, why) for name, why in list(self.refused.items()) if names is None or name in names]
+        return "; ".join(f"metric {name!r} is refused: {why}" for name, why in refused)
+
+    def retry_refused_now(self) -> None:
+        """Wait no longer before refused metrics are tried again."""
+        self._retry_refused_at = 0.0
+
+    def refused_to_retry(self, named: Callable[[str], list[MetricCells]]) -> list[MetricCells]:
+        """The refused metrics to try again, now and then: their renewal shows whether the storage still refuses them."""
+        for name in [name for name in list(self.refused) if not named(name)]:
+            self.refused.pop(name, None)
+        if not self.refused or time.monotonic() < self._retry_refused_at:
+            return []
+        self._retry_refused_at = time.monotonic() + LAST_RETRY_SECONDS
+        return [metric for name in list(self.refused) for metric in named(name)[-1:]]

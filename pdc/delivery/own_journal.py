@@ -1,0 +1,105 @@
+"""The journal of this process, as its sender uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ..cells import Entry, Journaled, JournaledOperation, zeros
+from ..journal import Journals
+from ..storage import Storage
+
+
+class OwnJournal:
+    """The journal of this process; without one nothing is done here.
+
+    `entries` gives what belongs in it: all that has unsent updates, in the order in which they apply.
+    """
+
+    def __init__(self, entries: Callable[[], Iterable[Entry]]) -> None:
+        self._entries = entries
+        self._journals: Journals | None = None
+
+    def use(self, journals: Journals | None) -> None:
+        """Use these from now on; None for no journal."""
+        self._journals = journals
+
+    @property
+    def is_used(self) -> bool:
+        """Whether this process may have a journal."""
+        return self._journals is not None
+
+    @property
+    def path(self) -> Path | None:
+        """The path of the journal, if it is open."""
+        return None if self._journals is None else self._journals.path
+
+    def adopt(self, entry: Entry | JournaledOperation) -> None:
+        """Put the entry into the journal."""
+        if self._journals is not None:
+            for journaled in entry.journaled():
+                self._journals.adopt(journaled)
+
+    def release(self, journaled: Journaled) -> None:
+        """Take these numbers out of the journal."""
+        if self._journals is not None:
+            self._journals.release(journaled)
+
+    def open(self, writer: str, sequence: int, in_flight: bool) -> None:
+        """Begin the journal, with everything that is unsent."""
+        if self._journals is not None and not self._journals.is_open:
+            self._journals.open(writer, sequence, in_flight)
+            for journaled in self._journaled():
+                self._journals.adopt(journaled)
+
+    def is_sound(self) -> bool:
+        """Whether the next process would find everything that is in the journal."""
+        return self._journals is None or self._journals.is_sound()
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether another process sends what is in the journal, since it took this one for dead."""
+        return self._journals is not None and self._journals.is_replayed
+
+    def close(self, *, keep: bool) -> Path | None:
+        """Continue in memory without the journal. Return its path where it is kept for the next process."""
+        if self._journals is None:
+            return None
+        path = self._journals.close(keep=keep)
+        for journaled in self._journaled():
+            if journaled.offset:
+                journaled.move(zeros(journaled.size), 0)
+        return path
+
+    def _journaled(self) -> list[Journaled]:
+        return [journaled for entry in self._entries() for journaled in entry.journaled()]
+
+    def begin(self, sequence: int) -> None:
+        """Note that this batch is in flight."""
+        if self._journals is not None:
+            self._journals.begin(sequence)
+
+    def failed(self) -> None:
+        """Note that the batch in flight is not being sent for now."""
+        if self._journals is not None:
+            self._journals.failed()
+
+    def end(self) -> None:
+        """Note that no batch is in flight."""
+        if self._journals is not None:
+            self._journals.end()
+
+    def belongs_to(self, storage: str) -> None:
+        """Note the id of the storage, where it is known."""
+        if self._journals is not None and storage:
+            self._journals.belongs_to(storage)
+
+    def replay(self, storage: Storage) -> None:
+        """Send what dead processes of this host left. Raises StorageError."""
+        if self._journals is not None:
+            self._journals.replay(storage)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the journal to the parent."""
+        if self._journals is not None:
+            self._journals.after_fork_in_child()

@@ -1,0 +1,73 @@
+"""The storage that a buffer sends to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from .. import log
+from ..interruption import interruption
+from ..journal import Journals
+from ..storage import Storage, StorageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class NotConfigured(RuntimeError):
+    """A metric was updated, or metrics were read, before `setup` said where they live."""
+
+
+class Target(NamedTuple):
+    """A storage to send to, and how."""
+
+    storage: Storage | None = None
+    interval: float = 0.0
+    """Seconds between two batches; 0 to write each update through."""
+    renew_seconds: float | None = None
+    """Seconds after which metrics are renewed."""
+    thread: int | None = None
+    """The one thread that may use the storage, where not all may. Updates of others wait for it."""
+    journals: Journals | None = None
+    limits: Mapping[str, float] = MappingProxyType({})
+    """The limits of metrics that have none of their own."""
+
+    def required(self) -> Storage:
+        """The storage. Raises NotConfigured where there is none."""
+        if self.storage is None:
+            raise NotConfigured(
+                "nothing says where metrics are kept: call pdc.setup(sqlite='metrics.db') or "
+                "pdc.setup(redis='redis://localhost') before metrics are updated or read"
+            )
+        return self.storage
+
+    @property
+    def is_for_this_thread(self) -> bool:
+        """Whether the thread that asks may use the storage."""
+        return self.thread in (None, threading.get_ident())
+
+    def expect_thread(self) -> None:
+        """Raise StorageError in a thread that may not use the storage. That is no outage."""
+        if not self.is_for_this_thread:
+            raise StorageError(
+                f"cannot use {self.storage}: only the thread that made it may, and what others count waits for that one. "
+                "Open it with check_same_thread=False, or give setup() a path"
+            )
+
+
+def call_storage(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a storage. Raises StorageError where it fails, or the exception of the application that broke the call off."""
+    handled = sys.exc_info()[1]
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:
+        if (raised := interruption(error, handled)) is not None:
+            raise raised  # noqa: B904 - the driver may have turned it into another one
+        if isinstance(error, StorageError):
+            raise
+        log.defer(logging.ERROR, "the storage raised an error that nobody foresaw", error=error)
+        raise StorageError(f"the storage failed: {type(error).__name__}: {error}") from error
