@@ -67,8 +67,8 @@ def setup(
     - `journal`: the folder where updates are kept that are not in the storage yet, so that the next process of this host
       that uses the same storage sends what a killed one left. True is a folder that only this user can make (of XDG, or
       among temporary files); False is none. A folder of your own must be on a local disk, and for this user only to write.
-    - `exit_timeout`: seconds that the end of the process waits for its storages, all together; that of the last call
-      counts. What is not sent by then is left to the journal.
+    - `exit_timeout`: seconds that the end of the process, and `shutdown`, wait for the storages, all together; that of the last
+      call counts. What is not sent by then is left to the journal.
     - `max_series`: how many series a metric with labels may have in the storage, whatever processes make them, unless the
       metric says so itself; None for no limit. Further ones count as one, whose labels are all ``<overflow>``.
     - `expire_series`: seconds after which a series of a metric with labels is gone that nobody updated, unless the metric says
@@ -129,14 +129,20 @@ def get_sqlite_conn() -> sqlite3.Connection:
 
 
 def flush() -> None:
-    """Send all that is pending in this process. Raises StorageError; what could not be sent stays pending."""
+    """Send all that is pending in this process. Raises StorageError; what could not be sent stays pending.
+
+    A storage that does not answer is given up after 5 s, or the shorter timeout of its client.
+    """
     errors = []
+    down = set()
     for buffer in BUFFERS:
-        if buffer.storage is not None:
+        if buffer.storage is not None and buffer.storage not in down:
             try:
                 buffer.flush()
             except StorageError as error:
                 errors.append(error)
+                if buffer.down:
+                    down.add(buffer.storage)
     if errors:
         raise errors[0].with_traceback(None) from None
 
@@ -172,11 +178,16 @@ def _clear() -> None:
 def shutdown() -> None:
     """Send what is pending, take this process out of the storages and close them; errors are logged.
 
-    Metrics need another `setup` before their next update. A process that ends does all but the last by itself.
+    Like the end of a process, this takes no longer than `exit_timeout`, and leaves what was not sent by then to the journal:
+    call `flush` before where all must be sent. Metrics need another `setup` before their next update. A process that ends does
+    all but the last by itself.
     """
+    until = time.monotonic() + Buffer.exit_timeout
     storages = _storages()
+    for storage in storages:
+        storage.hurry(until)
     for buffer in BUFFERS:
-        buffer.detach()
+        buffer.detach(until)
     for storage in storages:
         storage.close()
 

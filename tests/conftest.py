@@ -24,7 +24,7 @@ import redis
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc.cells import FREE_THREADED, Turn
+from pdc.cells import FREE_THREADED, TURN_LOCK
 from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
@@ -191,8 +191,8 @@ def _turn_is_free() -> Iterator[None]:
     yield
     if FREE_THREADED:
         with ThreadPoolExecutor(1) as other:
-            assert other.submit(Turn.lock.acquire, timeout=10).result(), "the turn is held"
-            other.submit(Turn.lock.release).result()
+            assert other.submit(TURN_LOCK.acquire, timeout=10).result(), "the turn is held"
+            other.submit(TURN_LOCK.release).result()
 
 
 @pytest.fixture(autouse=True)

@@ -157,3 +157,40 @@ print(time.time(), flush=True)
     go_on()
     if journal:
         assert stored(stopped) == {"hits_total": 101.0, "own_total": 101.0}
+
+
+@INTERVALS
+def test_shutdown_has_the_deadline_of_the_end(
+    stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, interval: float
+) -> None:
+    """It waits no longer than that for a storage that does not answer, also amid a call; the journal has what was not sent."""
+    work = """
+threading.Thread(target=hits.inc, args=[100], daemon=True).start()
+threading.Thread(target=own.inc, args=[100], daemon=True).start()
+time.sleep(0.3)
+began = time.monotonic()
+pdc.shutdown()
+print(time.monotonic() - began)
+"""
+    options = {**stopped, "exit_timeout": 0.5}
+    result = run_script(program(options, interval, work), storage=options)
+    assert float(result.stdout) < 0.5 + MOST_SECONDS
+    assert " wait in " in result.stderr
+    go_on()
+    assert stored(stopped) == {"hits_total": 101.0, "own_total": 101.0}
+
+
+def test_a_flush_waits_for_a_storage_once(stopped: dict[str, Any], run_script: Run) -> None:
+    """It gives up a storage that does not answer, however many buffers send to that, and raises."""
+    work = """
+hits.inc(), own.inc()
+began = time.monotonic()
+try:
+    pdc.flush()
+except pdc.StorageError:
+    print(time.monotonic() - began)
+"""
+    module, limit = ("redis", "SOCKET_SECONDS") if "redis" in stopped else ("sqlite", "BUSY_SECONDS")
+    patch = f"import pdc.storage.{module} as module\nmodule.{limit} = 1.0\n"
+    result = run_script(patch + program(stopped, 3600, work), storage={**stopped, "exit_timeout": 0.0})
+    assert 0.5 < float(result.stdout) < 1.9

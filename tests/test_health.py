@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, wait_until
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 import pdc
@@ -22,6 +23,7 @@ from pdc.exposition import Scrape
 
 OF_PDC = {
     "pdc_batches_retried_total": 0.0,
+    "pdc_families_hidden": 0.0,
     "pdc_flush_duration_seconds_count": 0.0,
     "pdc_flush_duration_seconds_sum": 0.0,
     "pdc_log_messages_lost_total": 0.0,
@@ -256,3 +258,14 @@ def test_the_alerts_of_the_docs_are_valid(tmp_path: Path) -> None:
     subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], check=True, capture_output=True, timeout=30)
     spoken = set(re.findall(r"pdc_\w+", rules))
     assert spoken == {*OF_PDC, LAST_FLUSH} - {"pdc_flush_duration_seconds_count", "pdc_flush_duration_seconds_sum"}
+
+
+def test_a_scrape_tells_how_much_it_leaves_out(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Metrics that share names with others are counted, whoever declared them, until they are renamed or gone."""
+    pdc.setup(**storage)
+    pdc.Counter("jobs", "Jobs.", registry=registry).inc()
+    for name in ("jobs_total", "jobs_created", "pdc_series_refused_total", "other"):
+        pdc.Gauge(name, "Jobs.", registry=None).set(1)
+    assert told()["pdc_families_hidden"] == 3.0
+    pdc.clear()
+    assert told()["pdc_families_hidden"] == 0.0

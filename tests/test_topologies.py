@@ -10,9 +10,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, ClassVar
 
 import failover
@@ -32,6 +34,8 @@ from pdc.storage import redis as redis_storage
 pytestmark = pytest.mark.xdist_group("topologies")
 
 DOWN = "metrics cannot be sent and are kept in memory until they can: "
+REMOVED = 2000
+"""Series, in more pieces than one."""
 UP = "metrics can be sent again; those kept in memory were"
 SECRET = "s3cret"
 RULES = dict(re.findall(r"^ +ACL SETUSER (\S+) on >secret (.*)$", (ROOT / "docs" / "redis.md").read_text(), re.MULTILINE))
@@ -85,6 +89,61 @@ def test_a_primary_that_is_killed(topology: Topology) -> None:
     result = failover.run(topology, lambda: topology.kill(LAG_SECONDS))
     check(result)
     assert 0 < result.lost < result.acknowledged / 2
+
+
+@pytest.mark.parametrize("way", ["hand_over", "kill"])
+def test_a_primary_that_goes_amid_a_removal(
+    topology: Topology, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The replica finishes it, and series that were counted again have exactly what came after."""
+    ways: dict[str, Callable[[], None]] = {"hand_over": topology.hand_over, "kill": partial(topology.kill, LAG_SECONDS)}
+    wait = pdc.Histogram(_name_beside_index(topology), "Wait.", ["user"], buckets=[1, 2], registry=registry)
+    with topology.client() as client:
+        pdc.setup(redis=client, flush_interval=3600)
+        pdc.clear()
+        for number in range(REMOVED + 100):
+            wait.labels(str(number)).observe(1.5)
+        pdc.flush()
+        storage: Any = pdc.config.DEFAULT.storage
+        pieces = 0
+
+        def go(original: Callable[..., Any], script: str, *arguments: Any) -> Any:
+            nonlocal pieces
+            pieces += 1
+            if pieces == 2:
+                ways[way]()
+            return original(script, *arguments)
+
+        monkeypatch.setattr(storage, "_call_one", partial(go, storage._call_one))
+        for number in range(REMOVED):
+            wait.remove(str(number))
+        again = range(0, REMOVED + 50, 2)
+        for number in again:
+            wait.labels(str(number)).observe(0.5)
+        wait_until(_has_sent, failover.PATIENCE)
+        assert pieces > 4
+        topology.heal()
+        (metric,) = wait.collect()
+        sums = {int(sample.labels["user"]): sample.value for sample in metric.samples if sample.name.endswith("_sum")}
+        kept = dict.fromkeys(range(REMOVED, REMOVED + 100), 1.5)
+        assert sums == kept | {number: kept.get(number, 0.0) + 0.5 for number in again}
+        pdc.shutdown()
+
+
+def _name_beside_index(topology: Topology) -> str:
+    """The name of a metric that the primary has which is going to fail."""
+    if isinstance(topology, Cluster):
+        index = topology.primary()
+        return next(name for name in ascii_lowercase if topology.primary(f"prometheus_{name}") is index)
+    return "a"
+
+
+def _has_sent() -> bool:
+    """Try to send all that is pending, and return whether that was done."""
+    with suppress(StorageError):
+        pdc.flush()
+        return True
+    return False
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

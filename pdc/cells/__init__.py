@@ -8,11 +8,12 @@ from .metric import Cell, Entry, Holder, MetricCells, Removal, Sender
 from .numeric import NumericCell
 from .summary import SummaryCell
 from .text import TextCell
-from .turn import FREE_THREADED, TURN, Turn, wait_for_threads
+from .turn import FREE_THREADED, TURN, TURN_LOCK, wait_for_threads
 
 __all__ = [
     "FREE_THREADED",
     "TURN",
+    "TURN_LOCK",
     "CallbackGaugeCell",
     "Cell",
     "CounterCell",
@@ -29,7 +30,6 @@ __all__ = [
     "SharedGaugeCell",
     "SummaryCell",
     "TextCell",
-    "Turn",
     "in_one_scrape",
     "wait_for_threads",
     "zeros",

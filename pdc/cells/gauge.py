@@ -13,7 +13,7 @@ from ..interruption import is_raised_by_handler, release_own
 from ..storage import Kind, Operation, Stamped
 from .metric import Cell, MetricCells
 from .numeric import NumericCell
-from .turn import FREE_THREADED, TURN, Turn
+from .turn import FREE_THREADED, TURN, TURN_LOCK
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,23 +95,21 @@ class SharedGaugeCell(NumericCell):
             number = amount - 0.0
             if not self.quiet:
                 self.enqueue()
-            turn = Turn.lock
             try:
-                turn.acquire()
+                TURN_LOCK.acquire()
                 self.memory[self.offset + self._slot] += number
             except BaseException:  # of a handler: perhaps before this thread had its turn
-                release_own(turn)
+                release_own(TURN_LOCK)
                 raise
-            turn.release()
+            TURN_LOCK.release()
             if not self.quiet:
                 self.changed()
 
         def set(self, value: float) -> None:
             if not self.quiet:
                 self.enqueue()
-            turn = Turn.lock
             try:
-                turn.acquire()
+                TURN_LOCK.acquire()
                 slot, flying = self._slot, self._flying
                 if not self._is_set:
                     slot = 6 - slot - flying if flying else slot % 3 + 1
@@ -120,9 +118,9 @@ class SharedGaugeCell(NumericCell):
                 self._slot = slot
                 self._is_set = 1
             except BaseException:
-                release_own(turn)
+                release_own(TURN_LOCK)
                 raise
-            turn.release()
+            TURN_LOCK.release()
             if not self.quiet:
                 self.changed()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..interruption import is_own
 
 FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 """Whether this build of Python can run without the GIL. It may do so at any time, whatever PYTHON_GIL says."""
@@ -20,6 +21,10 @@ def wait_for_threads() -> None:
         sys._current_exceptions()
 
 
+TURN_LOCK: Any = threading.RLock()
+"""The lock of a `Turn`. Calls to it are faster; they suit code in which a handler may run and raise."""
+
+
 class Turn:
     """The turn of one thread: after `alone` no other thread passes its own `alone` until this one reads `together`.
 
@@ -30,21 +35,21 @@ class Turn:
 
     alone: Any = None
     together: Any = None
-    lock: threading.RLock
-    """The lock behind the turn. Calls to it are faster; they suit code in which a handler may run and raise."""
-    release: Callable[[], None]
 
-    @classmethod
-    def begin(cls) -> None:
-        """Free the turn. A thread that had it before a fork does not exist in the child."""
-        if FREE_THREADED:
-            from operator import methodcaller  # a build with the GIL need not import it
+    if FREE_THREADED and not TYPE_CHECKING:
+        from operator import methodcaller  # a build with the GIL need not import it
 
-            lock = cls.lock = threading.RLock()
-            cls.release = lock.release
-            cls.alone = property(lock.acquire)  # the argument of the property, an object, reads as `blocking=True`
-            cls.together = property(methodcaller("release"))
+        release = TURN_LOCK.release
+        alone = property(TURN_LOCK.acquire)  # the argument of the property, an object, reads as `blocking=True`
+        together = property(methodcaller("release"))
+
+    def begin(self) -> None:
+        """Free the turn from threads of the parent, which do not exist in a fork.
+
+        A handler that forks amid the turn of its own thread gives it back to the code that it interrupted.
+        """
+        if FREE_THREADED and not is_own(TURN_LOCK):
+            TURN_LOCK._at_fork_reinit()
 
 
 TURN = Turn()
-TURN.begin()

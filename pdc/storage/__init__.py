@@ -98,6 +98,8 @@ class Kind(str, Enum):
     STAMP = "stamp"
     """Replace the value by ``"<number> <time>"``; the time is the storage's clock when the number was set."""
 
+    __hash__ = str.__hash__  # that of an enumeration takes a call of Python
+
 
 REMOVALS = (Kind.DELETE, Kind.REMOVE)
 
@@ -278,7 +280,7 @@ class Storage(Protocol):
         """Delete all metrics. Raises StorageError."""
 
     def hurry(self, until: float) -> None:
-        """Let no call last beyond that time of `time.monotonic`, as far as that can be: the process ends then."""
+        """Let no call last beyond that time of `time.monotonic`, as far as that can be; from then on, break off what waits."""
 
     def close(self) -> None:
         """Let go of connections that the storage opened; the next call opens new ones."""

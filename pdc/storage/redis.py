@@ -12,6 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -888,6 +889,13 @@ class RedisStorage(ForkSafe):
         self._listed.clear()
         self._run([*((_DELETE, [self._key(name)], self._prefix) for name in names), ("UNLINK", self._index)])
 
+    def hurry(self, until: float) -> None:
+        super().hurry(until)
+        waiting = getattr(self._connection, "_sock", None)
+        if waiting is not None and time.monotonic() >= until:
+            with suppress(OSError):  # the server, or the thread that waits for it, has closed it
+                waiting.shutdown(socket.SHUT_RDWR)
+
     def before_fork(self) -> None:
         self._abandon_lost()
 
@@ -1018,7 +1026,7 @@ class RedisStorage(ForkSafe):
         try:
             return _replies(connection, commands)
         except redis.ConnectionError as error:
-            if interruption(error) is not None:
+            if interruption(error) is not None or time.monotonic() >= self.until:
                 raise
             return _replies(connection, commands)
 

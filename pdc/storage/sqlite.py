@@ -354,12 +354,12 @@ class SqliteStorage(ForkSafe):
 
     def _used(self, work: Callable[P, T], action: str, *args: P.args, **kwargs: P.kwargs) -> T:
         """Do the work as the only thread that uses the connection. Raises what `_work` does."""
-        deadline = min(time.monotonic() + BUSY_SECONDS, self.until)
+        deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
                 return locked(self.lock, self._work, partial(work, *args, **kwargs), action)
             except StorageError as error:
-                if self._given is not None or not _is_busy(error.__cause__) or time.monotonic() >= deadline:
+                if self._given is not None or not _is_busy(error.__cause__) or time.monotonic() >= min(deadline, self.until):
                     raise
             time.sleep(PAUSE_SECONDS)  # a fork has its turn
 
