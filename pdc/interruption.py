@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from operator import methodcaller
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -52,9 +53,8 @@ def release_own(lock: threading.RLock) -> None:
         return
 
 
-def is_own(lock: Any) -> bool:
-    """Whether this thread holds the lock; conditions of `threading` ask it the same."""
-    return bool(lock._is_owned())
+is_own: Callable[[Any], bool] = methodcaller("_is_owned")
+"""Whether this thread holds the lock; conditions of `threading` ask it the same."""
 
 
 def ends_greenlet(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from prometheus_client.validation import _validate_exemplar
 from . import config
 from .cells import (
     FREE_THREADED,
+    TURN_LOCK,
     CallbackGaugeCell,
     Cell,
     CounterCell,
@@ -32,7 +33,6 @@ from .cells import (
     SharedGaugeCell,
     SummaryCell,
     TextCell,
-    Turn,
 )
 from .delivery import Buffer
 from .family import OVERFLOW, Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
@@ -241,8 +241,12 @@ class StoredMetric(MetricWrapperBase):
         Raises ValueError where the labels are not those of the metric.
         """
         self._check_label_count(labelvalues)
-        values, metric_cells = tuple(map(str, labelvalues)), self._metric_cells
-        child = self._metrics.pop(values, None)
+        values: tuple[str, ...] = labelvalues
+        for value in labelvalues:
+            if type(value) is not str:  # subclasses may have another `str()`
+                values = tuple(map(str, labelvalues))
+                break
+        child, metric_cells = self._metrics.pop(values, None), self._holder.metric
         if child is None:  # or the values are clean, as those of all children are
             values = tuple(map(clean, values))
             child = self._metrics.pop(values, None)
@@ -491,7 +495,7 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
                 if type(cell) is CallbackGaugeCell:
                     return
                 cell.enqueue()
-            turn = Turn.lock
+            turn = TURN_LOCK  # calls of imported names are slower
             try:
                 turn.acquire()
                 cell.memory[cell.offset + cell._slot] += number

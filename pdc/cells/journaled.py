@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as spell
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..family import Family
 from ..storage import Operation
@@ -52,12 +52,14 @@ class JournaledOperation:
     def __init__(self, family: Family, operation: Operation) -> None:
         self.family = family
         self.operation = operation
-        self.memory, self.offset = zeros(self.size), 0
+        self.memory: Any = [0.0]  # a list is made sooner than the memory of `zeros`
+        self.offset = 0
 
     @property
     def key(self) -> str:
         kind, field, value = self.operation
-        return f'"{kind.value}",{spell(field)},{spell(value) if isinstance(value, str) else repr(value)}'
+        spelled = spell(value) if isinstance(value, str) else repr(value)
+        return '"' + kind + f'",{spell(field)},{spelled}'
 
     @property
     def is_drained(self) -> bool:

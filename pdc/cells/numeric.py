@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from functools import cache
 from json.encoder import encode_basestring_ascii as spell
 from typing import TYPE_CHECKING
 
@@ -65,10 +66,14 @@ class NumericCell(Cell):
         self.offset = offset
         _ = TURN.together
 
-    @with_lock_held
     def detach(self) -> tuple[memoryview[float], int]:
+        """Leave the memory of a series that was dropped. Later updates are lost, in memory that all such series share."""
         place = self.memory, self.offset
-        self.start_anew()
+        memory = _lost_updates(self.size)
+        _ = TURN.alone
+        self.memory = memory
+        self.offset = 0
+        _ = TURN.together
         return place
 
     def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
@@ -148,6 +153,12 @@ class SumCell(NumericCell):
     def additions(self, gained: list[float]) -> list[Operation]:
         """The operations that add these amounts to the numbers of the storage."""
         raise NotImplementedError
+
+
+@cache
+def _lost_updates(size: int) -> memoryview[float]:
+    """Memory for updates that nobody sends, also of an update that finds it with an offset in a journal."""
+    return zeros(size + JOURNAL_PLACE)
 
 
 JOURNAL_PLACE = 2

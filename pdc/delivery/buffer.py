@@ -199,10 +199,15 @@ class Buffer:
         elif work.begun:
             work.open_journal()
 
-    def detach(self) -> None:
-        """Send what is pending, and use no storage any more."""
+    def detach(self, until: float | None = None) -> None:
+        """Send what is pending, and use no storage any more. The journal keeps updates unsent by then (`time.monotonic`)."""
         FORKS.notice()
-        self._with_lock(self._detach)
+        until = time.monotonic() + self.exit_timeout if until is None else until
+        if not self._with_lock_before(until, self._detach):
+            if self.storage is not None:
+                self.storage.hurry(until)  # another thread waits for it
+            self._with_lock(self._detach)
+        self._emit_logs()
         self._flusher.wake()
 
     def _detach(self) -> None:
@@ -266,6 +271,16 @@ class Buffer:
             return locked(self._lock, work, *args, **kwargs)
         finally:
             self._emit_logs()
+
+    def _with_lock_before(self, until: float, work: Callable[[], None]) -> bool:
+        """Do the work with the lock held, unless other threads hold it until then; return whether it was done."""
+        try:
+            is_in_time = self._lock.acquire(timeout=max(until - time.monotonic(), 0.0))
+            if is_in_time:
+                self._with_lock(work)
+            return is_in_time
+        finally:
+            release_own(self._lock)
 
     def _emit_logs(self) -> None:
         """Log deferred messages, unless a handler has interrupted this thread while it has the lock."""
@@ -345,15 +360,7 @@ class Buffer:
         self._flusher.join((until - time.monotonic()) / 2)
         if self._work.sending_thread is not None:  # otherwise a function of the application holds the thread up
             self._flusher.join(until - time.monotonic())
-        if self._flusher.is_finished:
-            return True
-        try:
-            is_in_time = self._lock.acquire(timeout=max(until - time.monotonic(), 0.0))
-            if is_in_time:
-                self._finish()
-            return is_in_time
-        finally:
-            release_own(self._lock)
+        return self._flusher.is_finished or self._with_lock_before(until, self._work.finish)
 
     def _finish(self) -> None:
         self._with_lock(self._work.finish)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from ..cells import CounterCell, HistogramCell, Holder, MetricCells, Sender
-from ..family import Family, Fields, bucket_bounds
+from ..family import Family, Fields, Page, bucket_bounds, known_families
 from ..storage import META, Kind, Operation, Stamped
 
 BOUNDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 15.0, 60.0, 600.0, math.inf)
@@ -52,9 +53,24 @@ STORAGE_UP = Family(
     "gauge",
     "1 where the process that answers can write to all of its storages. Without the one it shows it answers 503 instead.",
 )
+FAMILIES_HIDDEN = Family(
+    "pdc_families_hidden",
+    "gauge",
+    "Metrics in the storage that no scrape shows, as they share the name of a sample with another one (the log says which), or "
+    "are of a type of a later version.",
+)
 NAMES = frozenset(
     family.name
-    for family in (BATCHES_RETRIED, FLUSH_DURATION, LAST_FLUSH, MESSAGES_LOST, SERIES_PENDING, SERIES_REFUSED, STORAGE_UP)
+    for family in (
+        BATCHES_RETRIED,
+        FAMILIES_HIDDEN,
+        FLUSH_DURATION,
+        LAST_FLUSH,
+        MESSAGES_LOST,
+        SERIES_PENDING,
+        SERIES_REFUSED,
+        STORAGE_UP,
+    )
 )
 
 
@@ -124,7 +140,7 @@ def fields(stored: Mapping[str, Fields], *, waiting: int, is_up: bool) -> dict[s
     `waiting` is the count of its series that wait to be sent; `is_up` says whether it can write to all of its storages.
     """
     flushed = stored.get(FLUSH_DURATION.name, {}).get(FLUSHED)
-    return {
+    own: dict[str, Fields] = {
         BATCHES_RETRIED.name: _stored_or(stored, BATCHES_RETRIED, "_total"),
         FLUSH_DURATION.name: _stored_or(stored, FLUSH_DURATION, "_sum"),
         LAST_FLUSH.name: _value(LAST_FLUSH, flushed.partition(" ")[2]) if flushed else {},
@@ -133,6 +149,15 @@ def fields(stored: Mapping[str, Fields], *, waiting: int, is_up: bool) -> dict[s
         SERIES_REFUSED.name: _stored_or(stored, SERIES_REFUSED, "_total"),
         STORAGE_UP.name: _value(STORAGE_UP, is_up),
     }
+    shown = {name: fields[META] for name, fields in {**stored, **own}.items() if META in fields}
+    return {**own, FAMILIES_HIDDEN.name: _value(FAMILIES_HIDDEN, _hidden(frozenset(shown.items())))}
+
+
+@lru_cache(maxsize=1)
+def _hidden(metas: frozenset[tuple[str, str]]) -> int:
+    """The count of families of these names and descriptions that no page shows. Raises StorageError for foreign ones."""
+    metrics = {name: {META: meta} for name, meta in metas}
+    return len(metrics) - len(known_families(metrics, Page()))
 
 
 def _stored_or(stored: Mapping[str, Fields], family: Family, suffix: str) -> Fields:
