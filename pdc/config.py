@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from . import log, servers
 from .cells import TURN, in_one_scrape
 from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer
+from .delivery.journal import Journals, default_folders
 from .files import HAS_LOCKS
 from .forks import FORKS
-from .journal import Journals, default_folders
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:

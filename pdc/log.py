@@ -39,6 +39,8 @@ class _Message(NamedTuple):
 
 
 _deferred: deque[_Message] = deque()
+_known: set[object] = set()
+"""The things about which one message is enough."""
 _threads: list[threading.Thread] = []
 """The thread that logs what the background threads have to say, while there is any."""
 
@@ -49,6 +51,13 @@ def defer(level: int, text: str, *values: object, error: BaseException | None = 
         _deferred.append(_Message(level, text, values, error))
     else:
         _count_failure()
+
+
+def defer_once(about: object, level: int, text: str, *values: object) -> None:
+    """Defer the message, unless one about the same thing was deferred before."""
+    if about not in _known:
+        _known.add(about)
+        defer(level, text, *values)
 
 
 def emit() -> None:

@@ -20,9 +20,9 @@ import atheris
 with atheris.instrument_imports(include=["pdc"]):
     import pdc
     from pdc.delivery import Buffer
+    from pdc.delivery.journal import DamagedJournal, Journals, batches, written
     from pdc.exposition import Scrape
     from pdc.family import Family, dump, labels_with
-    from pdc.journal import DamagedJournal, Journals, batches, written
     from pdc.rendering import Encoder, Renderer
     from pdc.storage import META, Selectors, Snapshot, StorageError, around_bound, series_of
     from pdc.storage.sqlite import SqliteStorage

@@ -20,7 +20,7 @@ import pdc
 import pdc.redis
 import pdc.sqlite
 from pdc import config
-from pdc.journal import default_folders
+from pdc.delivery.journal import default_folders
 from pdc.storage import StorageError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -31,7 +31,8 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.exposition
 from pdc.delivery import Buffer
-from pdc.journal import CLOCK, OWNER, SENT_AT, SINCE, Journals, batches, written
+from pdc.delivery.journal import Journals, batches, written
+from pdc.delivery.journal.layout import CLOCK, OWNER, SENT_AT, SINCE
 from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Selectors, Snapshot, Stamped, StorageError, series_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -874,7 +875,7 @@ def test_a_journal_stays_young(journal: Journal) -> None:
         hits.labels("/").inc(5)
         (entry,) = os.scandir({str(journal.folder)!r})
         os.utime(entry, (0, 0))
-        pdc.journal.TOUCH_SECONDS = 0
+        pdc.delivery.journal.writer.TOUCH_SECONDS = 0
         pdc.flush()
         assert os.stat(entry).st_mtime > 0
         """)
@@ -942,7 +943,7 @@ print(pdc.generate_latest().decode())
 """
     assert "hits_total 52.0" in run_script(send, storage=options).stdout
     former.chmod(0o700)
-    monkeypatch.setattr("pdc.journal.BEGIN_SECONDS", -60)
+    monkeypatch.setattr("pdc.delivery.journal.left.BEGIN_SECONDS", -60)
     pdc.setup(**options)
     pdc.flush()
     assert [path for place in folder.glob("pdc-*") for path in place.iterdir()] == []
@@ -954,7 +955,7 @@ def test_who_was_taken_for_dead_goes_on(
     tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, storage_fails: bool, expected: float
 ) -> None:
     """A process that lost its lock to another namespace, which sends its journal, does not send that, too."""
-    monkeypatch.setattr("pdc.journal.life", lambda _: "")
+    monkeypatch.setattr("pdc.delivery.journal.writer.life", lambda _: "")
     buffer, model = Buffer(), OfSeveral()
     kinds = {name: type(name, (getattr(pdc, name),), {"buffer": buffer}) for name in ("Counter", "Gauge", "Info")}
     hits = kinds["Counter"]("hits", "Hits.", ["path"], registry=registry)

@@ -18,8 +18,9 @@ from prometheus_client import CollectorRegistry
 from test_journal import Journal, Model, Run
 
 import pdc
+from pdc.delivery.journal import Journals, default_folders
+from pdc.delivery.journal.layout import MAGIC, WRITTEN
 from pdc.files import is_shared_safely
-from pdc.journal import MAGIC, WRITTEN, Journals, default_folders
 from pdc.storage import Batch, Outcome
 
 OTHER = 65534 if os.geteuid() == 0 else os.geteuid()

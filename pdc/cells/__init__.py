@@ -1,17 +1,25 @@
 """What one process gathered since it last sent: a cell per series, one module per kind of metric."""
 
-from .counter import CounterCell
-from .gauge import CallbackGaugeCell, ProcessGaugeCell, SharedGaugeCell, in_one_scrape
-from .histogram import HistogramCell
-from .journaled import Journaled, JournaledOperation, zeros
+from .counter import CounterCell, counter_additions
+from .gauge import (
+    CallbackGaugeCell,
+    ProcessGaugeCell,
+    SharedGaugeCell,
+    in_one_scrape,
+    unsent_process_gauge,
+    unsent_shared_gauge,
+)
+from .histogram import HistogramCell, histogram_additions
+from .journaled import Journaled, JournaledOperation, Unsent, zeros
 from .metric import Cell, Entry, Holder, MetricCells, Removal, Sender
-from .numeric import NumericCell
-from .summary import SummaryCell
+from .numeric import SUM_ROWS, NumericCell, unsent_sums
+from .summary import SummaryCell, summary_additions
 from .text import TextCell
 from .turn import FREE_THREADED, TURN, TURN_LOCK, wait_for_threads
 
 __all__ = [
     "FREE_THREADED",
+    "SUM_ROWS",
     "TURN",
     "TURN_LOCK",
     "CallbackGaugeCell",
@@ -30,7 +38,14 @@ __all__ = [
     "SharedGaugeCell",
     "SummaryCell",
     "TextCell",
+    "Unsent",
+    "counter_additions",
+    "histogram_additions",
     "in_one_scrape",
+    "summary_additions",
+    "unsent_process_gauge",
+    "unsent_shared_gauge",
+    "unsent_sums",
     "wait_for_threads",
     "zeros",
 ]

@@ -6,11 +6,11 @@ import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from ..family import EXEMPLAR
+from ..family import EXEMPLAR, Family
 from ..forks import FORKS
 from ..storage import Kind, Operation
 from .journaled import Journaled, JournaledOperation
-from .metric import with_lock_held
+from .metric import creation, with_lock_held
 from .numeric import SeriesSumCell
 from .turn import FREE_THREADED, TURN
 
@@ -95,9 +95,16 @@ class CounterCell(SeriesSumCell):
             self._drained_exemplar = self.exemplar
             self.exemplar = ""
             _ = TURN.together
-        labels = self.labels
-        field = f"_total:{labels}"
-        operations = [Operation(Kind.ADD, field, gained[0]), *self.creation(labels)]
-        if self._drained_exemplar:
-            operations.append(Operation(Kind.SET, EXEMPLAR + field, self._drained_exemplar))
-        return operations
+        return counter_additions(self.metric.family, self.values, gained, self.created, self._drained_exemplar)
+
+
+def counter_additions(
+    family: Family, values: tuple[str, ...], gained: Sequence[float], created: float | None, exemplar: str = ""
+) -> list[Operation]:
+    """The operations that add a gain to the series of a counter with these label values."""
+    labels = family.labels(values)
+    field = f"_total:{labels}"
+    operations = [Operation(Kind.ADD, field, gained[0]), *creation(labels, created)]
+    if exemplar:
+        operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplar))
+    return operations

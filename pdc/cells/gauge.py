@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from .. import log
+from ..family import Family
 from ..interruption import is_raised_by_handler, release_own
 from ..storage import Kind, Operation, Stamped
+from .journaled import Unsent
 from .metric import Cell, MetricCells
 from .numeric import NumericCell
 from .turn import FREE_THREADED, TURN, TURN_LOCK
@@ -150,28 +152,43 @@ class SharedGaugeCell(NumericCell):
         self._flying = self._was_set = 0
         _ = TURN.together
 
-    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        memory = self.memory[self.offset : self.offset + self.size]
-        slot, is_set, flying, was_set = _state(memory[0])
-        pending = [self._operation(slot, is_set)] if is_set or memory[slot] else []
-        if not flying:
-            return [], pending
-        drained = self._operation(flying, was_set)
-        if in_flight:
-            return [drained], pending
-        return [], pending if is_set else [drained._replace(value=memory[flying] + memory[slot])]
-
     def _operation(self, slot: int, is_set: int) -> Operation:
-        return Operation(Kind.SET if is_set else Kind.ADD, f":{self.labels}", self.memory[self.offset + slot])
+        return shared_gauge_operation(self.metric.family, self.values, is_set, self.memory[self.offset + slot])
 
 
-def _state(number: float) -> tuple[int, int, int, int]:
-    """The slot, `is_set`, `flying` and `was_set` of a state of `SharedGaugeCell`. Raises ValueError for an impossible one."""
-    state = int(number)
-    slot, is_set, flying, was_set = state // 16, state // 8 % 2, state // 2 % 4, state % 2
-    if not 1 <= slot <= 3 or slot == flying:
-        raise ValueError(f"expected the state of a gauge, got {number}")
-    return slot, is_set, flying, was_set
+class SharedGaugeState(NamedTuple):
+    """The parts of the state of a `SharedGaugeCell`, which has a table of them."""
+
+    slot: int
+    is_set: int
+    flying: int
+    was_set: int
+
+    @classmethod
+    def parse(cls, number: float) -> SharedGaugeState:
+        """Take a state apart. Raises ValueError for an impossible one."""
+        state = int(number)
+        parts = cls(state // 16, state // 8 % 2, state // 2 % 4, state % 2)
+        if not 1 <= parts.slot <= 3 or parts.slot == parts.flying:
+            raise ValueError(f"expected the state of a gauge, got {number}")
+        return parts
+
+
+def shared_gauge_operation(family: Family, values: tuple[str, ...], is_set: int, number: float) -> Operation:
+    """The operation that sets a shared gauge with these label values to the number, or adds it."""
+    return Operation(Kind.SET if is_set else Kind.ADD, f":{family.labels(values)}", number)
+
+
+def unsent_shared_gauge(family: Family, values: tuple[str, ...], numbers: Sequence[float], in_flight: bool) -> Unsent:
+    """The unsent part of the numbers of a `SharedGaugeCell`."""
+    slot, is_set, flying, was_set = SharedGaugeState.parse(numbers[0])
+    gathered = [shared_gauge_operation(family, values, is_set, numbers[slot])] if is_set or numbers[slot] else []
+    if not flying:
+        return Unsent([], gathered)
+    drained = shared_gauge_operation(family, values, was_set, numbers[flying])
+    if in_flight:
+        return Unsent([drained], gathered)
+    return Unsent([], gathered if is_set else [drained._replace(value=numbers[flying] + numbers[slot])])
 
 
 class ProcessGaugeCell(NumericCell):
@@ -255,14 +272,24 @@ class ProcessGaugeCell(NumericCell):
         if self._stored == (value, set_at) and self.metric.family.live:
             return []
         self._drained = value, set_at
-        field = self.metric.family.process_prefix(self.sender.writer) + self.labels
-        return [Operation(Kind.STAMP, field, Stamped(value, None if set_at == NEVER else set_at))]
+        return [process_gauge_operation(self.metric.family, self.values, self.sender.writer, value, set_at)]
 
-    def unsent(self, _in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        if self.family.live:
-            return [], []
-        self._slot = int(self.memory[self.offset])
-        return [], self.operations()
+
+def process_gauge_operation(family: Family, values: tuple[str, ...], writer: str, value: float, set_at: float) -> Operation:
+    """The operation that replaces the value of one process in a gauge with these label values."""
+    field = family.process_prefix(writer) + family.labels(values)
+    return Operation(Kind.STAMP, field, Stamped(value, None if set_at == NEVER else set_at))
+
+
+def unsent_process_gauge(family: Family, values: tuple[str, ...], numbers: Sequence[float], writer: str) -> Unsent:
+    """The unsent part of the numbers of a `ProcessGaugeCell`: the value, unless it ends with its process.
+
+    It never counts as drained: replacing a value twice is replacing it once.
+    """
+    if family.live:
+        return Unsent([], [])
+    slot = int(numbers[0])
+    return Unsent([], [process_gauge_operation(family, values, writer, numbers[slot], numbers[slot + 1])])
 
 
 _CALLED: ContextVar[set[Cell] | None] = ContextVar("_CALLED", default=None)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ..family import EXEMPLAR, labels_with
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from ..family import EXEMPLAR, Family, labels_with
 from ..storage import Kind, Operation
-from .metric import MetricCells
+from .metric import MetricCells, creation
 from .numeric import SeriesSumCell
 from .turn import TURN
 
@@ -47,14 +50,24 @@ class HistogramCell(SeriesSumCell):
         _ = TURN.together
         if new:
             self._drained_exemplars = {**(self._drained_exemplars or {}), **new}
-        exemplars = self._drained_exemplars or {}
-        total, *observed = gained
-        labels = self.labels
-        operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *self.creation(labels)]
-        for bucket, count in enumerate(observed):
-            if count:
-                field = "_bucket:" + labels_with(labels, "le", self.metric.family.bounds[bucket])
-                operations.append(Operation(Kind.ADD, field, count))
-                if bucket in exemplars:
-                    operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplars[bucket]))
-        return operations
+        return histogram_additions(self.metric.family, self.values, gained, self.created, self._drained_exemplars or {})
+
+
+def histogram_additions(
+    family: Family,
+    values: tuple[str, ...],
+    gained: Sequence[float],
+    created: float | None,
+    exemplars: Mapping[int, str] = MappingProxyType({}),
+) -> list[Operation]:
+    """The operations that add the gains of sum and buckets to the series of a histogram with these label values."""
+    total, *observed = gained
+    labels = family.labels(values)
+    operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *creation(labels, created)]
+    for bucket, count in enumerate(observed):
+        if count:
+            field = "_bucket:" + labels_with(labels, "le", family.bounds[bucket])
+            operations.append(Operation(Kind.ADD, field, count))
+            if bucket in exemplars:
+                operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplars[bucket]))
+    return operations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from json.encoder import encode_basestring_ascii as spell
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..family import Family
 from ..storage import Operation
@@ -36,6 +36,15 @@ class Journaled(Protocol):
 
     def detach(self) -> tuple[memoryview[float], int]:
         """Continue in memory of their own, without the numbers so far. Return the place, which the journal may use again."""
+
+
+class Unsent(NamedTuple):
+    """The operations of one entry of a journal that the storage may lack, since the process died that wrote it."""
+
+    drained: list[Operation]
+    """The operations of the batch in flight, which the storage may have."""
+    gathered: list[Operation]
+    """The later operations, which the storage cannot have."""
 
 
 class JournaledOperation:
@@ -91,9 +100,6 @@ class JournaledOperation:
         place = self.memory, self.offset
         self.move(zeros(self.size), 0)
         return place
-
-    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        return ([self.operation], []) if in_flight and self.is_drained else ([], [self.operation])
 
 
 def zeros(count: int) -> memoryview[float]:

@@ -403,8 +403,9 @@ class Cell:
         """The labels as JSON. They are made on demand: in idle series they would take more memory than the numbers."""
         return self.metric.family.labels(self.values)
 
-    def creation(self, labels: str) -> list[Operation]:
-        """The operation that stores when the series was created; the present once it was sent, in case somebody deleted it."""
-        if not shows_created():
-            return []
-        return [Operation(Kind.INIT, f"_created:{labels}", time.time() if self.created is None else self.created)]
+
+def creation(labels: str, created: float | None) -> list[Operation]:
+    """The operation that stores when the series was created; the present once it was sent, in case somebody deleted it."""
+    if not shows_created():
+        return []
+    return [Operation(Kind.INIT, f"_created:{labels}", time.time() if created is None else created)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from json.encoder import encode_basestring_ascii as spell
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..family import Family
 from ..forks import FORKS
 from ..storage import Operation
-from .journaled import Journaled, zeros
+from .journaled import Journaled, Unsent, zeros
 from .metric import Cell, with_lock_held
 from .turn import FREE_THREADED, TURN, wait_for_threads
 
@@ -76,9 +76,6 @@ class NumericCell(Cell):
         _ = TURN.together
         return place
 
-    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        raise NotImplementedError
-
 
 class SumCell(NumericCell):
     """A series of which updates only ever add: numbers that grow while the process lives, and how much of them was sent.
@@ -98,7 +95,7 @@ class SumCell(NumericCell):
 
     @property
     def size(self) -> int:  # type: ignore[override]  # the base declares an attribute; here it follows from the width
-        return 3 * self.width
+        return SUM_ROWS * self.width
 
     def add(self, index: int, amount: float) -> None:
         """Add to that total a float. This does not queue the cell."""
@@ -114,20 +111,10 @@ class SumCell(NumericCell):
         self.row(2)[:] = totals
         self.row(1)[:] = totals
 
-    def unsent(self, in_flight: bool, /) -> tuple[list[Operation], list[Operation]]:
-        totals, drained, stored = (self.row(number).tolist() for number in range(3))
-        if in_flight:
-            return self._additions_of(drained, stored), self._additions_of(totals, drained)
-        return [], self._additions_of(totals, stored)
-
-    def _additions_of(self, now: Sequence[float], then: Sequence[float]) -> list[Operation]:
-        gained = self.gained(now, then)
-        return self.additions(gained) if any(gained) else []
-
     def operations(self) -> list[Operation]:
         drained = self.row(1)
         drained[:] = self.row(0)
-        return self.additions(self.gained(drained.tolist(), self.row(2).tolist()))
+        return self.additions(gains(drained.tolist(), self.row(2).tolist()))
 
     @property
     def has_unsent(self) -> bool:
@@ -146,10 +133,6 @@ class SumCell(NumericCell):
         memory, offset, width = self.memory, self.offset, self.width
         memory[offset + 2 * width] = memory[offset + width] = memory[offset] = 0.0
 
-    def gained(self, now: Sequence[float], then: Sequence[float]) -> list[float]:
-        """The differences. A number that did not change, also an infinite one, gives -0.0, which changes no sum."""
-        return [-0.0 if new == old else new - old for new, old in zip(now, then, strict=True)]
-
     def additions(self, gained: list[float]) -> list[Operation]:
         """The operations that add these amounts to the numbers of the storage."""
         raise NotImplementedError
@@ -159,6 +142,27 @@ class SumCell(NumericCell):
 def _lost_updates(size: int) -> memoryview[float]:
     """Memory for updates that nobody sends, also of an update that finds it with an offset in a journal."""
     return zeros(size + JOURNAL_PLACE)
+
+
+SUM_ROWS = 3
+"""The count of rows in a `SumCell`."""
+
+
+def gains(now: Sequence[float], then: Sequence[float]) -> list[float]:
+    """The differences. A number that did not change, also an infinite one, gives -0.0, which changes no sum."""
+    return [-0.0 if new == old else new - old for new, old in zip(now, then, strict=True)]
+
+
+def unsent_sums(numbers: Sequence[float], in_flight: bool, additions: Callable[[list[float]], list[Operation]]) -> Unsent:
+    """The unsent part of the numbers of a `SumCell`; `additions` makes operations of gains."""
+    width = len(numbers) // SUM_ROWS
+    totals, drained, stored = (numbers[start : start + width] for start in range(0, SUM_ROWS * width, width))
+
+    def added(now: Sequence[float], then: Sequence[float]) -> list[Operation]:
+        gained = gains(now, then)
+        return additions(gained) if any(gained) else []
+
+    return Unsent(added(drained, stored), added(totals, drained)) if in_flight else Unsent([], added(totals, stored))
 
 
 JOURNAL_PLACE = 2
@@ -246,7 +250,7 @@ class ThreadSumCell(SumCell):
         totals = self.totals.copy()
         stored = list(self.sent)[self.width :]
         self._note_sent(totals, stored)
-        return self.additions(self.gained(totals, stored))
+        return self.additions(gains(totals, stored))
 
     @property
     def has_unsent(self) -> bool:

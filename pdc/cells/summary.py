@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..family import Family
 from ..storage import Kind, Operation
+from .metric import creation
 from .numeric import SeriesSumCell
 
 
@@ -14,10 +18,17 @@ class SummaryCell(SeriesSumCell):
     width = 2
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        total, count = gained
-        kind, labels = Kind.ADD if count else Kind.INIT, self.labels
-        return [
-            Operation(kind, f"_count:{labels}", count + 0.0),
-            Operation(kind, f"_sum:{labels}", total + 0.0),
-            *self.creation(labels),
-        ]
+        return summary_additions(self.metric.family, self.values, gained, self.created)
+
+
+def summary_additions(
+    family: Family, values: tuple[str, ...], gained: Sequence[float], created: float | None
+) -> list[Operation]:
+    """The operations that add the gains of sum and count to the series of a summary with these label values."""
+    total, count = gained
+    kind, labels = Kind.ADD if count else Kind.INIT, family.labels(values)
+    return [
+        Operation(kind, f"_count:{labels}", count + 0.0),
+        Operation(kind, f"_sum:{labels}", total + 0.0),
+        *creation(labels, created),
+    ]

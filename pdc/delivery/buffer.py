@@ -13,11 +13,11 @@ from ..cells import Cell, Entry, Journaled, JournaledOperation, MetricCells
 from ..files import is_root
 from ..forks import FORKS
 from ..interruption import is_own, locked, release_own
-from ..journal import Journals
 from ..storage import FORK_SECONDS, Snapshot, Storage
 from .dispatcher import Dispatcher
 from .flusher import Flusher
 from .health import Health
+from .journal import Journals
 from .target import Target
 
 P = ParamSpec("P")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..cells import Entry, Journaled, JournaledOperation, zeros
-from ..journal import Journals
 from ..storage import Storage
+from .journal import Journals
 
 
 class OwnJournal:

@@ -11,8 +11,8 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from .. import log
 from ..interruption import interruption
-from ..journal import Journals
 from ..storage import Storage, StorageError
+from .journal import Journals
 
 P = ParamSpec("P")
 T = TypeVar("T")

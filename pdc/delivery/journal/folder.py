@@ -1,0 +1,197 @@
+"""The journals of a storage on this host: this process's own, and those that dead processes left."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ... import log
+from ...cells import Journaled
+from ...files import Descriptor, is_private, is_shared_safely, own_folder
+from ...interruption import interruption
+from ...storage import Storage, StorageError
+from .layout import fingerprint
+from .left import DAMAGED, LeftJournal
+from .writer import Journal
+
+SUFFIX = ".journal"
+"""How the names of journals end."""
+NO_FOLDER = "no folder for temporary files may be written; setup(journal=...) or PDC_JOURNAL names another"
+
+
+def default_folders() -> list[Path]:
+    """The folders of journals unless `setup` names one: new ones go to the first folder, others may have used the next ones.
+
+    There may be none.
+    """
+    import tempfile  # only here, as it takes long to import
+
+    chosen = [Path(os.environ.get(name, "")) for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME")]
+    folders = [folder / "pdc" for folder in chosen if is_private(folder)]
+    with suppress(FileNotFoundError):  # there is no folder for temporary files, as where all is read-only
+        folders.append(Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}"))
+    return folders
+
+
+class Journals:
+    """The journals of one storage on this host: this process's own, and those that dead processes left.
+
+    Without a folder they are in the default ones of the user that the process has at the time. The storage is called
+    `identity` by all processes, and means the same to those that share one of the `places`, see `Storage.places`.
+    """
+
+    def __init__(self, folder: Path | None, identity: str, places: Callable[[], Sequence[str]] = lambda: [""]) -> None:
+        self._chosen = folder
+        self._places = places
+        self._prefix = fingerprint(identity)
+        self._pattern = f"{self._prefix}-*{SUFFIX}"
+        self._own: Journal | None = None
+        self._storage = ""
+        self._cleared: set[Path] = set()
+
+    @contextmanager
+    def _opened(self, folder: Path, *, make: bool = False) -> Iterator[Descriptor]:
+        if self._chosen is None and not is_shared_safely(folder.parent):
+            raise PermissionError(
+                f"expected {folder.parent} to be sticky, or not for others to write; setup(journal=...) or PDC_JOURNAL names "
+                "another folder"
+            )
+        with own_folder(folder, make=make) as opened:
+            yield opened
+
+    def _folders(self) -> list[Path]:
+        return default_folders() if self._chosen is None else [self._chosen]
+
+    @property
+    def path(self) -> Path | None:
+        """The path of this process's own, if it has one."""
+        return None if self._own is None else self._own.path
+
+    @property
+    def is_open(self) -> bool:
+        """True while this process has one."""
+        return self._own is not None
+
+    def open(self, writer: str, sequence: int, in_flight: bool) -> None:
+        """Begin this process's own. Where that is impossible, log once that there is none."""
+        folders = self._folders()
+        if not folders:
+            self._log_missing(Path(), FileNotFoundError(errno.ENOENT, NO_FOLDER))
+            return
+        folder = folders[0]
+        try:
+            name = f"{self._prefix}-{time.time_ns():016x}-{writer}{SUFFIX}"  # in the order in which they are sent one day
+            with self._opened(folder, make=True) as opened:
+                own = Journal(folder / name, writer, opened, next(map(fingerprint, self._places()), ""))
+            own.belongs_to(self._storage)
+            own.begin(sequence)
+            if not in_flight:
+                own.end()
+            self._own = own
+        except OSError as error:
+            self._log_missing(folder, error)
+
+    def belongs_to(self, storage: str) -> None:
+        """Note the id of the storage."""
+        self._storage = storage
+        if self._own is not None:
+            self._own.belongs_to(storage)
+
+    def adopt(self, journaled: Journaled) -> None:
+        """Keep these numbers in the own journal from now on, if there is one."""
+        own = self._own
+        if own is not None and not journaled.offset:
+            try:
+                own.adopt(journaled)
+            except OSError as error:
+                if not own.lost:  # or the next batch begins another one
+                    self._log_missing(own.path.parent, error)
+
+    def release(self, journaled: Journaled) -> None:
+        """Take these numbers out of the own journal."""
+        if self._own is not None and journaled.offset:
+            self._own.release(*journaled.detach())
+
+    def is_sound(self) -> bool:
+        """True while the next process would find the whole own journal, and no other one sends it before."""
+        return self._own is None or self._own.is_sound()
+
+    @property
+    def is_replayed(self) -> bool:
+        """True once another process has begun to send the own journal, taking this one for dead."""
+        return self._own is not None and self._own.is_replayed
+
+    def begin(self, sequence: int) -> None:
+        """Note that this batch is in flight."""
+        if self._own is not None:
+            self._own.begin(sequence)
+
+    def failed(self) -> None:
+        """Note that the batch in flight is not being sent for now."""
+        if self._own is not None:
+            self._own.failed()
+
+    def end(self) -> None:
+        """Note that no batch is in flight, since the storage has it."""
+        if self._own is not None:
+            self._own.end()
+
+    def close(self, *, keep: bool) -> Path | None:
+        """End the own journal; return its path where there is one to `keep` for the next process of this host."""
+        own, self._own = self._own, None
+        return None if own is None else own.close(keep=keep)
+
+    def after_fork_in_child(self) -> None:
+        """Close the own journal, which stays the parent's."""
+        if self._own is not None:
+            self._own.detach()
+            self._own = None
+
+    def _log_missing(self, folder: Path, error: OSError) -> None:
+        text = "there is no journal, updates that are not sent yet go with the process when it is killed: %s"
+        log.defer_once(folder, logging.WARNING, text, error)
+
+    def replay(self, storage: Storage) -> None:
+        """Send the journals of dead processes, each once. Raises StorageError, and keeps the unsent rest.
+
+        A file that cannot be read or sent for another reason holds up neither the others nor this process's updates.
+        """
+        handled = sys.exc_info()[1]
+        for folder in self._folders():
+            try:
+                with self._opened(folder) as opened:
+                    self._replay_all(folder, opened, storage, handled)
+            except OSError as error:
+                if interruption(error, handled) is not None:
+                    raise
+                if not isinstance(error, FileNotFoundError):
+                    self._log_missing(folder, error)
+
+    def _replay_all(self, folder: Path, opened: Descriptor, storage: Storage, handled: BaseException | None) -> None:
+        names = sorted(os.listdir(opened.required()))  # noqa: PTH208 (a path may lead to another folder by now)
+        if folder not in self._cleared:
+            self._cleared.add(folder)
+            self._clear(folder, opened, names)
+        for name in fnmatch.filter(names, self._pattern):
+            left = LeftJournal(folder / name, opened)
+            try:
+                left.replay(storage, self._places())
+            except Exception as error:
+                if isinstance(error, StorageError) or interruption(error, handled) is not None:
+                    raise
+                left.give_up(error)
+
+    def _clear(self, folder: Path, opened: Descriptor, names: Sequence[str]) -> None:
+        """Remove journals of other storages that nobody has sent for longer than they are kept."""
+        others = [name for name in names if name.endswith((SUFFIX, DAMAGED)) and not fnmatch.fnmatch(name, self._pattern)]
+        removed = sum(LeftJournal(folder / name, opened).remove_if_old() for name in others)
+        if removed:
+            text = "%d journals of metrics are removed, since nobody has sent them for 30 days: %s"
+            log.defer(logging.WARNING, text, removed, folder)
