@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import redis
+from journals import Journal
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -235,3 +236,9 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )
 
     return run
+
+
+@pytest.fixture
+def journal(run_script: Callable[..., subprocess.CompletedProcess[str]], storage: dict[str, Any], tmp_path: Path) -> Journal:
+    """A folder of the test's own, for each storage."""
+    return Journal(run_script, storage, tmp_path / "journals")

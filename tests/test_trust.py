@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import redis
+from journals import Journal, Model, Run
 from prometheus_client import CollectorRegistry
-from test_journal import Journal, Model, Run
 
 import pdc
 from pdc.delivery.journal import Journals, default_folders
@@ -25,12 +25,6 @@ from pdc.storage import Batch, Outcome
 
 OTHER = 65534 if os.geteuid() == 0 else os.geteuid()
 """Another user; where the tests do not run as root there is none, and its folders are open to all instead."""
-
-
-@pytest.fixture
-def journal(run_script: Run, storage: dict[str, Any], tmp_path: Path) -> Journal:
-    """A folder of the test's own, for each storage."""
-    return Journal(run_script, storage, tmp_path / "journals")
 
 
 def as_other_user(work: Callable[[], object]) -> None:
@@ -71,7 +65,7 @@ def test_a_folder_that_another_user_made_first_is_not_used(
         (squatted / name).chmod(0o666)
 
     as_other_user(squat)
-    pdc.setup(**{**journal._storage, "journal": True, "flush_interval": 600})
+    pdc.setup(**{**journal.options, "journal": True, "flush_interval": 600})
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=CollectorRegistry()).labels("/")
     for _ in range(3):
         hits.inc()
@@ -254,7 +248,7 @@ def test_an_empty_storage_gets_what_was_left_at_its_place(journal: Journal, reac
         """,
     )
     other = bequeath(journal, 'hits.labels("/").inc(6)')
-    pdc.setup(**{**journal._storage, "journal": False})
+    pdc.setup(**{**journal.options, "journal": False})
     pdc.clear()
     assert pdc.config.DEFAULT.required().id() == ""
     pdc.shutdown()

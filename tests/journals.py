@@ -1,0 +1,143 @@
+"""Helpers of the tests of journals: processes that leave one, and storages in memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import textwrap
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pdc
+import pdc.exposition
+from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Selectors, Snapshot, Stamped, StorageError, series_of
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Journal:
+    """The journals of a storage, and the processes that write and send them."""
+
+    def __init__(self, run_script: Run, storage: dict[str, Any], folder: Path) -> None:
+        self._run_script = run_script
+        self.options = {**storage, "journal": str(folder)}
+        self.folder = folder
+
+    def leave(self, work: str, **options: Any) -> str:
+        """Let a process do this work, have it killed, and return what it logged."""
+        source = f"""
+import logging, os, signal
+logging.basicConfig(format="%(message)s")
+setup(**{ ({"flush_interval": 600} | options)!r})
+hits = pdc.Counter("hits", "Hits.", ["path"])
+{textwrap.dedent(work)}
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+        done = self._run_script(source, storage=self.options, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return done.stderr
+
+    def send(self) -> dict[tuple[str, ...], float]:
+        """Be the next process, and return the series of the counter."""
+        pdc.setup(**self.options)
+        pdc.flush()
+        return {
+            tuple(sample.labels.values()): sample.value
+            for metric in pdc.exposition.collect()
+            for sample in metric.samples
+            if sample.name == "hits_total"
+        }
+
+    @property
+    def files(self) -> list[str]:
+        """The kinds of files in the folder."""
+        return sorted(path.suffix for path in self.folder.iterdir())
+
+
+class Model:
+    """A storage in memory, that can be copied."""
+
+    identity = "model"
+
+    def places(self) -> list[str]:
+        """Everywhere it is the same."""
+        return [""]
+
+    def id(self) -> str:
+        """It has none."""
+        return ""
+
+    def hurry(self, until: float) -> None:
+        """It is always fast."""
+
+    def __init__(self, values: dict[str, Any] | None = None, last: int = 0) -> None:
+        self.values: dict[str, Any] = dict(values or {})
+        self.last = last
+
+    def copy(self) -> Model:
+        """One that has the same."""
+        return Model(self.values, self.last)
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Do what a batch says, once, and all of it in one step."""
+        values = dict(self.values)
+        if batch.sequence > self.last:
+            for update in batch.updates:
+                for _, operations in update.by_kind():
+                    for operation in operations:
+                        _do(values, update.name, operation)
+        self.values, self.last = values, max(self.last, batch.sequence)
+        return Outcome(set(), {}, {}, {})
+
+    def read(self, names: Collection[str] | None = None) -> Snapshot:
+        """Nobody reads here."""
+        raise NotImplementedError(names)
+
+    def delete(self) -> None:
+        """Nobody deletes here."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def state(self) -> dict[str, Any]:
+        """What differs from what was never updated, but for times, and for what pdc tells of itself."""
+        untold = re.compile("pdc_|.* _created:")
+        return {place: value for place, value in self.values.items() if value not in (0, "{}") and not untold.match(place)}
+
+
+def _do(values: dict[str, Any], name: str, operation: Operation) -> None:
+    kind, field, value = operation
+    place = f"{name} {field}"
+    if kind in REMOVALS:
+        wanted = Selectors([json.loads(field)])
+        for known in [known for known in values if known.startswith(f"{name} ")]:
+            if wanted.match_text(series_of(known.removeprefix(f"{name} ")) or ""):
+                del values[known]
+    elif kind is Kind.ADD:
+        values[place] = values.get(place, 0.0) + value
+    elif kind is not Kind.INIT or place not in values:
+        values[place] = value.number if isinstance(value, Stamped) else value
+
+
+class OfSeveral(Model):
+    """A model that knows writers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sequences: dict[str, int] = {}
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Do what a batch says, once for each writer."""
+        self.last = self._sequences.get(batch.writer, 0)
+        outcome = super().apply(batch)
+        self._sequences[batch.writer] = self.last
+        return outcome
+
+
+def down(_: Batch) -> Outcome:
+    """Apply nothing, as a storage that is down."""
+    raise StorageError("the storage is down")

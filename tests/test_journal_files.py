@@ -1,0 +1,435 @@
+"""The files of journals: their folder, room, descriptors, locks and users."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, RedisServer, wait_until
+from journals import Journal, Run
+from prometheus_client import CollectorRegistry
+
+import pdc
+from pdc.delivery.journal.layout import OWNER
+
+
+def test_who_starts_removes_journals_that_nobody_sends(
+    journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
+) -> None:
+    """Journals of other storages older than 30 days go, with one line in the log; younger, locked and other files stay."""
+    for _ in range(3):
+        journal.leave('hits.labels("/").inc()', redis_prefix="gone" if "redis" in journal.options else "")
+    old, older, young = sorted(journal.folder.iterdir())
+    for number, path in enumerate((old, older, young)):
+        path.rename(path.with_name(f"{number:016x}{path.name[16:]}"))  # of a storage that nobody uses
+    old, older, young = sorted(journal.folder.iterdir())
+    older = older.rename(older.with_suffix(".damaged"))
+    (locked := journal.folder / "locked.journal").touch()
+    (foreign := journal.folder / "notes.txt").touch()
+    for path in (old, older, locked, foreign):
+        os.utime(path, (0, time.time() - 31 * 86400))
+    with locked.open() as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        pdc.setup(sqlite=tmp_path / "another.db", journal=journal.folder)
+        pdc.Counter("hits", "Hits.", registry=registry).inc()
+        pdc.flush()
+    assert sorted(journal.folder.iterdir()) == sorted([young, locked, foreign])
+    message = f"2 journals of metrics are removed, since nobody has sent them for 30 days: {journal.folder}"
+    assert caplog.messages == [message]
+
+
+@pytest.mark.parametrize("interval", [0, 0.05])
+def test_without_a_folder_for_temporary_files_all_is_in_memory(
+    run_script: Run, redis_server: RedisServer, interval: float
+) -> None:
+    """Where nothing may be written, as on a read-only root, an application counts; the log says once why there is none."""
+    source = f"""
+import logging, tempfile, time
+
+def gettempdir():
+    raise FileNotFoundError("No usable temporary directory found")
+
+tempfile.gettempdir = gettempdir
+logging.getLogger("pdc").setLevel(logging.INFO)
+setup(flush_interval={interval})
+hits = pdc.Counter("hits", "Hits.")
+hits.inc()
+pdc.get_redis_conn().close()
+for _ in range(3):
+    time.sleep(0.06)
+    hits.inc()
+pdc.flush()
+print(pdc.generate_latest().decode())
+"""
+    done = run_script(source, storage={"redis": redis_server.url, "redis_prefix": "shop"})
+    assert "hits_total 4.0" in done.stdout
+    warning = (
+        "there is no journal, updates that are not sent yet go with the process when it is killed: [Errno 2] no folder for"
+    )
+    assert done.stderr.count(warning) == (1 if interval else 0)
+    assert len(done.stderr.splitlines()) == (1 if interval else 0)
+
+
+def test_a_journal_grows_with_its_series(journal: Journal) -> None:
+    """Thousands of series and labels longer than a page of memory are all in the journal."""
+    journal.leave("""
+        for number in range(3000):
+            hits.labels(str(number)).inc(number)
+        hits.labels("x" * 200_000).inc(7)
+        """)
+    found = journal.send()
+    assert found.pop(("x" * 200_000,)) == 7.0
+    found.pop(("0",), None)  # it counted nothing
+    assert found == {(str(number),): float(number) for number in range(1, 3000)}
+
+
+def test_series_that_are_removed_leave_the_journal(journal: Journal) -> None:
+    """What was removed is not sent, its room is used again, and whoever still holds it counts in vain."""
+    journal.leave(
+        """
+        for number in range(20000):
+            child = hits.labels("/")
+            child.inc()
+            hits.remove("/")
+            child.inc()
+        pdc.flush()
+        hits.labels("/a").inc(2)
+        child.inc()
+        size = 512 * sum(path.stat().st_blocks for path in __import__("pathlib").Path(os.environ["JOURNALS"]).iterdir())
+        """.replace('os.environ["JOURNALS"]', repr(str(journal.folder)))
+        + "assert size <= 4096, size"
+    )
+    assert journal.send() == {("/a",): 2.0}
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: b"pdcjrnl2" + content[8:], "expected a file that starts with"),
+        (lambda content: content[:300], "bytes, got 300"),
+        (lambda content: content[:8] + b"\xff" * 56 + content[64:], "expected 18446744073709551615 bytes"),
+        (lambda content: content[: OWNER.stop] + b"\xff" * 64 + content[OWNER.stop + 64 :], "impossible size"),
+        (lambda content: content.replace(b"path", b"pa\xff\xff"), "says"),
+    ],
+    ids=["later version", "truncated", "overwritten header", "overwritten", "no JSON"],
+)
+def test_a_journal_that_cannot_be_read_is_set_aside(
+    journal: Journal, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    """A file that is no journal, or not all of one, is renamed and logged; nothing of it is sent, and others are."""
+    journal.leave('hits.labels("/").inc(5)\nhits.labels("/b").inc(6)')
+    (path,) = [path for path in journal.folder.iterdir() if b"hits" in path.read_bytes()]
+    path.write_bytes(damage(path.read_bytes()))
+    messages = journal.leave('hits.labels("/").inc(7)\npdc.flush()').splitlines()
+    assert journal.send() == {("/",): 7.0}
+    assert journal.files == [".damaged"]
+    (message,) = [message for message in messages + caplog.messages if "set aside" in message]
+    assert reason in message
+
+
+def test_without_a_folder_updates_are_in_memory(journal: Journal) -> None:
+    """Where the folder cannot be made or is not the user's own, the log says so once, and updates are sent as ever."""
+    journal.folder.write_text("no folder")
+    messages = journal.leave('hits.labels("/").inc(5)\npdc.flush()')
+    assert messages.count("there is no journal") == 1
+    journal.folder.unlink()
+    journal.folder.mkdir()
+    journal.folder.chmod(0o777)
+    assert "only its owner may write" in journal.leave('hits.labels("/").inc(5)\npdc.flush()')
+    assert journal.send() == {("/",): 10.0}
+
+
+def test_a_journal_takes_few_descriptors_and_little_room(journal: Journal) -> None:
+    """Thousands of histograms take a handful of descriptors; a journal of one series takes two pages on the disk at most."""
+    journal.leave(
+        """
+        hits.labels("/").inc()
+        pdc.flush()
+        def used():
+            return len(os.listdir("/dev/fd"))
+        before, room = used(), sum(entry.stat().st_blocks for entry in os.scandir(FOLDER))
+        wait = pdc.Histogram("wait", "Wait.", ["path"], buckets=range(500))
+        for number in range(500):
+            wait.labels(number).observe(number)
+        assert room * 512 <= 8192, room
+        assert used() <= before + 3, (before, used())
+        """.replace("FOLDER", repr(str(journal.folder)))
+    )
+    journal.send()
+    assert 'wait_count{path="499"} 1.0' in pdc.generate_latest().decode()
+
+
+@pytest.mark.parametrize("limit", ["FSIZE, (300_000, 300_000)", "AS, (size() + 3_000_000,) * 2"])
+def test_limits_of_files_and_memory_make_a_smaller_journal(journal: Journal, limit: str) -> None:
+    """Where a file or the memory of a process may not be that long, the journal is shorter; what finds no room is in memory."""
+    messages = journal.leave(f"""
+        import resource
+        def size():
+            return 4096 * int(open("/proc/self/statm").read().split()[0])
+        pdc.shutdown()
+        resource.setrlimit(resource.RLIMIT_{limit})
+        setup(flush_interval=600)
+        for number in range(1000):
+            hits.labels(str(number)).inc()
+        """)
+    assert len(journal.send()) == 1000
+    assert "no journal" not in messages
+
+
+def test_a_full_disk_leaves_updates_in_memory(journal: Journal) -> None:
+    """What finds no room in the journal is sent as ever."""
+    messages = journal.leave("""
+        import errno
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        hits.labels("/").inc()
+        os.posix_fallocate = full
+        for number in range(1000):
+            hits.labels(str(number)).inc()
+        pdc.flush()
+        """)
+    assert len(journal.send()) == 1001
+    assert messages.count("No space left") == 1
+
+
+def test_file_systems_that_cannot_reserve_room_are_written_to(journal: Journal) -> None:
+    """Where `posix_fallocate` does not exist or is not supported, zeros are written."""
+    for missing in ("del os.posix_fallocate", "os.posix_fallocate = unsupported"):
+        journal.leave(f"""
+            import errno
+            def unsupported(*_):
+                raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+            {missing}
+            for number in range(100):
+                hits.labels(str(number)).inc()
+            """)
+    assert set(journal.send().values()) == {2.0}
+
+
+def test_descriptors_that_others_close_are_theirs(journal: Journal) -> None:
+    """A program that closes all descriptors keeps the files that get their numbers, and nobody counts its updates twice."""
+    journal.leave(f"""
+        import gc, subprocess, sys, time
+        pdc.flush()
+        time.sleep(0.3)  # the thread that flushes has begun to wait
+        hits.labels("/").inc(5)
+        os.closerange(3, 64)
+        os.close(0)
+        files = [open(f"mine{{number}}", "w+") for number in range(40)]
+        for number, file in enumerate(files):
+            print(number, file=file, flush=True)
+        other = "import pdc; pdc.setup(**{journal.options!r}); pdc.flush()"
+        subprocess.run([sys.executable, "-c", other], check=True)
+        for number in range(2000):
+            hits.labels(str(number)).inc(7)
+        if os.fork() == 0:
+            hits.labels("child").inc(7)
+            pdc.shutdown()
+            os._exit(0)
+        assert os.wait()[1] == 0
+        setup(flush_interval=600)
+        gc.collect()
+        hits.labels("/").inc(2)
+        subprocess.run([sys.executable, "-c", other], check=True)
+        for number, file in enumerate(files):
+            print("end", file=file, flush=True)
+            file.seek(0)
+            assert file.read() == f"{{number}}\\nend\\n", number
+        """)
+    found = journal.send()
+    assert found.pop(("/",)) == 7.0
+    assert found == {(name,): 7.0 for name in [*map(str, range(2000)), "child"]}
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_daemon_counts_exactly(journal: Journal, tmp_path: Path, detach: bool) -> None:
+    """python-daemon closes all that is open, again and again other processes look for journals, and each update counts once."""
+    source = f"""
+import os, pathlib, time, daemon, pdc
+pdc.setup(**{ {**journal.options, "flush_interval": 0.05}!r})
+hits = pdc.Counter("hits", "Hits.", ["path"]).labels("/")
+for _ in range(100):
+    hits.inc()
+pdc.flush()
+time.sleep(0.2)  # nothing is being sent: what that uses must not be closed meanwhile
+log = open("log", "w")
+with daemon.DaemonContext(detach_process={detach}, working_directory={str(tmp_path)!r}, stderr=log, stdout=log):
+    mine = open("mine", "w")
+    for number in range(1000):
+        hits.inc()
+        print(number, file=mine)
+        if number % 100 == 0:
+            mine.flush()
+            time.sleep(0.02)
+    pdc.shutdown()
+    mine.close()
+    pathlib.Path("done").touch()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", source], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+    )
+
+    def done() -> bool:
+        pdc.config.DEFAULT._work.replay_due = True
+        pdc.flush()
+        return (tmp_path / "done").exists()
+
+    pdc.setup(**journal.options)
+    wait_until(done)
+    _, errors = process.communicate()
+    assert errors == b""
+    assert (tmp_path / "mine").read_text().split() == list(map(str, range(1000)))
+    lost = "SQLite would write to the files that have their numbers now"
+    assert (lost in (tmp_path / "log").read_text()) == ("sqlite" in journal.options and not detach)
+    assert journal.send() == {("/",): 1100.0}
+    assert journal.files == []
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_journal_that_is_deleted_is_begun_anew(journal: Journal, what: str) -> None:
+    """What a cleaner deleted while its process lives is there again with the next batch, with all that is pending."""
+    delete = f"""
+        import pathlib, shutil
+        def delete():
+            for path in pathlib.Path({str(journal.folder)!r}).iterdir():
+                path.unlink()
+            if {what == "folder"}:
+                shutil.rmtree(path.parent)
+        """
+    journal.leave(f"""{delete}
+        hits.labels("/").inc(5)
+        delete()
+        pdc.flush()
+        hits.labels("/").inc(7)
+        hits.labels("/new").inc(8)
+        """)
+    assert journal.send() == {("/",): 12.0, ("/new",): 8.0}
+    messages = journal.leave(f"""{delete}
+        def fail(batch):
+            raise pdc.StorageError("the storage is down")
+        pdc.config.DEFAULT.storage.apply = fail
+        hits.labels("/").inc(1)
+        delete()
+        pdc.shutdown()
+        """)
+    (path,) = journal.folder.iterdir()
+    assert f"wait in {path} for the next process" in messages
+    assert journal.send() == {("/",): 13.0, ("/new",): 8.0}
+
+
+def test_a_journal_stays_young(journal: Journal) -> None:
+    """The time of a file that is in use is renewed, so that those who delete old files spare it."""
+    journal.leave(f"""
+        hits.labels("/").inc(5)
+        (entry,) = os.scandir({str(journal.folder)!r})
+        os.utime(entry, (0, 0))
+        pdc.delivery.journal.writer.TOUCH_SECONDS = 0
+        pdc.flush()
+        assert os.stat(entry).st_mtime > 0
+        """)
+
+
+def test_locks_that_fail_stop_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a journal of a dead process cannot be locked for now, it waits, and all else is sent."""
+    journal.leave('hits.labels("/").inc(5)')
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", fail)
+        assert journal.send() == {}
+        pdc.Counter("other", "Other.", registry=CollectorRegistry()).inc()
+        assert "other_total 1.0" in pdc.generate_latest().decode()
+    assert caplog.text.count("cannot be sent for now") == 1
+    assert journal.send() == {("/",): 5.0}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_process_that_drops_its_privileges_has_a_journal_of_the_new_user(
+    run_script: Run, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its former journal, which it cannot remove any more, has nothing to send and goes with the next process of that user."""
+    folder = Path(tempfile.gettempdir())
+    database = folder / "data" / "metrics.db"
+    database.parent.mkdir()
+    database.parent.chmod(0o777)
+    database.touch()
+    database.chmod(0o666)
+    options: dict[str, Any] = {"sqlite": {"sqlite": str(database)}, "redis": {"redis": redis_server.url}}[kind]
+    source = """
+import os, pathlib, signal, tempfile
+setup(flush_interval=600)
+hits = pdc.Counter("hits", "Hits.")
+hits.inc(5)
+pdc.flush()
+hits.inc(6)
+pathlib.Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}").chmod(0o500)
+if os.geteuid() == 0:
+    os.setuid(65534)
+hits.inc(7)
+pdc.flush()
+hits.inc(8)
+"""
+    end = "pdc.shutdown()\nprint('ended')"
+    assert run_script(source + end, storage=options).stdout == "ended\n"
+    former = folder / f"pdc-{os.geteuid()}"
+    assert former.stat().st_mode & 0o777 == 0o500
+    former.chmod(0o700)
+    assert run_script(source + "os.kill(os.getpid(), signal.SIGKILL)", storage=options, check=False).stderr == ""
+    send = """
+import os
+setup()
+pdc.generate_latest()  # all modules are imported: the interpreter may be root's only
+if os.geteuid() == 0:
+    os.setuid(65534)
+setup()
+pdc.flush()
+print(pdc.generate_latest().decode())
+"""
+    assert "hits_total 52.0" in run_script(send, storage=options).stdout
+    former.chmod(0o700)
+    monkeypatch.setattr("pdc.delivery.journal.left.BEGIN_SECONDS", -60)
+    pdc.setup(**options)
+    pdc.flush()
+    assert [path for place in folder.glob("pdc-*") for path in place.iterdir()] == []
+    assert "hits_total 52.0" in pdc.generate_latest().decode()
+
+
+def test_what_journals_log_holds_nothing_up(storage: dict[str, Any], registry: CollectorRegistry, tmp_path: Path) -> None:
+    """A handler of the log may wait for threads that update and send while a journal cannot be begun."""
+    (tmp_path / "file").touch()
+    pdc.setup(**storage, flush_interval=3600, journal=tmp_path / "file" / "journals")
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    ended: list[bool] = []
+
+    class Waiting(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            threads = [threading.Thread(target=work, daemon=True) for work in (hits.inc, pdc.flush)]
+            for thread in threads:
+                thread.start()
+                thread.join(5)
+            ended.append(not any(thread.is_alive() for thread in threads))
+
+    handler = Waiting()
+    logging.getLogger("pdc").addHandler(handler)
+    try:
+        hits.inc()
+        pdc.flush()
+        wait_until(lambda: ended)
+    finally:
+        logging.getLogger("pdc").removeHandler(handler)
+    assert all(ended)
