@@ -138,12 +138,6 @@ class SumCell(NumericCell):
         raise NotImplementedError
 
 
-@cache
-def _lost_updates(size: int) -> memoryview[float]:
-    """Memory for updates that nobody sends, also of an update that finds it with an offset in a journal."""
-    return zeros(size + JOURNAL_PLACE)
-
-
 SUM_ROWS = 3
 """The count of rows in a `SumCell`."""
 
@@ -167,6 +161,12 @@ def unsent_sums(numbers: Sequence[float], in_flight: bool, additions: Callable[[
 
 JOURNAL_PLACE = 2
 """The offset of a cell's numbers in the memory that a journal gives it where there is no GIL: after the head of its record."""
+
+
+@cache
+def _lost_updates(size: int) -> memoryview[float]:
+    """Memory for updates that nobody sends, also for an update that finds it with an offset in a journal."""
+    return zeros(size + JOURNAL_PLACE)
 
 
 class ThreadSumCell(SumCell):

@@ -143,13 +143,13 @@ class Journal:
         while self._waiting:
             journaled = self._waiting.popleft()
             if not journaled.offset and not journaled.dropped:
-                family = journaled.family
-                if family not in self._families:
-                    memory, offset = self._write(family.meta, 0)
+                number = self._families.get(journaled.family)
+                if number is None:
+                    memory, offset = self._write(journaled.family.meta, 0)
                     memory[offset + SIZE] = -memory[offset + SIZE]
-                    self._families[family] = len(self._families)
+                    number = self._families[journaled.family] = len(self._families)
                 self._serial += 1
-                memory, offset = self._write(f"[{self._families[family]},{self._serial},{journaled.key}]", journaled.size)
+                memory, offset = self._write(f"[{number},{self._serial},{journaled.key}]", journaled.size)
                 journaled.move(memory, offset)
                 memory[offset + SIZE] = -memory[offset + SIZE]  # now the record counts
 
@@ -175,7 +175,8 @@ class Journal:
             self._grow(size)
             if left:
                 RECORD.pack_into(mapping, start, -left, 0)
-        self._reserve(size)
+        if self._next + size > self._reserved:
+            self._reserve(size)
         if self._next - self._view_at >= VIEW_BYTES:
             self._begin_view()
         offset = (self._next - self._view_at + RECORD.size) // 8
