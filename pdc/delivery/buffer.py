@@ -48,7 +48,7 @@ class Buffer:
             on_renewal=self._renew,
             is_down=lambda: self.down,
             send=self.send_queued,
-            finish=self._finish,
+            finish=lambda: self._with_lock(self._work.finish),
         )
         self._used = False
         self._start_anew()
@@ -361,9 +361,6 @@ class Buffer:
         if self._work.sending_thread is not None:  # otherwise a function of the application holds the thread up
             self._flusher.join(until - time.monotonic())
         return self._flusher.is_finished or self._with_lock_before(until, self._work.finish)
-
-    def _finish(self) -> None:
-        self._with_lock(self._work.finish)
 
     def before_fork(self) -> None:
         """Let no other thread send while the process forks, unless one waits for its storage."""
