@@ -1,4 +1,7 @@
-"""Files that stay ours: a daemon closes the descriptors of all, and whatever is opened next gets their numbers."""
+"""Files that stay ours.
+
+A daemon closes all descriptors of the process, and the next files that it opens get their numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,14 @@ except ImportError:  # Windows
     HAS_LOCKS = False
 else:
     HAS_LOCKS = True
-"""Whether a lock on a file shows that a process lives, as journals need."""
+"""Journals need locks of POSIX, which show that a process lives."""
 
 DEAD = (b"Z", b"X", b"x")
-"""The states of a process in `/proc` that has ended, though its parent has not asked for its status yet."""
+"""The states in `/proc` of a process that has ended; its parent has not asked for its status yet."""
 
 
 class Descriptor:
-    """The number of an open file, for use only while it stands for that file."""
+    """The number of an open file. It is used only while it stands for that file."""
 
     def __init__(self, number: int, file: tuple[int, int] | None = None) -> None:
         self.number = number
@@ -33,9 +36,9 @@ class Descriptor:
 
     @classmethod
     def open(cls, path: Path, flags: int, folder: Descriptor | None = None) -> Descriptor:
-        """Open the file, by its name in the folder if that is given. Follows no link and waits for no FIFO.
+        """Open the file, by its name within the folder if one is given. Follow no link, and wait for no FIFO.
 
-        Never as 0, 1 or 2: where those are free, somebody may go on to print there. Raises OSError.
+        The number is never 0, 1 or 2: where these are free, the application may still print to them. Raises OSError.
         """
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         if folder is None:
@@ -49,13 +52,13 @@ class Descriptor:
 
     @classmethod
     def sentinel(cls) -> Descriptor:
-        """One of a pipe that nobody uses: as long as it is there, nobody closed all others that were opened with it."""
+        """A descriptor of a pipe that nobody uses. While it is there, the descriptors opened with it were not all closed."""
         reader, writer = os.pipe()
         os.close(writer)
         return cls(reader)
 
     def status(self) -> os.stat_result | None:
-        """The status of the file; None where the number is not ours any more."""
+        """The status of the file; None where the number is no longer ours."""
         try:
             status = os.fstat(self.number)
         except OSError:
@@ -63,13 +66,13 @@ class Descriptor:
         return status if _file(status) == self._file else None
 
     def required(self) -> int:
-        """The number. Raises OSError where it is not ours any more."""
+        """The number. Raises OSError where it is no longer ours."""
         if self.status() is None:
             raise OSError(errno.EBADF, f"expected descriptor {self.number} to be the file that was opened, others closed it")
         return self.number
 
     def same(self, status: os.stat_result) -> bool:
-        """Whether that is the status of the same file."""
+        """Compare with the status of another file: true where it is the same one."""
         return _file(status) == self._file
 
     def lock(self) -> None:
@@ -77,7 +80,7 @@ class Descriptor:
         fcntl.flock(self.required(), fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def reserve(self, start: int, end: int) -> None:
-        """Give these bytes room on the disk: where that is full, a mapping would crash the process. Raises OSError."""
+        """Reserve room on the disk for these bytes: on a full one, a store to a mapping ends the process. Raises OSError."""
         number = self.required()
         try:
             os.posix_fallocate(number, start, end - start)
@@ -89,9 +92,9 @@ class Descriptor:
             os.pwrite(number, bytes(end - start), start)
 
     def map(self, path: Path, start: int, end: int) -> mmap.mmap:
-        """Map these bytes of the file, which is at that path, into memory. Raises OSError.
+        """Map these bytes of the file at that path into memory. Raises OSError.
 
-        A child inherits the mapping with the file as it was opened for that: the lock must not be on it.
+        The file is opened once more for the mapping. A child inherits that opening, and must not inherit the lock with it.
         """
         own = Descriptor.open(path, os.O_RDWR)
         try:
@@ -104,14 +107,14 @@ class Descriptor:
             own.close()
 
     def close(self) -> None:
-        """Close the file, unless others did."""
+        """Close the file, unless others closed it."""
         if self.status() is not None:
             os.close(self.number)
         self.number = -1
 
 
 def is_root() -> bool:
-    """Whether this process may write files of others, and leave some that these may not write."""
+    """True for root: it may write the files of others, and makes files that others may not write."""
     return HAS_LOCKS and os.geteuid() == 0
 
 
@@ -121,9 +124,9 @@ def _file(status: os.stat_result) -> tuple[int, int]:
 
 @contextmanager
 def own_folder(path: Path, *, make: bool = False) -> Iterator[Descriptor]:
-    """Open a folder that only this user may write, to use what is in it by name; `make` it where there is none.
+    """Open a folder that only this user may write, for files by their names in it; `make` it where it does not exist.
 
-    Raises OSError, also for a folder of anybody else.
+    Raises OSError, also for a folder that others may write.
     """
     if make:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,7 +144,7 @@ def own_folder(path: Path, *, make: bool = False) -> Iterator[Descriptor]:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether that is a folder of this user which nobody else may enter."""
+    """True for a folder of this user that nobody else may enter."""
     try:
         found = folder.lstat()
     except OSError:
@@ -150,7 +153,7 @@ def is_private(folder: Path) -> bool:
 
 
 def is_shared_safely(folder: Path) -> bool:
-    """Whether nobody but root can take away what this user has in the folder: it is sticky or nobody else's to write."""
+    """True where only root can take away files of this user: the folder is sticky, or nobody else may write it."""
     found = folder.stat()
     mine = found.st_uid == os.geteuid()
     return mine or (found.st_uid == 0 and (bool(found.st_mode & stat.S_ISVTX) or not found.st_mode & 0o022))
@@ -167,11 +170,11 @@ def expect_own_file(status: os.stat_result) -> None:
 
 
 _mappings: dict[int, tuple[mmap.mmap, Descriptor]] = {}
-"""Those that keep a descriptor of their own open, as they do before Python 3.13, with that descriptor."""
+"""Mappings with their descriptors, which they keep open before Python 3.13."""
 
 
 def _tracked(own: Descriptor, start: int, end: int) -> mmap.mmap:
-    """Map a file, and know the descriptor that the mapping makes for itself: the lowest number that is free, but not 0 to 2."""
+    """Map a file, and note the descriptor that the mapping opens for itself: the lowest free number, though not 0 to 2."""
     held = [os.dup(own.number)]
     while held[-1] <= 2:
         held.append(os.dup(own.number))
@@ -187,34 +190,34 @@ def _tracked(own: Descriptor, start: int, end: int) -> mmap.mmap:
 
 
 def close_mappings() -> None:
-    """Close the mappings in which nobody has numbers any more; those of which others closed the descriptor stay for ever."""
+    """Close the mappings that no cell uses. A mapping whose descriptor others closed stays for ever."""
     for key, (mapping, descriptor) in list(_mappings.items()):
         if descriptor.status() is None:
             keep_for_ever(mapping)
             del _mappings[key]
         else:
-            with suppress(BufferError):  # somebody has numbers there
+            with suppress(BufferError):  # a cell has its numbers there
                 mapping.close()
                 del _mappings[key]
 
 
 def longest_file() -> int:
-    """How long a file of this process may be; a longer one may end the process with a signal."""
+    """The longest file that this process may write; a longer one may end the process with a signal."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def keep_for_ever(owner: object) -> None:
-    """Never let go of an object that would close a number which is somebody else's by now, not even at exit."""
+    """Keep an object, also at exit, that would close a number which stands for another file by now."""
     import ctypes
 
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
 
 def life(pid: int) -> str:
-    """A text that only this life of the process has, for processes that see each other; empty where it has ended.
+    """A text that only this life of the process has, among processes that see each other.
 
-    It is empty, too, where there is no `/proc` to tell.
+    It is empty where the process has ended, and where there is no `/proc`.
     """
     try:
         if Path("/proc/self").readlink().name != str(os.getpid()):  # it is that of another namespace

@@ -1,4 +1,4 @@
-"""What pdc logs. Whatever filters and handlers of the log do, they break nothing of ours, and hold up nobody who sends."""
+"""The log of pdc. Its filters and handlers may raise or wait: they break nothing of ours, and hold up no thread that sends."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .interruption import interruption
 logger = logging.getLogger("pdc")
 
 MOST_DEFERRED = 100
-"""How many messages wait at most, where a handler of the log does not return."""
+"""The most messages that wait where a handler of the log does not return."""
 FAILURES: list[Callable[[], object]] = []
-"""What to call for each message that could not be logged."""
+"""The functions to call for each message that could not be logged."""
 
 
 class _Message(NamedTuple):
@@ -28,7 +28,7 @@ class _Message(NamedTuple):
     error: BaseException | None
 
     def emit(self) -> None:
-        """Log it. Raises only what the application raised into the log, as handlers of signals do."""
+        """Log it. Raises only the exceptions that the application raised into the log, as handlers of signals do."""
         handled = sys.exc_info()[1]
         try:
             logger.log(self.level, self.text, *self.values, exc_info=self.error)
@@ -42,11 +42,11 @@ _deferred: deque[_Message] = deque()
 _known: set[object] = set()
 """The things about which one message is enough."""
 _threads: list[threading.Thread] = []
-"""The thread that logs what the background threads have to say, while there is any."""
+"""The thread that logs the messages of the background threads, while there is one."""
 
 
 def defer(level: int, text: str, *values: object, error: BaseException | None = None) -> None:
-    """Log this as soon as nobody waits for who says it; for callers that hold a lock."""
+    """Log this when the caller has released its locks."""
     if len(_deferred) < MOST_DEFERRED:
         _deferred.append(_Message(level, text, values, error))
     else:
@@ -61,19 +61,19 @@ def defer_once(about: object, level: int, text: str, *values: object) -> None:
 
 
 def emit() -> None:
-    """Log what was deferred; for callers that hold no lock."""
+    """Log deferred messages. The caller holds no lock."""
     while _deferred:
         with suppress(IndexError):  # another thread was faster
             _deferred.popleft().emit()
 
 
 def write(level: int, text: str, *values: object, error: BaseException | None = None) -> None:
-    """Log this; for callers that hold no lock."""
+    """Log this now. The caller holds no lock."""
     _Message(level, text, values, error).emit()
 
 
 def emit_in_thread() -> None:
-    """Log what was deferred in a thread of its own, since a handler may wait for anything; in this one if none can start."""
+    """Log deferred messages in a thread of its own, since a handler may wait for anything; here if no thread can start."""
     if not _deferred or any(thread.is_alive() for thread in _threads):
         return
     thread = threading.Thread(target=_emit_unharmed, name="pdc-log", daemon=True)
@@ -86,14 +86,14 @@ def emit_in_thread() -> None:
 
 
 def _emit_unharmed() -> None:
-    """Log what was deferred in a thread of ours, whatever is raised: nobody else would hear of it."""
+    """Log deferred messages in a thread of ours. It outlives every exception, of which nobody else would hear."""
     while _deferred:
         with suppress(BaseException):  # it is counted
             emit()
 
 
 def finish(seconds: float) -> None:
-    """Log what was deferred before the process ends, and wait for who is at it, for so long at most."""
+    """Log deferred messages before the process ends, and wait so long at most for a thread that does."""
     for thread in _threads:
         if thread is not threading.current_thread():
             thread.join(seconds)
@@ -101,7 +101,7 @@ def finish(seconds: float) -> None:
 
 
 def log_or_raise(error: Exception, text: str, *values: object) -> None:
-    """Log an error of ours, which must break nothing; raise what the application raised into our code."""
+    """Log an error of ours, which must break nothing; raise an exception that the application raised into our code."""
     if (raised := interruption(error)) is not None:
         raise raised
     write(logging.ERROR, text, *values, error=error)
@@ -113,7 +113,7 @@ def _count_failure() -> None:
 
 
 def _forget() -> None:
-    """Leave to the parent what it has to say."""
+    """Leave the messages of the parent to it."""
     _deferred.clear()
     _threads.clear()
 

@@ -1,4 +1,4 @@
-"""What the server that runs this process does with it, as far as pdc must know; there is nothing to set.
+"""The servers that run this process: uWSGI, Gunicorn and AWS Lambda. There is nothing to set.
 
 uWSGI and Gunicorn (``--preload``) may load an application in a master, whose forks are the workers. uWSGI forks without
 Python's hooks, and without ``--enable-threads`` it lets no thread run while a worker waits for a request.
@@ -19,24 +19,24 @@ from typing import Any
 from .forks import FORKS
 
 WORKER_STARTS: list[Callable[[], None]] = [FORKS.notice]
-"""What to do where a worker starts, before its first request."""
+"""The functions to call where a worker starts, before its first request."""
 REQUEST_ENDS: list[Callable[[], None]] = []
-"""What to do after each request of a worker where no threads run."""
+"""The functions to call after each request of a worker where no threads run."""
 SNAPSHOTS: list[Callable[[], None]] = []
-"""What to do before AWS Lambda takes a snapshot (SnapStart), of which there are many copies later."""
+"""The functions to call before AWS Lambda takes a snapshot (SnapStart), of which it makes many copies later."""
 ABORTS: list[Callable[[], None]] = []
-"""What to do where Gunicorn stops a worker that hangs."""
+"""The functions to call where Gunicorn stops a worker that hangs."""
 NO_THREADS = "start uWSGI with --enable-threads, or no thread runs while a worker waits for a request"
 
 
 def _uwsgi() -> Any:
-    """The module that uWSGI gives its processes, of which there is nothing to import elsewhere."""
+    """The module that uWSGI gives to its processes. It cannot be imported elsewhere."""
     found = sys.modules.get("uwsgi")
     return found if hasattr(found, "masterpid") else None
 
 
 def is_master() -> bool:
-    """Whether this process loads the application for others, its forks, and answers no request itself."""
+    """True where this process loads the application for its forks, and answers no request itself."""
     uwsgi = _uwsgi()
     if uwsgi is not None:
         return bool(uwsgi.worker_id() == 0 and uwsgi.mule_id() == 0 and not uwsgi.i_am_the_spooler())
@@ -44,7 +44,7 @@ def is_master() -> bool:
 
 
 def _is_called_by_arbiter() -> bool:
-    """Whether Gunicorn's master loads the application at the moment."""
+    """True while Gunicorn's master loads the application."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         where = frame.f_globals.get("__name__", "")
@@ -57,7 +57,7 @@ def _is_called_by_arbiter() -> bool:
 
 
 def _spawned() -> Any:
-    """The worker that Gunicorn's master has made on the way here; None where it has made none."""
+    """The worker that Gunicorn's master is making; None where this call does not come from there."""
     frame: FrameType | None = sys._getframe() if "gunicorn.arbiter" in sys.modules else None
     while frame is not None:
         if frame.f_code.co_name == "spawn_worker" and frame.f_globals.get("__name__") == "gunicorn.arbiter":
@@ -67,10 +67,10 @@ def _spawned() -> Any:
 
 
 def _join(pid: object) -> None:
-    """Where this process is a worker of Gunicorn, that calls its process `pid`, let it run Python's exit handlers at its end.
+    """Let a worker of Gunicorn, which calls its process `pid`, run Python's exit handlers at its end.
 
-    Uvicorn's workers raise the signal that stopped them once more at their end, with the handler from before. And those
-    with an event loop do not hear, while it hangs, that Gunicorn aborts them.
+    A worker of Uvicorn raises the signal that stopped it once more at its end, with the handler from before. A worker with an
+    event loop does not hear, while the loop hangs, that Gunicorn aborts it.
     """
     worker = _spawned()
     if worker is None or worker.pid != pid:
@@ -84,7 +84,7 @@ def _join(pid: object) -> None:
         _heed_signals(worker)
         run()
 
-    worker.run = run_with_signals  # what comes before it, hooks too, sets handlers of signals
+    worker.run = run_with_signals  # the code before it, and the hooks, set handlers of signals
 
 
 def _heed_signals(worker: Any) -> None:
@@ -96,7 +96,7 @@ def _heed_signals(worker: Any) -> None:
     before = signal.getsignal(signal.SIGABRT)
 
     def abort(number: int, frame: FrameType | None) -> None:
-        for hook in ABORTS:  # now: not every framework lets the exit pass
+        for hook in ABORTS:  # not later: some frameworks do not let the exit pass
             hook()
         (before if callable(before) else worker.handle_abort)(number, frame)
 
@@ -108,13 +108,13 @@ def _exit(_number: int, _frame: object) -> None:
 
 
 def threads_run() -> bool:
-    """Whether a thread runs in this process for as long as it lives, and may be there when it forks."""
+    """True where threads run as long as this process lives, and may be there when it forks."""
     uwsgi = _uwsgi()
     return uwsgi is None or bool((uwsgi.has_threads or uwsgi.loop) and not is_master())
 
 
 def adapt() -> None:
-    """Be called where a worker starts, after requests where no threads run, and around snapshots; once per process."""
+    """Have the functions called: where a worker starts, after requests, around snapshots. Once per process is enough."""
     uwsgi = _uwsgi()
     if uwsgi is not None:
         _chain(uwsgi, "post_fork_hook", WORKER_STARTS)
@@ -127,11 +127,11 @@ def adapt() -> None:
 
 
 _snapshots: list[Any] = []
-"""The module of AWS Lambda that knows of them, once it knows of us."""
+"""The module of AWS Lambda for snapshots, once our functions are registered there."""
 
 
 def _chain(uwsgi: Any, name: str, ours: list[Callable[[], None]]) -> None:
-    """Call these before the hook of that name that there may be."""
+    """Call these functions before the hook of that name, if there is one."""
     theirs = getattr(uwsgi, name, None)
     if not isinstance(theirs, partial) or theirs.func is not _call:
         setattr(uwsgi, name, partial(_call, ours, theirs))
@@ -144,5 +144,5 @@ def _call(ours: list[Callable[[], None]], theirs: Callable[[], None] | None = No
         theirs()
 
 
-_join(os.getpid())  # a worker that loads the application imports this
-FORKS.register(after_in_child=partial(_join, "[booting]"))  # one whose master has loaded it has just been made
+_join(os.getpid())  # a worker that loads the application imports this module
+FORKS.register(after_in_child=partial(_join, "[booting]"))  # a master that has loaded it has just forked the worker
