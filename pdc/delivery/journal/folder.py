@@ -1,4 +1,4 @@
-"""The journals of a storage on this host: this process's own, and those that dead processes left."""
+"""The journals of a storage on this host: this process's own, and the journals of dead processes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ NO_FOLDER = "no folder for temporary files may be written; setup(journal=...) or
 
 
 def default_folders() -> list[Path]:
-    """The folders of journals unless `setup` names one: new ones go to the first folder, others may have used the next ones.
+    """The folders of journals unless `setup` names one; an empty list where there is no such folder.
 
-    There may be none.
+    New journals go to the first folder. Others may have used the next ones.
     """
     import tempfile  # only here, as it takes long to import
 
@@ -41,10 +41,10 @@ def default_folders() -> list[Path]:
 
 
 class Journals:
-    """The journals of one storage on this host: this process's own, and those that dead processes left.
+    """The journals of one storage on this host: this process's own, and the journals of dead processes.
 
-    Without a folder they are in the default ones of the user that the process has at the time. The storage is called
-    `identity` by all processes, and means the same to those that share one of the `places`, see `Storage.places`.
+    Without a folder they are in the default folders of the user that the process has at the time. All processes call the
+    storage `identity`. It is one storage for processes that share one of the `places`, see `Storage.places`.
     """
 
     def __init__(self, folder: Path | None, identity: str, places: Callable[[], Sequence[str]] = lambda: [""]) -> None:
@@ -80,7 +80,7 @@ class Journals:
         return self._own is not None
 
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
-        """Begin this process's own. Where that is impossible, log once that there is none."""
+        """Begin this process's own. Where that is impossible, log once that there is no journal."""
         folders = self._folders()
         if not folders:
             self._log_missing(Path(), FileNotFoundError(errno.ENOENT, NO_FOLDER))

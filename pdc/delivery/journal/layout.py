@@ -9,7 +9,7 @@ Numbers have the byte order of the host, since a journal never leaves it: `Q` is
       24   Q      `SINCE`: when the last batch was begun, in Unix seconds
       32   Q      `SENDING`: the sequence that somebody, not only the owner, is sending right now; 0: nobody is sending
       40   Q      `SENT_AT`: when that began, in Unix seconds
-      48   Q      `WRITTEN`: the bytes that are written, those of the header included
+      48   Q      `WRITTEN`: the bytes that are written, header included
       56   Q      `REPLAYED`: 1 once anybody but the owner has begun to send the journal
       64   32s    `WRITER`: the id of the writer, as batches have it
       96   32s    `STORAGE`: the id of the storage; empty while nobody knows it
@@ -19,10 +19,10 @@ Numbers have the byte order of the host, since a journal never leaves it: `Q` is
      256          `HEADER`: the first record
 
     byte     type   a record that begins at byte 0
-       0     d      its size in bytes, a multiple of `ALIGNMENT`; negative while it does not count; 0: no record follows
-       8     d      `count`: how many numbers it has
+       0     d      `SIZE`: its size in bytes, a multiple of `ALIGNMENT`; negative while it does not count; 0: no record follows
+       8     d      `COUNT`: how many numbers it has
       16     d...   the numbers
-      16 + 8 * count   a text of JSON in UTF-8, then zeros
+      16 + 8 * COUNT   a text of JSON in UTF-8, then zeros
 
     numbers     text                                             the record of
        0        `Family.meta`                                    a family; the first such record has number 0, the next one 1

@@ -104,7 +104,7 @@ class Once(NamedTuple):
 
     @property
     def labels(self) -> dict[str, str]:
-        """Those of the series, or of all the series that it removes."""
+        """The labels of the series, or the labels that all removed series have."""
         field = self.operation.field
         return dict(json.loads(field[field.index("{") :]))
 
@@ -263,7 +263,7 @@ def _operation(kind: str, field: str, value: Any) -> Operation:
 
 
 def _without_removed(entries: list[Series | Once]) -> list[Series | Once]:
-    """The entries in this order, without those that a later removal or reset ends: they may not have ended by then."""
+    """The entries in this order, without the ones that a later removal or reset ends: it comes before their release."""
     left: list[Series | Once] = []
     removed: defaultdict[str, Selectors] = defaultdict(Selectors)
     reset: defaultdict[str, Selectors] = defaultdict(Selectors)

@@ -109,6 +109,10 @@ class Journal:
             self._remove()
             self.detach()
             raise
+        self._begin_header(writer, place)
+
+    def _begin_header(self, writer: str, place: str) -> None:
+        """Fill the header in. The magic comes last: until then there is nothing to send."""
         self._first = self._mapping
         self._header = memoryview(self._first)[: WRITER.start].cast("Q")
         self._mapping[WRITER] = text_field(writer, WRITER)
