@@ -21,9 +21,9 @@ from prometheus_client import CollectorRegistry
 import pdc
 from pdc import log
 from pdc.cells import JournaledOperation, Removal
-from pdc.delivery import Buffer, flusher, outbox, outcomes
+from pdc.delivery import Buffer, flusher, outcomes
 from pdc.delivery.health import NAMES
-from pdc.storage import Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
+from pdc.storage import MOST_ENTRIES, Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
 
 
 class Recorder:
@@ -169,9 +169,9 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
     counter: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
     refused = counter("refused", "Refused.", ["n"], registry=registry)
     hits = counter("hits", "Hits.", ["n"], registry=registry)
-    for number in range(2 * outbox.MOST_ENTRIES):
+    for number in range(2 * MOST_ENTRIES):
         refused.labels(number).inc()
-    for number in range(3 * outbox.MOST_ENTRIES):
+    for number in range(3 * MOST_ENTRIES):
         hits.labels(number).inc()
     refusal = Outcome(set(), {}, {"refused": "somebody else's"}, {})
     recorder.during = lambda: fail() if len(recorder.batches) == 3 else recorder.outcomes.append(refusal)
@@ -183,11 +183,9 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
     assert len(recorder.batches) == len(by_sequence) + 1
     sent = [operation for batch in by_sequence.values() for update in batch.updates for operation in update.operations]
     added = [operation.field for operation in sent if operation.kind is Kind.ADD and operation.field.startswith("_total")]
-    assert {f'_total:{{"n":"{number}"}}' for number in range(3 * outbox.MOST_ENTRIES)} <= set(added)
-    assert len(added) < 4 * outbox.MOST_ENTRIES + 10  # one batch, at most, of those that are refused
-    assert (
-        max(sum(len(update.operations) for update in batch.updates) for batch in by_sequence.values()) < 3 * outbox.MOST_ENTRIES
-    )
+    assert {f'_total:{{"n":"{number}"}}' for number in range(3 * MOST_ENTRIES)} <= set(added)
+    assert len(added) < 4 * MOST_ENTRIES + 10  # one batch, at most, of those that are refused
+    assert max(sum(len(update.operations) for update in batch.updates) for batch in by_sequence.values()) < 3 * MOST_ENTRIES
 
 
 def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:

@@ -22,7 +22,7 @@ import pdc
 from pdc.delivery import Buffer
 from pdc.delivery.journal import Journals, batches, written
 from pdc.delivery.journal.layout import OWNER, SENT_AT
-from pdc.storage import Batch, Outcome, StorageError
+from pdc.storage import MOST_ENTRIES, Batch, Kind, Outcome, StorageError
 
 
 def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Path, registry: CollectorRegistry) -> None:
@@ -187,6 +187,36 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
     Journals(tmp_path, "model").replay(model)
     assert not left.exists()
     assert model.state() == {"hits _total:{}": 12.0}
+    buffer.detach()
+
+
+def test_a_journal_of_many_series_is_sent_in_batches(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """They are as small as those of a living process; after an outage amid them, none is sent that had been sent before."""
+    buffer, model = Buffer(), Model()
+    hits = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", ["n"], registry=registry)
+    buffer.attach(model, 3600.0, None, thread=threading.get_ident(), journals=Journals(tmp_path / "own", "model"))
+    for number in range(4 * MOST_ENTRIES):
+        hits.labels(number).inc()
+    (path,) = (tmp_path / "own").iterdir()
+    content = path.read_bytes()
+    left = tmp_path / path.name
+    left.write_bytes(content[: OWNER.start] + bytes(OWNER.stop - OWNER.start) + content[OWNER.stop :])  # as if killed now
+    sizes: list[int] = []
+
+    class Fails(Model):
+        def apply(self, batch: Batch) -> Outcome:
+            if len(sizes) == 2:
+                raise StorageError("the storage is down")
+            sizes.append(sum(operation.kind is Kind.ADD for update in batch.updates for operation in update.operations))
+            return model.apply(batch)
+
+    with pytest.raises(StorageError):
+        Journals(tmp_path, "model").replay(Fails())
+    assert sizes == [MOST_ENTRIES, MOST_ENTRIES]
+    model.last = 0
+    Journals(tmp_path, "model").replay(model)
+    totals = {place: value for place, value in model.state().items() if "_total" in place}
+    assert totals == {f'hits _total:{{"n":"{number}"}}': 1.0 for number in range(4 * MOST_ENTRIES)}
     buffer.detach()
 
 

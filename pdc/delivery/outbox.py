@@ -8,13 +8,8 @@ from collections import deque
 from collections.abc import Callable
 
 from ..cells import FREE_THREADED, Cell, Entry, MetricCells
-from ..storage import Batch, Update
+from ..storage import MOST_ENTRIES, MOST_NUMBERS, Batch, Update
 from .outcomes import Outcomes
-
-MOST_ENTRIES = 250
-"""The most entries of a batch. A process keeps the memory that its largest batch took."""
-MOST_NUMBERS = 4000
-"""About the most numbers of a batch, since a storage does nothing else meanwhile: 250 histograms of 15 buckets have as many."""
 
 
 class Outbox:

@@ -10,7 +10,7 @@ Numbers have the byte order of the host, since a journal never leaves it: `Q` is
       32   Q      `SENDING`: the sequence that somebody, not only the owner, is sending right now; 0: nobody is sending
       40   Q      `SENT_AT`: when that began, in Unix seconds
       48   Q      `WRITTEN`: the bytes that are written, header included
-      56   Q      `REPLAYED`: 1 once anybody but the owner has begun to send the journal
+      56   Q      `REPLAYED`: the sequence from which on another process sends the journal; 0 until one does
       64   32s    `WRITER`: the id of the writer, as batches have it
       96   32s    `STORAGE`: the id of the storage; empty while nobody knows it
      128   32s    `PLACE`: the `fingerprint` of the closest place of the storage

@@ -110,8 +110,10 @@ class LeftJournal:
         os.unlink(self._path.name, dir_fd=self._folder.required())
 
     def _send(self, file: Descriptor, storage: Storage, storage_id: str) -> None:
-        os.pwrite(file.number, struct.pack("=Q", 1), REPLAYED * 8)
-        for batch in list(batches(written(file.number), time.time())):
+        content = written(file.number)
+        if not any(content[REPLAYED * 8 : REPLAYED * 8 + 8]):
+            _note_replayed(file, 1)
+        for batch in list(batches(content, time.time())):
             if batch.leaving:  # it takes along the marks by which the storage knows the others
                 os.pwrite(file.required(), bytes(len(MAGIC)), 0)  # there is nothing to send, even where it cannot be removed
                 with suppress(OSError):
@@ -124,6 +126,8 @@ class LeftJournal:
                 if not batch.leaving:
                     _note_sending(file, 0)
                 raise
+            if not batch.leaving:
+                _note_replayed(file, batch.sequence + 1)
 
 
 def _is_of(header: bytes, storage: Storage, places: Sequence[str]) -> bool:
@@ -137,6 +141,10 @@ def _is_alive(named: str) -> bool:
     """True where the owner of a journal lives, as far as this process can see: others may have closed its lock."""
     pid = named.partition(" ")[0]
     return pid.isdecimal() and life(int(pid)) == named
+
+
+def _note_replayed(file: Descriptor, sequence: int) -> None:
+    os.pwrite(file.required(), struct.pack("=Q", sequence), REPLAYED * 8)
 
 
 def _note_sending(file: Descriptor, sequence: int) -> None:

@@ -30,6 +30,8 @@ from ...family import Family
 from ...storage import (
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,
+    MOST_ENTRIES,
+    MOST_NUMBERS,
     REMOVALS,
     Batch,
     Kind,
@@ -48,6 +50,7 @@ from .layout import (
     LAST,
     MAGIC,
     RECORD,
+    REPLAYED,
     SENDING,
     SENT_AT,
     SINCE,
@@ -129,11 +132,13 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
     writer = text_of(content, WRITER)
     families, unsent = _unsent(content, writer, in_flight=bool(in_flight))
     drained: Parts = [(family, each.drained) for family, each in unsent]
-    gathered: Parts = [(family, each.gathered) for family, each in unsent]
+    gathered = _in_batches((family, each.gathered) for family, each in unsent)
+    numbered = [(in_flight, drained), *enumerate(gathered, last + 1)]
     sending = integer_of(content, SENDING)
+    first = max(sending, integer_of(content, REPLAYED))
     is_forgotten = not 0 <= now - integer_of(content, SENT_AT) <= FORGET_WRITER_SECONDS
-    for sequence, parts in ((in_flight, drained), (last + 1, gathered)):
-        if sequence < sending:  # another process found the file before, sent this one, and was killed too
+    for sequence, parts in numbered:
+        if sequence < first:  # another process found the file before, sent this one, and was killed too
             continue
         updates = _updates(content, parts, now)
         if updates and sequence == sending and is_forgotten:
@@ -141,7 +146,22 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
         elif updates:
             yield Batch(writer, sequence, updates)
     ended = {family.name: Update(family.name, "", [], limits=family.limits) for family in families}
-    yield Batch(writer, last + 2, [ended[name] for name in sorted(ended)], leaving=True)
+    yield Batch(writer, last + len(numbered) + 1, [ended[name] for name in sorted(ended)], leaving=True)
+
+
+def _in_batches(parts: Iterable[tuple[Family, list[Operation]]]) -> Iterator[Parts]:
+    """Yield the parts in batches no larger than those of a living process: the same ones for every reader."""
+    batch: Parts = []
+    size = 0
+    for family, operations in parts:
+        if operations:
+            batch.append((family, operations))
+            size += 1 + len(family.bounds)
+        if len(batch) >= MOST_ENTRIES or size >= MOST_NUMBERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _check_header(content: bytes) -> None:
