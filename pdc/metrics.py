@@ -240,7 +240,8 @@ class StoredMetric(MetricWrapperBase):
 
         Raises ValueError where the labels are not those of the metric.
         """
-        self._check_label_count(labelvalues)
+        if not 0 < len(self._labelnames) == len(labelvalues):
+            self._check_label_count(labelvalues)
         values: tuple[str, ...] = labelvalues
         for value in labelvalues:
             if type(value) is not str:  # subclasses may have another `str()`

@@ -32,17 +32,17 @@ def with_lock_held(method: Callable[Concatenate[HasMetricT, P], T]) -> Callable[
     """Call the method with the lock of the metric held. Other threads can only update its cells meanwhile."""
 
     @wraps(method)
-    def held(self: HasMetricT, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def held(self: HasMetricT, /, *args: Any) -> T:
         lock = self.metric.lock  # the same as `locked` without one more call: each update that is sent takes some of these
         is_nested = is_own(lock)
         try:
             with lock:
-                return method(self, *args, **kwargs)
+                return method(self, *args)  # type: ignore[call-arg]  # keywords, which no call has, would cost time
         finally:
             if not is_nested and is_own(lock):
                 lock.release()
 
-    return held
+    return held  # type: ignore[return-value]  # as above
 
 
 class Entry(Protocol):
