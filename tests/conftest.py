@@ -29,6 +29,14 @@ from pdc.cells import FREE_THREADED, TURN_LOCK
 from pdc.exposition import Port
 
 ROOT = Path(__file__).parent.parent
+AS_PYTHON_BEGINS = """import signal
+signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+"""
+"""An interpreter that is a part of another program may not ignore these signals by itself."""
+exec(AS_PYTHON_BEGINS)
+FORKS_WITH_THREADS = "ignore:This process (pid:DeprecationWarning"
+"""What Python 3.15 says to a fork amid threads, such as the one that sends metrics."""
 TEMPORARY = tempfile.mkdtemp(prefix="pdc-tests-")
 """Where tests, and what they start, have journals and other temporary files."""
 Path(TEMPORARY).chmod(0o1777)
@@ -224,9 +232,9 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     """
 
     def run(source: str, *, storage: dict[str, Any] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
-        head = f"import pdc\ndef setup(**options): pdc.setup(**{{**{storage!r}, **options}})\n"
+        head = AS_PYTHON_BEGINS + f"import pdc\ndef setup(**options): pdc.setup(**{{**{storage!r}, **options}})\n"
         return subprocess.run(
-            [sys.executable, "-W", "error", "-c", head + textwrap.dedent(source)],
+            [sys.executable, "-W", "error", "-W", FORKS_WITH_THREADS, "-c", head + textwrap.dedent(source)],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,

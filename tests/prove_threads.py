@@ -1,27 +1,35 @@
 """Counts with many threads at once, amid scrapes, flushes, forks and signals, and compares with what is stored.
 
     python tests/prove_threads.py [--updates 10000000] [--threads 16] [--seconds 480] [--storage sqlite|redis|both]
+    python tests/prove_threads.py --control [--forks 1000]
 
 Every thread, and the handler of a signal that comes again and again, updates a metric of each type. Meanwhile one thread
 scrapes, one flushes, one declares and removes series, and the process forks children that count too. At the end every update
 must be in the storage, once. It exits with 1 where one is not, and ends itself, with a traceback of all threads, where it takes
 too long.
+
+The control does without pdc: as many threads count in plain Python, and read and write a SQLite database with a lock that forks
+take, amid the same signals and forks. It tells how many children do not end by themselves, and how many clones that Python's
+hooks do not see: that is Python's own doing.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
+import gc
 import itertools
 import os
 import signal
+import sqlite3
 import sys
 import sysconfig
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +45,11 @@ SIGNAL_SECONDS = 0.003
 KINDS = 8
 """Updates of one step."""
 BUCKETS = (1.0, 2.0, 3.0)
+CLONES = 4
+THREADS = 40
+"""So many wait in the control of clones, and in the clones."""
+MOST_CHILDREN = 4
+"""As many run at once."""
 
 
 class Program:
@@ -52,6 +65,13 @@ class Program:
         self.sum = pdc.Gauge("of_processes", "Ups of all processes.", multiprocess_mode="sum", registry=registry)
         self.live = pdc.Gauge("live", "Ups of those alive.", multiprocess_mode="livesum", registry=registry)
         self.last = pdc.Gauge("last", "Set by somebody.", multiprocess_mode="mostrecent", registry=registry)
+        self.scrape: Callable[[], object] = pdc.generate_latest
+        self.flush: Callable[[], object] = pdc.flush
+        self.leave: Callable[[], object] = pdc.shutdown
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with nothing counted."""
         self.handled = itertools.count()
         self.stop = threading.Event()
         self.errors: list[str] = []
@@ -95,11 +115,70 @@ class Program:
             return pid
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         faulthandler.register(signal.SIGALRM, chain=True)  # its watchdog is a thread, which the child does not have
-        signal.alarm(30)
+        signal.alarm(60)
         for number in range(10):
             self.step("child", number)
-        pdc.shutdown()
+        self.leave()
         os._exit(0)
+
+
+class Control(Program):
+    """The same without pdc: numbers in memory, and rows of a database."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.forks = 0
+        self.inherited: list[sqlite3.Connection] = []
+        self.connect()
+        self.connection.execute("CREATE TABLE numbers (name PRIMARY KEY, number)")
+        os.register_at_fork(before=self.before, after_in_parent=self.after_in_parent, after_in_child=self.connect)
+        self.scrape = lambda: self.execute("SELECT name, number FROM numbers")
+        self.flush = self.leave = self.write
+        self.begin()
+
+    def connect(self) -> None:
+        """Begin in this process: with a lock, a connection, and numbers of its own."""
+        self.inherited.extend(connection for connection in [getattr(self, "connection", None)] if connection is not None)
+        self.lock = threading.RLock()
+        self.numbers: dict[str, list[float]] = {}
+        self.connection = sqlite3.connect(self.path, timeout=20, isolation_level=None, check_same_thread=False)
+        self.connection.execute("PRAGMA journal_mode = wal")
+
+    def fork(self) -> int:
+        """Count the forks."""
+        self.forks += 1
+        return super().fork()
+
+    def before(self) -> None:
+        """Let no thread be in the database during a fork."""
+        self.lock.acquire()
+
+    def after_in_parent(self) -> None:
+        """Let them go on."""
+        self.lock.release()
+
+    def execute(self, statement: str, *arguments: object) -> list[Any]:
+        """Run that statement in its turn."""
+        with self.lock:
+            return self.connection.execute(statement, arguments).fetchall()
+
+    def write(self) -> None:
+        """Write all numbers."""
+        for name, numbers in list(self.numbers.items()):
+            self.execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", name, sum(numbers))
+
+    def step(self, who: str, number: int) -> None:
+        """Add to as many numbers as there are kinds of updates."""
+        numbers = self.numbers.setdefault(f"{who} {threading.get_ident()}", [0.0] * KINDS)
+        for kind in range(KINDS):
+            numbers[kind] += number
+
+    def come_and_go(self) -> None:
+        """Make numbers and forget them again."""
+        for number in range(5):
+            self.numbers[f"extra {number}"] = [1.0] * KINDS
+        for number in range(5):
+            self.numbers.pop(f"extra {number}", None)
 
 
 @contextmanager
@@ -115,26 +194,30 @@ def background(program: Program, *work: Callable[[], object]) -> Iterator[None]:
         thread.join()
 
 
-def run(program: Program, threads: int, steps: int, forks: int) -> int:
+def run(program: Program, threads: int, numbers: Callable[[], Iterable[int]], forks: int) -> int:
     """Count with all threads, and fork; return how many children counted."""
 
     def work(who: str) -> None:
-        for number in range(steps):
+        for number in numbers():
             program.step(who, number)
 
     workers = [threading.Thread(target=work, args=(f"thread {number % 4}",)) for number in range(threads)]
     signal.signal(signal.SIGALRM, program.interrupt)
-    children: list[int] = []
-    with background(program, pdc.generate_latest, pdc.flush, program.come_and_go):
+    running: list[int] = []
+    statuses: list[int] = []
+    with background(program, program.scrape, program.flush, program.come_and_go):
         signal.setitimer(signal.ITIMER_REAL, SIGNAL_SECONDS)
         for worker in workers:
             worker.start()
         while any(worker.is_alive() for worker in workers):
             time.sleep(0.01)
-            if len(children) < forks:
-                children.append(program.fork())
-    program.errors.extend(f"a child ended with {status}" for pid in children if (status := os.waitpid(pid, 0)[1]))
-    return len(children)
+            if len(running) + len(statuses) < forks:
+                running.append(program.fork())
+            if len(running) > MOST_CHILDREN:
+                statuses.append(os.waitpid(running.pop(0), 0)[1])
+    statuses.extend(os.waitpid(pid, 0)[1] for pid in running)
+    program.errors.extend(f"a child ended with {status}" for status in statuses if status)
+    return len(statuses)
 
 
 def prove(threads: int, updates: int, forks: int, storage: dict[str, Any]) -> list[str]:
@@ -142,7 +225,7 @@ def prove(threads: int, updates: int, forks: int, storage: dict[str, Any]) -> li
     pdc.setup(**storage, flush_interval=0.05)
     program = Program()
     steps = updates // KINDS // threads
-    children = run(program, threads, steps, forks)
+    children = run(program, threads, lambda: range(steps), forks)
     pdc.setup(**storage, flush_interval=0.05)  # it also sends what is left of a child that found the database too busy
     pdc.flush()
     handled = next(program.handled)
@@ -164,6 +247,61 @@ def prove(threads: int, updates: int, forks: int, storage: dict[str, Any]) -> li
     wrong = differences({name: value for name, value in expected.items() if value})
     pdc.shutdown()
     return wrong + program.errors
+
+
+def control(threads: int, forks: int) -> None:
+    """Fork without pdc, and tell how that went."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Control(f"{folder}/numbers.db")
+        run(program, threads, lambda: itertools.takewhile(lambda _: program.forks < forks, itertools.count()), forks)
+        print(f"  {forks} children without pdc: {len(program.errors)} did not end as they should", *program.errors, sep="\n  ")
+        program.connection.close()
+    waiting, running = threading.Event(), threading.Event()
+    hung = {"run": clones(lambda: sum(range(50)), gc.collect, running, 1)}
+    hung["wait"] = clones(waiting.wait, wait_in_threads, waiting, THREADS)
+    for what, count in hung.items():
+        print(f"  {CLONES} clones by ctypes while other threads {what}: {count} did not end as they should")
+
+
+def clones(work: Callable[[], object], in_clone: Callable[[], object], end: threading.Event, count: int) -> int:
+    """Clone this process while so many threads work until that `end`; return how many clones hung or crashed."""
+
+    def again() -> None:
+        while not end.is_set():
+            work()
+
+    threads = [threading.Thread(target=again) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    statuses = []
+    for _ in range(CLONES):
+        time.sleep(0.2)
+        pid: int = ctypes.PyDLL(None).fork()
+        if pid == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(5)
+            in_clone()
+            os._exit(0)
+        statuses.append(os.waitpid(pid, 0)[1])
+    end.set()
+    for thread in threads:
+        thread.join()
+    return sum(status != 0 for status in statuses)
+
+
+def wait_in_threads() -> None:
+    """Let as many threads wait, each for a lock, as the cloned process has."""
+    locks = [threading.Lock() for _ in range(THREADS)]
+    threads = [threading.Thread(target=lock.acquire) for lock in locks]
+    for lock in locks:
+        lock.acquire()
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    for lock in locks:
+        lock.release()
+    for thread in threads:
+        thread.join()
 
 
 def differences(expected: dict[str, int]) -> list[str]:
@@ -205,12 +343,16 @@ def main() -> int:
     parser.add_argument("--forks", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=480, help="end after that time, whatever is missing")
     parser.add_argument("--storage", choices=("sqlite", "redis", "both"), default="both")
+    parser.add_argument("--control", action="store_true", help="fork as many children without pdc")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     faulthandler.dump_traceback_later(options.seconds, exit=True)
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     free = sysconfig.get_config_var("Py_GIL_DISABLED")
     print(f"{sys.version.split()[0]}{' free-threaded' if free else ''}, {'with' if gil else 'without'} the GIL")
+    if options.control:
+        control(options.threads, options.forks)
+        return 0
     wrong = 0
     with storages(options.storage) as found:
         for name, storage in found.items():

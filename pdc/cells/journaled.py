@@ -91,7 +91,8 @@ class JournaledOperation:
 
     def move(self, memory: memoryview[float], offset: int) -> None:
         _ = TURN.alone
-        memory[offset] = self.memory[self.offset]
+        before = self.memory  # it lives until the stores are done, as in `NumericCell.move`
+        memory[offset] = before[self.offset]
         self.memory = memory
         self.offset = offset
         _ = TURN.together

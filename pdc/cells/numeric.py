@@ -56,12 +56,13 @@ class NumericCell(Cell):
                                                     reads memory and offset, both new
                                                     adds to the copy
 
-        A thread that read the old memory has also stored into it: nothing switches within its update.
+        A thread that read the old memory has also stored into it: nothing switches within its update. The old memory lives
+        until the stores are done, since CPython 3.14 switches threads where it frees the memory of a journal.
         """
         size = self.size
         _ = TURN.alone
-        start = self.offset
-        memory[offset : offset + size] = self.memory[start : start + size]
+        start, before = self.offset, self.memory
+        memory[offset : offset + size] = before[start : start + size]
         self.memory = memory
         self.offset = offset
         _ = TURN.together
