@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import redis, sqlite
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
 from .delivery import NotConfigured
+from .forks import FORKS
 from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
 from .storage import StorageError
 
@@ -43,7 +44,9 @@ _LATER = {
     **dict.fromkeys(("generate_latest", "make_asgi_app", "make_wsgi_app", "start_http_server"), "exposition"),
     "setup_from_environ": "options",
 }
-"""The modules of functions that most programs call once, if at all: they are imported when somebody asks for these."""
+"""The modules of functions that most programs call once, if at all: the first use of a function imports its module."""
+
+FORKS.import_first(*(f"{__name__}.{module}" for module in sorted({*_LATER.values()})))
 
 if not TYPE_CHECKING:  # type checkers know all names
 

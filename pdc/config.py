@@ -10,8 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -21,6 +19,7 @@ from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer
 from .delivery.journal import Journals, default_folders
 from .files import HAS_LOCKS
 from .forks import FORKS
+from .once import once
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _folder(journal: str | os.PathLike[str] | bool) -> Path | bool:
     return journal if isinstance(journal, bool) else Path(journal).absolute()  # a daemon changes the working directory
 
 
-@cache
+@once
 def _note_missing_journal() -> None:
     """Log once that there is none."""
     log.write(
@@ -367,8 +366,6 @@ def _after_request() -> None:
 
 
 def _before_fork() -> None:
-    if threading.active_count() > 1:
-        import_module("pdc.exposition")  # where another thread is importing it, the child would wait for that thread for ever
     for buffer in BUFFERS:
         buffer.before_fork()
 

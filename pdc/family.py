@@ -20,6 +20,7 @@ from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from . import log
+from .once import once_each
 from .storage import MARK, META, Limits, Mark, foreign
 
 EXEMPLAR = "#exemplar"
@@ -282,7 +283,7 @@ def _stateset(family: Family, values: Values) -> Samples:
 
 def shows_created() -> bool:
     """Whether there are series that say since when others are; see `prometheus_client.disable_created_metrics`."""
-    return prometheus_client.metrics._use_created
+    return prometheus_client.metrics._use_created  # noqa: SLF001 - it has no public getter
 
 
 def _exemplar(stored: Stored) -> Exemplar | None:
@@ -355,7 +356,7 @@ class Page:
         names = _names(name, kind, self._escaping).union(escape_metric_name(each, self._escaping) for each in samples)
         for each in sorted(names):
             if each in self._families:
-                _tell_of_clash(name, self._families[each], each)
+                _log_clash(name, self._families[each], each)
                 return False
         self._families.update(dict.fromkeys(names, name))
         return True
@@ -379,8 +380,8 @@ _SUFFIXES = {kind: tuple(suffixes) for kind, (suffixes, _) in TYPES.items()} | {
 }
 
 
-@lru_cache(maxsize=4096)
-def _tell_of_clash(name: str, other: str, shared: str) -> None:
+@once_each(4096)
+def _log_clash(name: str, other: str, shared: str) -> None:
     """Log it, once."""
     text = "metric %s is not shown: %s is a name of metric %s, too; rename one of them"
     log.write(logging.WARNING, text, name, shared, other)

@@ -1,17 +1,18 @@
-"""Who must hear of a fork, and in which order; also of a fork that Python does not see.
+"""Calls all hooks of a fork in their order, also of a fork that Python does not see.
 
 Python runs hooks where Python forks. A server written in C, such as uWSGI, or a call by ctypes clones the process without
-them. Such a clone notices by its process id, before it counts or sends anything, and then does what a child of Python does.
+them. Such a clone notices by its process id, before it counts or sends anything, and then begins like a child of Python.
 """
 
 from __future__ import annotations
 
-import logging  # noqa: F401 - Python calls its hook after ours, if it was imported before: ours may wait for who logs
+import logging  # noqa: F401 - Python calls its hook after ours, if it was imported before: ours may wait for a thread that logs
 import mmap
 import os
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, NamedTuple
 
 MADV_WIPEONFORK = 18
@@ -23,7 +24,7 @@ def _nothing() -> None:
 
 
 class Hooks(NamedTuple):
-    """What to call at a fork. In a clone that nobody saw coming, `after_in_child` is the only one that is called."""
+    """The functions to call at a fork. A clone that Python did not make calls `after_in_child` alone."""
 
     before: Callable[[], None]
     after_in_parent: Callable[[], None]
@@ -31,16 +32,16 @@ class Hooks(NamedTuple):
 
 
 class Forks:
-    """Tells all who registered of the forks of this process: the last one first before it, the first one first after it."""
+    """Calls the registered hooks at each fork of this process: before it the last one first, after it the first one first."""
 
     def __init__(self) -> None:
         self.forked = False
-        """Whether this process has forked children."""
+        """True if this process has forked children."""
         self._hooks: list[Hooks] = []
         self._pid = os.getpid()
         self._turns: dict[int, threading.RLock] = {}
         self._waiting: dict[int, list[Hooks]] = {}
-        """By thread: who must still hear that its fork is over."""
+        """By thread: the hooks that still wait for the end of its fork."""
         self._unforked: dict[int, Any] = {}
 
     def register(
@@ -51,6 +52,19 @@ class Forks:
     ) -> None:
         """Call these functions at every fork; they must not call `notice`."""
         self._hooks.append(Hooks(before, after_in_parent, after_in_child))
+
+    def import_first(self, *modules: str) -> None:
+        """Import these modules before a fork of a process with several threads, if they are not imported yet.
+
+        A module that another thread is importing at a fork would stay half imported in the child, where that thread is gone.
+        """
+
+        def import_all() -> None:
+            if threading.active_count() > 1:
+                for module in modules:
+                    import_module(module)
+
+        self.register(before=import_all)
 
     def unforked(self) -> Any:
         """A value that is true in this process, and false in whatever is forked or cloned from it.

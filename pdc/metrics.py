@@ -183,6 +183,15 @@ class StoredMetric(MetricWrapperBase):
         child: MetricT | None = self._metrics.get(values)
         return self._child(values) if child is None else child
 
+    def bounded(self: MetricT, *labelvalues: str) -> tuple[MetricT, bool]:
+        """Return the child for these label values, and whether it is theirs alone.
+
+        It is not for series over `max_series`, which share one child: callers that keep children must not keep that one for
+        each of their values.
+        """
+        child = self.labels(*labelvalues)
+        return child, child._labelvalues == labelvalues
+
     def _values_by_name(self, labelvalues: tuple[object, ...], labelkwargs: dict[str, object]) -> tuple[object, ...]:
         if labelvalues:
             raise ValueError("Can't pass both *args and **kwargs")
@@ -510,6 +519,13 @@ class Gauge(StoredMetric, prometheus_client.Gauge):
         def set(self, value: float) -> None:
             """Set the gauge to `value`."""
             self._cell.set(value if type(value) is float else float(value))
+
+    def adder(self) -> Callable[[float], None]:
+        """Return a function that adds to the gauge as `inc` does, for callers that do so all the time.
+
+        It is of use until `set_function` is called, and in all modes but ``mostrecent`` and ``livemostrecent``.
+        """
+        return self._cell.add
 
     def set_function(self, f: Callable[[], float]) -> None:
         """Take the value from `f`, which a background thread may call; the other methods then do nothing.

@@ -18,21 +18,27 @@ from .metrics import Histogram
 from .storage import is_url, without_secrets
 
 Label = str | Callable[[Any], object]
-"""The value of a label of the application's own: a text, or a callable that takes the request of the framework."""
+"""The value of an application's own label: a text, or a callable that takes the request of the framework."""
 
-OWN_LABELS = ("method", "route", "status", "exception", "le")
-OWN = ", ".join(OWN_LABELS)
+RESERVED_LABELS = ("method", "route", "status", "exception", "le")
+"""Labels of the HTTP metrics themselves."""
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the default of prometheus_client.start_http_server
 
-LABELS = f"a dict of label names and texts or callables, which are no coroutine functions; not one of {OWN}"
+LABELS = (
+    f"a dict of label names and texts or callables, which are no coroutine functions; not one of {', '.join(RESERVED_LABELS)}"
+)
+_SECONDS_OR_NEVER = "seconds, more than 0, or None (never)"
+_TRUE_OR_FALSE = "true or false"
+
+__all__ = ["OptionError", "from_header"]
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
 
 def from_header(name: str, *, allowed: Collection[str] | None = None, default: str = "") -> Callable[[Any], str]:
-    """A label whose value is a header of the request, `default` where there is none or it is not `allowed`.
+    """A label whose value is a header of the request; `default` where the header is missing or not `allowed`.
 
-    Whoever sends requests chooses the header: without `allowed`, each value makes a series of its own.
+    Clients choose the header: without `allowed`, each value makes a series of its own.
     """
 
     def label(request: Any) -> str:
@@ -48,17 +54,21 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """How an option is read: `parse` takes a value or the text of an environment variable, or raises."""
+    """One option: `parse` reads a value or the text of an environment variable, or raises."""
 
     parse: Callable[[Any], Any]
     allowed: str
+    """The allowed values, as an error message names them."""
+    help: str
+    """The meaning in one sentence, for the reference."""
     secret: bool = False
-    """Whether no error shows the value, whatever its type."""
+    """True if errors hide the value, whatever its type."""
 
 
-def _option(default: Any, parse: Callable[[Any], Any], allowed: str, *, secret: bool = False) -> Any:
-    option = Option(parse=parse, allowed=allowed, secret=secret)
-    return field(default_factory=lambda: default, repr=not secret, metadata={"option": option})
+def option(default: Any, parse: Callable[[Any], Any], allowed: str, meaning: str, *, secret: bool = False) -> Any:
+    """Make the field of a dataclass of options; `meaning` is its `Option.help`."""
+    made = Option(parse=parse, allowed=allowed, help=meaning, secret=secret)
+    return field(default_factory=lambda: default, repr=not secret, metadata={"option": made})
 
 
 def _text(value: Any) -> str:
@@ -72,7 +82,7 @@ def _path(value: Any) -> str:
 
 
 def _filled(value: Any) -> str:
-    """A text that is not empty: whoever set that meant another one, and must not go on without."""
+    """A text that is not empty: an empty one is a mistake, and the program must not go on with another storage or no token."""
     if not _text(value).strip():
         raise ValueError(value)
     return _text(value)
@@ -84,14 +94,15 @@ def _file(value: Any) -> str:
     return path
 
 
-def _flag(value: Any) -> bool:
+def parse_flag(value: Any) -> bool:
+    """True or false, from a value or a text such as ``on``. Raises KeyError for other ones."""
     flags = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     return flags[str(value).strip().lower()]
 
 
 def _journal(value: Any) -> str | bool:
     try:
-        return _flag(value)
+        return parse_flag(value)
     except KeyError:
         return True if value == "" else _path(value)
 
@@ -131,7 +142,7 @@ def _address(value: Any) -> tuple[str, int] | None:
     return host.strip("[]") or EVERY_ADDRESS, int(port)
 
 
-def _items(value: Any) -> list[Any]:
+def parse_items(value: Any) -> list[Any]:
     """The items of an iterable, or of a text separated by commas."""
     if isinstance(value, str):
         return [item for part in value.split(",") if (item := part.strip())]
@@ -139,14 +150,14 @@ def _items(value: Any) -> list[Any]:
 
 
 def _bounds(value: Any) -> tuple[float, ...]:
-    bounds = tuple(float(bound) for bound in _items(value))
+    bounds = tuple(float(bound) for bound in parse_items(value))
     if not bounds or list(bounds) != sorted(set(bounds)) or any(math.isnan(bound) for bound in bounds):
         raise ValueError(value)
     return bounds
 
 
 def _patterns(value: Any) -> tuple[str | re.Pattern[str], ...]:
-    patterns = tuple(_items(value))
+    patterns = tuple(parse_items(value))
     if not all(isinstance(pattern, (str, re.Pattern)) for pattern in patterns):
         raise TypeError(value)
     return patterns
@@ -160,9 +171,9 @@ def _namespace(value: Any) -> str:
 
 def _labels(value: Any) -> dict[str, Label]:
     """Labels by name; a text is ``name=value`` pairs separated by commas."""
-    labels = dict(item.split("=", 1) for item in _items(value)) if isinstance(value, str) else dict(value)
+    labels = dict(item.split("=", 1) for item in parse_items(value)) if isinstance(value, str) else dict(value)
     for name, label in labels.items():
-        if not re.fullmatch(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", _text(name)) or name in OWN_LABELS:
+        if not re.fullmatch(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", _text(name)) or name in RESERVED_LABELS:
             raise ValueError(value)
         if inspect.iscoroutinefunction(label):
             raise TypeError(value)
@@ -172,7 +183,7 @@ def _labels(value: Any) -> dict[str, Label]:
 
 
 def _exemplars(value: Any) -> bool | Callable[[], Mapping[str, str] | None]:
-    return value if callable(value) else _flag(value)
+    return value if callable(value) else parse_flag(value)
 
 
 def _count(value: Any) -> int:
@@ -183,40 +194,81 @@ def _count(value: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be configured. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
+    """The options of every framework. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
 
-    redis_url: str | None = _option(None, _filled, "a URL such as redis://localhost:6379/0", secret=True)
-    sqlite_path: str | None = _option(None, _file, "the path of a file, no URL")
-    redis_prefix: str = _option("", _text, "a text")
-    redis_expire: float | None = _option(config.REDIS_EXPIRE, _expiry, "seconds, more than 0, or None (never)")
-    flush_interval: float = _option(1.0, _seconds, "seconds, 0 for write-through")
-    journal: str | bool = _option(True, _journal, "a folder, true or false")
-    exit_timeout: float = _option(2.0, _seconds, "seconds, 0 to leave at once")
-    metrics_path: str | None = _option(
-        "/metrics", _url_path, "a path that starts with /, or None (text: none) to mount nothing"
+    redis_url: str | None = option(
+        None, _filled, "a URL such as redis://localhost:6379/0", "The Redis that holds the metrics.", secret=True
     )
-    metrics_port: tuple[str, int] | None = _option(None, _address, "a port, or an address and a port: 127.0.0.1:9100")
-    metrics_token: str | None = _option(None, _filled, "the bearer token that a scrape must send, not empty", secret=True)
-    namespace: str = _option("", _namespace, "letters, digits and underscores")
-    buckets: tuple[float, ...] = _option(Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds")
-    exclude_paths: tuple[str | re.Pattern[str], ...] = _option(
-        (), _patterns, "paths, or compiled patterns that must match fully"
+    sqlite_path: str | None = option(
+        None, _file, "the path of a file, no URL", "The SQLite file that holds the metrics, `metrics.db` without any storage."
     )
-    group_status: bool = _option(False, _flag, "true or false")
-    labels: dict[str, Label] = _option({}, _labels, LABELS)
-    sizes: bool = _option(False, _flag, "true or false")
-    exemplars: bool | Callable[[], Mapping[str, str] | None] = _option(False, _exemplars, "true, false or a callable")
-    max_series: int = _option(10_000, _count, "a whole number, at least 1")
-    expire_series: float | None = _option(None, _expiry, "seconds, more than 0, or None (never)")
-    enabled: bool = _option(True, _flag, "true or false")
+    redis_prefix: str = option("", _text, "a text", "Part of every key, so that several programs can share a database.")
+    redis_expire: float | None = option(
+        config.REDIS_EXPIRE,
+        _expiry,
+        _SECONDS_OR_NEVER,
+        "The time after which Redis drops a metric that no living process declares.",
+    )
+    flush_interval: float = option(
+        1.0, _seconds, "seconds, 0 for write-through", "The time between two batches, which a background thread sends."
+    )
+    journal: str | bool = option(
+        True,
+        _journal,
+        "a folder, true or false",
+        "The place of updates that are not in the storage yet: the next process sends those of a killed one.",
+    )
+    exit_timeout: float = option(
+        2.0, _seconds, "seconds, 0 to leave at once", "The longest time that the end of the process waits for the storage."
+    )
+    metrics_path: str | None = option(
+        "/metrics",
+        _url_path,
+        "a path that starts with /, or None (text: none) to mount nothing",
+        "The path of the metrics page.",
+    )
+    metrics_port: tuple[str, int] | None = option(
+        None,
+        _address,
+        "a port, or an address and a port: 127.0.0.1:9100",
+        "A port for scrapes alone, which one process at a time serves.",
+    )
+    metrics_token: str | None = option(
+        None, _filled, "the bearer token that a scrape must send, not empty", "Scrapes without it get 401.", secret=True
+    )
+    namespace: str = option(
+        "", _namespace, "letters, digits and underscores", "The start of the names of HTTP metrics and of Django's metrics."
+    )
+    buckets: tuple[float, ...] = option(
+        Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds", "The buckets of request durations."
+    )
+    exclude_paths: tuple[str | re.Pattern[str], ...] = option(
+        (), _patterns, "paths, or compiled patterns that must match fully", "Requests of these paths are not counted."
+    )
+    group_status: bool = option(False, parse_flag, _TRUE_OR_FALSE, "Count statuses as `2xx` and `4xx`, not `200` and `404`.")
+    labels: dict[str, Label] = option({}, _labels, LABELS, "Further labels of the HTTP metrics; callables take the request.")
+    sizes: bool = option(False, parse_flag, _TRUE_OR_FALSE, "Observe the sizes of request and response bodies, too.")
+    exemplars: bool | Callable[[], Mapping[str, str] | None] = option(
+        False, _exemplars, "true, false or a callable", "True attaches the trace of OpenTelemetry; a callable returns labels."
+    )
+    max_series: int = option(
+        10_000, _count, "a whole number, at least 1", "The most series of an HTTP metric; further ones count as `<overflow>`."
+    )
+    expire_series: float | None = option(
+        None,
+        _expiry,
+        _SECONDS_OR_NEVER,
+        "The time after which a series goes that nobody updates, unless its metric has another limit.",
+    )
+    enabled: bool = option(True, parse_flag, _TRUE_OR_FALSE, "False counts nothing and serves no metrics page.")
 
     @classmethod
     def load(cls: type[OptionsT], settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> OptionsT:
         """Read the options from the settings of a framework or, where it has none, from the environment.
 
         Raises OptionError for an unknown setting that starts with ``PDC_``, for an unknown environment variable whose name
-        is close to one of ours, for a value that is not allowed, and for two storages. An environment variable that is empty
-        is not given, but for the token. Other unknown ones may belong to others: they are logged.
+        is close to an option, for a value that is not allowed, and for two storages. An empty environment variable counts as
+        missing, except the token. Other unknown variables may belong to other programs: they are logged.
         """
         known = {f"PDC_{option.name.upper()}": option for option in fields(cls)}
         for name in settings:
@@ -239,10 +291,10 @@ class Options:
         return options
 
     def setup(self) -> None:
-        """Use the storage of these options; without one keep what `pdc.setup` was called with, or use ``metrics.db``.
+        """Use the storage of these options. Without one, keep the storage of an earlier `pdc.setup`, or use ``metrics.db``.
 
-        Raises OptionError for a prefix where metrics would go to a file. A process has one storage for its applications: where
-        another one is replaced, the log says so.
+        Raises OptionError for a prefix where metrics would go to a file. A process has one storage for its applications: a
+        warning is logged where these options replace another one.
         """
         before = config.DEFAULT.storage
         if self.redis_url is not None:
@@ -278,7 +330,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def with_options_shown(function: FunctionT) -> FunctionT:
-    """Let the signature of a function that takes options as keywords show which there are, with their defaults."""
+    """Show all options and their defaults in the signature of a function that takes them as keywords."""
     options = [
         inspect.Parameter(
             each.name, inspect.Parameter.KEYWORD_ONLY, default=getattr(Options(), each.name), annotation=each.type
@@ -295,23 +347,23 @@ def with_options_shown(function: FunctionT) -> FunctionT:
 def setup_from_environ(**options: Any) -> None:
     """Set up the storage that the environment names, in a program that no framework configures: a job, a worker, a function.
 
-    ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given;
-    ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``, ``PDC_EXIT_TIMEOUT``
-    (2 seconds) and ``PDC_EXPIRE_SERIES`` are the others. They mean what they do in web applications, so that one
-    environment serves all programs. A keyword comes before its variable:
+    ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given.
+    The others are ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``,
+    ``PDC_EXIT_TIMEOUT`` (2 seconds) and ``PDC_EXPIRE_SERIES``. They mean the same as in web applications, so that one
+    environment serves all programs. A keyword goes before its variable:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()
 
 
 _OF_KUBERNETES = re.compile(r"(PDC\w*?)_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
-"""The variables that Kubernetes gives the containers beside a service whose name begins with ``pdc``."""
+"""Variables that Kubernetes sets in containers beside a service whose name begins with ``pdc``."""
 _OF_EXTENSIONS = "PDC_DJANGO_"
-"""How options begin that only one framework has: an environment may serve several."""
+"""The start of options that only one framework has: an environment may serve several frameworks."""
 
 
 def _given(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
-    """The variables of these names that have a value. Raises OptionError for one that looks like a misspelt option."""
+    """The variables of these names that have a value. Raises OptionError for a variable that looks like a misspelt option."""
     ours = {name: text for name, text in environ.items() if name.startswith("PDC_") and not _is_of_kubernetes(name, environ)}
     for name in ours.keys() - set(known):
         if not name.startswith(_OF_EXTENSIONS):
@@ -326,7 +378,7 @@ def _refuse_or_log(name: str, known: Collection[str]) -> None:
 
 
 def _closest(name: str, known: Iterable[str]) -> str | None:
-    """The option that somebody may have meant, if there is one; ``PDC_``, which all begin with, says nothing."""
+    """The option that the name may have meant, if any; the ``PDC_`` that all begin with does not count."""
     by_rest = {option.removeprefix("PDC_"): option for option in known}
     rest = name.removeprefix("PDC_")
     found = difflib.get_close_matches(rest, by_rest, n=1)
@@ -338,7 +390,7 @@ def _is_of_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
     found = _OF_KUBERNETES.fullmatch(name)
     if found is None or f"{found[1]}_SERVICE_HOST" not in environ:
         return False
-    return found[2] != "PORT" or "://" in environ[name]  # PDC_METRICS_PORT=9100 is ours, whatever services there are
+    return found[2] != "PORT" or "://" in environ[name]  # PDC_METRICS_PORT=9100 is an option beside any services
 
 
 def _with_hint(name: str, known: Iterable[str]) -> str:

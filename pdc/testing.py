@@ -1,4 +1,4 @@
-"""For tests of programs that have metrics: assert how a value in the storage changes."""
+"""For tests of programs that have metrics: assert the change of a value in the storage."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 from .exposition import collect
 
+__all__ = ["assert_change", "value_of"]
+
 
 def value_of(sample: str, **labels: str) -> float:
-    """The sum of the samples with this name and these labels, among others; 0 where there is none.
+    """The sum of all samples with this name and at least these labels; 0 without any.
 
-    It is what a scrape would show of all processes, with what this one has pending. Raises NotConfigured and StorageError.
+    A scrape would show the same: the values of all processes, with pending updates of this one. Raises NotConfigured and
+    StorageError.
     """
     return sum(
         candidate.value

@@ -4,16 +4,17 @@
     MIDDLEWARE = ["pdc_django.middleware.PrometheusMiddleware", ...]  # first
     urlpatterns += [path("", include("pdc_django.urls"))]
 
-Options are settings, or environment variables of the same name: those of every framework, such as ``PDC_REDIS_URL``
-(`pdc.options.Options` has them all), and four of Django's own. ``PDC_DJANGO_DATABASES`` (true unless set) counts
-queries, ``PDC_DJANGO_CACHES`` cache operations, ``PDC_DJANGO_MODELS = ["shop", "auth.User"]`` what is written of those
-models; ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied. ``manage.py check`` tells what is wrong.
+Options are settings, or environment variables of the same name: the options of every framework, such as
+``PDC_REDIS_URL`` (`pdc.options.Options` has them all), and four of Django alone. ``PDC_DJANGO_DATABASES`` (true unless
+set) counts queries, ``PDC_DJANGO_CACHES`` counts cache operations, ``PDC_DJANGO_MODELS = ["shop", "auth.User"]`` counts
+written rows of these models, and ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied. ``manage.py check``
+reports wrong settings.
 
 Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class.
 """
 
 try:
-    import django  # noqa: F401 - so that all who import this learn what they need
+    import django  # noqa: F401 - without it, the error names the extra to install
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{__name__} needs Django: pip install 'prometheus-distributed-client[django]'") from error
 

@@ -1,4 +1,4 @@
-"""The app: sets the storage up once per process, without I/O, and connects the hooks."""
+"""The app: it sets the storage up once per process, without I/O, and connects all hooks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.core.checks import Tags, register
 from django.core.signals import got_request_exception, setting_changed
 from django.db.backends.signals import connection_created
 
-from . import caches, changes, checks, conf, databases, middleware
+from . import caches, changes, checks, conf, databases, middleware, migration_state
 
 
 class PDCConfig(AppConfig):
@@ -26,3 +26,4 @@ class PDCConfig(AppConfig):
         connection_created.connect(databases.watch)
         caches.watch()
         changes.watch()
+        migration_state.watch()

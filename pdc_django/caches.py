@@ -1,16 +1,17 @@
-"""Counts and times what caches are asked, on backends as they are: no other BACKEND is needed."""
+"""Counts and times cache operations, on backends as they are: no other BACKEND is needed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from django.core.cache import BaseCache, caches
 
 from pdc import Counter, Histogram
+from pdc.once import once
 
 from . import conf
 
@@ -18,7 +19,7 @@ OPERATIONS = (
     *("add", "clear", "decr", "delete", "delete_many", "get", "get_many"),
     *("has_key", "incr", "set", "set_many", "touch"),
 )
-"""What is timed; other methods, and coroutines, call these."""
+"""The timed methods; other methods, and coroutines, call these."""
 _inside: ContextVar[bool] = ContextVar("pdc_inside_cache_operation", default=False)
 _missing = object()
 
@@ -29,7 +30,7 @@ class _Families(NamedTuple):
     duration: Histogram
 
 
-@cache
+@once
 def _families(namespace: str) -> _Families:
     common: dict[str, Any] = {"namespace": namespace, "registry": None}
     return _Families(
@@ -61,7 +62,7 @@ def watch() -> None:
 
 
 def _timed(call: Callable[..., Any], operation: str, alias: str) -> Callable[..., Any]:
-    """The operation of a backend, which is counted unless another one calls it."""
+    """Wrap an operation of a backend; it is counted unless another operation calls it."""
     counted = {"get": partial(_get, call, alias), "get_many": partial(_get_many, call, alias)}.get(operation, call)
 
     @wraps(call)
@@ -75,7 +76,7 @@ def _timed(call: Callable[..., Any], operation: str, alias: str) -> Callable[...
         finally:
             _inside.reset(token)
             seconds = perf_counter() - start
-            with conf.harmless():
+            with conf.log_errors():
                 _families(conf.options().namespace).duration.labels(alias, operation).observe(seconds)
 
     return timed
@@ -95,7 +96,7 @@ def _get_many(call: Callable[..., Any], alias: str, keys: Iterable[Any], *rest: 
 
 
 def _count(alias: str, hits: int, keys: int) -> None:
-    with conf.harmless():
+    with conf.log_errors():
         families = _families(conf.options().namespace)
         if hits:
             families.hits.labels(alias).inc(hits)

@@ -1,20 +1,21 @@
-"""Counts what is written of the models that PDC_DJANGO_MODELS names, after each write."""
+"""Counts written rows of the models that PDC_DJANGO_MODELS names, after each write."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Any
 
 from django.db.models import Model
 from django.db.models.sql.compiler import SQLCompiler, SQLDeleteCompiler, SQLInsertCompiler, SQLUpdateCompiler
 
 from pdc import Counter
+from pdc.once import once
 
 from . import conf
 
 
-@cache
+@once
 def _family(namespace: str) -> Counter:
     return Counter(
         "django_model_changes",
@@ -26,7 +27,7 @@ def _family(namespace: str) -> Counter:
 
 
 def watch() -> None:
-    """Watch the compilers of SQL, which all writes go through: of objects with their cascades, and of whole querysets.
+    """Watch the compilers of SQL, through which all writes go: of objects with their cascades, and of whole querysets.
 
     Signals would miss bulk operations, and their receivers would make every deletion read the objects first.
     """
@@ -45,7 +46,7 @@ def _watch(compiler: type[SQLCompiler], method: str, operation: str, rows: Calla
         result = execute(self, *arguments, **keywords)
         options = conf.active()
         if options is not None and options.django_models:
-            with conf.harmless():
+            with conf.log_errors():
                 _count(options, self.query.model, operation, rows(self, result))
         return result
 
@@ -58,7 +59,7 @@ def _affected(_: Any, result: Any) -> int:
 
 
 def _returned(_: Any, rows: list[tuple[Any, ...]]) -> int:
-    """The rows that a statement returned; empty ones come of `execute_sql`, which has counted them."""
+    """The rows that a statement returned; empty ones come from `execute_sql`, which has counted them."""
     return len(rows) if rows and rows[0] else 0
 
 

@@ -1,4 +1,4 @@
-"""System checks: what is configured wrongly, and how to set it right."""
+"""System checks: each finds a wrong setting, and names the remedy."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ INCLUDE = 'path("", include("pdc_django.urls"))'
 
 
 class Rule(NamedTuple):
-    """One thing that can be wrong: `wrong` answers with what was found, or nothing."""
+    """One possible mistake: `found` returns the wrong thing, or a false value."""
 
     kind: type[checks.Error] | type[checks.Warning]
     id: str
     message: str
     hint: str
-    wrong: Callable[[], object]
+    found: Callable[[], object]
 
 
 def _options() -> object:
     try:
         conf.http_metrics()
-    except conf.WRONG as error:
+    except conf.CONFIG_ERRORS as error:
         return error
     return None
 
@@ -74,7 +74,7 @@ RULES = (
     Rule(
         checks.Error,
         "pdc_django.E002",
-        "PDC_DJANGO_MODELS names what is not installed: {}.",
+        "PDC_DJANGO_MODELS has labels that are not installed: {}.",
         "Write labels as they are in INSTALLED_APPS' apps, such as 'shop' or 'shop.Order'.",
         _unknown_models,
     ),
@@ -82,7 +82,7 @@ RULES = (
         checks.Error,
         "pdc_django.E003",
         f"MIDDLEWARE has {MIDDLEWARE} {{}} times: each counts every request.",
-        "Leave the first.",
+        "Keep the first one only.",
         _middleware_times,
     ),
     Rule(
@@ -95,7 +95,7 @@ RULES = (
     Rule(
         checks.Warning,
         "pdc_django.W002",
-        f"{MIDDLEWARE} is number {{}} in MIDDLEWARE: what comes before it is neither counted nor timed.",
+        f"{MIDDLEWARE} is number {{}} in MIDDLEWARE: the middlewares before it are neither counted nor timed.",
         "Make it the first.",
         _middleware_position,
     ),
@@ -117,12 +117,12 @@ RULES = (
 
 
 def check(**_: Any) -> list[checks.CheckMessage]:
-    """What is wrong; the other rules need options that can be read, and matter where pdc is enabled."""
+    """Return the mistakes. All rules but the first need valid options, and matter where pdc is enabled."""
     if wrong := list(_messages((OPTIONS,))):
         return wrong
     return list(_messages(RULES)) if conf.options().enabled else []
 
 
 def _messages(rules: tuple[Rule, ...]) -> list[checks.CheckMessage]:
-    found = [(rule, rule.wrong()) for rule in rules]
-    return [rule.kind(rule.message.format(what), hint=rule.hint, id=rule.id) for rule, what in found if what]
+    results = [(rule, rule.found()) for rule in rules]
+    return [rule.kind(rule.message.format(found), hint=rule.hint, id=rule.id) for rule, found in results if found]

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from django.conf import settings
+from prometheus_client.registry import CollectorRegistry
 
 from pdc.http import HTTPMetrics
 from pdc.log import log_or_raise
-from pdc.options import Options, _flag, _items, _option
+from pdc.once import once
+from pdc.options import Options, option, parse_flag, parse_items
 
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """For queries and cache operations, which are faster than requests."""
-
-
-WRONG = (ValueError, TypeError, ImportError)
-"""What options raise that are wrong (OptionError), or that storages refuse, or for want of a driver."""
+CONFIG_ERRORS = (ValueError, TypeError, ImportError)
+"""Errors of wrong options (OptionError is a ValueError), of a storage that refuses them, and of a missing driver."""
+REGISTRY = CollectorRegistry(auto_describe=False)
+"""The collectors of this app, whose families come after the families of the storage; `apps` registers them."""
 
 
 def _models(value: Any) -> tuple[str, ...]:
-    models = tuple(_items(value))
+    models = tuple(parse_items(value))
     if any(not isinstance(model, str) or model.count(".") > 1 for model in models):
         raise ValueError(value)
     return models
@@ -31,39 +32,42 @@ def _models(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class DjangoOptions(Options):
-    """What can be configured: the options of every framework, and those that only Django has."""
+    """The options of every framework, and four of Django alone."""
 
-    django_databases: bool = _option(True, _flag, "true or false")
-    django_caches: bool = _option(False, _flag, "true or false")
-    django_migrations: bool = _option(False, _flag, "true or false")
-    django_models: tuple[str, ...] = _option((), _models, "labels of apps or models, such as 'shop' or 'shop.Order'")
+    django_databases: bool = option(True, parse_flag, "true or false", "Count and time database queries.")
+    django_caches: bool = option(False, parse_flag, "true or false", "Count and time cache operations.")
+    django_migrations: bool = option(False, parse_flag, "true or false", "Show how many migrations are applied.")
+    django_models: tuple[str, ...] = option(
+        (),
+        _models,
+        "labels of apps or models, such as 'shop' or 'shop.Order'",
+        "Count rows of these models that are inserted, updated or deleted.",
+    )
 
 
-@cache
+@once
 def options() -> DjangoOptions:
     """The options from the settings or the environment. Raises OptionError."""
     return DjangoOptions.load({name: getattr(settings, name) for name in dir(settings) if name.startswith("PDC_")})
 
 
-@cache
+@once
 def http_metrics() -> HTTPMetrics | None:
     """The metrics of the project's requests, None where PDC_ENABLED is false. Sets the storage up. Raises OptionError."""
-    from .migration_state import registry
-
-    return HTTPMetrics(options(), registry) if options().enabled else None
+    return HTTPMetrics(options(), REGISTRY) if options().enabled else None
 
 
 def start() -> None:
-    """Set the storage up, without I/O. What is wrong is for the system checks to tell, and for the middleware to refuse."""
-    with suppress(*WRONG):
+    """Set the storage up, without I/O. The system checks report wrong options, and the middleware refuses them."""
+    with suppress(*CONFIG_ERRORS):
         http_metrics()
 
 
 def active() -> DjangoOptions | None:
-    """The options of what is to be counted; None where nothing is: PDC_ENABLED is false, or something is wrong."""
+    """The options; None where nothing is to be counted: PDC_ENABLED is false, or an option is wrong."""
     try:
         return None if http_metrics() is None else options()
-    except WRONG:
+    except CONFIG_ERRORS:
         return None
 
 
@@ -76,8 +80,8 @@ def reload(*, setting: str, **_: Any) -> None:
 
 
 @contextmanager
-def harmless() -> Iterator[None]:
-    """Log what goes wrong while something is counted: it must not break what is being counted."""
+def log_errors() -> Iterator[None]:
+    """Log errors of counting, which must not break the operation that is counted."""
     try:
         yield
     except Exception as error:

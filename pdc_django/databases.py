@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from pdc import Counter, Histogram
+from pdc.once import once
 
 from . import conf
 
@@ -20,7 +20,7 @@ class _Families(NamedTuple):
     duration: Histogram
 
 
-@cache
+@once
 def _families(namespace: str) -> _Families:
     common: dict[str, Any] = {"namespace": namespace, "registry": None}
     labels = ["alias", "vendor"]
@@ -38,7 +38,7 @@ def watch(*, connection: BaseDatabaseWrapper, **_: Any) -> None:
 
 
 def count_query(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
-    """Execute a query as ``connection.execute_wrapper`` wants it, and count it; ``executemany`` is one."""
+    """Execute a query for ``connection.execute_wrapper``, and count it; ``executemany`` counts as one query."""
     options = conf.active()
     if options is None or not options.django_databases:
         return execute(sql, params, many, context)
@@ -54,7 +54,7 @@ def count_query(execute: Callable[..., Any], sql: Any, params: Any, many: bool, 
 
 
 def _count(namespace: str, connection: BaseDatabaseWrapper, seconds: float, error: BaseException | None) -> None:
-    with conf.harmless():
+    with conf.log_errors():
         families = _families(namespace)
         labels = (connection.alias, connection.vendor)
         families.queries.labels(*labels).inc()

@@ -1,4 +1,4 @@
-"""The middleware that counts and times every request, and the hooks that show it exceptions others answer."""
+"""The middleware that counts and times every request, and the hooks that report exceptions to it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, resolve
 
-from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, AsyncBody, Body, Tracker, content_length, is_excluded
+from pdc.http import TRACKER, AsyncBody, Body, Match, Tracker, content_length, is_excluded
 
 from . import conf
 
 ANSWERS = (Http404, PermissionDenied, BadRequest, SuspiciousOperation, MultiPartParserError)
-"""Exceptions by which Django makes an answer of status 4xx."""
+"""Exceptions that Django turns into an answer of status 4xx."""
 
 
 class PrometheusMiddleware:
@@ -34,7 +34,7 @@ class PrometheusMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         if not apps.is_installed("pdc_django"):
             raise ImproperlyConfigured("PrometheusMiddleware needs 'pdc_django' in INSTALLED_APPS")
-        metrics = conf.http_metrics()  # wrong options are refused at start-up
+        metrics = conf.http_metrics()  # raises for wrong options, at start-up
         if metrics is not None:
             metrics.open_port()
         self._get_response = get_response
@@ -43,7 +43,7 @@ class PrometheusMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Answer the request; a coroutine does where Django runs asynchronously."""
+        """Answer the request, with a coroutine where Django runs asynchronously."""
         if self._is_async:
             return self._call_async(request)
         tracker = _track(request)
@@ -62,8 +62,7 @@ class PrometheusMiddleware:
         try:
             return _answered(tracker, request, await self._get_response(request))
         except asyncio.CancelledError:  # the client is gone
-            tracker.status = CLIENT_CLOSED_REQUEST
-            tracker.finish()
+            tracker.abandon()
             raise
         except BaseException as error:
             tracker.fail(error)
@@ -71,28 +70,27 @@ class PrometheusMiddleware:
 
 
 def _track(request: HttpRequest) -> Tracker | None:
-    """Begin to track a request; None for one that is excluded, and where nothing is counted."""
+    """Begin to track a request; None for an excluded path, and where PDC_ENABLED is false."""
     metrics = conf.http_metrics()
-    tracker = None if metrics is None else metrics.track(request.method or "", request.path_info, _look, request)
+    tracker = None if metrics is None else metrics.track(request.method or "", request.path_info, _find_route, request)
     if tracker is not None:
         request.META[TRACKER] = tracker
-        tracker.received = content_length(request.META.get("CONTENT_LENGTH") or "")
+        if length := request.META.get("CONTENT_LENGTH"):
+            tracker.read(content_length(length))
     return tracker
 
 
-def _look(request: HttpRequest, tracker: Tracker) -> None:
-    tracker.request = request
+def _find_route(request: HttpRequest) -> Match:
     match = request.resolver_match or _resolved(request)
     if match is None:
-        return
+        return Match(request=request)
     mount = request.META.get("SCRIPT_NAME", "").rstrip("/")
-    tracker.route = match.route if match.route.startswith("^") and not mount else f"{mount}/{match.route}"
-    if is_excluded(match.func) or is_excluded(getattr(match.func, "view_class", None)):
-        tracker.forget()
+    route = match.route if match.route.startswith("^") and not mount else f"{mount}/{match.route}"
+    return Match(route, request, is_excluded(match.func) or is_excluded(getattr(match.func, "view_class", None)))
 
 
 def _resolved(request: HttpRequest) -> ResolverMatch | None:
-    """What the request would have been matched with, had not a middleware answered it."""
+    """The match of a request that a middleware answered before Django resolved it."""
     try:
         return resolve(request.path_info, getattr(request, "urlconf", None))
     except Exception:  # noqa: BLE001 - no route matches, or it has a converter that fails
@@ -103,10 +101,10 @@ def _answered(tracker: Tracker, request: HttpRequest, response: Any) -> HttpResp
     """Finish a request whose response is complete, or watch the response's stream to its end."""
     tracker.started(response.status_code, response.items())
     if not response.streaming:
-        tracker.sent = int(min(len(response.content), tracker.body_bytes()))
-        tracker.finish()
+        tracker.answered(response.status_code, len(response.content))
     elif getattr(response, "file_to_stream", None) is not None and request.META.get("wsgi.file_wrapper"):
-        response._resource_closers.append(tracker.all_sent)  # the server sends the file by itself
+        closers = response._resource_closers  # noqa: SLF001 - Django has no public way to hear of the end
+        closers.append(tracker.all_sent)  # the server sends the file by itself
     else:
         body = (AsyncBody if response.is_async else Body)(tracker, response.streaming_content)
         response.streaming_content = body
@@ -114,9 +112,9 @@ def _answered(tracker: Tracker, request: HttpRequest, response: Any) -> HttpResp
 
 
 def watch_views() -> None:
-    """Note every exception that leaves a view, also one that a ``process_exception`` is about to answer.
+    """Report every exception that leaves a view, also one that a ``process_exception`` is about to answer.
 
-    Django asks the middleware that comes last first, and nobody after an answer: the first middleware would not be asked.
+    Django asks the last middleware first, and stops at the first answer: the first middleware might never be asked.
     """
     handle = BaseHandler.process_exception_by_middleware
 
@@ -129,7 +127,7 @@ def watch_views() -> None:
 
 
 def note_unhandled(*, request: HttpRequest | None, **_: Any) -> None:
-    """Receive the signal ``got_request_exception``: nobody answered, or a middleware raised."""
+    """Receive the signal ``got_request_exception``: no handler answered an exception, or a middleware raised one."""
     error = sys.exc_info()[1]
     if request is not None and error is not None:
         _note(request, error)

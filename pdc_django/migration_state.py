@@ -1,4 +1,4 @@
-"""How many migrations are applied, read from the databases when metrics are scraped, and only then."""
+"""Reads from the databases how many migrations are applied, when metrics are scraped and only then."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 from prometheus_client.metrics_core import GaugeMetricFamily
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import Collector
 
 from . import conf
 
 
 class _MigrationState(Collector):
-    """Gauges of this process's code and the databases it sees; a database that cannot be read has none."""
+    """Gauges of this process's code and its databases; a database that cannot be read is left out."""
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Read the migrations of every database, if PDC_DJANGO_MIGRATIONS asks for it."""
@@ -24,7 +24,7 @@ class _MigrationState(Collector):
         applied = GaugeMetricFamily(f"{prefix}django_migrations_applied", "Migrations that are applied.", labels=["alias"])
         unapplied = GaugeMetricFamily(f"{prefix}django_migrations_unapplied", "Migrations to be applied.", labels=["alias"])
         for alias in connections:
-            with conf.harmless():
+            with conf.log_errors():
                 loader = MigrationLoader(connections[alias], ignore_no_migrations=True)
                 known, done = set(loader.graph.nodes), set(loader.applied_migrations)
                 applied.add_metric([alias], len(known & done))
@@ -33,5 +33,9 @@ class _MigrationState(Collector):
         yield unapplied
 
 
-registry = CollectorRegistry(auto_describe=False)
-registry.register(_MigrationState())
+_STATE = _MigrationState()
+
+
+def watch() -> None:
+    """Let scrapes collect the state of migrations."""
+    conf.REGISTRY.register(_STATE)

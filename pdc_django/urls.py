@@ -11,6 +11,6 @@ from . import conf, views
 NAME = "pdc_metrics"
 
 urlpatterns: list[URLPattern] = []
-with suppress(*conf.WRONG):  # the system check tells
+with suppress(*conf.CONFIG_ERRORS):  # the system check reports it
     if conf.options().metrics_path is not None:
         urlpatterns.append(path(str(conf.options().metrics_path).removeprefix("/"), views.metrics, name=NAME))

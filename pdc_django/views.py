@@ -17,7 +17,7 @@ from . import conf
 @never_cache
 @transaction.non_atomic_requests
 def metrics(request: HttpRequest) -> HttpResponse:
-    """Answer a scrape, which is not counted. Under ASGI Django runs this in a thread, as all that is no coroutine."""
+    """Answer a scrape, which is not counted. Under ASGI Django runs this in a thread, like every view that is no coroutine."""
     if (tracker := request.META.get(TRACKER)) is not None:
         tracker.forget()
     http = conf.http_metrics()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 try:
-    import flask  # noqa: F401 - so that all who import this learn what they need
+    import flask  # noqa: F401 - without it, the error names the extra to install
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{__name__} needs Flask: pip install 'prometheus-distributed-client[flask]'") from error
 
@@ -16,7 +16,7 @@ from werkzeug.routing import Rule
 
 from pdc import Info, config
 from pdc.exposition import scrape_from_wsgi
-from pdc.http import TRACKER, HTTPMetrics, Tracker, exclude, is_excluded
+from pdc.http import TRACKER, UNMATCHED, HTTPMetrics, Tracker, exclude, is_excluded, track_wsgi
 from pdc.options import Options
 
 from .views import ViewMetrics
@@ -64,7 +64,7 @@ class PrometheusMetrics(ViewMetrics):
         got_request_exception.connect(_note_exception, app)
         app.full_dispatch_request = _watch_requests(app)  # type: ignore[method-assign]
         app.handle_user_exception = _watch_exceptions(app.handle_user_exception)  # type: ignore[assignment,method-assign]
-        app.wsgi_app = metrics.wsgi(app.wsgi_app)  # type: ignore[assignment,method-assign]
+        app.wsgi_app = track_wsgi(metrics, app.wsgi_app)  # type: ignore[assignment,method-assign]
         metrics.open_port()
 
     def info(self, name: str, documentation: str, **labels: str) -> Info:
@@ -90,39 +90,41 @@ def _tracker() -> Tracker | None:
 
 
 def _watch_requests(app: Flask) -> Callable[..., Response]:
-    """Flask has the signal ``request_started`` for that, which costs a microsecond and a half."""
+    """Watch the start of requests. Flask's signal ``request_started`` would cost a microsecond and a half each."""
     dispatch = app.full_dispatch_request
 
     def dispatching(*args: Any) -> Response:
-        current: Any = request._get_current_object()  # type: ignore[attr-defined] # once: every use of the proxy costs
+        # Once: every use of the proxy costs. Flask documents the method.
+        current: Any = request._get_current_object()  # type: ignore[attr-defined] # noqa: SLF001 - see above
         tracker = current.environ.get(TRACKER)
         if tracker is None:
             return dispatch(*args)
         _note_request(app, current, tracker)
         response = dispatch(*args)
-        tracker.complete = _is_complete(response)
+        if _is_buffered(response):
+            tracker.buffered()
         return response
 
     return dispatching
 
 
 def _note_request(app: Flask, current: Any, tracker: Tracker) -> None:
-    tracker.request = current
     rule = current.url_rule if current.routing_exception is None else _rule(app)
-    if rule is not None:
-        tracker.route = current.root_path + rule.rule
-        if is_excluded(app.view_functions.get(rule.endpoint)):
-            tracker.forget()
+    if rule is None:
+        tracker.matched(UNMATCHED, current)
+    else:
+        excluded = is_excluded(app.view_functions.get(rule.endpoint))
+        tracker.matched(current.root_path + rule.rule, current, excluded)
 
 
-def _is_complete(response: Response) -> bool:
-    """Whether the body is in memory, in one piece: there is no moment at which a client could be seen to leave it."""
+def _is_buffered(response: Response) -> bool:
+    """Return True if the body is in memory, in one piece: no client can be seen to disconnect in the middle of it."""
     body = getattr(response, "response", None)
     return isinstance(body, list) and len(body) <= 1
 
 
 def _rule(app: Flask) -> Rule | None:
-    """The rule that the path of the request matches, also where it does not take the method."""
+    """The rule that matches the path of the request, also one that does not take its method."""
     error = request.routing_exception
     if not isinstance(error, MethodNotAllowed) or not error.valid_methods:
         return request.url_rule
@@ -142,7 +144,7 @@ def _note_exception(_: Flask, exception: BaseException, **__: Any) -> None:
 
 
 def _watch_exceptions(handle: Callable[[Exception], Any]) -> Callable[[Exception], Any]:
-    """Flask has no signal for an exception that an error handler will answer; this method sees every one."""
+    """Watch every exception of a view. Flask has no signal for exceptions that an error handler answers."""
 
     def handling(error: Exception) -> Any:
         tracker = _tracker()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import wraps
 from time import perf_counter
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from pdc.log import log_or_raise
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary
+from pdc.once import once
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)
@@ -68,7 +69,7 @@ class ViewMetrics:
 
 
 class _Call:
-    """A call of a view: what to do at its end, and what is known then."""
+    """A call of a view: the functions to call at its end, and its response and duration."""
 
     def __init__(self) -> None:
         self.response = Response(status=500)
@@ -143,7 +144,7 @@ def _decorator(begin: Callable[[_Call], None]) -> Callable[[ViewT], ViewT]:
     return decorate
 
 
-@cache
+@once
 def _metric(kind: type[MetricT], name: str, documentation: str, labels: tuple[str, ...], **options: Any) -> MetricT:
     """The metric of that declaration, once per process."""
     return kind(name, documentation, labels, registry=None, **options)

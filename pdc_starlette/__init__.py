@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 try:
-    import starlette  # noqa: F401 - so that all who import this learn what they need
+    import starlette  # noqa: F401 - without it, the error names the extra to install
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"{__name__} needs Starlette: pip install 'prometheus-distributed-client[starlette]', or [fastapi]"
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pdc import config
 from pdc.exposition import scrape_from_asgi
-from pdc.http import TRACKER, Connection, HTTPMetrics, Tracker, exclude, is_excluded
+from pdc.http import TRACKER, HTTPMetrics, Match, exclude, track_asgi, track_websocket
 from pdc.options import OptionError, Options, with_options_shown
 
 from .exceptions import watch, watch_error_page
@@ -30,11 +30,11 @@ from .routes import RouteFinder
 __all__ = ["PrometheusMiddleware", "exclude", "instrument", "metrics"]
 
 METRICS = "pdc.metrics"
-"""Where a scope keeps the HTTPMetrics of its application, None where they are switched off."""
+"""The key of the application's HTTPMetrics in a scope; its value is None where PDC_ENABLED is false."""
 
 
 class PrometheusMiddleware:
-    """Counts and times every request and WebSocket connection; add it last, so that it sees what other middlewares do.
+    """Counts and times every request and WebSocket connection; add it last, so that it sees the work of other middlewares.
 
     Options are keywords, or environment variables such as ``PDC_REDIS_URL`` for ``redis_url``: ``redis_url`` or
     ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``, ``journal``,
@@ -42,7 +42,7 @@ class PrometheusMiddleware:
     ``exclude_paths``, ``group_status``, ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``expire_series``, ``enabled``.
     Requests of an endpoint that `exclude` decorates, below its route, are not counted.
 
-    A wrong or unknown one fails the start of the application.
+    A wrong or unknown option fails the start of the application.
     """
 
     @with_options_shown
@@ -57,11 +57,11 @@ class PrometheusMiddleware:
             if loaded.enabled:
                 self._metrics = HTTPMetrics(loaded)
                 self._metrics.open_port()
-        except OptionError as error:  # raised here, a server would take the application for one without lifespan, and go on
+        except OptionError as error:  # raised here, it would look to a server like an application without lifespan
             self._refusal = str(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Track what is asked for, unless another instance of this middleware does already."""
+        """Track the request or connection, unless another instance of this middleware already does."""
         if self._refusal is not None:
             await _refuse(self._refusal, scope, receive, send)
         if METRICS in scope:
@@ -73,11 +73,12 @@ class PrometheusMiddleware:
         elif scope["type"] == "http":
             if not self._watching:
                 self._watch(scope)
-            await metrics.asgi(self.app, scope, receive, send, self._look)
+            error_page = self._has_error_page
+            await track_asgi(metrics, self.app, scope, receive, send, self._find_route, has_error_page=error_page)
         elif scope["type"] == "websocket":
             if not self._watching:
                 self._watch(scope)
-            await metrics.websocket(self.app, scope, receive, send, self._look)
+            await track_websocket(metrics, self.app, scope, receive, send, self._find_route)
         else:
             await self.app(scope, receive, _flushing(send))
 
@@ -87,14 +88,11 @@ class PrometheusMiddleware:
         watch(self.app)
         self._has_error_page = watch_error_page(scope.get("app"), self)
 
-    def _look(self, scope: Scope, seen: Tracker | Connection) -> None:
-        seen.route, view = self._routes.find(scope)
+    def _find_route(self, scope: Scope) -> Match:
+        match = self._routes.find(scope)
         if self._metrics is not None and self._metrics.options.labels:
-            seen.request = Request(scope) if scope["type"] == "http" else HTTPConnection(scope)
-        if isinstance(seen, Tracker):
-            seen.has_error_page = self._has_error_page
-        if is_excluded(view):
-            seen.forget()
+            return match._replace(request=Request(scope) if scope["type"] == "http" else HTTPConnection(scope))
+        return match
 
 
 async def metrics(request: Request) -> Response:
@@ -133,7 +131,7 @@ def _load(options: dict[str, Any]) -> Options:
 
 
 def _flushing(send: Send) -> Send:
-    """Send what is pending when the application shuts down: Uvicorn may end its process by a signal, without exit handlers."""
+    """Flush when the application shuts down: Uvicorn may end its process by a signal, without exit handlers."""
 
     async def flushing(message: Message) -> None:
         if message["type"].startswith("lifespan.shutdown."):

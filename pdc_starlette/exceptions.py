@@ -1,4 +1,4 @@
-"""Telling the tracker of exceptions that leave a view, also those that the application handles."""
+"""Reports exceptions that leave a view to the tracker, also exceptions that the application handles."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .routes import effective
 
 
 def watch(app: Any) -> None:
-    """Watch the exceptions of an application and of those mounted in it.
+    """Watch the exceptions of an application and of the applications mounted in it.
 
-    Starlette has no signal for them. Handlers are called around each view, so each one is wrapped; what has no handler
-    is seen on its way out, before a middleware can turn it into an answer.
+    Starlette has no signal for them. It calls handlers around each view, so each handler is wrapped. An exception without
+    a handler is seen on its way out, before a middleware can turn it into an answer.
     """
     while app is not None:
         if isinstance(app, Starlette):
@@ -47,14 +47,14 @@ def _watch_handlers(middleware: ExceptionMiddleware) -> None:
     if isinstance(middleware.app, _Watched):  # two applications mount this one
         return
     handlers: Any
-    for handlers in (middleware._exception_handlers, middleware._status_handlers):
+    for handlers in (middleware._exception_handlers, middleware._status_handlers):  # noqa: SLF001 - there is no public way in
         for key, handler in handlers.items():
             handlers[key] = _watched(handler)
     middleware.app = _Watched(middleware.app)
 
 
 class _Watched:
-    """An application whose exceptions are noted."""
+    """Reports the exceptions of an application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -68,7 +68,7 @@ class _Watched:
 
 
 def _watched(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[Any]]:
-    """An exception handler whose exceptions are noted."""
+    """Let an exception handler report its exceptions."""
 
     async def watched(connection: Any, error: Exception) -> Any:
         _note(connection.scope, error)
@@ -84,10 +84,10 @@ async def _call(handler: Callable[[Any, Any], Any], connection: Any, error: Exce
 
 
 def watch_error_page(app: Any, middleware: ASGIApp) -> bool:
-    """Watch the application's handler of `Exception`; return whether it answers, and finishes, what leaves the middleware.
+    """Watch the application's handler of `Exception`; return True if it answers, and finishes, requests that failed.
 
-    Starlette calls that handler outside of all middlewares. Between it and ours there may be those of the frameworks, which
-    pass exceptions on; of others nobody knows.
+    Starlette calls that handler outside of all middlewares. Middlewares of the frameworks, which may stand between it and
+    ours, pass exceptions on; others may not.
     """
     outermost = getattr(app, "middleware_stack", None)
     if not isinstance(outermost, ServerErrorMiddleware) or outermost.handler is None or outermost.debug:
@@ -102,14 +102,14 @@ def watch_error_page(app: Any, middleware: ASGIApp) -> bool:
 
 
 def _finishing(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Awaitable[Any]]:
-    """A handler of `Exception` whose answer is that of the request."""
+    """Let a handler of `Exception` finish the request with its answer."""
 
     async def finishing(connection: Any, error: Exception) -> Any:
         tracker = connection.scope[TRACKER]
         try:
             response = await _call(handler, connection, error)
             if tracker is not None:
-                tracker.status, tracker.sent = response.status_code, len(getattr(response, "body", b""))
+                tracker.answered(response.status_code, len(getattr(response, "body", b"")))
             return response
         finally:
             if tracker is not None:
@@ -125,6 +125,6 @@ def _note(scope: Scope, error: Exception) -> None:
 
 
 def _answers() -> tuple[type[Exception], ...]:
-    """The exceptions that stand for an answer of status 4xx: they are the way to give one."""
+    """The exceptions by which a view gives an answer of status 4xx."""
     fastapi = sys.modules.get("fastapi.exceptions")
     return (HTTPException,) if fastapi is None else (HTTPException, fastapi.RequestValidationError)

@@ -1,4 +1,4 @@
-"""The template of the route that a request took, as the framework writes it."""
+"""Finds the template of the route that a request took, as the framework writes it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, NamedTuple
 from starlette.routing import BaseRoute, Host, Mount
 from starlette.types import Scope
 
-from pdc.http import UNMATCHED, asgi_path
+from pdc.http import UNMATCHED, Match, asgi_path, is_excluded
 
 
 class RouteFinder:
     """Finds templates in a flat table of an application's routes.
 
-    The framework says the endpoint it took in ``scope["endpoint"]``, and the table what templates lead there. It says
-    nothing where a middleware in between answered itself or handed on a copy of the scope: then the path is matched.
+    The framework puts the endpoint that it took in ``scope["endpoint"]``, and the table has the templates that lead there.
+    Where a middleware in between answered itself, or passed on a copy of the scope, the path is matched.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._table = _Table([])
 
-    def find(self, scope: Scope) -> tuple[str, Any]:
-        """The template for a request that was handled, ``<unmatched>`` if no route is for it, and the endpoint."""
+    def find(self, scope: Scope) -> Match:
+        """Find the route of a request that was handled; the request object of the match is for the caller to add."""
         endpoint = scope.get("endpoint")
         if endpoint is None and "router" in scope:  # routing took place, and found nothing
-            return _frontend(scope), None
+            return Match(_frontend(scope))
         table = self._table
         owner = scope.get("router") or scope.get("app") or self._app
         if getattr(owner, "routes", None) is not table.routes or table.is_outdated(endpoint):
@@ -36,9 +36,9 @@ class RouteFinder:
                 table = self._table = _Table(routes)
         candidates = table.by_endpoint.get(id(endpoint)) or table.entries
         if len(candidates) == 1:
-            return candidates[0].template, candidates[0].endpoint
+            return candidates[0].match
         entry = _match(candidates, scope["type"], scope.get("method"), _outer_path(scope))
-        return (UNMATCHED, endpoint) if entry is None else (entry.template, entry.endpoint)
+        return Match(excluded=is_excluded(endpoint)) if entry is None else entry.match
 
 
 def _outer_path(scope: Scope) -> str:
@@ -47,14 +47,14 @@ def _outer_path(scope: Scope) -> str:
 
 
 def _frontend(scope: Scope) -> str:
-    """The template of FastAPI's static frontends, which have no endpoint but say what of the path is theirs."""
+    """The template of FastAPI's static frontends, which have no endpoint but put the rest of the path in the scope."""
     below = scope.get("fastapi", {}).get("frontend_path")
     return UNMATCHED if below is None else _outer_path(scope).removesuffix(below).rstrip("/") + "/{path}"
 
 
 def routes_of(app: Any) -> list[BaseRoute]:
-    """The routes of an application or a mount, also behind middlewares; none for what is not Starlette's."""
-    for _ in range(100):  # as deep as anyone stacks middlewares
+    """The routes of an application or a mount, also behind middlewares; an empty list if it is not Starlette's."""
+    for _ in range(100):  # nobody stacks more middlewares
         routes = getattr(app, "routes", None)
         if isinstance(routes, list) and routes:
             return routes
@@ -63,7 +63,7 @@ def routes_of(app: Any) -> list[BaseRoute]:
 
 
 def effective(routes: Iterable[Any]) -> Iterator[Any]:
-    """The routes, with those of included routers in their place: FastAPI keeps these apart since 0.137."""
+    """Yield the routes, with the routes of included routers in their place: FastAPI keeps these apart since 0.137."""
     for route in routes:
         if hasattr(route, "effective_route_contexts"):
             yield from (context.starlette_route or context for context in route.effective_route_contexts())
@@ -72,19 +72,19 @@ def effective(routes: Iterable[Any]) -> Iterator[Any]:
 
 
 class _Entry(NamedTuple):
-    template: str
+    match: Match
     endpoint: Any
     types: Collection[str]
     methods: Collection[str]
     patterns: tuple[re.Pattern[str], ...]
-    """Those of the mounts around the route, and its own."""
+    """The patterns of the mounts around the route, then its own."""
 
     def matches(self, path: str) -> bool:
         for pattern in self.patterns:
             found = pattern.match(path)
             if found is None:
                 return False
-            path = "/" + (found.groupdict().get("path") or "")  # what a mount leaves to its routes
+            path = "/" + (found.groupdict().get("path") or "")  # the part that is left to the routes of a mount
         return True
 
 
@@ -96,11 +96,11 @@ class _Table:
         self.by_endpoint: dict[int, list[_Entry]] = {}
         for entry in self.entries:
             same = self.by_endpoint.setdefault(id(entry.endpoint), [])
-            if entry.template != UNMATCHED:
+            if entry.match.route != UNMATCHED:
                 same.append(entry)
 
     def is_outdated(self, endpoint: Any) -> bool:
-        """Whether routes were added since, as far as can be told without reading all of them."""
+        """Return True if routes were added since, as far as the number of routes and the endpoint show it."""
         return (endpoint is not None and id(endpoint) not in self.by_endpoint) or len(self.routes) != self._size
 
 
@@ -117,10 +117,11 @@ def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern
             inside = routes_of(route)
             yield from _entries(inside, template, chain)
             nothing_else = UNMATCHED if inside else template or "/"
-            yield _Entry(nothing_else, route.app, ("http", "websocket"), (), chain)
+            yield _Entry(Match(nothing_else, excluded=is_excluded(route.app)), route.app, ("http", "websocket"), (), chain)
         else:
             kind = "http" if hasattr(route, "methods") else "websocket"
-            yield _Entry(template, route.endpoint, (kind,), route.methods or () if kind == "http" else (), chain)
+            match = Match(template, excluded=is_excluded(route.endpoint))
+            yield _Entry(match, route.endpoint, (kind,), route.methods or () if kind == "http" else (), chain)
 
 
 def _match(entries: Iterable[_Entry], kind: str, method: str | None, path: str) -> _Entry | None:
@@ -131,6 +132,6 @@ def _match(entries: Iterable[_Entry], kind: str, method: str | None, path: str) 
             continue
         if entry.methods and method not in entry.methods:
             other_method = other_method or entry
-        elif entry.template != UNMATCHED or other_method is None:
+        elif entry.match.route != UNMATCHED or other_method is None:
             return entry
     return other_method

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import _lru_cache_wrapper
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from journals import Journal
 from prometheus_client import CollectorRegistry
 
 import pdc
+from pdc import once
 from pdc.cells import FREE_THREADED, TURN_LOCK
 from pdc.exposition import Port
 
@@ -213,10 +213,7 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr(tempfile, "tempdir", folder)
     _close_ports()
-    for name in [name for name in sys.modules if name.startswith("pdc")]:
-        for function in list(vars(sys.modules[name]).values()):
-            if isinstance(function, _lru_cache_wrapper):  # it keeps the metrics of an extension, once per process
-                function.cache_clear()
+    once.forget()
     gc.collect()  # now, not before: pytest lets go of the values of fixtures only after their teardown
     yield
     pdc.shutdown()

@@ -22,8 +22,8 @@ with atheris.instrument_imports(include=["pdc"]):
     from pdc.delivery import Buffer
     from pdc.delivery.journal import DamagedJournal, Journals, batches, written
     from pdc.exposition import Scrape
+    from pdc.exposition.rendering import Encoder, Renderer
     from pdc.family import Family, dump, labels_with
-    from pdc.rendering import Encoder, Renderer
     from pdc.storage import META, Selectors, Snapshot, StorageError, around_bound, series_of
     from pdc.storage.sqlite import SqliteStorage
 

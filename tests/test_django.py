@@ -39,9 +39,10 @@ from django.urls import include, path
 from django_project import OURS, seen
 from prometheus_client.parser import text_string_to_metric_families
 
+from pdc import once
 from pdc.http import HTTPMetrics
 from pdc.options import OptionError
-from pdc_django import caches, changes, conf, databases, urls, views
+from pdc_django import conf, urls, views
 from pdc_django.middleware import PrometheusMiddleware
 from pdc_django.testing import assert_change
 
@@ -142,8 +143,7 @@ def change() -> Iterator[Settings]:
     yield changing
     for override in reversed(overridden):
         override.disable()
-    for made in (conf.http_metrics, databases._families, changes._family, caches._families):
-        made.cache_clear()  # the metrics of the test go with it
+    once.forget()  # the metrics of the test go with it
 
 
 @pytest.fixture(autouse=True)

@@ -42,8 +42,7 @@ from prometheus_client.registry import Collector
 
 import pdc
 import pdc.sqlite
-from pdc import exposition
-from pdc.exposition import Port, Scrape, _SilentHandler
+from pdc.exposition import Port, Scrape, server
 from pdc.exposition import collect as pdc_collect
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
@@ -408,7 +407,7 @@ def test_the_server_speaks_tls(certificate: tuple[str, str]) -> None:
 @pytest.mark.usefixtures("counted")
 def test_the_server_hangs_up_on_clients_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that sends no request is closed after a while."""
-    monkeypatch.setattr(_SilentHandler, "timeout", 0.1)
+    monkeypatch.setattr(server._SilentHandler, "timeout", 0.1)
     with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         assert connection.recv(1) == b""
 
@@ -426,19 +425,19 @@ def test_the_server_bounds_its_connections(certificate: tuple[str, str], tls: bo
     trusting = ssl.create_default_context(cafile=certificate[0])
     before = descriptors()
     with serving(**files) as port, ExitStack() as stack:
-        for _ in range(4 * exposition.MOST_CLIENTS):
+        for _ in range(4 * server.MOST_CLIENTS):
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)).sendall(b"GET")
         address = "127.0.0.1", port
         connect = partial(http.client.HTTPSConnection, context=trusting) if tls else http.client.HTTPConnection
         assert ask(connect(*address, timeout=10)).status == 200
-        ours = 4 * exposition.MOST_CLIENTS
-        wait_until(lambda: descriptors() - before - ours <= exposition.MOST_CLIENTS + 5)
+        ours = 4 * server.MOST_CLIENTS
+        wait_until(lambda: descriptors() - before - ours <= server.MOST_CLIENTS + 5)
 
 
 @pytest.mark.usefixtures("counted")
 def test_the_server_ends_slow_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that sends a byte now and then, or reads none, does not keep its connection."""
-    monkeypatch.setattr(exposition, "CLIENT_SECONDS", 0.2)
+    monkeypatch.setattr(server, "CLIENT_SECONDS", 0.2)
     with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
 
         def is_closed() -> bool:
@@ -497,7 +496,7 @@ def test_a_port_that_another_program_has_is_logged_once(
     other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error names the port that another program has, or one with another storage; one of ours is no error."""
-    monkeypatch.setattr("pdc.exposition.TAKE_OVER_SECONDS", 0.02)
+    monkeypatch.setattr("pdc.exposition.server.TAKE_OVER_SECONDS", 0.02)
     pdc.setup(sqlite=tmp_path / "metrics.db")
     if other == "program":
         server: Any = HTTPServer(("127.0.0.1", 0), _Silent)
@@ -506,7 +505,7 @@ def test_a_port_that_another_program_has_is_logged_once(
         server, _ = pdc.start_http_server(0, "127.0.0.1")
     port = server.server_address[1]
     storages = itertools.cycle(["1", "2"] if other == "storage" else ["1"])
-    monkeypatch.setattr("pdc.exposition._identity", lambda: next(storages))
+    monkeypatch.setattr("pdc.exposition.server._identity", lambda: next(storages))
     try:
         Port.of(("127.0.0.1", port), lambda _, __: []).open()
         if other == "same":

@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.exposition
 from pdc.forks import FORKS
-from pdc.http import TRACKER, HTTPMetrics
+from pdc.http import TRACKER, HTTPMetrics, track_wsgi
 from pdc.options import Options
 from pdc.storage import Storage
 from pdc.storage.redis import RedisStorage
@@ -358,11 +358,11 @@ def test_a_request_hears_of_its_time_limit(tmp_path: Path) -> None:
     metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0, labels={"a": lambda _: "b"}))
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        environ[TRACKER].route = "/"
+        environ[TRACKER].matched("/")
         start_response("200 OK", [])
         return [b"done"]
 
-    app = metrics.wsgi(answer)
+    app = track_wsgi(metrics, answer)
 
     def request() -> None:
         body: Any = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, lambda *_: lambda _: None)

@@ -20,10 +20,9 @@ from conftest import wait_until
 from prometheus_client import CollectorRegistry
 
 import pdc
-import pdc.http
 import pdc.storage.redis
 import pdc.storage.sqlite
-from pdc import config
+from pdc import config, once
 from pdc.exposition import Scrape
 from pdc.family import OVERFLOW
 from pdc.http import HTTPMetrics
@@ -212,11 +211,11 @@ def test_http_metrics_keep_to_their_option(storage: dict[str, Any]) -> None:
     """PDC_MAX_SERIES holds in the storage, whatever workers there were; PDC_EXPIRE_SERIES is a limit of all metrics."""
     place: dict[str, Any] = {"redis_url": storage.get("redis"), "sqlite_path": storage.get("sqlite")}
     for worker in range(4):
-        pdc.http._families.cache_clear()  # of the process before
+        once.forget()  # the metrics of the process before
         gc.collect()
         metrics = HTTPMetrics(Options(**place, flush_interval=3600, max_series=3, expire_series=60))
         for path in ("/known", f"/{worker}"):
-            requests, durations, _ = metrics.new_series("GET", path, 200, ())
+            requests, durations, _ = metrics.series.find("GET", path, 200, ())
             requests.inc()
             durations.observe(1)
         del metrics, requests, durations
@@ -225,6 +224,30 @@ def test_http_metrics_keep_to_their_option(storage: dict[str, Any]) -> None:
     for name in ("http_requests_total", "http_request_duration_seconds_count"):
         assert sorted(shown(name).values()) == [1, 1, 2, 4]
     assert any(field.startswith("#updated") for field in config.read(config.DEFAULT).metrics["http_requests"])
+
+
+def test_a_child_says_whether_it_is_a_series_of_its_own(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """`bounded` gives the child of `labels`, and false for what several share: over the limit, or spelled in several ways."""
+    pdc.setup(**storage, flush_interval=3600)
+    hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry, max_series=2)
+    for page, is_own in (("a", True), ("\ud800", False), ("b", False), ("a", True), ("\ufffd", True)):
+        child, found = hits.bounded(page)
+        assert (child, found) == (hits.labels(page), is_own)
+        child.inc()
+    assert shown() == {'{page="a"}': 2, '{page="\ufffd"}': 2, f'{{page="{OVERFLOW}"}}': 1}
+
+
+@INTERVALS
+@pytest.mark.parametrize("mode", ["shared", "livesum", "all"])
+def test_an_adder_adds_to_its_gauge(storage: dict[str, Any], interval: float, mode: Any, registry: CollectorRegistry) -> None:
+    """The function that `adder` gives changes the gauge as `inc` and `dec` do."""
+    pdc.setup(**storage, flush_interval=interval)
+    level = pdc.Gauge("level", "Level.", registry=registry, multiprocess_mode=mode)
+    add = level.adder()
+    level.inc()
+    for amount in (2.5, -1.0):
+        add(amount)
+    assert [*shown("level").values()] == [2.5]
 
 
 def test_updates_over_the_limit_are_told(

@@ -256,9 +256,10 @@ print(sum(counted))
     assert found["latency_count"] == found['latency_bucket{le="+Inf"}'] == parent + 60
 
 
-def test_a_fork_amid_the_first_scrape(storage: dict[str, Any], run_script: Run) -> None:
-    """A process may fork while a thread of it scrapes for the first time, which is when the modules for that are imported."""
-    source = """
+@pytest.mark.parametrize(("module", "first"), [("pdc.exposition", "generate_latest()"), ("pdc.options", "setup_from_environ")])
+def test_a_fork_amid_a_first_import(module: str, first: str, storage: dict[str, Any], run_script: Run) -> None:
+    """A process may fork while a thread of it uses a function for the first time, which imports the function's module."""
+    source = f"""
 import os, signal, sys, threading, time
 hits = pdc.Counter("hits", "Hits.")
 setup(flush_interval=3600)
@@ -266,19 +267,19 @@ importing = threading.Event()
 
 class Slowly:
     def find_spec(self, name, *arguments):
-        if name == "pdc.exposition":
+        if name == {module!r}:
             importing.set()
             time.sleep(0.2)
 
 sys.meta_path.insert(0, Slowly())
-thread = threading.Thread(target=lambda: pdc.generate_latest())
+thread = threading.Thread(target=lambda: pdc.{first})
 thread.start()
 importing.wait()
 child = os.fork()
 if not child:
     signal.alarm(20)
     hits.inc()
-    pdc.generate_latest()
+    pdc.{first}
     sys.exit()
 thread.join()
 print(os.waitpid(child, 0)[1] + 1)

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 import pdc
-from pdc_django.migration_state import registry
+from pdc_django import conf
 
 
 class Command(BaseCommand):
@@ -19,6 +19,6 @@ class Command(BaseCommand):
     def handle(self, *_: Any, **__: Any) -> None:
         """Print them in the text format."""
         try:
-            self.stdout.write(pdc.generate_latest(registry).decode(), ending="")
+            self.stdout.write(pdc.generate_latest(conf.REGISTRY).decode(), ending="")
         except (pdc.StorageError, pdc.NotConfigured) as error:
             raise CommandError(str(error)) from error

@@ -1,8 +1,10 @@
-"""Rendering a storage as text, byte for byte what prometheus_client renders of the same families, in a fraction of the time.
+r"""Renders a storage as text: the same bytes as prometheus_client renders of the same families, in a fraction of the time.
 
-prometheus_client's encoders render every distinct part (headers, names, pairs of labels, exemplars), and pdc puts the parts
-together. It keeps the text between the numbers of a metric as long as the metric has the same fields in the same order,
-so that the next scrape only fills numbers in.
+prometheus_client's encoders render each distinct part (headers, names, pairs of labels, exemplars), and pdc joins the parts.
+It keeps the text between the numbers of a metric as a template while the metric has the same fields in the same order, so
+that the next scrape only fills in numbers. For example, the fields ``_total:{"path":"/"}`` and ``_total:{"path":"/a"}`` of
+the counter ``hits`` become the template ``# HELP hits_total ...\n# TYPE hits_total counter\nhits_total{path="/"} %s\n
+hits_total{path="/a"} %s\n``, whose gaps have the indices 0 and 1, as the fields have in the hash.
 """
 
 from __future__ import annotations
@@ -23,28 +25,40 @@ from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-from .family import EXEMPLAR, Family, Fields, Key, Labels, Page, exemplar_from, explained, known_families, number, shows_created
-from .storage import META, Snapshot
+from ..family import (
+    EXEMPLAR,
+    Family,
+    Fields,
+    Key,
+    Labels,
+    Page,
+    exemplar_from,
+    explained,
+    known_families,
+    number,
+    shows_created,
+)
+from ..storage import META, Snapshot
 
 CHUNK = 1_000
-"""Lines that are filled in, and series that are sorted, in one go: other threads run between chunks."""
+"""Lines that are filled in, or series that are sorted, in one go: other threads run between chunks."""
 MOST_TEXTS = 10_000
-"""How many numbers are kept as text during a scrape."""
+"""Numbers that a scrape keeps as text."""
 TEMPLATES = ("counter", "gauge", "summary", "histogram")
-"""Types whose values are numbers that only add up."""
+"""The types that have templates: their values are plain numbers."""
 
 SUFFIXES = ("_total", "_count", "_sum", "_bucket", "_created")
 
 _Found = dict[Key, int]
 """The fields of a series."""
 _Line = tuple[str, str, tuple[int, ...]]
-"""Suffix, bucket bound, and what fills the gaps."""
+"""Suffix, bucket bound, and the indices of the values in the gaps."""
 _Piece = tuple[str, tuple[int, ...]]
-"""A template, and what fills its gaps."""
+"""A template, and the indices of the values in its gaps."""
 
 
 class Collected:
-    """Families that were collected already, as the encoders want them."""
+    """Collected families, in the form that the encoders take."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -62,11 +76,11 @@ class Encoder(NamedTuple):
 
     @property
     def end(self) -> bytes:
-        """What stands after the last family."""
+        """The text after the last family."""
         return b"# EOF\n" if self.openmetrics else b""
 
     def encode(self, metrics: Iterable[Metric]) -> bytes:
-        """The families without the end."""
+        """The text of the families without the end."""
         encode: Callable[..., bytes] = openmetrics_text.generate_latest if self.openmetrics else text.generate_latest
         return encode(Collected(metrics), escaping=self.escaping).removesuffix(self.end)
 
@@ -75,7 +89,7 @@ class Encoder(NamedTuple):
         return _template(self.encode([Metric(metric.name, metric.documentation, metric.type, metric.unit)]))
 
     def frame(self, name: str) -> tuple[str, str, str]:
-        """What stands before and after the labels of a sample, and before a number without labels, as templates."""
+        """The text before and after the labels of a sample, and before a number without labels, as templates."""
         with_labels, without = self._lines(Sample(name, {"a": "b"}, 0.0), Sample(name, {}, 0.0))
         before, _, after = with_labels.rpartition('a="b"')
         return before, after.removesuffix("0.0"), without.removesuffix("0.0")
@@ -99,7 +113,7 @@ class Encoder(NamedTuple):
         return self.encode([metric]).removeprefix(header).removesuffix(b"\n").partition(b" 0.0")[2]
 
     def _lines(self, *samples: Sample) -> list[str]:
-        """The lines of the samples, which are of a metric that no sample is named after, as templates."""
+        """The lines of the samples as templates, from a metric whose name is no sample's."""
         metric = Metric("m_", "", "unknown")
         header = self.encode([metric])
         metric.samples = list(samples)
@@ -107,15 +121,15 @@ class Encoder(NamedTuple):
 
 
 class Renderer:
-    """Renders one snapshot after the other, and keeps the layouts of the last one."""
+    """Renders one snapshot after the other and keeps the layouts of the last one."""
 
     def __init__(self) -> None:
         self._layouts: dict[str, _Layout] = {}
 
     def render(self, snapshot: Snapshot, encoder: Encoder, others: Callable[[Page], Iterable[Metric]]) -> bytes:
-        """The families of the snapshot, those that `others` has beside them on the page, and the end.
+        """Render the families of the snapshot, then those that `others` adds to the page, and the end.
 
-        Lets go of the snapshot's fields as it goes. Raises StorageError for what pdc did not write.
+        Frees the snapshot's fields on the way. Raises StorageError for fields that pdc did not write.
         """
         output, page = BytesIO(), Page(encoder.escaping)
         layouts: dict[str, _Layout] = {}
@@ -137,19 +151,19 @@ class Renderer:
 class _Layout(NamedTuple):
     """The text of a family with gaps for its numbers.
 
-    Indices mean fields in their order, then a zero in place of fields that are missing, then the sums of buckets.
+    Indices count the fields in their order, then a zero for missing fields, then the sums of buckets.
     """
 
     key: tuple[Any, ...]
-    """What it was made of."""
+    """Metadata, encoder and a digest of the fields: a layout fits only the same."""
     chunks: list[tuple[bytes, array[int]]]
-    """Templates of some lines, each with the indices of what fills its gaps."""
+    """Templates of some lines, each with the indices of the values in its gaps."""
     buckets: array[int]
     """Fields of buckets, one histogram after the other."""
     runs: array[int]
-    """How many of them each histogram has."""
+    """The number of buckets of each histogram."""
     exemplars: array[int]
-    """Fields of exemplars that are shown."""
+    """Fields of the exemplars to show."""
 
     def write(self, output: BytesIO, fields: Fields, encoder: Encoder) -> None:
         """Write the text with the values of these fields."""
@@ -165,7 +179,7 @@ class _Layout(NamedTuple):
 
 
 class _Texts(dict[Any, bytes]):
-    """Values as they are shown; bytes are text already."""
+    """The text of values; bytes are text already."""
 
     def __missing__(self, value: Any) -> bytes:
         shown = value if isinstance(value, bytes) else floatToGoString(number(value)).encode()
@@ -177,7 +191,7 @@ class _Texts(dict[Any, bytes]):
 
 
 def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Encoder) -> _Layout:
-    """The layout of these fields: the one before, where it still fits."""
+    """Return the layout of these fields: the one before where it still fits."""
     key = (fields[META], encoder, shows_created(), len(fields), _digest(fields))
     if before is not None and before.key == key:
         return before
@@ -186,7 +200,7 @@ def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Enc
 
 
 def _digest(fields: Iterable[str]) -> bytes:
-    """What tells fields and their order from others, made in small parts, since other threads wait while Python joins."""
+    """A digest of the fields and their order, computed in small parts: other threads wait while Python joins."""
     digest, rest = hashlib.blake2b(digest_size=16), iter(fields)
     while part := list(islice(rest, CHUNK)):
         digest.update("\n".join(part).encode() + b"\n")
@@ -195,7 +209,7 @@ def _digest(fields: Iterable[str]) -> bytes:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Keep the garbage collector from looking at all objects of the process because so many are made, none of them garbage."""
+    """Pause the garbage collector: so many new objects would make it traverse all objects of the process."""
     if not gc.isenabled():
         yield
         return
@@ -207,7 +221,7 @@ def _no_collections() -> Iterator[None]:
 
 
 class _Draft:
-    """Makes the layout of some fields."""
+    """Builds the layout of some fields."""
 
     def __init__(self, family: Family, fields: Fields, encoder: Encoder) -> None:
         self._family = family
@@ -220,10 +234,10 @@ class _Draft:
         self._bounds = set(family.bounds)
         self._at = 0
         self._exemplar_of: dict[int, int] = {}
-        """The exemplar of a field."""
+        """The index of the exemplar by the index of its field."""
 
     def layout(self, key: tuple[Any, ...]) -> _Layout:
-        """The layout, for what has that key."""
+        """Build the layout under that key."""
         self._find()
         pieces, chunks = self._pieces(), []
         while chunk := list(islice(pieces, CHUNK)):
@@ -232,7 +246,7 @@ class _Draft:
         return _Layout(key, chunks, self._buckets, self._runs, self._exemplars)
 
     def _find(self) -> None:
-        """Find the series, and the exemplars where they are shown."""
+        """Find the series, and the exemplars where the format shows them."""
         for _, labels, key in self._family.located(self._counted()):
             self._series.setdefault(labels, {})[key] = self._at
             if key[1]:
@@ -245,13 +259,13 @@ class _Draft:
                     self._exemplar_of[index] = exemplars[field]
 
     def _counted(self) -> Iterator[str]:
-        """Yield the fields, and note where the last one was."""
+        """Yield the fields, and note the index of the last one."""
         for index, field in enumerate(self._fields):
             self._at = index
             yield field
 
     def _pieces(self) -> Iterator[_Piece]:
-        """Yield headers and lines, those of creation times where the format has them."""
+        """Yield headers and lines; creation times come where the format has them."""
         empty = self._family.empty()
         yield self._encoder.header(empty), ()
         lines = self._sample_lines()
@@ -276,9 +290,8 @@ class _Draft:
             before = [pairs[pair] for pair in labels if pair[0] < "le"]
             after = [pairs[pair] for pair in labels if pair[0] > "le"]
             plain = ",".join([pairs[pair] for pair in labels])
-            for suffix, le, gaps in self._lines(
-                self._series.pop(labels)
-            ):  # other threads would wait while all are freed at once
+            found = self._series.pop(labels)  # other threads would wait while all are freed at once
+            for suffix, le, gaps in self._lines(found):
                 shown = ",".join([*before, pairs["le", le], *after]) if le else plain
                 head, tail, bare = frames[suffix]
                 gap = "%s" * len(gaps)
@@ -303,7 +316,7 @@ class _Draft:
                 yield suffix, le, self._with_exemplar(field, field) if suffix == "_total" else (field,)
 
     def _with_exemplar(self, shown: int, field: int) -> tuple[int, ...]:
-        """The gaps for a value, and for the exemplar of the field where there is one."""
+        """The gaps for a value, and for the exemplar of the field if it has one."""
         exemplar = self._exemplar_of.get(field)
         if exemplar is None:
             return (shown,)
@@ -312,7 +325,7 @@ class _Draft:
 
 
 def _sorted(series: Iterable[Labels]) -> Iterator[Labels]:
-    """The series by the values of their labels, sorted in small parts, since other threads wait while Python sorts."""
+    """Sort the series by the values of their labels, in small parts: other threads wait while Python sorts."""
     parts, rest = [], iter(series)
     while part := list(islice(rest, CHUNK)):
         parts.append(_taken_from(sorted(part, key=_values)))
@@ -320,7 +333,7 @@ def _sorted(series: Iterable[Labels]) -> Iterator[Labels]:
 
 
 def _taken_from(series: list[Labels]) -> Iterator[Labels]:
-    """Take one after the other out of the list, so that they are not freed all at once."""
+    """Yield the series one after the other and drop each from the list, so that they are not freed all at once."""
     series.reverse()
     while series:
         yield series.pop()

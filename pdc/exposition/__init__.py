@@ -1,0 +1,37 @@
+"""A scrape, from one read of the storage to bytes on a socket: collect, render, negotiate, serve."""
+
+from .collection import collect, generate_latest
+from .scrape import (
+    ASGIApplication,
+    Receive,
+    Response,
+    Scope,
+    Scrape,
+    Send,
+    make_asgi_app,
+    make_wsgi_app,
+    plain,
+    respond,
+    scrape_from_asgi,
+    scrape_from_wsgi,
+)
+from .server import Port, start_http_server
+
+__all__ = [
+    "ASGIApplication",
+    "Port",
+    "Receive",
+    "Response",
+    "Scope",
+    "Scrape",
+    "Send",
+    "collect",
+    "generate_latest",
+    "make_asgi_app",
+    "make_wsgi_app",
+    "plain",
+    "respond",
+    "scrape_from_asgi",
+    "scrape_from_wsgi",
+    "start_http_server",
+]

@@ -1,0 +1,115 @@
+"""One read of the storage, as families or as text, and the collectors of a registry after it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from functools import partial
+
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector, CollectorRegistry, RestrictedRegistry
+
+from .. import config
+from ..cells import in_one_scrape
+from ..delivery import health
+from ..family import Page, families
+from ..metrics import StoredMetric
+from ..storage import Snapshot, StorageError
+from .negotiation import ESCAPINGS
+from .rendering import Encoder, Renderer
+
+_RENDERER = Renderer()
+
+
+def generate_latest(registry: Collector | None = None, escaping: str = openmetrics.UNDERSCORES) -> bytes:
+    """Render all that the storage holds in the text format 0.0.4, also metrics that this process never declared.
+
+    With a registry, its target info and its other collectors come after. A `restricted_registry` leaves only the samples of
+    its names. Of another object with a `collect` method, its families are rendered and nothing else. `escaping` is one of the
+    schemes of prometheus_client. Raises ValueError for another one, NotConfigured and StorageError.
+    """
+    if escaping not in ESCAPINGS:
+        raise ValueError(f"escaping must be one of {', '.join(ESCAPINGS)}, got {escaping!r}")
+    return render(Encoder(escaping=escaping), registry)
+
+
+def collect(
+    registry: Collector | None = None,
+    names: Collection[str] | None = None,
+    *,
+    own: bool = False,
+    escaping: str = openmetrics.ALLOWUTF8,
+) -> list[Metric]:
+    """Return the families of the storage, from one read, then those of the registry's other collectors.
+
+    `names` leaves only the samples with these names, as the query ``?name[]=`` does. A family that shares a sample name with
+    an earlier one, as `escaping` spells them, is left out. `own` adds the metrics of pdc itself. Raises NotConfigured and
+    StorageError.
+    """
+    if isinstance(registry, RestrictedRegistry):
+        restricted, whole = registry._name_set, registry._registry  # noqa: SLF001 - it has no public names for them
+        return collect(whole, restricted.intersection(names or restricted), own=own, escaping=escaping)
+    wanted = None if names is None else frozenset(names)  # there may be thousands
+    metrics = in_one_scrape(_collect, registry, Page(escaping), own, wanted)
+    if wanted is not None:
+        metrics = [chosen for metric in metrics if (chosen := _restricted(metric, wanted)).samples]
+    return metrics
+
+
+def render(encoder: Encoder, registry: Collector | None, names: Collection[str] | None = None, *, own: bool = False) -> bytes:
+    """Render the families that `collect` returns."""
+    if names is None and (registry is None or isinstance(registry, CollectorRegistry)):
+        return in_one_scrape(_render_all, encoder, registry, own)
+    return encoder.encode(collect(registry, names, own=own, escaping=encoder.escaping)) + encoder.end
+
+
+def _collect(registry: Collector | None, page: Page, own: bool, names: frozenset[str] | None) -> list[Metric]:
+    if registry is not None and not isinstance(registry, CollectorRegistry):
+        return list(page.admitted(registry.collect()))
+    snapshot = _read(own=own)
+    return [*families(snapshot.metrics, snapshot.now, page, names), *_others(registry, page)]
+
+
+def _render_all(encoder: Encoder, registry: CollectorRegistry | None, own: bool) -> bytes:
+    return _RENDERER.render(_read(own=own), encoder, partial(_others, registry))
+
+
+def _read(*, own: bool) -> Snapshot:
+    """Read the storage; `own` adds the metrics of pdc itself.
+
+    Raises StorageError where no other metric exists: zeros of a storage that nobody writes to look as if all were well.
+    """
+    now, stored = config.read(config.DEFAULT)
+    if own and not stored and not config.is_declared():
+        where = config.described(config.DEFAULT.required())
+        raise StorageError(
+            f"nobody writes to {where}, or all of it has expired, and this process declares no metric: "
+            "check that the programs which count use the same"
+        )
+    about = health.fields(stored, waiting=config.waiting_series(), is_up=config.is_up()) if own else {}
+    for name in health.NAMES:
+        stored.pop(name, None)
+    return Snapshot(now, stored | about)
+
+
+def _others(registry: CollectorRegistry | None, page: Page) -> Iterator[Metric]:
+    """The families of the registry that the page does not show yet: metrics of the default storage are on it."""
+    return page.admitted(_all_others(registry)) if registry is not None else iter(())
+
+
+def _all_others(registry: CollectorRegistry) -> Iterator[Metric]:
+    if target := registry.get_target_info():
+        metric = Metric("target", "Target metadata", "info")
+        metric.add_sample("target_info", target, 1)
+        yield metric
+    with registry._lock:  # noqa: SLF001 - a registry has no public list of its collectors
+        collectors = list(registry._collector_to_names)  # noqa: SLF001 - the same
+    for collector in collectors:
+        if not isinstance(collector, StoredMetric) or collector.buffer.storage is not config.DEFAULT.storage:
+            yield from collector.collect()
+
+
+def _restricted(metric: Metric, names: frozenset[str]) -> Metric:
+    restricted = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+    restricted.samples = [sample for sample in metric.samples if sample.name in names]
+    return restricted

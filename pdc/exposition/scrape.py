@@ -1,0 +1,159 @@
+"""A scrape: the request, the response to it, and the WSGI and ASGI applications that give it."""
+
+from __future__ import annotations
+
+import gzip
+import sys
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import parse_qs
+
+from prometheus_client.registry import Collector
+
+from .. import config
+from ..delivery import NotConfigured
+from ..storage import StorageError
+from .collection import render
+from .negotiation import accepts_gzip, negotiate
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApplication = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+METHODS = "GET, HEAD, OPTIONS"
+
+
+class Response(NamedTuple):
+    """The response to a scrape, for any kind of server."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+
+
+class Scrape(NamedTuple):
+    """A request for metrics."""
+
+    method: str = "GET"
+    query: str = ""
+    accept: str = ""
+    accept_encoding: str = ""
+
+    def answer(self, registry: Collector | None = None, *, compress: bool = True) -> Response:
+        """Read the storage once and render it as the client asked; 503 with the reason where it cannot be read."""
+        if self.method == "OPTIONS":
+            return plain(HTTPStatus.OK, METHODS, ("Allow", METHODS))
+        if self.method not in ("GET", "HEAD"):
+            return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
+        encoder, content_type = negotiate(self.accept)
+        try:
+            body = render(encoder, registry, parse_qs(self.query).get("name[]"), own=True)
+        except (StorageError, NotConfigured) as error:
+            waiting = config.waiting_series()
+            message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
+            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
+        headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
+        if compress and accepts_gzip(self.accept_encoding):
+            body = gzip.compress(body, compresslevel=6, mtime=0)
+            headers.append(("Content-Encoding", "gzip"))
+        headers.append(("Content-Length", str(len(body))))
+        return self._without_body_of_head(Response(HTTPStatus.OK, headers, body))
+
+    def _without_body_of_head(self, response: Response) -> Response:
+        return response._replace(body=b"") if self.method == "HEAD" else response
+
+
+def plain(status: HTTPStatus, message: str, *headers: tuple[str, str]) -> Response:
+    """A short response in plain text."""
+    body = f"# {message}\n".encode()
+    return Response(status, [*headers, ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))], body)
+
+
+def make_wsgi_app(registry: Collector | None = None, disable_compression: bool = False) -> WSGIApplication:
+    """A WSGI app that serves the text of `generate_latest` on any path."""
+
+    def metrics_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return respond(scrape_from_wsgi(environ).answer(registry, compress=not disable_compression), start_response)
+
+    return metrics_app
+
+
+def respond(response: Response, start_response: StartResponse) -> Iterable[bytes]:
+    """Give the response to a WSGI server."""
+    start_response(f"{response.status} {HTTPStatus(response.status).phrase}", response.headers)
+    return [response.body]
+
+
+def scrape_from_wsgi(environ: WSGIEnvironment) -> Scrape:
+    """The scrape that a WSGI environment asks for."""
+    return Scrape(
+        method=environ["REQUEST_METHOD"],
+        query=environ.get("QUERY_STRING", ""),
+        accept=environ.get("HTTP_ACCEPT", ""),
+        accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
+    )
+
+
+def make_asgi_app(registry: Collector | None = None, disable_compression: bool = False) -> ASGIApplication:
+    """An ASGI app, for asyncio and trio, that serves the same as `make_wsgi_app`; it reads the storage in a thread."""
+
+    async def metrics_app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+            return
+        if scope["type"] != "http":
+            raise ValueError(f"metrics are served over HTTP, got a connection of type {scope['type']!r}")
+        answer = partial(scrape_from_asgi(scope).answer, registry, compress=not disable_compression)
+        response = await _in_thread(answer)
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    return metrics_app
+
+
+def scrape_from_asgi(scope: Scope) -> Scrape:
+    """The scrape that an ASGI scope asks for."""
+
+    def header(wanted: bytes) -> str:
+        return ",".join(value.decode("latin-1") for name, value in scope.get("headers", ()) if name.lower() == wanted)
+
+    return Scrape(
+        method=scope["method"],
+        query=scope.get("query_string", b"").decode("latin-1"),
+        accept=header(b"accept"),
+        accept_encoding=header(b"accept-encoding"),
+    )
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Complete each event of the lifespan protocol: the app has nothing to start or stop."""
+    while True:
+        event = (await receive())["type"]
+        await send({"type": f"{event}.complete"})
+        if event == "lifespan.shutdown":
+            return
+
+
+async def _in_thread(answer: Callable[[], Response]) -> Response:
+    trio = sys.modules.get("trio")
+    if trio is not None and _is_in_trio(trio):
+        response: Response = await trio.to_thread.run_sync(answer)
+        return response
+    import asyncio  # only here: it takes longer to import than all of pdc
+
+    return await asyncio.to_thread(answer)
+
+
+def _is_in_trio(trio: Any) -> bool:
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,27 @@
+"""Metrics of HTTP requests and WebSocket connections, the same in every framework.
+
+A framework finds method, route, status and the end of the body; it reports them to a `Tracker`.
+"""
+
+from .application import HTTPMetrics, exclude, is_excluded
+from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
+from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, UNMATCHED, Match, Tracker, content_length
+from .wsgi import Body, track_wsgi
+
+__all__ = [
+    "CLIENT_CLOSED_REQUEST",
+    "TRACKER",
+    "UNMATCHED",
+    "AsyncBody",
+    "Body",
+    "HTTPMetrics",
+    "Match",
+    "Tracker",
+    "asgi_path",
+    "content_length",
+    "exclude",
+    "is_excluded",
+    "track_asgi",
+    "track_websocket",
+    "track_wsgi",
+]

@@ -1,0 +1,93 @@
+"""The HTTP metrics of one application: the choice of requests to track, and the answer to scrapes."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prometheus_client.registry import CollectorRegistry
+
+from ..exposition import Port, Response, Scrape, plain, respond, scrape_from_wsgi
+from ..options import Options
+from .families import RequestSeries
+from .labels import RequestLabels
+from .tracker import Connection, FindRoute, Tracker
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+ViewT = TypeVar("ViewT", bound=Callable[..., Any])
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+OTHER_METHOD = "<other>"
+_EXCLUDED = "pdc_excluded"
+"""The attribute of a view whose requests are not counted."""
+
+
+def exclude(view: ViewT) -> ViewT:
+    """Do not count the requests of this view: a decorator, to be written below the decorator of the route."""
+    setattr(view, _EXCLUDED, True)
+    return view
+
+
+def is_excluded(view: object) -> bool:
+    """Return True if `exclude` decorates the view."""
+    return getattr(view, _EXCLUDED, False)
+
+
+class HTTPMetrics:
+    """Counts and times the requests of an application, and answers its scrapes.
+
+    The collectors of a registry come after the families of the storage. Raises OptionError.
+    """
+
+    def __init__(self, options: Options, registry: CollectorRegistry | None = None) -> None:
+        self.options = options
+        self._registry = registry
+        self._labels = RequestLabels(options)
+        options.setup()
+        self.series = RequestSeries(options)
+        exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
+        self._excluded = frozenset([*exact, options.metrics_path])
+        self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
+        self._port: Port | None = None
+
+    def track(self, method: str, path: str, find_route: FindRoute | None = None, source: Any = None) -> Tracker | None:
+        """Begin to track a request; None for an excluded path. `Tracker` explains `find_route` and `source`."""
+        if self._port is not None:
+            self._port.open()
+        if path in self._excluded or (self._patterns and self._excludes(path)):
+            return None
+        return Tracker(self.series, self._labels, method if method in METHODS else OTHER_METHOD, find_route, source)
+
+    def connect(self, path: str, find_route: FindRoute, source: Any) -> Connection | None:
+        """Begin to track a WebSocket connection that a client asks for; None for an excluded path."""
+        return None if self._excludes(path) else Connection(self.series, self._labels, find_route, source)
+
+    def _excludes(self, path: str) -> bool:
+        return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
+
+    def open_port(self) -> None:
+        """Serve scrapes on PDC_METRICS_PORT, if it is set. Processes that serve requests call this when they begin to."""
+        if self.options.metrics_port is not None:
+            self._port = Port.of(self.options.metrics_port, self._serve)
+            self._port.open()
+
+    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        response = self.answer(scrape_from_wsgi(environ), environ.get("HTTP_AUTHORIZATION", ""))
+        return respond(response, start_response)
+
+    def answer(self, scrape: Scrape, authorization: str = "") -> Response:
+        """Answer a scrape with that Authorization header; 401 without the right token."""
+        token = self.options.metrics_token
+        if token is not None and not hmac.compare_digest(_bytes(authorization), _bytes(f"Bearer {token}")):
+            challenge = ("WWW-Authenticate", "Bearer")
+            return plain(HTTPStatus.UNAUTHORIZED, "metrics need the header Authorization: Bearer <token>", challenge)
+        return scrape.answer(self._registry)
+
+
+def _bytes(text: str) -> bytes:
+    """The text in UTF-8, also where it has lone surrogates, as an environment variable may."""
+    return text.encode(errors="surrogatepass")

@@ -1,0 +1,156 @@
+"""Tracks the requests and WebSocket connections of ASGI applications."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any
+
+from ..exposition import ASGIApplication, Receive, Scope, Send
+from .application import HTTPMetrics
+from .tracker import TRACKER, FindRoute, Tracker, WatchedBody, content_length
+
+
+async def track_asgi(
+    metrics: HTTPMetrics,
+    app: ASGIApplication,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    find_route: FindRoute,
+    *,
+    has_error_page: bool = False,
+) -> None:
+    """Track an HTTP request of an ASGI application; the framework finds its tracker in ``scope[TRACKER]``.
+
+    The source of `find_route` is the scope. With `has_error_page` the framework answers, and finishes, a request whose
+    application raised before the answer started.
+    """
+    tracker = scope[TRACKER] = metrics.track(scope["method"], asgi_path(scope), find_route, scope)
+    if tracker is None:
+        await app(scope, receive, send)
+        return
+    counts_received = False
+    if metrics.options.sizes:
+        announced = _announced_length(scope)
+        tracker.read(announced)
+        counts_received = not announced
+    channel = _Channel(tracker, receive, send, counts_received)
+    try:
+        await app(scope, channel.receive, channel.send)
+    except BaseException as error:
+        channel.ended(error, has_error_page=has_error_page)
+        raise
+    if not tracker.finished:
+        channel.ended(None)
+
+
+async def track_websocket(
+    metrics: HTTPMetrics, app: ASGIApplication, scope: Scope, receive: Receive, send: Send, find_route: FindRoute
+) -> None:
+    """Count and time a WebSocket connection of an ASGI application. Connections that are never accepted are not counted.
+
+    The source of `find_route`, which is called when the connection is accepted, is the scope.
+    """
+    scope[TRACKER] = None
+    connection = metrics.connect(asgi_path(scope), find_route, scope)
+    if connection is None:
+        await app(scope, receive, send)
+        return
+
+    async def watched(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "websocket.accept":
+            connection.opened()
+        await send(message)
+
+    try:
+        await app(scope, receive, watched)
+    finally:
+        connection.closed()
+
+
+class _Channel:
+    """The messages of one ASGI request, which it watches."""
+
+    __slots__ = ("_counts_received", "_receive", "_send", "_sent", "_started", "_tracker")
+
+    def __init__(self, tracker: Tracker, receive: Receive, send: Send, counts_received: bool) -> None:
+        self._tracker = tracker
+        self._receive = receive
+        self._send = send
+        self._counts_received = counts_received
+        self._sent = 0
+        self._started = False
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._tracker.disconnected()
+        if self._counts_received:
+            self._tracker.read(len(message.get("body", b"")))
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        tracker, kind = self._tracker, message["type"]
+        if kind == "http.response.start":
+            tracker.started(message["status"], message.get("headers", ()))
+            self._started = True
+        try:
+            await self._send(message)
+        except OSError:  # a server raises it for a client that is gone (ASGI 2.4)
+            tracker.disconnected()
+            raise
+        if kind == "http.response.body":
+            self._sent += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                tracker.finish(self._sent)
+        elif kind == "http.response.pathsend":  # a file that the server sends by itself is all of the body
+            tracker.all_sent()
+
+    def ended(self, error: BaseException | None, *, has_error_page: bool = False) -> None:
+        """Finish the request, unless its answer was complete; a server cancels a request whose client is gone."""
+        if self._tracker.gone or (error is not None and not isinstance(error, Exception)):
+            self._tracker.abandon(self._sent)
+            return
+        if error is not None:
+            self._tracker.raised(error)
+            if has_error_page and not self._started:
+                return
+        self._tracker.finish(self._sent)
+
+
+class AsyncBody(WatchedBody):
+    """Asynchronous body; dropping it unread counts as a disconnect."""
+
+    __slots__ = ()
+
+    _iterate = staticmethod(aiter)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            chunk: bytes = await self._iterator.__anext__()
+        except StopAsyncIteration:
+            self._ended(None)
+            raise
+        except Exception as error:
+            self._ended(error)
+            raise
+        self._passed(chunk)
+        return chunk
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def asgi_path(scope: Scope) -> str:
+    """The path of an ASGI request below the `root_path` of its application."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def _announced_length(scope: Scope) -> int:
+    lengths = [value for name, value in scope.get("headers", ()) if name == b"content-length"]
+    return content_length(lengths[0].decode("latin-1")) if lengths else 0

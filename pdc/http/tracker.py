@@ -1,0 +1,284 @@
+"""One request, or one WebSocket connection, from its start to its end; neutral to servers and frameworks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from ..log import log_or_raise
+from .families import RequestSeries
+from .labels import RequestLabels
+
+UNMATCHED = "<unmatched>"
+"""The route of a request that no route of the application matches."""
+CLIENT_CLOSED_REQUEST = 499
+TRACKER = "pdc.tracker"
+"""The key of a request's tracker in its WSGI environment or ASGI scope."""
+WITHOUT_BODY = frozenset({204, 304})
+"""The statuses whose responses have no body, whatever their headers say."""
+MOST_DIGITS = 18
+"""Of a length: longer bodies do not exist, and Python refuses to read a number of thousands of digits."""
+
+Header = tuple[str, str] | tuple[bytes, bytes]
+
+
+class Match(NamedTuple):
+    """The facts that a framework knows of a request or connection."""
+
+    route: str = UNMATCHED
+    """The template of the route, with the prefixes of mounts."""
+    request: Any = None
+    """The object that callables for labels take."""
+    excluded: bool = False
+    """True if `exclude` decorates the view."""
+
+
+FindRoute = Callable[[Any], Match]
+"""Resolves route and request from the tracker's source."""
+
+
+class Tracker:
+    """One request, from its start until its last byte is handed to the server. Its methods raise no errors of their own.
+
+    A framework calls `matched`, or gives a `find_route`. That is called once, with `source`, when the match is first needed:
+    when the answer starts, an exception is counted, or the application ends without an answer. Then come `started`, and
+    `finish` or one of its variants: `answered`, `all_sent`, `abandon`, `fail`.
+    """
+
+    __slots__ = (
+        *("_exception", "_exemplar", "_find_route", "_headers", "_in_progress", "_known", "_label_values", "_labels"),
+        *("_method", "_received", "_request", "_route", "_series", "_source", "_start", "_status"),
+        *("finished", "gone", "is_buffered"),
+    )
+
+    def __init__(
+        self, series: RequestSeries, labels: RequestLabels, method: str, find_route: FindRoute | None, source: Any
+    ) -> None:
+        self._series = series
+        self._labels = labels
+        self._method = method
+        self._find_route = find_route
+        self._source = source
+        self._known = find_route is None and not labels.are_asked_for
+        self.finished = self.gone = self.is_buffered = False
+        self._label_values: tuple[str, ...] = ()
+        self._headers: Iterable[Header] | None = None
+        self._exemplar: dict[str, str] | None = None
+        self._exception: BaseException | None = None
+        self._request: Any = None
+        self._route = UNMATCHED
+        self._status = 500
+        self._received = 0
+        self._start = perf_counter()
+        try:
+            self._in_progress = series.adders.get(method) or series.adder(method)
+            self._in_progress(1.0)
+        except Exception as error:
+            log_or_raise(error, "a request could not be tracked")
+            self.finished = True
+
+    def matched(self, route: str, request: Any = None, excluded: bool = False) -> None:
+        """Note the facts of a `Match`; an excluded request is not counted."""
+        self._route = route
+        self._request = request
+        if excluded:
+            self.forget()
+
+    def read(self, length: int) -> None:
+        """Add to the length of the request's body."""
+        self._received += length
+
+    def started(self, status: int, headers: Iterable[Header]) -> None:
+        """Note the start of the answer, while the request is being handled."""
+        self._status = status
+        self._headers = headers
+        if not self._known:
+            self._learn()
+
+    def buffered(self) -> None:
+        """Note that the body of the answer is in memory, in one piece: it need not be watched."""
+        self.is_buffered = True
+
+    def disconnected(self) -> None:
+        """Note that the client is gone: exceptions from now on are not the application's."""
+        self.gone = True
+
+    def body_bytes(self) -> float:
+        """The length of the answer's body; infinite if only its end shows it."""
+        if self._headers is None:  # the answer has not started
+            return math.inf
+        if self._method == "HEAD" or self._status in WITHOUT_BODY:
+            return 0.0
+        for name, value in self._headers:
+            if len(name) == len("content-length") and _text(name).lower() == "content-length" and _text(value).isdecimal():
+                return float(value)
+        return math.inf
+
+    def raised(self, error: BaseException) -> None:
+        """Count an exception that left the view, once. Ignores exits and disconnected clients."""
+        if error is self._exception or self.gone or not isinstance(error, Exception):
+            return
+        self._exception = error
+        if not self._known:
+            self._learn()
+        if self.finished:
+            return
+        try:
+            values = self._method, self._route, type(error).__name__, *self._label_values
+            self._series.families.exceptions.labels(*values).inc()
+        except Exception as error:
+            log_or_raise(error, "an exception could not be counted")
+
+    def finish(self, sent: int = 0) -> None:
+        """Count and time the request, whose answer had a body of `sent` bytes; only the first call has an effect."""
+        duration = perf_counter() - self._start
+        if not self._known:
+            self._learn()  # which may forget the request
+        if self.finished:
+            return
+        self.finished = True
+        try:
+            self._in_progress(-1.0)
+            key = (self._method, self._route, self._status, self._label_values)
+            requests, durations, sizes = self._series.known.get(key) or self._series.find(*key)
+            requests.inc(1.0, self._exemplar)
+            durations.observe(duration, self._exemplar)
+            if sizes:
+                sizes[0].observe(self._received)
+                sizes[1].observe(sent)
+        except Exception as error:
+            log_or_raise(error, "a request could not be counted")
+        self._request = self._source = self._exception = None  # only the garbage collector would free a cycle with the tracker
+
+    def answered(self, status: int, length: int) -> None:
+        """Finish a request whose answer is complete: its status, and the length of its body unless the headers say less."""
+        self._status = status
+        self.finish(int(min(length, self.body_bytes())))
+
+    def all_sent(self) -> None:
+        """Finish a request whose body the server sends by itself."""
+        length = self.body_bytes()
+        self.finish(int(length) if math.isfinite(length) else 0)
+
+    def abandon(self, sent: int = 0) -> None:
+        """Finish a request whose client did not wait for the end of the answer: status 499."""
+        self._status = CLIENT_CLOSED_REQUEST
+        self.finish(sent)
+
+    def fail(self, error: BaseException) -> None:
+        """Count the exception and finish the request as status 500."""
+        self.raised(error)
+        self._status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+        self.finish()
+
+    def forget(self) -> None:
+        """Do not count the request after all."""
+        if self.finished:
+            return
+        self.finished = True
+        try:
+            self._in_progress(-1.0)
+        except Exception as error:
+            log_or_raise(error, "a request could not be left out")
+        self._request = self._source = self._exception = None
+
+    def _learn(self) -> None:
+        """Find out the route, the application's labels and the exemplar."""
+        self._known = True
+        try:
+            if self._find_route is not None:
+                self._route, self._request, excluded = self._find_route(self._source)
+                if excluded:
+                    self.forget()
+        except Exception as error:
+            log_or_raise(error, "the route of a request could not be found")
+        if self._labels.are_asked_for:
+            self._label_values = self._labels.values(self._request)
+            self._exemplar = self._labels.exemplar()
+
+
+class Connection:
+    """One WebSocket connection. Its methods raise no errors of their own."""
+
+    __slots__ = ("_find_route", "_label_values", "_labels", "_series", "_source", "_start")
+
+    def __init__(self, series: RequestSeries, labels: RequestLabels, find_route: FindRoute, source: Any) -> None:
+        self._series = series
+        self._labels = labels
+        self._find_route = find_route
+        self._source = source
+        self._label_values: tuple[str, ...] = ()
+        self._start: float | None = None
+
+    def opened(self) -> None:
+        """Count the connection, unless its endpoint is excluded."""
+        try:
+            match = self._find_route(self._source)
+            if match.excluded:
+                return
+            self._label_values = (match.route, *self._labels.values(match.request))
+            families = self._series.websockets
+            families.connections.labels(*self._label_values).inc()
+            families.in_progress.inc()
+        except Exception as error:
+            log_or_raise(error, "a WebSocket connection could not be counted")
+        else:
+            self._start = perf_counter()
+
+    def closed(self) -> None:
+        """Time the connection, if it was ever opened."""
+        if self._start is None:
+            return
+        try:
+            families = self._series.websockets
+            families.in_progress.dec()
+            families.duration.labels(*self._label_values).observe(perf_counter() - self._start)
+        except Exception as error:
+            log_or_raise(error, "a WebSocket connection could not be timed")
+
+
+class WatchedBody:
+    """A body that reports its end: read to the last byte, broken by an exception, or dropped by a client that disconnected."""
+
+    __slots__ = ("_body", "_iterator", "_left", "_sent", "_tracker")
+
+    _iterate: Callable[[Any], Any]
+
+    def __init__(self, tracker: Tracker, body: Any) -> None:
+        self._tracker = tracker
+        self._body = body
+        self._sent = 0
+        self._left = tracker.body_bytes()
+        self._iterator = self._iterate(body)
+
+    def _passed(self, chunk: bytes) -> None:
+        self._sent += len(chunk)
+        self._left -= len(chunk)
+        if self._left <= 0:
+            self._tracker.finish(self._sent)
+
+    def _ended(self, error: BaseException | None) -> None:
+        self._left = 0
+        if error is not None:
+            self._tracker.raised(error)
+        self._tracker.finish(self._sent)
+
+    def close(self) -> None:
+        """Finish the request; the server always calls this (PEP 3333)."""
+        if not self._tracker.finished:
+            (self._tracker.abandon if self._left > 0 else self._tracker.finish)(self._sent)
+        if hasattr(self._body, "close"):
+            self._body.close()
+
+
+def content_length(header: str) -> int:
+    """The value of a header Content-Length; 0 for one that is missing, malformed or absurd."""
+    return int(header) if header.isdecimal() and len(header) <= MOST_DIGITS else 0
+
+
+def _text(header: str | bytes) -> str:
+    """The name or value of a header as WSGI has it; ASGI has bytes."""
+    return header if isinstance(header, str) else header.decode("latin-1")

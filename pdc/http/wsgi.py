@@ -1,0 +1,78 @@
+"""Tracks the requests of WSGI applications."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from .application import HTTPMetrics
+from .tracker import TRACKER, Tracker, WatchedBody, content_length
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
+    """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``."""
+    sizes = metrics.options.sizes
+
+    def tracked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        tracker = metrics.track(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        if tracker is None:
+            return app(environ, start_response)
+        environ[TRACKER] = tracker
+        if sizes:
+            tracker.read(content_length(environ.get("CONTENT_LENGTH", "")))
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+            tracker.started(int(status[:3]), headers)
+            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+
+        try:
+            body = app(environ, start)
+        except BaseException as error:
+            tracker.fail(error)
+            raise
+        if tracker.is_buffered and not sizes:
+            tracker.finish()
+            return body
+        file_wrapper: Any = environ.get("wsgi.file_wrapper")
+        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+            return _sent_by_server(body, tracker)
+        return Body(tracker, body)
+
+    return tracked
+
+
+def _sent_by_server(file: Any, tracker: Tracker) -> Iterable[bytes]:
+    """Let the end of a file that the server sends by itself (PEP 3333, ``wsgi.file_wrapper``) finish the request."""
+    close: Callable[[], None] | None = getattr(file, "close", None)
+
+    def finish_and_close() -> None:
+        tracker.all_sent()
+        if close is not None:
+            close()
+
+    file.close = finish_and_close
+    return file  # type: ignore[no-any-return] # it stays the server's own type
+
+
+class Body(WatchedBody):
+    """The watched body of a WSGI response."""
+
+    __slots__ = ()
+
+    _iterate = staticmethod(iter)
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for chunk in self._iterator:
+                self._passed(chunk)
+                yield chunk
+        except GeneratorExit:  # `close` counts it
+            raise
+        except BaseException as error:
+            self._ended(error)
+            raise
+        if not self._tracker.finished:
+            self._ended(None)

@@ -1,0 +1,35 @@
+"""Functions that run once per process: declarations of metrics that its applications share, settings, and warnings.
+
+An application factory may be called many times in a process, which has one set of metrics for all applications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import _lru_cache_wrapper, lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_REGISTERED: list[_lru_cache_wrapper[object]] = []
+
+
+def once(function: Callable[..., T]) -> _lru_cache_wrapper[T]:
+    """Run the function once for each set of arguments, and return that result from then on."""
+    return _registered(lru_cache(maxsize=None)(function))
+
+
+def once_each(most: int) -> Callable[[Callable[..., T]], _lru_cache_wrapper[T]]:
+    """Like `once`, for functions of endless arguments: it remembers the last `most` sets of them."""
+    return lambda function: _registered(lru_cache(maxsize=most)(function))
+
+
+def forget() -> None:
+    """Let every function run again: for tests, each of which begins like a new process."""
+    for function in _REGISTERED:
+        function.cache_clear()
+
+
+def _registered(function: _lru_cache_wrapper[T]) -> _lru_cache_wrapper[T]:
+    _REGISTERED.append(function)
+    return function
