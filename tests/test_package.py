@@ -87,7 +87,7 @@ def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: s
 def test_every_package_of_the_checkout_is_shipped_and_typed() -> None:
     """Each folder of code is named in pyproject.toml, and each import package has its py.typed."""
     folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("pdc*/**/__init__.py")}
-    (named,) = re.findall(r"^packages = \[(.*)\]$", PYPROJECT, re.MULTILINE)
+    (named,) = re.findall(r"^packages = \[(.*?)\]$", PYPROJECT, re.MULTILINE | re.DOTALL)
     assert {".".join(folder.parts) for folder in folders} == set(re.findall(r'"([^"]+)"', named))
     assert [folder for folder in folders if len(folder.parts) == 1 and not (ROOT / folder / "py.typed").is_file()] == []
 
