@@ -1,44 +1,25 @@
-"""The metric classes: prometheus_client's, with their values in the storage that `setup` chose."""
+"""What the metric classes share: prometheus_client's class, with a cell per series and samples from the storage."""
 
 from __future__ import annotations
 
 import inspect
 import threading
-import time
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from threading import get_ident
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import REGISTRY, CollectorRegistry
 from prometheus_client.samples import Sample
-from prometheus_client.validation import _validate_exemplar
 
-from . import config
-from .cells import (
-    FREE_THREADED,
-    TURN_LOCK,
-    CallbackGaugeCell,
-    Cell,
-    CounterCell,
-    HistogramCell,
-    Holder,
-    MetricCells,
-    ProcessGaugeCell,
-    SharedGaugeCell,
-    SummaryCell,
-    TextCell,
-)
-from .delivery import Buffer
-from .family import OVERFLOW, Family, bucket_bounds, check_unit, clean, dump, exemplar_text, text
-from .forks import FORKS
-from .interruption import locked, release_own
-from .storage import Kind
+from .. import config
+from ..cells import FREE_THREADED, Cell, Holder, MetricCells
+from ..delivery import Buffer
+from ..family import OVERFLOW, Family, check_unit, clean, dump, text
+from ..storage import Kind
 
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
@@ -46,10 +27,6 @@ _PARENTS_OWN = frozenset(
     {"_arguments", "_cells", "_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_own", "_subsystem"}
 )
 """Attributes that only serve to make children."""
-
-
-Mode = Literal["shared", "all", "liveall", "min", "livemin", "max", "livemax", "sum", "livesum", "mostrecent", "livemostrecent"]
-"""How the values of several processes make one; see `Gauge`."""
 
 
 class _Signature:
@@ -61,7 +38,7 @@ class _Signature:
             known = inspect.signature(constructor, eval_str=True).parameters.values()
             own = [each for each in known if each.kind is each.KEYWORD_ONLY]
             constructor = next(base.__init__ for base in cls.__mro__ if not issubclass(base, StoredMetric))
-        signature = inspect.signature(constructor, eval_str=constructor in _OUR_CONSTRUCTORS)
+        signature = inspect.signature(constructor, eval_str=constructor in OUR_CONSTRUCTORS)
         public = [each for name, each in signature.parameters.items() if name != "self" and not name.startswith("_")]
         return signature.replace(parameters=[*public, *own], return_annotation=signature.empty)
 
@@ -84,7 +61,7 @@ class StoredMetric(MetricWrapperBase):
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             """Note the arguments of a subclass's constructor."""
             metric = super().__new__(cls)
-            if cls.__init__ not in _OUR_CONSTRUCTORS:
+            if cls.__init__ not in OUR_CONSTRUCTORS:
                 metric._arguments = args, kwargs
             return metric
 
@@ -375,365 +352,9 @@ def _each(cells: Mapping[int, Cell]) -> Iterator[Cell]:
     yield from list(cells.values())
 
 
-class Counter(SummedMetric, prometheus_client.Counter):
-    """A counter of `prometheus_client.Counter`, shared by every process."""
-
-    _cell: CounterCell
-
-    def _new_cell(self, values: tuple[str, ...]) -> CounterCell:
-        return CounterCell(self._metric_cells, values)
-
-    def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
-        """Add `amount`, and keep the exemplar where there is one.
-
-        Raises ValueError for a negative amount or a wrong exemplar, before anything is counted.
-        """
-        if amount < 0:
-            raise ValueError(f"Counters can only be incremented by non-negative amounts, got {amount!r}.")
-        cell = self._cell
-        number = amount + 0.0  # a float, by whatever rules the type of the amount has
-        if exemplar:
-            FORKS.notice()
-            cell.set_exemplar(_exemplar(exemplar, amount))
-        if cell.quiet:
-            cell.memory[cell.offset] += number
-        else:
-            cell.enqueue()
-            cell.memory[cell.offset] += number
-            cell.changed()
-
-    if FREE_THREADED and not TYPE_CHECKING:
-
-        def inc(self, amount: float = 1.0, exemplar: dict[str, str] | None = None) -> None:
-            """Add `amount`, and keep the exemplar where there is one.
-
-            Raises ValueError for a negative amount or a wrong exemplar, before anything is counted.
-            """
-            if amount < 0:
-                raise ValueError(f"Counters can only be incremented by non-negative amounts, got {amount!r}.")
-            try:
-                cell = self._own.cell
-            except AttributeError:
-                cell = self._cell_of_thread()
-            number = amount + 0.0  # a float, by whatever rules the type of the amount has
-            if exemplar:
-                FORKS.notice()
-                cell.set_exemplar(_exemplar(exemplar, amount))
-            if not cell.quiet:
-                cell.enqueue()
-            cell.total = total = cell.total + number
-            cell.memory[cell.offset] = total
-            if not cell.quiet:
-                cell.changed()
-
-    def reset(self) -> None:
-        """Set the counter to zero for every process, created now."""
-        if self._cell.dropped:
-            return
-        new = self._metric_cells.add(self._cell.reset_now())
-        self._metric_cells.drop(locked(self._metric_cells.lock, self._exchange, new))
-        new.changed()
-
-    def _exchange(self, new: CounterCell) -> Iterator[Cell]:
-        """Go on with that cell, and return those before it."""
-        before, self._cell = self._series_cells(), new
-        return before
-
-
-class Gauge(StoredMetric, prometheus_client.Gauge):
-    """A gauge of `prometheus_client.Gauge`.
-
-    With the `multiprocess_mode` ``shared``, the default, it has one value for all processes: the last `set` wins,
-    `inc` and `dec` add up. In the other modes, those of prometheus_client, every process has a value of its own. The live
-    ones count processes that live. Of the rest, ``sum``, ``min``, ``max`` and ``mostrecent`` count dead ones for ever;
-    ``all`` shows a dead one for a day.
-    """
-
-    _MULTIPROC_MODES = prometheus_client.Gauge._MULTIPROC_MODES | {"shared"}
-    _cell: SharedGaugeCell | ProcessGaugeCell | CallbackGaugeCell
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        labelnames: Iterable[str] = (),
-        namespace: str = "",
-        subsystem: str = "",
-        unit: str = "",
-        registry: CollectorRegistry | None = REGISTRY,
-        _labelvalues: Sequence[str] | None = None,
-        multiprocess_mode: Mode = "shared",
-        *,
-        max_series: float | None = None,
-        expire_series: float | None = None,
-    ) -> None:
-        arguments: Any = name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, multiprocess_mode
-        super().__init__(*arguments, max_series=max_series, expire_series=expire_series)
-
-    def _family(self) -> Family:
-        mode = text("multiprocess_mode", self._multiprocess_mode)
-        return super()._family()._replace(mode=mode)
-
-    def _new_cell(self, values: tuple[str, ...]) -> SharedGaugeCell | ProcessGaugeCell:
-        return (SharedGaugeCell if self._metric_cells.family.mode == "shared" else ProcessGaugeCell)(self._metric_cells, values)
-
-    def inc(self, amount: float = 1) -> None:
-        """Add `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
-        if self._is_most_recent:
-            raise RuntimeError("inc must not be used with the mostrecent mode")
-        self._cell.add(amount)
-
-    def dec(self, amount: float = 1) -> None:
-        """Subtract `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
-        if self._is_most_recent:
-            raise RuntimeError("dec must not be used with the mostrecent mode")
-        self._cell.add(-amount)
-
-    def set(self, value: float) -> None:
-        """Set the gauge to `value`."""
-        self._cell.set(float(value))
-
-    if FREE_THREADED and not TYPE_CHECKING:
-
-        def inc(self, amount: float = 1) -> None:
-            """Add `amount`. Raises RuntimeError in the modes ``mostrecent`` and ``livemostrecent``."""
-            if self._is_most_recent:
-                raise RuntimeError("inc must not be used with the mostrecent mode")
-            cell = self._cell
-            number = amount - 0.0
-            if not cell.quiet:
-                if type(cell) is CallbackGaugeCell:
-                    return
-                cell.enqueue()
-            turn = TURN_LOCK  # calls of imported names are slower
-            try:
-                turn.acquire()
-                cell.memory[cell.offset + cell._slot] += number
-            except BaseException:  # of a handler: perhaps before this thread had its turn
-                release_own(turn)
-                raise
-            turn.release()
-            if not cell.quiet:
-                cell.changed()
-
-        def set(self, value: float) -> None:
-            """Set the gauge to `value`."""
-            self._cell.set(value if type(value) is float else float(value))
-
-    def adder(self) -> Callable[[float], None]:
-        """Return a function that adds to the gauge as `inc` does, for callers that do so all the time.
-
-        It is of use until `set_function` is called, and in all modes but ``mostrecent`` and ``livemostrecent``.
-        """
-        return self._cell.add
-
-    def set_function(self, f: Callable[[], float]) -> None:
-        """Take the value from `f`, which a background thread may call; the other methods then do nothing.
-
-        It is called once per scrape, and may read and update any metric. Where it raises, the value stays as it was and the
-        error is logged. Of two gauges of one name, only the function of the one that was declared last is called.
-        """
-        before, self._cell = self._cell, self._metric_cells.add(CallbackGaugeCell(self._metric_cells, self._cell.values, f))
-        self._metric_cells.drop([before])
-        self._cell.compute()
-        self.buffer.send(self._cell)
-
-
-class Summary(SummedMetric, prometheus_client.Summary):
-    """A summary of `prometheus_client.Summary`, shared by every process."""
-
-    _cell: SummaryCell
-
-    def _new_cell(self, values: tuple[str, ...]) -> SummaryCell:
-        return SummaryCell(self._metric_cells, values)
-
-    def observe(self, amount: float) -> None:
-        """Observe `amount`."""
-        cell = self._cell
-        number = amount + 0.0
-        if cell.quiet:
-            memory, offset = cell.memory, cell.offset
-            memory[offset] += number
-            memory[offset + 1] += 1.0
-        else:
-            cell.enqueue()
-            memory, offset = cell.memory, cell.offset
-            memory[offset] += number
-            memory[offset + 1] += 1.0
-            cell.changed()
-
-    if FREE_THREADED and not TYPE_CHECKING:
-
-        def observe(self, amount: float) -> None:
-            """Observe `amount`."""
-            try:
-                cell = self._own.cell
-            except AttributeError:
-                cell = self._cell_of_thread()
-            number = amount + 0.0
-            if not cell.quiet:
-                cell.enqueue()
-            totals = cell.totals
-            totals[0] += number
-            totals[1] += 1.0
-            memory, offset = cell.memory, cell.offset
-            memory[offset] = totals[0]
-            memory[offset + 1] = totals[1]
-            if not cell.quiet:
-                cell.changed()
-
-
-class Histogram(SummedMetric, prometheus_client.Histogram):
-    """A histogram of `prometheus_client.Histogram`, shared by every process."""
-
-    _cell: HistogramCell
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            name: str,
-            documentation: str,
-            labelnames: Iterable[str] = (),
-            namespace: str = "",
-            subsystem: str = "",
-            unit: str = "",
-            registry: CollectorRegistry | None = REGISTRY,
-            _labelvalues: Sequence[str] | None = None,
-            buckets: Sequence[float | str] = prometheus_client.Histogram.DEFAULT_BUCKETS,
-            *,
-            max_series: float | None = None,
-            expire_series: float | None = None,
-        ) -> None: ...
-
-    def _family(self) -> Family:
-        if any(bound != bound for bound in self._upper_bounds):
-            raise ValueError(f"each bucket must be a number, got {self._upper_bounds}")
-        return super()._family()._replace(bounds=bucket_bounds(self._upper_bounds))
-
-    def _new_cell(self, values: tuple[str, ...]) -> HistogramCell:
-        return HistogramCell(self._metric_cells, values, tuple(self._upper_bounds))
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        """Observe `amount`, and keep the exemplar of its bucket where there is one.
-
-        Raises ValueError for a wrong exemplar, before anything is counted.
-        """
-        cell = self._cell
-        number = amount + 0.0
-        bucket = bisect_left(cell.bounds, number)
-        if exemplar and number == number:
-            FORKS.notice()
-            cell.set_exemplar(bucket, _exemplar(exemplar, amount))
-        if cell.quiet:
-            memory, offset = cell.memory, cell.offset
-            memory[offset] += number
-            if number == number:  # a NaN is in no bucket, as in prometheus_client
-                memory[offset + bucket + 1] += 1.0
-        else:
-            cell.enqueue()
-            memory, offset = cell.memory, cell.offset
-            memory[offset] += number
-            if number == number:
-                memory[offset + bucket + 1] += 1.0
-            cell.changed()
-
-    if FREE_THREADED and not TYPE_CHECKING:
-
-        def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-            """Observe `amount`, and keep the exemplar of its bucket where there is one.
-
-            Raises ValueError for a wrong exemplar, before anything is counted.
-            """
-            try:
-                cell = self._own.cell
-            except AttributeError:
-                cell = self._cell_of_thread()
-            number = amount + 0.0
-            bucket = bisect_left(cell.bounds, number)
-            if exemplar and number == number:
-                FORKS.notice()
-                cell.set_exemplar(bucket, _exemplar(exemplar, amount))
-            if not cell.quiet:
-                cell.enqueue()
-            totals = cell.totals
-            totals[0] += number
-            if number == number:
-                totals[bucket + 1] += 1.0
-            memory, offset = cell.memory, cell.offset
-            memory[offset] = totals[0]
-            if number == number:
-                memory[offset + bucket + 1] = totals[bucket + 1]
-            if not cell.quiet:
-                cell.changed()
-
-
-class Info(StoredMetric, prometheus_client.Info):
-    """An info metric of `prometheus_client.Info`: what a process sets last is what all show."""
-
-    _cell: TextCell
-
-    def _new_cell(self, values: tuple[str, ...]) -> TextCell:
-        return TextCell(self._metric_cells, values, "_info", "{}")
-
-    def info(self, val: dict[str, str]) -> None:
-        """Set the key-value pairs. Raises ValueError for a key that is a label or empty, and for None as a value."""
-        if overlapping := set(self._labelnames).intersection(val):
-            raise ValueError(f"Overlapping labels for Info metric {self._name}: {sorted(overlapping)}")
-        if nones := [key for key, value in val.items() if value is None]:
-            raise ValueError(f"Label value cannot be None: {nones} of Info metric {self._name}")
-        if "" in val:
-            raise ValueError(f"each key of Info metric {self._name} must have a letter at least, got {list(val)}")
-        self._cell.set(dump({clean(key): clean(str(value)) for key, value in val.items()}))
-
-
-class Enum(StoredMetric, prometheus_client.Enum):
-    """An enum metric of `prometheus_client.Enum`: the state that a process sets last is what all show."""
-
-    _cell: TextCell
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            name: str,
-            documentation: str,
-            labelnames: Iterable[str] = (),
-            namespace: str = "",
-            subsystem: str = "",
-            unit: str = "",
-            registry: CollectorRegistry | None = REGISTRY,
-            _labelvalues: Sequence[str] | None = None,
-            states: Sequence[str] | None = None,
-            *,
-            max_series: float | None = None,
-            expire_series: float | None = None,
-        ) -> None: ...
-
-    def _family(self) -> Family:
-        self._states = tuple(dict.fromkeys([text("each state", state) for state in self._states]))
-        if self._name in self._labelnames:
-            raise ValueError(f"Overlapping labels for Enum metric: {self._name} is one of {self._labelnames}")
-        return super()._family()._replace(states=self._states)
-
-    def _new_cell(self, values: tuple[str, ...]) -> TextCell:
-        return TextCell(self._metric_cells, values, "", self._states[0])
-
-    def state(self, state: str) -> None:
-        """Set the state. Raises ValueError for one that the metric does not have."""
-        chosen = clean(state) if isinstance(state, str) else state
-        if chosen not in self._states:
-            raise ValueError(f"{state!r} is not a state of {self._name}: expected one of {list(self._states)}")
-        self._cell.set(str(self._states[self._states.index(chosen)]))
-
-
-_OUR_CONSTRUCTORS = (StoredMetric.__init__, Gauge.__init__)
-
-
-def _exemplar(labels: dict[str, str], amount: float) -> str:
-    _validate_exemplar(labels)
-    return exemplar_text({name: clean(value) for name, value in labels.items()}, float(amount), time.time())
-
-
 def _without(labels: Mapping[str, str], sample: Sample) -> Sample:
     return sample._replace(labels={name: value for name, value in sample.labels.items() if name not in labels})
+
+
+OUR_CONSTRUCTORS: set[Callable[..., None]] = {StoredMetric.__init__}
+"""The constructors of the metric classes themselves. Others belong to subclasses of the application."""

@@ -1,0 +1,6 @@
+"""The metric classes: prometheus_client's, with their values in the storage that `setup` chose."""
+
+from .kinds import Counter, Enum, Gauge, Histogram, Info, Mode, Summary
+from .stored import StoredMetric
+
+__all__ = ["Counter", "Enum", "Gauge", "Histogram", "Info", "Mode", "StoredMetric", "Summary"]
