@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST ?= .venv-oldest
 EXTRAS = all
-VERSION2 ?= .venv-version2
+export VERSION2 ?= .venv-version2
 FUZZ ?= .venv-fuzz
 PYTEST ?=
 BENCH ?=
@@ -26,7 +26,7 @@ help:  ## Show these targets
 demo: $(VENV)/demo.stamp  ## Run Gunicorn with four workers and compare what was sent with what is counted (ONCE=1: end then)
 	$(VENV)/bin/python example_apps/demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
-test: $(VENV)/test.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments, JOBS=0 runs one at a time)
+test: $(VENV)/test.stamp $(VERSION2)/version2.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments, JOBS=0 runs one at a time)
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term $(PYTEST)
 
 lint: $(VENV)/lint.stamp  ## Check style and types
@@ -39,10 +39,10 @@ format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
 	$(VENV)/bin/ruff format
 
 # Random programs are compared with prometheus_client's own output, and benchmarks with peers: they need newest versions.
-check-versions: $(OLDEST)/oldest.stamp servers  ## Run the tests against the oldest versions of the dependencies
+check-versions: $(OLDEST)/oldest.stamp $(VERSION2)/version2.stamp servers  ## Run the tests against the oldest versions of the dependencies
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py $(PYTEST)
 
-check-pythons: servers  ## Run the tests with every Python that is here (PYTHONS="python3.14t ..." names them, TESTS=... some tests)
+check-pythons: $(VERSION2)/version2.stamp servers  ## Run the tests with every Python that is here (PYTHONS="python3.14t ..." names them, TESTS=... some tests)
 	$(PYTHON) tests/check_pythons.py $(if $(PYTHONS),--pythons $(PYTHONS)) -- $(SIDE_BY_SIDE) $(TESTS) $(PYTEST)
 
 prove: servers  ## Count 10,000,000 times in 16 threads amid scrapes, forks and signals (PYTHON=python3.14t: without the GIL)

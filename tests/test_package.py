@@ -88,8 +88,22 @@ def test_every_package_of_the_checkout_is_shipped_and_typed() -> None:
     """Each folder of code is named in pyproject.toml, and each import package has its py.typed."""
     folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("pdc*/**/__init__.py")}
     (named,) = re.findall(r"^packages = \[(.*?)\]$", PYPROJECT, re.MULTILINE | re.DOTALL)
-    assert {".".join(folder.parts) for folder in folders} == set(re.findall(r'"([^"]+)"', named))
+    elsewhere = dict(re.findall(r'^(\w+) = "(pdc/\w+)"', PYPROJECT, re.MULTILINE))
+    names = (elsewhere.get(name, name).replace("/", ".") for name in re.findall(r'"([^"]+)"', named))
+    assert {".".join(folder.parts) for folder in folders} == set(names)
     assert [folder for folder in folders if len(folder.parts) == 1 and not (ROOT / folder / "py.typed").is_file()] == []
+
+
+def test_the_name_of_version_2_says_what_to_import(tmp_path: Path) -> None:
+    """Importing what version 2 was imported as raises an ImportError that names `pdc` and the documentation."""
+    (tmp_path / "prometheus_distributed_client").symlink_to(ROOT / "pdc" / "prometheus_distributed_client")
+    for name in ("prometheus_distributed_client", "prometheus_distributed_client.redis"):
+        command = [sys.executable, "-c", f"import {name}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        error = done.stderr.splitlines()[-1]
+        assert error.startswith("ImportError: prometheus_distributed_client is called pdc since version 3: write `import pdc`")
+        (page,) = re.findall(r"/blob/HEAD/(\S+\.md)", error)
+        assert (ROOT / page).is_file()
 
 
 @pytest.mark.parametrize("module", ["redis", "flask", "django", "starlette"])

@@ -311,10 +311,11 @@ def test_without_an_index_of_use_a_metric_is_searched(redis_server: RedisServer,
     storage.close()
 
 
-def test_a_metric_of_version_2_is_given_an_index(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_without_an_index_is_given_one(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for writers to forget enters what was there, and writers what they add meanwhile; then fields are named."""
     storage, other = RedisStorage(redis_server.url, "test"), RedisStorage(redis_server.url, "test")
     with redis_server.client() as client:
+        client.hset("prometheus_test_m", mapping={"#prefix": "test", "#meta": META})
         for operation in histograms(30):
             client.hset("prometheus_test_m", operation.field, "1")
     indexes: list[str | None] = []
@@ -339,7 +340,7 @@ def test_a_metric_of_version_2_is_given_an_index(redis_server: RedisServer, monk
 
 
 def test_fields_of_others_are_entered_where_they_are_found(redis_server: RedisServer) -> None:
-    """A series is removed by some labels with the fields that version 2, which keeps no index, has added to it meanwhile."""
+    """A series is removed by some labels with the fields that others, who keep no index, have added to it meanwhile."""
     storage = RedisStorage(redis_server.url, "test")
     send(storage, 1, *observation(0, "0.1"), *observation(1, "0.1"))
     with redis_server.client() as client:

@@ -511,26 +511,6 @@ def test_the_format_in_sqlite(tmp_path: Path, registry: CollectorRegistry) -> No
     assert {name: as_documented(fields) for name, fields in stored.items()} == STORED
 
 
-def test_a_table_of_version_2_is_taken_over(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """The numbers in a table of prometheus-distributed-client 2 count on, and the table may then hold NaN and texts."""
-    connection = sqlite3.connect(tmp_path / "metrics.db")
-    connection.execute(
-        "CREATE TABLE metrics (metric_key TEXT NOT NULL, subkey TEXT NOT NULL, value REAL NOT NULL, "
-        "PRIMARY KEY (metric_key, subkey))"
-    )
-    subkey = r'_total:{"endpoint":"/\u00e9","method":"GET"}'
-    connection.execute("INSERT INTO metrics VALUES ('requests', ?, 100)", (subkey,))
-    connection.commit()
-    pdc.setup(sqlite=tmp_path / "metrics.db")
-    declared(registry).labels("GET", "/é").inc()
-    pdc.Gauge("nothing", "Not a number.", registry=registry).set(math.nan)
-    values = dict(connection.execute("SELECT metric_key || subkey, value FROM metrics"))
-    connection.close()
-    assert values["requests" + subkey] == 143
-    assert "nothing NaN" in pdc.generate_latest().decode()
-    assert 'build_info{version="1"} 1.0' in pdc.generate_latest().decode()
-
-
 def calls(client: Any, command: str) -> int:
     """How often clients and scripts have called a command."""
     stats: dict[str, dict[str, int]] = client.info("commandstats")

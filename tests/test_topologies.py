@@ -399,28 +399,34 @@ def too_few(server: RedisServer, rules: str, but: Collection[str] = ()) -> Itera
 def exercise(url: Any) -> None:
     """Do all that writes."""
     registry = CollectorRegistry()
-    for expire in (3600, None):
-        pdc.setup(redis=url, redis_prefix="shop", redis_expire=expire, journal=False)
+    for prefix, expire in (("", 3600), ("shop", None)):
+        pdc.setup(redis=url, redis_prefix=prefix, redis_expire=expire, journal=False)
         hits = pdc.Counter(f"hits_{expire}", "Hits.", ["path"], registry=registry)
         live = pdc.Gauge(f"live_{expire}", "Live.", registry=registry, multiprocess_mode="livesum")
         live.set(1)
+        pdc.Counter("old", "Counted by version 2.", registry=CollectorRegistry()).inc()
         hits.labels("/a").inc()
         hits.labels("/b").inc()
         hits.remove("/a")
         hits.remove_by_labels({"path": "/c"})
         pdc.flush()
         assert f'hits_{expire}_total{{path="/b"}} 1.0' in pdc.generate_latest().decode()
-    pdc.clear()
-    pdc.flush()
+        pdc.clear()
+        pdc.flush()
 
 
 def test_a_writer_with_the_least_rights(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     """The rights that the documentation gives to a writer suffice, and with any one missing the error lists them."""
     rules = RULES["pdc-writer"]
-    exercise(allow(redis_server, "writer", rules))
+    with redis_server.client() as client:
+        client.hset("prometheus_old", "_total:{}", "5")
+        exercise(allow(redis_server, "writer", rules))
+        assert client.zscore("prometheus##", "#version2:old") is not None
     pdc.shutdown()
     assert caplog.text == ""
     for url in too_few(redis_server, rules):
+        with redis_server.client() as client:
+            client.hset("prometheus_old", "_total:{}", "5")
         with pytest.raises(StorageError) as raised:
             exercise(url)
         needed = re.search(r"A user that counts needs the rights (.*?);", str(raised.value))

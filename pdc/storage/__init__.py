@@ -203,6 +203,12 @@ class Outcome(NamedTuple):
     note: str = ""
     """A thing that whoever runs the program should hear once."""
 
+    def joined(self, later: Outcome) -> Outcome:
+        """This and the outcome of the rest of the batch."""
+        unknown, note = self.unknown | later.unknown, self.note or later.note
+        replaced, refused = self.replaced | later.replaced, self.refused | later.refused
+        return Outcome(unknown, replaced, refused, self.overflowed | later.overflowed, self.storage or later.storage, note)
+
 
 class Parts(Mapping[str, Any]):
     """The fields of a large metric in several dicts: other threads wait while Python enlarges a dict, or frees it."""

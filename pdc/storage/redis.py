@@ -63,6 +63,7 @@ from . import (
     series_of,
     without_secrets,
 )
+from .version2 import DEFAULT_PREFIX, VERSION2, report, taken_over
 
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
@@ -77,8 +78,8 @@ MOST_LOOKED_AT = 2000
 """How large a piece is, in fields."""
 STEMS = "#stems"
 """The field that tells how the fields of a metric's series begin, and which bounds its buckets have: a line ``<start>{<bound>``
-for each. Every field that is new is entered there. In a metric that version 2 began, the first search for writers to forget
-enters the fields that were there before; until then a line ``?`` comes first."""
+for each. Every field that is new is entered there. In a metric that has none, the first search for writers to forget enters
+the fields that are there; until then a line ``?`` comes first."""
 INCOMPLETE = "\n?\n"
 NO_BUCKETS = "?[^b]*"
 """Matches all fields but buckets."""
@@ -91,6 +92,12 @@ MOST_FIELDS = 2000
 """How many series and fields one call removes: more of them would let other clients of the server wait."""
 MOST_FOUND = 500
 """How many fields one call looks at."""
+BESIDE = "#"
+"""The prefix of our keys beside those of version 2, where no other prefix keeps them apart; version 2 cannot spell it."""
+MOST_PAGES = 200
+"""How many thousand keys are looked at for those of version 2, once, before the first key of a program without a prefix."""
+MADE_MILLISECONDS = "60000"
+"""How long a hash stays that was made for a metric, where who made it is killed."""
 MOST_OPERATIONS = 1000
 """Of the metrics that are changed in one call: more of them would let other clients of the server wait."""
 
@@ -159,12 +166,23 @@ local function remove(key, doomed)
     redis.call('HDEL', key, unpack(doomed, from, math.min(from + CHUNK - 1, #doomed)))
   end
 end
+
+local function is_of_version2(key)
+  if redis.pcall('HGET', key, '#prefix') then return false end
+  local cursor, fields = '0', {}
+  repeat
+    local reply = redis.call('HSCAN', key, cursor, 'COUNT', 10)
+    cursor, fields = reply[1], reply[2]
+  until cursor == '0' or #fields > 0
+  return #fields > 0 and string.match(fields[1], '^_?%a*:{.*}$') ~= nil
+end
 """
 )
 _APPLY = r"""
 local prefix, expire, writer, sequence, leaving = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
 local forget_writer_after, left_after, SWEEPS = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST = 9
+local own_start, version2_start, index = ARGV[9], ARGV[10], ARGV[11]
+local FIRST = 12
 local now, now_text = clock()
 
 local key, first, last, fields, current, written, stems, is_new
@@ -255,6 +273,14 @@ local function limit(most, overflow)
   return refused
 end
 
+local function expect_new()
+  if redis.call('HLEN', key) > 0 then return redis.error_reply('PDCFOREIGN it has fields') end
+  local name = string.sub(key, #own_start + 1)
+  if version2_start == '' or not is_of_version2(version2_start .. name) then return nil end
+  if redis.call('ZSCORE', index, '#version2:' .. name) then return nil end
+  return redis.error_reply('PDCVERSION2 it has data to take over')
+end
+
 local function apply(fate)
   for i = first, last, 3 do
     local kind, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
@@ -286,7 +312,9 @@ local function update(meta, declare, most, overflow, idle)
     return redis.error_reply('PDCPREFIX ' .. stored_prefix)
   end
   if leaving and not stored_prefix then return {0, 0, 0, 0, 0, 0} end
-  is_new = not stored_prefix and redis.call('HLEN', key) == 0
+  is_new = not stored_prefix
+  failed = is_new and expect_new()
+  if failed then return failed end
 
   local known, _, fate = parse_mark(stored_mark or '')
   known = tonumber(known)
@@ -338,7 +366,8 @@ for i = 1, #KEYS do
 end
 return replies
 """
-"""Applies updates of one batch to the keys of their metrics. Of each it returns an error for a key that is not ours to use; or
+"""Applies updates of one batch to the keys of their metrics. Of each it returns an error for a key that is not ours to use, or
+that is empty while version 2 has data of the metric, which have to be taken over first; or
 1, 0 where nothing of the writer was there, or the meta that the update replaced; then 1 where the values of the writer, which
 leaves, are to be folded; then 1 where it is time to forget writers; then how many series were over the limit, 1 where all have
 to be counted first, and 1 where it is time to look for idle ones. The arguments of all come first, then, for each metric, its
@@ -457,7 +486,7 @@ local FIRST = 6
 local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems', '#series')
 if known.err then return known end
 local all = (#ARGV - FIRST + 1) / 3
-if (known[1] or prefix) ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return all end
+if known[1] ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return all end
 if not names_fields(known[3]) then return -1 end
 local plain, bounded, heir = {}, {}, string.match(known[3], '\n(#%a+::){\n')
 for stem, le in string.gmatch(known[3], '([^{\n]*){([^\n]*)\n') do
@@ -487,7 +516,7 @@ _FIND = r"""
 local key, prefix, writer, sequence, cursor, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local known = redis.pcall('HMGET', key, '#prefix', '#mark:' .. writer, '#stems')
 if known.err then return known end
-if (known[1] or prefix) ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return {'0'} end
+if known[1] ~= prefix or tonumber((parse_mark(known[2] or ''))) >= sequence then return {'0'} end
 local groups = cjson.decode(ARGV[6])
 for _, group in ipairs(groups) do
   for _, values in ipairs(group[2]) do group[values] = true end
@@ -601,9 +630,48 @@ return {id, missing}
 """
 
 _DELETE = """
-if redis.call('HGET', KEYS[1], '#prefix') == ARGV[1] then return redis.call('UNLINK', KEYS[1]) end
+local key, prefix, index, name = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+if redis.call('HGET', key, '#prefix') ~= prefix then return 0 end
+if redis.call('HGET', key, '#version2') then redis.call('ZADD', index, '-inf', '#version2:' .. name) end
+return redis.call('UNLINK', key)
+"""
+"""Deletes a metric; of one that was taken over from version 2 the index keeps that it is not to be taken over again."""
+
+_LOOK = """
+local cursor, keys = '0', {unpack(ARGV, 2)}
+if #keys == 0 then
+  local reply = redis.call('SCAN', ARGV[1], 'MATCH', 'prometheus_*', 'COUNT', 1000)
+  cursor, keys = reply[1], reply[2]
+end
+for _, key in ipairs(keys) do
+  if is_of_version2(key) then return {'0', 1} end
+end
+return {cursor, 0}
+"""
+"""Looks at these keys, or at the next ones from a cursor, and returns a cursor, and 1 where one is of version 2."""
+
+_SETTLE = """
+local index, beside, expire = KEYS[1], KEYS[2], tonumber(ARGV[3])
+if redis.call('EXISTS', beside) == 1 then return 1 end
+if redis.call('EXISTS', index) == 1 then return 0 end
+if ARGV[1] == '1' then
+  redis.call('ZADD', beside, '+inf', '#version2')
+  return 1
+end
+redis.call('ZADD', index, '-inf', ARGV[2])
+if expire > 0 then redis.call('PEXPIRE', index, expire) end
 return 0
 """
+"""Settles for all processes whether metrics without a prefix are beside those of version 2, by which index there is."""
+
+_TAKE_OVER = """
+local key, made, expire = KEYS[1], KEYS[2], tonumber(ARGV[1])
+if redis.call('EXISTS', key) == 1 or redis.call('EXISTS', made) == 0 then return 0 end
+redis.call('RENAME', made, key)
+if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
+return 1
+"""
+"""Begins a metric with the hash that was made for it, unless somebody has begun it."""
 
 
 class RedisStorage(ForkSafe):
@@ -625,8 +693,10 @@ class RedisStorage(ForkSafe):
         self._client: Any = self.client if isinstance(client, (str, redis.RedisCluster)) else _brisk(client, SOCKET_SECONDS)
         self._own = isinstance(client, str) or self._client is not client
         self._prefix = prefix
+        self._settled = self._clustered or bool(prefix)
+        """Whether it is known which prefix keys have."""
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
-        self._index = f"prometheus#{prefix}"
+        self._use(prefix)
         self._noted = False
         self._relist_seconds = min(MOST_RELIST_SECONDS, (expire or math.inf) / 10)
         self._sentinel: Descriptor | None = None
@@ -660,14 +730,68 @@ class RedisStorage(ForkSafe):
     def places(self) -> list[str]:
         return [socket.gethostname()]
 
+    def _use(self, prefix: str) -> None:
+        """Use this prefix for keys."""
+        self._own_prefix, self._index = prefix, f"prometheus#{prefix}"
+        self._start = f"prometheus_{prefix}_" if prefix else "prometheus_"
+
+    def _find_keys(self) -> bool:
+        """Learn where the metrics are; return whether there are any yet.
+
+        Those of a program without a prefix are under keys of version 2's default, or beside them where version 2 has used them.
+        """
+        if not self._settled:
+            indexes = self._run([("ZRANGE", f"prometheus#{prefix}", "0", "0") for prefix in (BESIDE, "")])
+            found = [prefix for prefix, index in zip((BESIDE, ""), indexes, strict=True) if index]
+            if found:
+                self._use(found[0])
+                self._settled = True
+        return self._settled
+
+    def _has_version2(self, batch: Batch) -> bool:
+        """Whether version 2 has keys: those of the metrics in the batch are looked at before others."""
+        ((cursor, found),) = self._run([(_LOOK, [], "0", *(f"{DEFAULT_PREFIX}_{update.name}" for update in batch.updates))])
+        for _ in range(0 if found else MOST_PAGES):
+            ((cursor, found),) = self._run([(_LOOK, [], _text(cursor))])
+            if found or _text(cursor) == "0":
+                break
+        return bool(found)
+
+    def _settle_keys(self, batch: Batch) -> None:
+        """Decide where metrics are, where nobody has."""
+        found = self._own_prefix == BESIDE or self._has_version2(batch)
+        indexes = ["prometheus#", f"prometheus#{BESIDE}"]
+        (beside,) = self._run([(_SETTLE, indexes, str(int(found)), batch.storage or new_id(), str(self._expire))])
+        self._use(BESIDE if beside else "")
+        self._settled = True
+
     def id(self) -> str:
+        self._find_keys()
         (found,) = self._run([("ZRANGE", self._index, "0", "0")])
         if isinstance(found, ResponseError):
             raise self._failed(found)
         return next((name for name in map(_text, found) if name.startswith(ID)), "")
 
     def apply(self, batch: Batch) -> Outcome:
+        if not self._find_keys():
+            self._settle_keys(batch)
         self._remove(batch)
+        outcome, replies = self._send_batch(batch)
+        left = []
+        for update, reply in zip(batch.updates, replies, strict=True):
+            if not isinstance(reply, ResponseError):
+                self._book(batch, update, reply, outcome)
+            elif str(reply).startswith("PDCVERSION2"):
+                self._take_over(update)
+                left.append(update)
+            else:
+                outcome.refused[update.name] = self._reason(update.name, reply)
+        for name in outcome.unknown:
+            self._listed.pop(name, None)
+        return outcome.joined(self.apply(batch._replace(updates=left))) if left else outcome
+
+    def _send_batch(self, batch: Batch) -> tuple[Outcome, Iterator[Any]]:
+        """Send the batch; return what the index says of it, and the reply for each update."""
         now = time.monotonic()
         due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
         listing = (_LIST, [self._index], str(self._expire), batch.storage or new_id(), *due) if due else ("EXISTS", self._index)
@@ -678,16 +802,37 @@ class RedisStorage(ForkSafe):
         outcome = Outcome(set(map(_text, unlisted)), {}, {}, {}, _text(found), self._note(batch, set(map(_text, unlisted))))
         if outcome.unknown:
             self._listed.clear()
+            if not due:  # the index is gone, and what version 2 had may be, too
+                self._settled = self._clustered or bool(self._prefix)
         else:
             self._listed.update(dict.fromkeys(due, now + self._relist_seconds))
-        for update, reply in zip(batch.updates, chain.from_iterable(replies), strict=True):
-            if isinstance(reply, ResponseError):
-                outcome.refused[update.name] = self._reason(update.name, reply)
-            else:
-                self._book(batch, update, reply, outcome)
-        for name in outcome.unknown:
-            self._listed.pop(name, None)
-        return outcome
+        return outcome, chain.from_iterable(replies)
+
+    def _take_over(self, update: Update) -> None:
+        """Begin the metric with what version 2 counted; or note, and log, that this cannot be."""
+        source = self._version2_start() + update.name
+        (stored,) = self._run([("HGETALL", source)])
+        try:
+            fields = taken_over(self._fields(update.name, stored), update.meta)
+        except (ValueError, StorageError) as error:
+            report(update.name, f"the key {source!r}", str(error))
+            self._run([("ZADD", self._index, "-inf", f"{VERSION2}:{update.name}")])
+        else:
+            texts = [text for field, number in fields.items() for text in (field, _number_text(number))]
+            own = ("#prefix", self._own_prefix, "#meta", update.meta, "#version2", source)
+            self._begin(update.name, [*own, *texts])
+
+    def _begin(self, name: str, texts: list[str]) -> None:
+        """Make a hash of these fields and values, in pieces, and begin the metric with it, unless somebody has."""
+        key = self._key(name)
+        made = f"{key}#{os.urandom(8).hex()}"
+        for first in range(0, len(texts), MOST_FIELDS):
+            self._run([("HSET", made, *texts[first : first + MOST_FIELDS]), ("PEXPIRE", made, MADE_MILLISECONDS)])
+        self._run([(_TAKE_OVER, [key, made], str(self._expire))])
+
+    def _version2_start(self) -> str:
+        """How the keys of version 2 begin; empty in a cluster, which it could not use."""
+        return "" if self._clustered else f"{self._prefix or DEFAULT_PREFIX}_"
 
     def _note(self, batch: Batch, unlisted: set[str]) -> str:
         """Tell a program without a prefix whose metrics are new beside others, that those of other programs add up."""
@@ -786,11 +931,12 @@ class RedisStorage(ForkSafe):
 
     def _call_one(self, script: str, batch: Batch, name: str, *arguments: Any) -> Any:
         """Call a script with the key of one metric."""
-        texts = map(str, (self._prefix, batch.writer, batch.sequence, *arguments))
+        texts = map(str, (self._own_prefix, batch.writer, batch.sequence, *arguments))
         (reply,) = self._run([(script, [self._key(name)], *texts)])
         return reply
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
+        self._find_keys()
         wanted = sorted(self._names()) if names is None else list(names)
         (seconds, microseconds), *sizes = self._run([("TIME",), *(("HLEN", self._key(name)) for name in wanted)])
         for name, size in zip(wanted, sizes, strict=True):
@@ -798,7 +944,7 @@ class RedisStorage(ForkSafe):
         metrics: dict[str, Mapping[str, Any]] = {}
         for group in _grouped(zip(wanted, sizes, strict=True)):
             for name, (fields, *more) in self._read_group(group):
-                if fields.pop("#prefix", None) == self._prefix:
+                if fields.pop("#prefix", None) == self._own_prefix:
                     fields.pop(STEMS, None)
                     metrics[name] = Parts([fields, *more]) if more else fields
         return Snapshot(int(seconds) + int(microseconds) / 1e6, metrics)
@@ -885,9 +1031,14 @@ class RedisStorage(ForkSafe):
             raise StorageError(f"metric {name!r} cannot be read: {self._reason(name, reply)}") from reply
 
     def delete(self) -> None:
-        names = self._names()
+        self._find_keys()
+        members = [member for member in self._members() if not member.startswith(VERSION2)]
         self._listed.clear()
-        self._run([*((_DELETE, [self._key(name)], self._prefix) for name in names), ("UNLINK", self._index)])
+        names = [name for name in members if not name.startswith(ID)]
+        commands: list[tuple[Any, ...]] = [(_DELETE, [self._key(name)], self._own_prefix, self._index, name) for name in names]
+        if members:
+            commands.append(("ZREM", self._index, *members))
+        self._run(commands)
 
     def hurry(self, until: float) -> None:
         super().hurry(until)
@@ -916,13 +1067,17 @@ class RedisStorage(ForkSafe):
             sentinel.close()
 
     def _key(self, name: str) -> str:
-        return f"prometheus_{self._prefix}_{name}" if self._prefix else f"prometheus_{name}"
+        return self._start + name
+
+    def _members(self) -> list[str]:
+        """All that the index has."""
+        (members,) = self._run([("ZRANGE", self._index, "0", "-1")])
+        if isinstance(members, ResponseError):
+            raise self._failed(members)
+        return list(map(_text, members))
 
     def _names(self) -> list[str]:
-        (names,) = self._run([("ZRANGE", self._index, "0", "-1")])
-        if isinstance(names, ResponseError):
-            raise self._failed(names)
-        return [name for name in map(_text, names) if not name.startswith(ID)]
+        return [name for name in self._members() if not name.startswith((ID, VERSION2))]
 
     def _groups(self, batch: Batch) -> Iterator[list[Update]]:
         """The updates of one call each: in a cluster a call has one key, and elsewhere other clients have their turns."""
@@ -939,8 +1094,9 @@ class RedisStorage(ForkSafe):
 
     def _call(self, batch: Batch, updates: list[Update]) -> tuple[Any, ...]:
         now = time.monotonic()
-        arguments = [self._prefix, str(self._expire), batch.writer, str(batch.sequence), str(int(batch.leaving))]
+        arguments = [self._own_prefix, str(self._expire), batch.writer, str(batch.sequence), str(int(batch.leaving))]
         arguments += map(str, (FORGET_WRITER_SECONDS, LEFT_SECONDS, SWEEPS))
+        arguments += (self._start, self._version2_start(), self._index)
         for update in updates:
             operations = [each for kind, chosen in update.by_kind() if kind not in REMOVALS for each in chosen]
             most, overflow, idle = update.limits
@@ -965,7 +1121,7 @@ class RedisStorage(ForkSafe):
             self._drop_connections()
             raise
         for reply in chain.from_iterable(reply if isinstance(reply, list) else [reply] for reply in replies):
-            if isinstance(reply, Exception) and not str(reply).startswith(("PDCPREFIX", "WRONGTYPE")):
+            if isinstance(reply, Exception) and not str(reply).startswith(("PDC", "WRONGTYPE")):
                 raise self._failed(reply) from self._shown(reply)
         return replies
 
@@ -1072,6 +1228,11 @@ class RedisStorage(ForkSafe):
 
     def _reason(self, name: str, refusal: ResponseError) -> str:
         key = self._key(name)
+        if str(refusal).startswith("PDCFOREIGN"):
+            return (
+                f"the key {key!r} holds data of version 2 of this library, or of another program: "
+                "give setup() a redis_prefix of its own, or delete the key"
+            )
         owner = str(refusal).removeprefix("PDCPREFIX").strip()
         if owner == str(refusal):
             return f"the key {key!r} holds something that is not a metric: delete that, or choose another redis_prefix"
@@ -1096,8 +1257,10 @@ class RedisStorage(ForkSafe):
         return {str(_text(value)) for name, value in options if "password" in name and value}
 
 
-_SCRIPTS = (_COMMON + _APPLY + _FOLD + _FORGET + _REMOVE + _FIND + _IDLE + _COUNTED + _LIST + _DELETE).lower()
-_COMMANDS = {"evalsha", "exists", "script|load", *re.findall(r"redis\.p?call\('(\w+)'", _SCRIPTS)}
+_SCRIPTS = (
+    _COMMON + _APPLY + _FOLD + _FORGET + _REMOVE + _FIND + _IDLE + _COUNTED + _LIST + _DELETE + _LOOK + _SETTLE + _TAKE_OVER
+).lower()
+_COMMANDS = {"evalsha", "exists", "script|load", "zrem", *re.findall(r"redis\.p?call\('(\w+)'", _SCRIPTS)}
 _READ = {"hgetall", "hlen", "hmget", "hscan", "time", "zrange"}
 READER_RIGHTS = f"%R~prometheus_* %R~prometheus#* {' '.join(sorted(f'+{command}' for command in _READ))}"
 WRITER_RIGHTS = f"~prometheus_* ~prometheus#* {' '.join(sorted(f'+{command}' for command in _COMMANDS | _READ))}"
@@ -1265,8 +1428,10 @@ def _argument(operation: Operation, now: float) -> str:
     if isinstance(value, Stamped):
         age = value.age(now)
         return f"{_argument(Operation(Kind.SET, '', value.number), now)} {'never' if age is None else repr(age)}"
-    if isinstance(value, str):
-        return value
+    return value if isinstance(value, str) else _number_text(value)
+
+
+def _number_text(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 

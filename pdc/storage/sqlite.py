@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -56,6 +56,7 @@ from . import (
     series_of,
     without_secrets,
 )
+from .version2 import VERSION2, report, taken_over
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,6 +91,11 @@ MOST_FOUND = 1000
 """How many fields are looked at in one go."""
 LAST = "\U0010ffff"
 """It sorts after all that is in a field."""
+
+BESIDE = "pdc_metrics"
+"""Our table in a database that has version 2's table `metrics`."""
+VERSION2_COLUMNS = {"metric_key": True, "subkey": True, "value": True}
+"""Those of that table, which all refuse NULL."""
 
 WAL = "-wal"
 """How the name of the write-ahead log ends."""
@@ -166,6 +172,9 @@ class SqliteStorage(ForkSafe):
         self._sentinel: Descriptor | None = None
         self._prepared = False
         self._in_transaction = False
+        self._beside_version2 = False
+        self._begun: set[str] = set()
+        """Metrics of which it is known that nothing of version 2 is to be taken over any more."""
 
     def __str__(self) -> str:
         return f"SQLite {self._path or 'connection'}"
@@ -207,6 +216,8 @@ class SqliteStorage(ForkSafe):
         return makers[0] if makers else None
 
     def apply(self, batch: Batch) -> Outcome:
+        if new := [update for update in batch.updates if update.name not in self._begun and update.meta]:
+            self._used(self._take_over, "write", new)
         for update in batch.updates:
             self._remove(batch, update)
         outcome = Outcome(set(), {}, {}, {})
@@ -223,6 +234,23 @@ class SqliteStorage(ForkSafe):
         for work in left:
             self._in_pieces(work)
         return outcome._replace(storage=ids[-1])
+
+    def _take_over(self, updates: list[Update]) -> None:
+        """Begin new metrics with what version 2 counted, in one transaction; or note, and log, that this cannot be."""
+        refused: dict[str, str] = {}
+
+        def take_over(cursor: sqlite3.Cursor) -> None:
+            refused.clear()
+            for update in updates:
+                if reason := _Metric(cursor, update.name).take_over(update.meta):
+                    refused[update.name] = reason
+
+        cursor = self._for_writing()
+        if self._beside_version2:
+            self._change(cursor, take_over)
+        self._begun.update(update.name for update in updates)
+        for name, reason in refused.items():
+            report(name, f"the table metrics of {self}", reason)
 
     def places(self) -> list[str]:
         found = []
@@ -320,7 +348,10 @@ class SqliteStorage(ForkSafe):
 
     def delete(self) -> None:
         def delete_all(cursor: sqlite3.Cursor) -> None:
-            cursor.execute("DELETE FROM metrics")
+            if self._beside_version2:
+                cursor.execute("DELETE FROM metrics WHERE metric_key != ?", (VERSION2,))
+            else:
+                cursor.execute("DELETE FROM metrics")  # which takes no time, as SQLite looks at no row
 
         self._used(self._write, "write", delete_all)
 
@@ -443,7 +474,7 @@ class SqliteStorage(ForkSafe):
         return self._given is None and _identity(self._file_path) is None and self._file_path.parent.is_dir()
 
     def _for_reading(self, mode: str = "rw") -> sqlite3.Cursor:
-        """A cursor of this process's connection, whose rows are tuples whatever a given connection makes of them."""
+        """A cursor of this process's connection, for our table."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
         self._abandon_lost()
@@ -456,9 +487,14 @@ class SqliteStorage(ForkSafe):
             self._file, self._wal = _identity(self._file_path), _identity(self._wal_path)
         if self._given is None:  # one field that is no text must not keep all others from being written
             self._connection.text_factory = str if mode == "rw" else _text
-        cursor = self._connection.cursor()
-        cursor.row_factory = None
-        return cursor
+        return self._cursor(self._connection)
+
+    def _cursor(self, connection: sqlite3.Connection) -> sqlite3.Cursor:
+        """A cursor that uses our table, which is another one where version 2 has its own of the same name."""
+        cursor = _of_tuples(connection.cursor())
+        if not self._prepared:
+            self._beside_version2 = _columns(cursor) == VERSION2_COLUMNS
+        return _of_tuples(connection.cursor(_Beside)) if self._beside_version2 else cursor
 
     def _for_writing(self) -> sqlite3.Cursor:
         """The same, with the table there and no transaction open."""
@@ -470,7 +506,7 @@ class SqliteStorage(ForkSafe):
         if not self._prepared:
             if self._given is None:
                 _use_wal(cursor)
-            self._create_table(cursor)
+            cursor = self._create_table(cursor)
             if self._given is None:
                 self._wal = _identity(self._wal_path)
             self._prepared = True
@@ -514,11 +550,34 @@ class SqliteStorage(ForkSafe):
             connection, self._connection = self._connection, None  # one that is closed is never found here
             connection.close()
 
-    def _create_table(self, cursor: sqlite3.Cursor) -> None:
-        """Create the table, or rebuild one of prometheus-distributed-client 2, whose values may be neither NaN nor text."""
-        columns = _columns(cursor)
-        if not columns or columns.get("value"):
+    def _create_table(self, cursor: sqlite3.Cursor) -> sqlite3.Cursor:
+        """Create the table unless it is there; return a cursor that uses it."""
+        while not _columns(cursor):
             self._change(cursor, _make_table)
+            cursor = self._cursor(cursor.connection)  # version 2 may have been faster
+        return cursor
+
+
+class _Beside(sqlite3.Cursor):
+    """Uses our table where version 2 has its own, whose values can be neither NaN nor text, and which it reads."""
+
+    def execute(self, statement: str, parameters: Any = (), /) -> _Beside:
+        return super().execute(_beside(statement), parameters)
+
+    def executemany(self, statement: str, parameters: Any, /) -> _Beside:
+        return super().executemany(_beside(statement), parameters)
+
+
+def _of_tuples(cursor: sqlite3.Cursor) -> sqlite3.Cursor:
+    """The cursor, with rows that are tuples whatever its connection makes of them."""
+    cursor.row_factory = None
+    return cursor
+
+
+@lru_cache(maxsize=128)
+def _beside(statement: str) -> str:
+    """The statement for our table; names and values are among its parameters."""
+    return re.sub(r"\bmetrics\b", BESIDE, statement)
 
 
 _UNLIMITED = Limits()
@@ -554,6 +613,23 @@ class _Metric:
             yield lambda cursor: _Metric(cursor, self._name, update.limits).fold_own(batch)
         if self._is_time_to_search(batch.leaving) and meta is not None:
             yield lambda cursor: _Metric(cursor, self._name, update.limits).forget(batch.writer)
+
+    def take_over(self, meta: str) -> str:
+        """Begin the metric with what version 2 counted, unless that was done or refused; return why it cannot be."""
+        note = _Metric(self._cursor, VERSION2)
+        if note._get(self._name) is not None or self.first("") is not None:
+            return ""
+        plain = _of_tuples(self._cursor.connection.cursor())  # which sees version 2's table
+        stored = plain.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (self._name,)).fetchall()
+        if not stored:
+            return ""
+        note._set(self._name, time.time())
+        try:
+            fields = taken_over(dict(stored), meta)
+        except ValueError as error:
+            return str(error)
+        self._write(Kind.INIT, [Operation(Kind.INIT, field, number) for field, number in fields.items()], 0.0)
+        return ""
 
     def _change(self, batch: Batch, update: Update, mark: Mark | None, outcome: Outcome) -> None:
         now = time.time()
@@ -903,7 +979,7 @@ def _metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[
     for name in names:
         if not isinstance(name, str):
             raise foreign(_text(name), TypeError(f"expected a metric_key that is text, got {name!r:.80}"))
-        if not name.startswith(ID) and (parts := list(_parts(cursor, name))):
+        if not name.startswith(ID) and name != VERSION2 and (parts := list(_parts(cursor, name))):
             yield name, parts[0] if len(parts) == 1 else Parts(parts)
 
 
@@ -929,13 +1005,7 @@ def _fields(name: str, rows: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _make_table(cursor: sqlite3.Cursor) -> None:
-    before = _columns(cursor)
-    if before.get("value"):
-        cursor.execute("ALTER TABLE metrics RENAME TO metrics_before")
     cursor.execute(_SCHEMA)
-    if before.get("value"):
-        cursor.execute("INSERT INTO metrics SELECT metric_key, subkey, value FROM metrics_before")
-        cursor.execute("DROP TABLE metrics_before")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
