@@ -3,7 +3,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import redis, sqlite
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
 from .delivery import NotConfigured
 from .forks import FORKS
@@ -11,6 +10,7 @@ from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
 from .storage import StorageError
 
 if TYPE_CHECKING:
+    from . import redis, sqlite
     from .exposition import generate_latest, make_asgi_app, make_wsgi_app, start_http_server
     from .options import setup_from_environ
 
@@ -43,10 +43,12 @@ __all__ = [
 _LATER = {
     **dict.fromkeys(("generate_latest", "make_asgi_app", "make_wsgi_app", "start_http_server"), "exposition"),
     "setup_from_environ": "options",
+    "redis": "redis",
+    "sqlite": "sqlite",
 }
-"""The modules of functions that most programs call once, if at all: the first use of a function imports its module."""
+"""The modules of names that most programs use once, if at all. The first use of a name imports its module."""
 
-FORKS.import_first(*(f"{__name__}.{module}" for module in sorted({*_LATER.values()})))
+FORKS.import_first(f"{__name__}.delivery.journal", *(f"{__name__}.{module}" for module in sorted({*_LATER.values()})))
 
 if not TYPE_CHECKING:  # type checkers know all names
 
@@ -55,7 +57,8 @@ if not TYPE_CHECKING:  # type checkers know all names
             return import_module("importlib.metadata").version("prometheus-distributed-client")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+        module = import_module(f"{__name__}.{_LATER[name]}")
+        return module if name == _LATER[name] else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from . import log, servers
 from .cells import TURN, in_one_scrape
 from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer
-from .delivery.journal import Journals, default_folders
 from .files import HAS_LOCKS
 from .forks import FORKS
 from .once import once
@@ -25,6 +24,7 @@ from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 if TYPE_CHECKING:
     import sqlite3
 
+    from .delivery.journal import Journals
     from .storage.redis import RedisStorage
     from .storage.sqlite import SqliteStorage
 
@@ -273,6 +273,8 @@ def _attach_sqlite(database: Any, interval: float, folder: Path | bool, limits: 
 def _announce(storage: Storage, interval: float, folder: Path | bool) -> None:
     if not log.logger.isEnabledFor(logging.INFO):  # to know the default folder takes a while
         return
+    from .delivery.journal import default_folders
+
     when = f"every {interval:g} s" if interval else "each update at once"
     folders = default_folders() if folder is True else [folder] if folder else []
     journals = f"journals are in {folders[0]}" if folders else "there is no journal"
@@ -311,6 +313,8 @@ def _attach(
 def _journals(folder: Path | bool, storage: Storage) -> Journals | None:
     if folder is False or storage.identity is None:
         return None
+    from .delivery.journal import Journals
+
     return Journals(None if folder is True else folder, storage.identity, storage.places)
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
 
 from .. import log, servers
 from ..cells import Cell, Entry, Journaled, JournaledOperation, MetricCells
@@ -17,8 +17,10 @@ from ..storage import FORK_SECONDS, Snapshot, Storage
 from .dispatcher import Dispatcher
 from .flusher import Flusher
 from .health import Health
-from .journal import Journals
 from .target import Target
+
+if TYPE_CHECKING:
+    from .journal import Journals
 
 P = ParamSpec("P")
 T = TypeVar("T")

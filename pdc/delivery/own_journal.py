@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..cells import Entry, Journaled, JournaledOperation, zeros
 from ..storage import Storage
-from .journal import Journals
+
+if TYPE_CHECKING:
+    from .journal import Journals
 
 
 class OwnJournal:

@@ -7,12 +7,14 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from .. import log
 from ..interruption import interruption
 from ..storage import Storage, StorageError
-from .journal import Journals
+
+if TYPE_CHECKING:
+    from .journal import Journals
 
 P = ParamSpec("P")
 T = TypeVar("T")
