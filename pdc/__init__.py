@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
 from .delivery import NotConfigured
-from .forks import FORKS
 from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
+from .process.forks import FORKS
 from .storage import StorageError
 
 if TYPE_CHECKING:

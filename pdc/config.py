@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from . import log, servers
 from .cells import TURN, in_one_scrape
 from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer
-from .files import HAS_LOCKS
-from .forks import FORKS
-from .once import once
+from .process import log, servers
+from .process.files import HAS_LOCKS
+from .process.forks import FORKS
+from .process.once import once
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:

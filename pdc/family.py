@@ -19,8 +19,8 @@ from prometheus_client.openmetrics.exposition import ALLOWUTF8, escape_metric_na
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
-from . import log
-from .once import once_each
+from .process import log
+from .process.once import once_each
 from .storage import MARK, META, Limits, Mark, foreign
 
 EXEMPLAR = "#exemplar"

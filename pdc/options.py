@@ -13,8 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from . import config, log
+from . import config
 from .metrics import Histogram
+from .process import log
 from .storage import is_url, without_secrets
 
 Label = str | Callable[[Any], object]

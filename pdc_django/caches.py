@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from django.core.cache import BaseCache, caches
 
 from pdc import Counter, Histogram
-from pdc.once import once
+from pdc.process.once import once
 
 from . import conf
 

@@ -10,7 +10,7 @@ from django.db.models import Model
 from django.db.models.sql.compiler import SQLCompiler, SQLDeleteCompiler, SQLInsertCompiler, SQLUpdateCompiler
 
 from pdc import Counter
-from pdc.once import once
+from pdc.process.once import once
 
 from . import conf
 

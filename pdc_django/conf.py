@@ -11,9 +11,9 @@ from django.conf import settings
 from prometheus_client.registry import CollectorRegistry
 
 from pdc.http import HTTPMetrics
-from pdc.log import log_or_raise
-from pdc.once import once
 from pdc.options import Options, option, parse_flag, parse_items
+from pdc.process.log import log_or_raise
+from pdc.process.once import once
 
 DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """For queries and cache operations, which are faster than requests."""

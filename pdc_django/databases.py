@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from pdc import Counter, Histogram
-from pdc.once import once
+from pdc.process.once import once
 
 from . import conf
 

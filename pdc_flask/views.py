@@ -12,9 +12,9 @@ from typing import Any, TypeVar, cast
 from flask import Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from pdc.log import log_or_raise
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary
-from pdc.once import once
+from pdc.process.log import log_or_raise
+from pdc.process.once import once
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)

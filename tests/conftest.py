@@ -24,9 +24,9 @@ from journals import Journal
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc import once
 from pdc.cells import FREE_THREADED, TURN_LOCK
 from pdc.exposition import Port
+from pdc.process import once
 
 ROOT = Path(__file__).parent.parent
 AS_PYTHON_BEGINS = """import signal

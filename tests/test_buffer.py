@@ -19,10 +19,10 @@ from conftest import wait_until
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc import log
 from pdc.cells import JournaledOperation, Removal
 from pdc.delivery import Buffer, flusher, outcomes
 from pdc.delivery.health import NAMES
+from pdc.process import log
 from pdc.storage import MOST_ENTRIES, Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
 
 

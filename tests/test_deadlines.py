@@ -108,7 +108,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 THREADS = {
-    "no thread": "pdc.servers.threads_run = lambda: False",
+    "no thread": "pdc.process.servers.threads_run = lambda: False",
     "a function that hangs": """
 stuck = pdc.Gauge("stuck", "Stuck.")
 stuck.set_function(lambda: time.sleep(60) if threading.current_thread().name == "pdc-flush" else 1.0)

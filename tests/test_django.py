@@ -39,9 +39,9 @@ from django.urls import include, path
 from django_project import OURS, seen
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdc import once
 from pdc.http import HTTPMetrics
 from pdc.options import OptionError
+from pdc.process import once
 from pdc_django import conf, urls, views
 from pdc_django.middleware import PrometheusMiddleware
 from pdc_django.testing import assert_change

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import wait_until
 
-from pdc.files import Descriptor, life
+from pdc.process.files import Descriptor, life
 
 
 def test_a_descriptor_is_ours_until_others_take_its_number(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.exposition
-from pdc.forks import FORKS
 from pdc.http import TRACKER, HTTPMetrics, track_wsgi
 from pdc.options import Options
+from pdc.process.forks import FORKS
 from pdc.storage import Storage
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage

@@ -22,11 +22,12 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.storage.redis
 import pdc.storage.sqlite
-from pdc import config, once
+from pdc import config
 from pdc.exposition import Scrape
 from pdc.family import OVERFLOW
 from pdc.http import HTTPMetrics
 from pdc.options import Options
+from pdc.process import once
 from pdc.storage import Batch, Kind, Limits, Operation, Stamped, Storage, Update, series_of, updated
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 import pdc
-from pdc import log, once
-from pdc.log import logger
+from pdc.process import log, once
+from pdc.process.log import logger
 
 
 def test_a_function_runs_once_for_its_arguments_until_all_is_forgotten() -> None:

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 from pdc.delivery.journal import Journals, default_folders
 from pdc.delivery.journal.layout import MAGIC, WRITTEN
-from pdc.files import is_shared_safely
+from pdc.process.files import is_shared_safely
 from pdc.storage import Batch, Outcome
 
 OTHER = 65534 if os.geteuid() == 0 else os.geteuid()

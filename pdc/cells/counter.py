@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ..family import EXEMPLAR, Family
-from ..forks import FORKS
+from ..process.forks import FORKS
 from ..storage import Kind, Operation
 from .journaled import Journaled, JournaledOperation
 from .metric import creation, with_lock_held

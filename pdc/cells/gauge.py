@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
-from .. import log
 from ..family import Family
-from ..interruption import is_raised_by_handler, release_own
+from ..process import log
+from ..process.interruption import is_raised_by_handler, release_own
 from ..storage import Kind, Operation, Stamped
 from .journaled import Unsent
 from .metric import Cell, MetricCells

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ..family import Family, shows_created
-from ..forks import FORKS
-from ..interruption import is_own
+from ..process.forks import FORKS
+from ..process.interruption import is_own
 from ..storage import SWEEPS, Kind, Operation, updated
 from .journaled import Journaled, JournaledOperation
 

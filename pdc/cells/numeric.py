@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as spell
 from typing import TYPE_CHECKING
 
 from ..family import Family
-from ..forks import FORKS
+from ..process.forks import FORKS
 from ..storage import Operation
 from .journaled import Journaled, Unsent, zeros
 from .metric import Cell, with_lock_held

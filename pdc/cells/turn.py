@@ -6,7 +6,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ..interruption import is_own
+from ..process.interruption import is_own
 
 FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 """Whether this build of Python can run without the GIL. It may do so at any time, whatever PYTHON_GIL says."""

@@ -6,7 +6,7 @@ import logging
 import random
 import time
 
-from .. import log
+from ..process import log
 from ..storage import StorageError
 
 FIRST_RETRY_SECONDS = 0.25

@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
 
-from .. import log, servers
 from ..cells import Cell, Entry, Journaled, JournaledOperation, MetricCells
-from ..files import is_root
-from ..forks import FORKS
-from ..interruption import is_own, locked, release_own
+from ..process import log, servers
+from ..process.files import is_root
+from ..process.forks import FORKS
+from ..process.interruption import is_own, locked, release_own
 from ..storage import FORK_SECONDS, Snapshot, Storage
 from .dispatcher import Dispatcher
 from .flusher import Flusher

@@ -10,8 +10,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .. import log
 from ..cells import Cell, Entry, Removal, in_one_scrape
+from ..process import log
 from ..storage import Batch, Limits, Outcome, Snapshot, StorageError, Update
 from .backoff import Backoff
 from .declared import DeclaredMetrics

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from .. import log, servers
 from ..family import LEASE_SECONDS
-from ..interruption import ends_greenlet
+from ..process import log, servers
+from ..process.interruption import ends_greenlet
 
 BEAT_SECONDS = LEASE_SECONDS / 3
 """The time between two beats, each of which renews the leases of live values and calls the functions of gauges."""

@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Collection
 
-from .. import log
 from ..cells import MetricCells
 from ..family import OVERFLOW, Family
+from ..process import log
 from ..storage import Batch, Limits, Outcome
 from .backoff import LAST_RETRY_SECONDS
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
-from .. import log
-from ..interruption import interruption
+from ..process import log
+from ..process.interruption import interruption
 from ..storage import Storage, StorageError
 
 if TYPE_CHECKING:

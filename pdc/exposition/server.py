@@ -19,8 +19,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client.registry import Collector
 
-from .. import config, log, servers
-from ..forks import FORKS
+from .. import config
+from ..process import log, servers
+from ..process.forks import FORKS
 from .scrape import make_wsgi_app
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..metrics import Counter, Gauge, Histogram
-from ..once import once
 from ..options import Options
+from ..process.once import once
 
 SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
 """64 bytes to 64 MiB."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from prometheus_client.validation import _validate_exemplar
 
-from .. import log
-from ..interruption import interruption
 from ..options import Label, OptionError, Options
+from ..process import log
+from ..process.interruption import interruption
 
 
 class RequestLabels:

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from ..log import log_or_raise
+from ..process.log import log_or_raise
 from .families import RequestSeries
 from .labels import RequestLabels
 

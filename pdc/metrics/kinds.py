@@ -24,8 +24,8 @@ from ..cells import (
     TextCell,
 )
 from ..family import Family, bucket_bounds, clean, dump, exemplar_text, text
-from ..forks import FORKS
-from ..interruption import locked, release_own
+from ..process.forks import FORKS
+from ..process.interruption import locked, release_own
 from .stored import OUR_CONSTRUCTORS, StoredMetric, SummedMetric
 
 Mode = Literal["shared", "all", "liveall", "min", "livemin", "max", "livemax", "sum", "livesum", "mostrecent", "livemostrecent"]

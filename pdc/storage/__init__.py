@@ -33,8 +33,8 @@ from enum import Enum
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from ..forks import FORKS
-from ..interruption import release_own
+from ..process.forks import FORKS
+from ..process.interruption import release_own
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 META = "#meta"

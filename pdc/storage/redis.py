@@ -35,8 +35,8 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
-from ..files import Descriptor
-from ..interruption import interruption, locked
+from ..process.files import Descriptor
+from ..process.interruption import interruption, locked
 from . import (
     FOLDED,
     FORGET_VALUES_SECONDS,

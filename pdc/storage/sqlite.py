@@ -18,9 +18,9 @@ from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from .. import log
-from ..files import Descriptor, keep_for_ever
-from ..interruption import locked
+from ..process import log
+from ..process.files import Descriptor, keep_for_ever
+from ..process.interruption import locked
 from . import (
     BUCKETS,
     FOLDED,

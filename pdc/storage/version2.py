@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import log
+from ..process import log
 from . import around_bound, series_of
 
 VERSION2 = "#version2"

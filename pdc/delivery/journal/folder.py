@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ... import log
 from ...cells import Journaled
-from ...files import Descriptor, is_private, is_shared_safely, own_folder
-from ...interruption import interruption
+from ...process import log
+from ...process.files import Descriptor, is_private, is_shared_safely, own_folder
+from ...process.interruption import interruption
 from ...storage import Storage, StorageError
 from .layout import fingerprint
 from .left import DAMAGED, LeftJournal

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ... import log
-from ...files import Descriptor, expect_own_file, life
+from ...process import log
+from ...process.files import Descriptor, expect_own_file, life
 from ...storage import Storage, StorageError
 from .layout import HEADER, MAGIC, OWNER, PLACE, REPLAYED, SENDING, STORAGE, fingerprint, text_of, written
 from .reader import batches

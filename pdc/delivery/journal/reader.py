@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ... import log
 from ...cells import (
     SUM_ROWS,
     CounterCell,
@@ -27,6 +26,7 @@ from ...cells import (
     unsent_sums,
 )
 from ...family import Family
+from ...process import log
 from ...storage import (
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,

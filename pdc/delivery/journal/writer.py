@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from ... import log
 from ...cells import FREE_THREADED, Journaled, wait_for_threads
 from ...family import Family
-from ...files import Descriptor, close_mappings, life, longest_file, own_folder
+from ...process import log
+from ...process.files import Descriptor, close_mappings, life, longest_file, own_folder
 from .layout import (
     ALIGNMENT,
     CLOCK,
