@@ -2,38 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 from conftest import ROOT, RedisServer
+from helpers import block, run_block
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def block(language: str, *, of: str, number: int = 0) -> str:
-    """The code block with that language and number in the section of that title."""
-    section = re.split(r"^## ", README, flags=re.MULTILINE)
-    (text,) = [text for text in section if text.startswith(f"{of}\n")]
-    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return blocks[number]
-
-
-def run(source: str, folder: Path) -> list[str]:
-    """Run Python source with warnings as errors, and return the lines that it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", source],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, f"expected the block to run, got\n{done.stderr}\nfrom\n{source}"
-    return done.stdout.splitlines()
 
 
 def test_every_python_block_is_run_here() -> None:
@@ -45,25 +19,25 @@ def test_the_redis_block_prints_what_it_counted_and_stores_what_the_readme_shows
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """The counter is in an ordinary registry's text and, at 1 with a time of creation, in the hash that the README shows."""
-    source = block("python", of="Redis")
+    source = block(README, "python", of="Redis")
     assert "port=6379" in source
-    printed = run(source.replace("port=6379", f"port={redis_server.port}"), tmp_path)
+    printed = run_block(source.replace("port=6379", f"port={redis_server.port}"), tmp_path)
     assert 'requests_total{endpoint="/api",method="GET"} 1.0' in printed
     with redis_server.client(decode_responses=True) as client:
         stored = client.hgetall("prometheus_myapp_requests")
         assert 3500 < client.ttl("prometheus_myapp_requests") <= 3600
-    shown = dict(line.split() for line in block("text", of="Redis").splitlines())
+    shown = dict(line.split() for line in block(README, "text", of="Redis").splitlines())
     assert {field for field in stored if not field.startswith("#")} == set(shown)
     assert stored['_total:{"endpoint":"/api","method":"GET"}'] == shown['_total:{"endpoint":"/api","method":"GET"}'] == "1"
 
 
 def test_the_sqlite_block_prints_a_histogram_and_clears_the_table(tmp_path: Path) -> None:
     """One observation is rendered; after the DELETE the file is still there and another process finds no sample in it."""
-    printed = run(block("python", of="SQLite"), tmp_path)
+    printed = run_block(block(README, "python", of="SQLite"), tmp_path)
     assert 'latency_seconds_bucket{le="0.1"} 1.0' in printed
     assert "latency_seconds_count 1.0" in printed
     assert (tmp_path / "metrics.db").exists()
-    left = run("import pdc; pdc.setup(sqlite='metrics.db'); print(pdc.generate_latest().decode())", tmp_path)
+    left = run_block("import pdc; pdc.setup(sqlite='metrics.db'); print(pdc.generate_latest().decode())", tmp_path)
     assert [line for line in left if line and not line.startswith("#")] == []
 
 
@@ -71,12 +45,12 @@ def test_the_sqlite_table_is_the_one_the_readme_names(tmp_path: Path) -> None:
     """The table has the columns that the README names, and an observation is in one bucket only."""
     columns = "metric_key, subkey, value"
     assert f"`metrics({columns})`" in README
-    source = block("python", of="SQLite").replace('execute("DELETE FROM metrics")', 'execute("SELECT 1")')
+    source = block(README, "python", of="SQLite").replace('execute("DELETE FROM metrics")', 'execute("SELECT 1")')
     look = f"""
 for row in pdc.get_sqlite_conn().execute("SELECT {columns} FROM metrics WHERE subkey LIKE '_bucket:%' AND value > 0"):
     print(*row)
 """
-    assert run(source + look, tmp_path)[-1] == 'latency_seconds _bucket:{"le":"0.1"} 1.0'
+    assert run_block(source + look, tmp_path)[-1] == 'latency_seconds _bucket:{"le":"0.1"} 1.0'
 
 
 EXTENSIONS = "Flask, Django, Starlette and FastAPI"
@@ -90,12 +64,12 @@ client = app.test_client()
 client.get("/nowhere").close()
 print(client.get("/metrics").text)
 """
-    assert COUNTED in run(block("python", of=EXTENSIONS) + ask, tmp_path)
+    assert COUNTED in run_block(block(README, "python", of=EXTENSIONS) + ask, tmp_path)
 
 
 def test_the_django_block_counts_requests(tmp_path: Path) -> None:
     """The Django project counts a request and shows it at /metrics; its system checks find nothing."""
-    settings, urls = block("python", of=EXTENSIONS, number=1).split("# urls.py\n")
+    settings, urls = block(README, "python", of=EXTENSIONS, number=1).split("# urls.py\n")
     (tmp_path / "urls.py").write_text(urls)
     more = "ROOT_URLCONF = 'urls'\nALLOWED_HOSTS = ['*']\nSECRET_KEY = 'x'\nUSE_TZ = True\n"
     (tmp_path / "settings.py").write_text(settings + more)
@@ -112,7 +86,7 @@ client = Client()
 client.get("/nowhere")
 print(client.get("/metrics").content.decode())
 """
-    assert COUNTED in run(ask, tmp_path)
+    assert COUNTED in run_block(ask, tmp_path)
 
 
 def test_the_fastapi_block_counts_requests(tmp_path: Path) -> None:
@@ -125,7 +99,7 @@ async def main():
         print((await client.get("/metrics")).text)
 asyncio.run(main())
 """
-    assert COUNTED in run(block("python", of=EXTENSIONS, number=2) + ask, tmp_path)
+    assert COUNTED in run_block(block(README, "python", of=EXTENSIONS, number=2) + ask, tmp_path)
 
 
 def test_the_view_block_shows_what_it_counted(tmp_path: Path) -> None:
@@ -135,6 +109,6 @@ answer = app.test_client().get("/metrics")
 print(answer.content_type)
 print(answer.text)
 """
-    content_type, *printed = run(block("python", of=EXTENSIONS, number=3) + ask, tmp_path)
+    content_type, *printed = run_block(block(README, "python", of=EXTENSIONS, number=3) + ask, tmp_path)
     assert content_type == "text/plain; charset=utf-8"
     assert "visits_total 1.0" in printed

@@ -1,0 +1,128 @@
+"""The architecture: who imports whom, which names modules share, and how long things are."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from conftest import ROOT
+
+PACKAGES = ("pdc", "pdc_flask", "pdc_django", "pdc_starlette")
+LONGEST_MODULE, LONGEST_CLASS, LONGEST_FUNCTION = 500, 350, 30
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def is_private(name: str) -> bool:
+    """True for a name that begins with one underscore."""
+    return name.startswith("_") and not name.startswith("__")
+
+
+class Module:
+    """A module of ours, and all its imports, wherever they stand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.relative_to(ROOT).as_posix()
+        folders = path.relative_to(ROOT).parent.parts
+        self._package = folders
+        self.name = ".".join([*folders, *([] if path.stem == "__init__" else [path.stem])])
+        self._text = path.read_text(encoding="utf-8")
+        self._nodes = [*ast.walk(ast.parse(self._text))]
+
+    def _imports(self) -> Iterator[tuple[str, ast.alias, int]]:
+        """The full name of the module that each import is from (empty for `import module`), the imported name, and the line."""
+        for node in self._nodes:
+            if isinstance(node, ast.Import):
+                yield from (("", alias, node.lineno) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                folders = self._package[: len(self._package) - node.level + 1] if node.level else ()
+                base = ".".join([*folders, *([node.module] if node.module else [])])
+                yield from ((base, alias, node.lineno) for alias in node.names)
+
+    def imports(self) -> set[str]:
+        """The names of the modules of ours that it imports."""
+        names = ((f"{base}.{alias.name}".removeprefix("."), base) for base, alias, _ in self._imports())
+        return {name if name in MODULES else base for name, base in names}.intersection(MODULES)
+
+    def private_uses(self) -> Iterator[str]:
+        """The uses of an underscore name of another module of ours: in an import, or as an attribute of an imported name."""
+        ours = set()
+        for base, alias, line in self._imports():
+            name = f"{base}.{alias.name}".removeprefix(".")
+            if name.split(".")[0] in PACKAGES:
+                ours.add(alias.asname or alias.name)
+                if any(map(is_private, name.split("."))):
+                    yield f"{self.path}:{line} imports {name}"
+        attributes = (node for node in self._nodes if isinstance(node, ast.Attribute) and is_private(node.attr))
+        for node in attributes:
+            if isinstance(node.value, ast.Name) and node.value.id in ours:
+                yield f"{self.path}:{node.lineno} uses {node.value.id}.{node.attr}"
+
+    def lengths(self) -> Iterator[tuple[int, int, str]]:
+        """The lines of the module, of its classes, and of the statements of its functions; the most lines; the place."""
+        yield len(self._text.splitlines()), LONGEST_MODULE, self.path
+        for node in self._nodes:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                statements = node.body[1:] if ast.get_docstring(node) is not None else node.body
+                first = [node] if isinstance(node, ast.ClassDef) else statements[:1]
+                most = LONGEST_CLASS if isinstance(node, ast.ClassDef) else LONGEST_FUNCTION
+                yield sum((node.end_lineno or 0) - each.lineno + 1 for each in first), most, f"{self.path}:{node.name}"
+
+
+MODULES = {module.name: module for package in PACKAGES for module in map(Module, sorted((ROOT / package).rglob("*.py")))}
+
+
+def layers() -> list[list[str]]:
+    """The paths of each layer, from the lowest one up: the table of docs/architecture.md read from its end."""
+    (table,) = re.findall(r"^\| Layer \| .*\n\|[-|]+\n((?:\|.*\n)+)", ARCHITECTURE, re.MULTILINE)
+    return [re.findall(r"`([^`]+)`", row.split("|")[2]) for row in reversed(table.splitlines())]
+
+
+LAYERS = layers()
+HEIGHTS = {path: height for height, paths in enumerate(LAYERS) for path in paths}
+
+
+def homes(name: str) -> list[str]:
+    """The paths of the table that have the module: one."""
+    path = MODULES[name].path
+    return [each for each in HEIGHTS if path == each or (each.endswith("/") and path.startswith(each))]
+
+
+def test_the_table_of_layers_has_every_module_once() -> None:
+    """Each module is in one row of docs/architecture.md, and each path of the table is a folder or a module."""
+    assert {name: homes(name) for name in MODULES if len(homes(name)) != 1} == {}
+    assert [path for path in chain(*LAYERS) if not (ROOT / path).exists()] == []
+    assert len(HEIGHTS) == len([*chain(*LAYERS)])
+
+
+def may_import(importer: str, imported: str) -> bool:
+    """True where the imported module is of the same folder, or of a lower layer."""
+    return homes(importer) == homes(imported) or HEIGHTS[homes(importer)[0]] > HEIGHTS[homes(imported)[0]]
+
+
+def test_imports_go_down() -> None:
+    """A module imports its own folder and lower layers, also where only a type checker or a function imports."""
+    placed = {name for name in MODULES if len(homes(name)) == 1}
+    wrong = {name: [each for each in MODULES[name].imports() & placed if not may_import(name, each)] for name in placed}
+    assert {name: each for name, each in wrong.items() if each} == {}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Take away the modules that import no other one, or that no other one imports, again and again: no module is left."""
+    left = {name: module.imports() - {name} for name, module in MODULES.items()}
+    while ends := {name for name, imports in left.items() if not imports} | left.keys() - {*chain(*left.values())}:
+        left = {name: imports - ends for name, imports in left.items() if name not in ends}
+    assert left == {}
+
+
+def test_modules_use_public_names_of_each_other() -> None:
+    """No module imports or reads a name of another one that begins with an underscore."""
+    assert [use for module in MODULES.values() for use in module.private_uses()] == []
+
+
+def test_modules_classes_and_functions_are_short() -> None:
+    """A module has 500 lines at most, a class 350, the statements of a function 30."""
+    lengths = chain.from_iterable(module.lengths() for module in MODULES.values())
+    assert [(lines, place) for lines, most, place in lengths if lines > most] == []

@@ -1,0 +1,110 @@
+"""The pages of docs/: their code runs as written, in processes of its own, and their tables are those of the code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, RedisServer, free_port, wait_until
+from helpers import block, run_block
+
+from pdc.delivery.journal import layout
+
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+ARCHITECTURE, REDIS = PAGES["architecture.md"], PAGES["redis.md"]
+VARYING = {r"\d+-[0-9a-f]{16}": "WRITER", r"\b1\d{9}\.\d+": "TIME", r"(?<=#mark:WRITER  )\d+": "SEQUENCE"}
+"""The parts of a line that differ from run to run, and names for them."""
+
+
+def same(line: str) -> str:
+    """The line with names for the parts that differ from run to run."""
+    for pattern, name in VARYING.items():
+        line = re.sub(pattern, name, line)
+    return line
+
+
+def test_every_block_of_code_is_run() -> None:
+    """The pages have as many blocks of code as are run: here, and alerts by `tests/test_health.py`."""
+    found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
+    assert {name: languages for name, languages in found.items() if languages} == {
+        "architecture.md": ["python", "python"],
+        "redis.md": ["python", "python"],
+        "reliability.md": ["yaml"],
+    }
+
+
+def test_the_journal_of_a_killed_process_is_the_one_shown(tmp_path: Path) -> None:
+    """The program prints the records that the page shows, and the next process counts what they hold."""
+    of = "Bytes of a journal"
+    printed = run_block(block(ARCHITECTURE, "python", of=of), tmp_path)
+    assert [*map(same, printed)] == [*map(same, block(ARCHITECTURE, "text", of=of).splitlines())]
+
+
+def test_the_table_of_a_journal_has_the_offsets_of_the_code() -> None:
+    """Each row names a field of `layout`, and the byte where it begins."""
+    rows = re.findall(r"^\| (\d+) \| (\S*) \| `([A-Z_]+)` \|", ARCHITECTURE, re.MULTILINE)
+    begins = {name: getattr(layout, name) for _, _, name in rows if name != "MAGIC"}
+    integers = {name for _, kind, name in rows if kind == "Q"}
+    offsets = {name: at.start if isinstance(at, slice) else at * 8 if name in integers else at for name, at in begins.items()}
+    assert {name: int(byte) for byte, _, name in rows} == {"MAGIC": 0, **offsets}
+    assert {int(kind[:-1]) for _, kind, name in rows if name == "OWNER"} == {layout.OWNER.stop - layout.OWNER.start}
+    assert f"`{layout.MAGIC.decode()}`" in ARCHITECTURE
+
+
+def test_the_hashes_are_the_ones_shown(redis_server: RedisServer, tmp_path: Path) -> None:
+    """The program finds in Redis the fields and values that the page shows."""
+    of = "Fields of a storage"
+    source = block(ARCHITECTURE, "python", of=of)
+    assert "localhost:6379" in source
+    printed = run_block(source.replace("localhost:6379", f"localhost:{redis_server.port}"), tmp_path)
+    assert [*map(same, printed)] == [*map(same, block(ARCHITECTURE, "text", of=of).splitlines())]
+
+
+COUNT = """
+pdc.Counter("hits", "Hits.").inc()
+print(pdc.generate_latest().decode())
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[RedisServer]:
+    """A cluster of one node, with the password of the page."""
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--requirepass", "secret")
+    server = RedisServer(tmp_path, *options)
+    with server.client(password="secret", decode_responses=True) as client:
+        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        wait_until(lambda: client.cluster("info")["cluster_state"] == "ok")
+    yield server
+    server.stop()
+
+
+def test_the_block_of_a_cluster_counts(node: RedisServer, tmp_path: Path) -> None:
+    """A counter is in the cluster that the page connects to."""
+    source = block(REDIS, "python", of="Sentinel and Cluster", number=1)
+    address = 'host="redis-1", port=6379'
+    assert address in source
+    printed = run_block("import pdc\n" + source.replace(address, f'host="127.0.0.1", port={node.port}') + COUNT, tmp_path)
+    assert "hits_total 1.0" in printed
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Sentinel of a primary with the password and the name of the page."""
+    primary = RedisServer(tmp_path, "--requirepass", "secret")
+    settings = tmp_path / "sentinel.conf"
+    settings.write_text(f"sentinel monitor mymaster 127.0.0.1 {primary.port} 1\nsentinel auth-pass mymaster secret\n")
+    server = RedisServer(tmp_path, "--sentinel", settings=settings)
+    yield server
+    server.stop()
+    primary.stop()
+
+
+def test_the_block_of_a_sentinel_counts(sentinel: RedisServer, tmp_path: Path) -> None:
+    """A counter is in the primary that the Sentinel of the page names."""
+    source = block(REDIS, "python", of="Sentinel and Cluster")
+    addresses = '("sentinel-1", 26379), ("sentinel-2", 26379)'
+    assert addresses in source
+    printed = run_block("import pdc\n" + source.replace(addresses, f'("127.0.0.1", {sentinel.port})') + COUNT, tmp_path)
+    assert "hits_total 1.0" in printed
