@@ -131,7 +131,7 @@ class Worker:
         self.name = contender.name
         self._process = process
         self._orders: IO[str] = process.stdin  # type: ignore[assignment]  # both are pipes
-        self._answers: IO[str] = process.stdout  # type: ignore[assignment]
+        self._answers: IO[str] = process.stdout  # type: ignore[assignment]  # the same
 
     def ready(self) -> None:
         """Wait until the operation is made. Raises RuntimeError where that failed; its traceback is on stderr."""

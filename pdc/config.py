@@ -113,7 +113,7 @@ def _note_missing_journal() -> None:
 
 def get_redis_conn() -> Any:
     """The client that `setup(redis=...)` was given or made from the URL. Raises NotConfigured."""
-    storage: RedisStorage = REDIS.required()  # type: ignore[assignment]
+    storage: RedisStorage = REDIS.required()  # type: ignore[assignment]  # REDIS has no other storage
     return storage.client
 
 
@@ -123,7 +123,7 @@ def get_sqlite_conn() -> sqlite3.Connection:
     For a path it is one of its own in autocommit mode, so that your statements and pdc's never share a transaction;
     ask again after a fork or another `setup`. Raises NotConfigured and StorageError.
     """
-    storage: SqliteStorage = SQLITE.required()  # type: ignore[assignment]
+    storage: SqliteStorage = SQLITE.required()  # type: ignore[assignment]  # SQLITE has no other storage
     return storage.connection()
 
 

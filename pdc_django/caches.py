@@ -58,7 +58,7 @@ def watch() -> None:
                 setattr(backend, operation, _timed(getattr(backend, operation), operation, alias))
         return backend
 
-    caches.create_connection = create_connection  # type: ignore[method-assign]
+    caches.create_connection = create_connection  # type: ignore[method-assign]  # Django has no hook there
 
 
 def _timed(call: Callable[..., Any], operation: str, alias: str) -> Callable[..., Any]:

@@ -48,7 +48,7 @@ class PrometheusMiddleware:
             return self._call_async(request)
         tracker = _track(request)
         if tracker is None:
-            return self._get_response(request)  # type: ignore[no-any-return]
+            return self._get_response(request)  # type: ignore[no-any-return]  # it is of the sync kind here
         try:
             return _answered(tracker, request, self._get_response(request))
         except BaseException as error:
@@ -58,7 +58,7 @@ class PrometheusMiddleware:
     async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
         tracker = _track(request)
         if tracker is None:
-            return await self._get_response(request)  # type: ignore[no-any-return]
+            return await self._get_response(request)  # type: ignore[no-any-return]  # it is of the async kind here
         try:
             return _answered(tracker, request, await self._get_response(request))
         except asyncio.CancelledError:  # the client is gone
@@ -108,7 +108,7 @@ def _answered(tracker: Tracker, request: HttpRequest, response: Any) -> HttpResp
     else:
         body = (AsyncBody if response.is_async else Body)(tracker, response.streaming_content)
         response.streaming_content = body
-    return response  # type: ignore[no-any-return]
+    return response  # type: ignore[no-any-return]  # Django does not type the body of a stream
 
 
 def watch_views() -> None:
@@ -123,7 +123,7 @@ def watch_views() -> None:
         _note(request, exception)
         return handle(self, exception, request)
 
-    BaseHandler.process_exception_by_middleware = noting  # type: ignore[method-assign]
+    BaseHandler.process_exception_by_middleware = noting  # type: ignore[method-assign]  # Django has no hook there
 
 
 def note_unhandled(*, request: HttpRequest | None, **_: Any) -> None:

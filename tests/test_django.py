@@ -371,7 +371,8 @@ def test_a_request_that_is_cancelled_is_a_499() -> None:
         async def get_response(request: HttpRequest) -> HttpResponse:
             return await django_project.wait(request)
 
-        task = asyncio.ensure_future(PrometheusMiddleware(get_response)(AsyncRequestFactory().get("/wait")))  # type: ignore[arg-type]
+        response = PrometheusMiddleware(get_response)(AsyncRequestFactory().get("/wait"))
+        task = asyncio.ensure_future(response)  # type: ignore[arg-type]  # a coroutine
         while not seen:
             await asyncio.sleep(0)
         task.cancel()
@@ -452,7 +453,7 @@ def test_the_page_needs_no_login_no_csrf_token_and_no_cache(send: Send, change: 
     send("/shop/tea/")
     assert send("/metrics").body != before
     assert send("/metrics", "POST").status == 405
-    assert views.metrics.login_required is False  # type: ignore[attr-defined]
+    assert views.metrics.login_required is False  # type: ignore[attr-defined]  # set by Django
 
 
 def test_a_storage_that_cannot_be_read_is_a_503(send: Send, change: Settings) -> None:

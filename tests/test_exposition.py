@@ -91,7 +91,7 @@ def over_wsgi(registry: Collector, method: str, query: str, headers: Mapping[str
 
     chunks = validator(pdc.make_wsgi_app(registry))(environ, start_response)
     body = b"".join(chunks)
-    chunks.close()  # type: ignore[attr-defined]
+    chunks.close()  # type: ignore[attr-defined]  # WSGI types have no close
     ((status, answered),) = started
     return Answer(status, answered, body)
 
@@ -116,7 +116,7 @@ def run_asgi(registry: Collector, scope: dict[str, Any], events: list[dict[str, 
     async def send(event: Any) -> None:
         sent.append(event)
 
-    asyncio.run(pdc.make_asgi_app(registry)(scope, receive, send))  # type: ignore[arg-type]
+    asyncio.run(pdc.make_asgi_app(registry)(scope, receive, send))  # type: ignore[arg-type]  # a scope is any mapping
     return sent
 
 

@@ -265,6 +265,6 @@ def test_whatever_is_stored_is_rendered_or_refused(meta: str, fields: dict[str, 
     except StorageError:
         return
     registry = CollectorRegistry()
-    registry.collect = lambda: found  # type: ignore[method-assign]
+    registry.collect = lambda: found  # type: ignore[method-assign]  # no collector is registered
     list(parse_text(generate_latest(registry).decode()))
     generate_openmetrics(registry)

@@ -223,7 +223,9 @@ def test_views_can_be_measured_by_decorators(make_app: Make) -> None:
     during: list[float] = []
 
     @app.get("/<name>")
-    @metrics.counter("visits", "Visits.", {"name": lambda: request.view_args["name"], "status": lambda r: r.status_code})  # type: ignore[index]
+    @metrics.counter(
+        "visits", "Visits.", {"name": lambda: (request.view_args or {})["name"], "status": lambda r: r.status_code}
+    )
     @metrics.gauge("visiting", "Visitors.", {"kind": "view"})
     @metrics.histogram("visit_seconds", "Time.", buckets=[1, 2])
     @metrics.summary("visit_summary", "Time.", {"broken": fail})

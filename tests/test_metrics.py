@@ -829,9 +829,9 @@ def test_texts_that_are_no_str_are_taken(registry: CollectorRegistry) -> None:
     """Help that is translated when it is read, and other texts that are no `str`, show as prometheus_client shows them."""
     for documentation in (Lazy("Help"), Colour.RED):
         reference = CollectorRegistry()
-        prometheus_client.Gauge("ns_m_bytes", documentation, registry=reference)  # type: ignore[arg-type]
+        prometheus_client.Gauge("ns_m_bytes", documentation, registry=reference)  # type: ignore[arg-type]  # what is tested
         options: dict[str, Any] = {"namespace": Lazy("ns"), "unit": Lazy("bytes"), "subsystem": None}
-        gauge = pdc.Gauge(Lazy("m"), documentation, registry=registry, **options)  # type: ignore[arg-type]
+        gauge = pdc.Gauge(Lazy("m"), documentation, registry=registry, **options)  # type: ignore[arg-type]  # the same
         assert pdc.generate_latest() == prometheus_client.generate_latest(reference)
         registry.unregister(gauge)
     states: Any = (Lazy(each) for each in ("on", "off"))
@@ -976,7 +976,7 @@ def test_what_is_declared_last_counts(registry: CollectorRegistry) -> None:
     """Of two metrics of one name both count; help and functions are those of the one declared last, of those that live."""
     first = pdc.Gauge("m", "First.", registry=None)
     calls: list[int] = []
-    first.set_function(lambda: calls.append(1) or 1.0)  # type: ignore[func-returns-value]
+    first.set_function(lambda: calls.append(1) or 1.0)  # type: ignore[func-returns-value]  # None or 1.0
     counters = [pdc.Counter("c", "First.", registry=None)]
     counters[0].inc()
     second = pdc.Gauge("m", "Second.", registry=registry)

@@ -23,6 +23,7 @@ import pdc_starlette
 from pdc.options import Options
 
 DISTRIBUTION = "prometheus-distributed-client"
+FOLDERS = ("pdc", "pdc_flask", "pdc_django", "pdc_starlette", "tests", "benchmarks", "example_apps")
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
@@ -213,3 +214,23 @@ def test_the_licence_is_the_full_text_of_the_gpl() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "GNU GENERAL PUBLIC LICENSE\n                       Version 3, 29 June 2007" in text
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_workflow_runs_what_the_makefile_has() -> None:
+    """The workflow and `.ci/run` call targets of the Makefile; the tests run on each Python of the classifiers but 3.15."""
+    targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"target: \[(.*)\]", workflow)
+    called = {*re.findall(r"\bmake ([a-z-]+)", workflow + script), *re.findall(r"[a-z-]+", re.sub(r"\w+=\w+", "", matrix))}
+    assert called <= targets
+    assert {"lint", "test", "check-versions", "long", "interrupt", "wheel", "demo", "prove", "check-pythons"} <= called
+    (pythons,) = re.findall(r"python: \[(.*)\]", workflow)
+    assert [*re.findall(r"3\.\d+", pythons), "3.15"] == re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PYPROJECT)
+
+
+def test_each_ignore_of_mypy_has_its_reason() -> None:
+    """Beside each `type: ignore` stands why it is there."""
+    files = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    lines = [(path.name, line.strip()) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line for line in lines if re.search(r"# type: ignor[e](?!\[[a-z, -]+\] +# \w)", line[1])] == []

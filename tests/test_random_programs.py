@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
+from prometheus_client.samples import Exemplar, Sample
 
 import pdc
 from pdc.config import DEFAULT
@@ -122,11 +123,14 @@ class Program:
 
     def sorted_by(self, families: Iterable[Metric]) -> Iterator[Metric]:
         """The families, with their series sorted by label values, as pdc does."""
-        labelnames = {id(declaration): sorted(declaration.labelnames) for declaration in self.declarations}
         for declaration, family in zip(self.declarations, families, strict=True):
-            names = labelnames[id(declaration)]
-            family.samples.sort(key=lambda sample, names=names: [sample.labels[name] for name in names])  # type: ignore[misc]
+            family.samples.sort(key=partial(label_values, sorted(declaration.labelnames)))
             yield family
+
+
+def label_values(names: Iterable[str], sample: Sample) -> list[str]:
+    """The values of these labels, in this order."""
+    return [sample.labels[name] for name in names]
 
 
 class Families:

@@ -348,7 +348,7 @@ def test_a_storage_that_fails_stops_the_rest_of_the_journals(tmp_path: Path) -> 
         sent.append(batch.writer)
         raise pdc.StorageError("down")
 
-    model.apply = apply  # type: ignore[method-assign]
+    model.apply = apply  # type: ignore[method-assign]  # a storage that is down
     with pytest.raises(pdc.StorageError):
         journals.replay(model)
     assert sent == ["1-a"]

@@ -27,7 +27,7 @@ def make(library: str, workers: int, counters: int) -> Operation:
     chosen = LIBRARIES[library]()
     fill(chosen, counters, 0)
     for module in (pdc.storage.redis, pdc.storage.sqlite):
-        module.LEFT_SECONDS = LEFT_SECONDS  # type: ignore[attr-defined]
+        module.LEFT_SECONDS = LEFT_SECONDS  # type: ignore[attr-defined]  # both import it
     for number in range(workers):
         work(number)
     time.sleep(2 * LEFT_SECONDS)

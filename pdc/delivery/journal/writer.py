@@ -162,7 +162,7 @@ class Journal:
         content = bytes(count * 8) + text.encode()
         size = -(-(RECORD.size + len(content)) // ALIGNMENT) * ALIGNMENT
         memory, offset = self._room(size, count)
-        mapping: mmap.mmap = memory.obj  # type: ignore[assignment]
+        mapping: mmap.mmap = memory.obj  # type: ignore[assignment]  # views here are of mappings only
         start = len(mapping) - memory.nbytes + offset * 8  # a view ends where its mapping does
         mapping[start : start + size - RECORD.size] = content.ljust(size - RECORD.size, b"\0")
         memory[offset + COUNT], memory[offset + SIZE] = count, -size
