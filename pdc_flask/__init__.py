@@ -62,9 +62,10 @@ class PrometheusMetrics(ViewMetrics):
         if options.metrics_path is not None:
             _mount(app, metrics, options.metrics_path)
         got_request_exception.connect(_note_exception, app)
-        app.full_dispatch_request = _watch_requests(app)  # type: ignore[method-assign]
-        app.handle_user_exception = _watch_exceptions(app.handle_user_exception)  # type: ignore[assignment,method-assign]
-        app.wsgi_app = track_wsgi(metrics, app.wsgi_app)  # type: ignore[assignment,method-assign]
+        app.full_dispatch_request = _watch_requests(app)  # type: ignore[method-assign]  # Flask has no hook there
+        watched = _watch_exceptions(app.handle_user_exception)
+        app.handle_user_exception = watched  # type: ignore[assignment,method-assign]  # the same
+        app.wsgi_app = track_wsgi(metrics, app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask documents it
         metrics.open_port()
 
     def info(self, name: str, documentation: str, **labels: str) -> Info:

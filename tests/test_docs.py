@@ -108,3 +108,12 @@ def test_the_block_of_a_sentinel_counts(sentinel: RedisServer, tmp_path: Path) -
     assert addresses in source
     printed = run_block("import pdc\n" + source.replace(addresses, f'("127.0.0.1", {sentinel.port})') + COUNT, tmp_path)
     assert "hits_total 1.0" in printed
+
+
+def test_the_guide_for_contributors_names_what_exists() -> None:
+    """Its table of the layout has paths that exist, and its index of behaviour every test file."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    _, layout_table, tests_table, *_ = re.split(r"^## (?:Layout|Tests|Commits)$", guide, flags=re.MULTILINE)
+    paths = [path for row in re.findall(r"^\| (`.*?) \|", layout_table, re.MULTILINE) for path in re.findall(r"`(.+?)`", row)]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert set(re.findall(r"`(test_\w+\.py)`", tests_table)) == {path.name for path in (ROOT / "tests").glob("test_*.py")}

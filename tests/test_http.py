@@ -40,7 +40,7 @@ def call(app: Any, method: str = "GET", path: str = "/", *, read: bool = True, *
         for _ in body:
             pass
         body.close()
-    return body  # type: ignore[no-any-return]
+    return body  # type: ignore[no-any-return]  # WSGI types do not know our class
 
 
 def answering(chunks: Callable[[], Iterable[bytes]], status: str = "200 OK", headers: Any = ()) -> Any:
@@ -62,7 +62,7 @@ def test_a_request_is_counted_once_its_body_has_ended(metrics: HTTPMetrics, head
     next(chunks)
     assert samples() == {("requests_in_progress", "GET"): 1.0}
     assert ([next(chunks)] if announced else list(chunks)) == [b"b"]
-    body.close()  # type: ignore[attr-defined]
+    body.close()  # type: ignore[attr-defined]  # WSGI types have no close
     assert samples() == {
         ("requests_in_progress", "GET"): 0.0,
         ("requests_total", "GET", "/x", "200"): 1.0,
@@ -94,7 +94,7 @@ def test_an_exception_in_mid_stream_is_visible(metrics: HTTPMetrics) -> None:
     body = call(track_wsgi(metrics, answering(chunks)), read=False)
     with pytest.raises(OSError, match="disk"):
         list(body)
-    body.close()  # type: ignore[attr-defined]
+    body.close()  # type: ignore[attr-defined]  # WSGI types have no close
     assert samples()["exceptions_total", "OSError", "GET", "/x"] == 1.0
     assert samples()["requests_total", "GET", "/x", "200"] == 1.0
 
@@ -116,7 +116,7 @@ def test_a_client_that_goes_away_is_counted_as_499(
     """A body that is closed before its end counts as 499, unless all that it announced was read."""
     body = call(track_wsgi(metrics, answering(lambda: [b"a", b"b"], status, headers)), method, read=False)
     next(iter(body))
-    body.close()  # type: ignore[attr-defined]
+    body.close()  # type: ignore[attr-defined]  # WSGI types have no close
     assert samples()["requests_total", method, "/x", counted] == 1.0
 
 
