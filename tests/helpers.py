@@ -6,9 +6,30 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from conftest import ROOT
+import pytest
+
+import pdc
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+"""The fixture `run_script`."""
+INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
+"""Values of `flush_interval`. With the second one, only `flush` and the end of the process send."""
+SHORT_INTERVALS = pytest.mark.parametrize("interval", [0, 0.01], ids=["write-through", "buffered"])
+"""The same. With the second one, the background thread sends again and again."""
+DOWN = "metrics cannot be sent and are kept in memory until they can: "
+"""The first line of the log of an outage, before the reason."""
+UP = "metrics can be sent again; those kept in memory were"
+"""The last line."""
+
+
+def shown(name: str = "") -> dict[str, float]:
+    """The samples of the storage whose names begin so, without times of creation."""
+    lines = (line for line in pdc.generate_latest().decode().splitlines() if line.startswith(name) and not line.startswith("#"))
+    samples = (line.rpartition(" ") for line in lines if "_created" not in line)
+    return {sample: float(value) for sample, _, value in samples}
 
 
 def block(page: str, language: str, *, of: str, number: int = 0) -> str:
@@ -23,7 +44,7 @@ def run_block(source: str, folder: Path) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
         timeout=60,

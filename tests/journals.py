@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import textwrap
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from helpers import Run
 
 import pdc
 import pdc.exposition
 from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Selectors, Snapshot, Stamped, StorageError, series_of
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Journal:

@@ -92,8 +92,9 @@ def homes(name: str) -> list[str]:
 
 def test_the_table_of_layers_has_every_module_once() -> None:
     """Each module is in one row of docs/architecture.md, and each path of the table is a folder or a module."""
-    assert {name: homes(name) for name in MODULES if len(homes(name)) != 1} == {}
-    assert [path for path in chain(*LAYERS) if not (ROOT / path).exists()] == []
+    wrong = [f"expected one layer for {name}, got {homes(name)}" for name in MODULES if len(homes(name)) != 1]
+    wrong += [f"expected {path} to exist" for path in HEIGHTS if not (ROOT / path).exists()]
+    assert not wrong, "\n".join(wrong)
     assert len(HEIGHTS) == len([*chain(*LAYERS)])
 
 
@@ -105,8 +106,11 @@ def may_import(importer: str, imported: str) -> bool:
 def test_imports_go_down() -> None:
     """A module imports its own folder and lower layers, also where only a type checker or a function imports."""
     placed = {name for name in MODULES if len(homes(name)) == 1}
-    wrong = {name: [each for each in MODULES[name].imports() & placed if not may_import(name, each)] for name in placed}
-    assert {name: each for name, each in wrong.items() if each} == {}
+    pairs = ((name, each) for name in sorted(placed) for each in MODULES[name].imports() & placed)
+    wrong = [
+        f"{name} ({homes(name)[0]}) imports {each} ({homes(each)[0]})" for name, each in pairs if not may_import(name, each)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -114,15 +118,17 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     left = {name: module.imports() - {name} for name, module in MODULES.items()}
     while ends := {name for name, imports in left.items() if not imports} | left.keys() - {*chain(*left.values())}:
         left = {name: imports - ends for name, imports in left.items() if name not in ends}
-    assert left == {}
+    assert not left, "\n".join(f"{name} imports {sorted(imports)}" for name, imports in left.items())
 
 
 def test_modules_use_public_names_of_each_other() -> None:
     """No module imports or reads a name of another one that begins with an underscore."""
-    assert [use for module in MODULES.values() for use in module.private_uses()] == []
+    wrong = [use for module in MODULES.values() for use in module.private_uses()]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_modules_classes_and_functions_are_short() -> None:
     """A module has 500 lines at most, a class 350, the statements of a function 30."""
     lengths = chain.from_iterable(module.lengths() for module in MODULES.values())
-    assert [(lines, place) for lines, most, place in lengths if lines > most] == []
+    wrong = [f"expected at most {most} lines in {place}, got {lines}" for lines, most, place in lengths if lines > most]
+    assert not wrong, "\n".join(wrong)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 from conftest import RedisServer, free_port, wait_until
+from helpers import Run
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -22,8 +22,6 @@ import pdc.sqlite
 from pdc import config
 from pdc.delivery.journal import default_folders
 from pdc.storage import StorageError
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from conftest import RedisServer
+from helpers import SHORT_INTERVALS, Run
 
 import pdc
 from pdc.exposition import collect
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-INTERVALS = pytest.mark.parametrize("interval", [0, 0.01], ids=["write-through", "buffered"])
 MOST_SECONDS = 1.0
 """How long what must not wait may take on a busy machine."""
 
@@ -79,7 +77,7 @@ def stored(storage: dict[str, Any]) -> dict[str, float]:
     return {sample.name: sample.value for sample in samples if sample.name.endswith("_total")}
 
 
-@INTERVALS
+@SHORT_INTERVALS
 def test_a_fork_waits_for_no_server(stopped: dict[str, Any], run_script: Run, interval: float) -> None:
     """While threads wait for the storage, a process forks at once; parent and child count exactly."""
     work = """
@@ -159,7 +157,7 @@ print(time.time(), flush=True)
         assert stored(stopped) == {"hits_total": 101.0, "own_total": 101.0}
 
 
-@INTERVALS
+@SHORT_INTERVALS
 def test_shutdown_has_the_deadline_of_the_end(
     stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, interval: float
 ) -> None:

@@ -20,6 +20,7 @@ import pytest
 import redis
 from conftest import ROOT, RedisServer, free_port, wait_until
 from fault_proxy import Fault, FaultProxy
+from helpers import INTERVALS, shown
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -42,7 +43,6 @@ EVERY = 3
 """Of so many requests that write a batch, one fails."""
 FAULTS = (*[Fault.LOSE, Fault.CUT, Fault.SLOW] * 15, Fault.FREEZE)
 """One after the other, over and over; it takes long to find a connection frozen."""
-INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 
 
 class Tally:
@@ -83,13 +83,6 @@ class Tally:
             "level": 2 * rounds,
             "busy": rounds,
         }
-
-
-def shown() -> dict[str, float]:
-    """The samples of the storage, but for times of creation."""
-    lines = [line for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#")]
-    samples = dict(line.rsplit(" ", 1) for line in lines if "_created" not in line)
-    return {sample: float(value) for sample, value in samples.items()}
 
 
 def send() -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Run
 
 import pdc
 from pdc.exposition import collect
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 CLONE = """
 import atexit, contextlib, ctypes, os, sys, threading, time, traceback

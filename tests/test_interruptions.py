@@ -7,7 +7,6 @@ import dis
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import anyio
 import pytest
 from conftest import RedisServer, wait_until
+from helpers import INTERVALS, Run
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -42,8 +42,6 @@ pytestmark = pytest.mark.filterwarnings(  # of what is interrupted between openi
 DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset", "hypothesis")
 """Modules that let no exception pass, or are called where Python lets none: telemetry and versions for connections, and
 callbacks of the garbage collector."""
-Run = Callable[..., subprocess.CompletedProcess[str]]
-INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 
 
 class TimeLimit(Exception):  # noqa: N818 - Celery's is one too

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from journals import Journal, Run
+from helpers import Run
+from journals import Journal
 
 import pdc
 import pdc.exposition

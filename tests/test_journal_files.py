@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, RedisServer, wait_until
-from journals import Journal, Run
+from helpers import Run
+from journals import Journal
 from prometheus_client import CollectorRegistry
 
 import pdc

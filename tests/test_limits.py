@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import wait_until
+from helpers import INTERVALS
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -31,8 +32,6 @@ from pdc.process import once
 from pdc.storage import Batch, Kind, Limits, Operation, Stamped, Storage, Update, series_of, updated
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
-
-INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 
 
 def shown(pattern: str = r"hits_total") -> dict[str, float]:

@@ -22,6 +22,7 @@ from typing import Any
 import prometheus_client
 import pytest
 from conftest import ROOT, RedisServer, wait_until
+from helpers import shown
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -49,13 +50,6 @@ def make(kind: str, *arguments: Any, module: Any = pdc, **options: Any) -> Any:
     if kind == "Enum":
         options.setdefault("states", ["on", "off"])
     return getattr(module, kind)("m", "Help", *arguments, **options)
-
-
-def shown(name: str = "") -> dict[str, float]:
-    """The samples of the storage whose names start with this, but for times of creation."""
-    lines = [line for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#")]
-    samples = dict(line.rsplit(" ", 1) for line in lines if "_created" not in line and line.startswith(name))
-    return {sample: float(value) for sample, value in samples.items()}
 
 
 @pytest.fixture(params=[0, 3600], ids=["write-through", "buffered"])

@@ -5,19 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import SHORT_INTERVALS, Run, shown
 
 import pdc
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-WRITE_THROUGH, BUFFERED = 0, 0.01
-INTERVALS = pytest.mark.parametrize("interval", [WRITE_THROUGH, BUFFERED], ids=["write-through", "buffered"])
 
 # Python warns of every fork of a process with threads, from 3.12 on; here they are what is tested. And redis-py drops the
 # connections that a child inherits without closing them.
@@ -31,8 +26,7 @@ warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)
 def totals(storage: dict[str, Any]) -> dict[str, float]:
     """The samples in the storage, by name and labels, as a process that declares nothing reads them."""
     pdc.setup(**storage)
-    lines = [line for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if "_created" not in name}
+    return shown()
 
 
 def run_quietly(run_script: Run, source: str, storage: dict[str, Any]) -> str:
@@ -42,7 +36,7 @@ def run_quietly(run_script: Run, source: str, storage: dict[str, Any]) -> str:
     return result.stdout
 
 
-@INTERVALS
+@SHORT_INTERVALS
 def test_eight_processes_of_four_threads_count_exactly(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """All 25,600 updates of 32 threads are there, and no scrape meanwhile sees a histogram whose buckets and count differ."""
     source = f"""
@@ -210,7 +204,7 @@ work.hits.inc(10)
     assert totals(storage) == {"hits_total": 13.0}
 
 
-@INTERVALS
+@SHORT_INTERVALS
 def test_a_fork_amid_updates_and_flushes(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """A process whose threads update, flush and scrape may fork at any time; parent and children count exactly."""
     source = f"""
@@ -313,7 +307,7 @@ hits.inc()
     assert totals(storage) == {"hits_total": 3.0}
 
 
-@INTERVALS
+@SHORT_INTERVALS
 def test_handlers_finalizers_and_callbacks_may_update(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """Updates that interrupt updates, flushes and scrapes in the same thread neither block nor are lost."""
     source = f"""
@@ -382,7 +376,7 @@ print(*counted)
     assert found["latency_count"] == found['latency_bucket{le="1.0"}'] == found["latency_sum"] * 2 == sum(counts)
 
 
-@INTERVALS
+@SHORT_INTERVALS
 def test_setup_again_amid_updates(run_script: Run, tmp_path: Path, interval: float) -> None:
     """While threads update, the storage may be changed any number of times: every update is in one of them."""
     source = f"""
@@ -413,7 +407,7 @@ print(sum(counted))
 
 
 @pytest.mark.package("gevent")
-@INTERVALS
+@SHORT_INTERVALS
 @pytest.mark.parametrize("patched", ["before", "after"])
 def test_greenlets_count_exactly(storage: dict[str, Any], run_script: Run, interval: float, patched: str) -> None:
     """Under gevent, patched before pdc is imported or after, updates of many greenlets are exact."""

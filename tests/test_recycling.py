@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer
+from helpers import Run, shown
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -41,7 +41,6 @@ GAUGES = [Family(mode, "gauge", "Of each process.", labelnames=("path",), mode=m
 COUNTER = Family("hits", "counter", "Hits.")
 HISTOGRAM = Family("latency", "histogram", "Seconds.", bounds=bucket_bounds((1.0, float("inf"))))
 LABELS = [f'{{"path":"/{number}"}}' for number in range(3)]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 ALIVE = "1-alive"
 WRITERS = 10_000
 
@@ -184,7 +183,7 @@ for number in range(COUNT):
 @pytest.mark.long
 def test_forty_processes_leave_as_much_as_five(
     storage: dict[str, Any],
-    run_script: Callable[..., subprocess.CompletedProcess[str]],
+    run_script: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Real processes that exit leave their counts and one value of all; those that are killed do a day later."""
@@ -208,26 +207,20 @@ def test_forty_processes_leave_as_much_as_five(
     assert "\nhits_total 48.0\n" in text
 
 
-def values() -> dict[str, float]:
-    """What a scrape shows, by name."""
-    lines = [line for line in pdc.generate_latest().decode().splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, value in (line.split(" ") for line in lines) if not name.endswith("_created")}
-
-
 def test_a_process_that_sets_up_again_counts_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """Another `setup`, also with the same storage, is no end of the process; `shutdown` is, and a new one begins."""
     pdc.setup(**storage)
     level = pdc.Gauge("level", "Of each process.", registry=registry, multiprocess_mode="sum")
     level.set(5)
     pdc.setup(**storage)
-    assert values() == {"level": 5}
+    assert shown() == {"level": 5}
     level.set(7)
-    assert values() == {"level": 7}
+    assert shown() == {"level": 7}
     pdc.shutdown()
     pdc.setup(**storage)
-    assert values() == {"level": 7}
+    assert shown() == {"level": 7}
     level.set(2)
-    assert values() == {"level": 9}
+    assert shown() == {"level": 9}
 
 
 def test_a_process_that_slept_is_back_with_its_numbers(
@@ -241,7 +234,7 @@ def test_a_process_that_slept_is_back_with_its_numbers(
     for gauge in gauges:
         gauge.set(5)
     hits.inc(3)
-    before = values()
+    before = shown()
     store = pdc.config.DEFAULT.required()
     with monkeypatch.context() as patch:
         hasten(patch, **{**AT_ONCE, "FORGET_VALUES_SECONDS": 86400.0})
@@ -249,12 +242,10 @@ def test_a_process_that_slept_is_back_with_its_numbers(
     stored = {name: fields for name, fields in store.read().metrics.items() if name not in health.NAMES}
     assert [name for name, fields in stored.items() if any(field.count(":") > 1 for field in fields)] == ["all", "sum"]
     hits.inc()
-    assert values() == {**before, "hits_total": 4.0}
+    assert shown() == {**before, "hits_total": 4.0}
 
 
-def test_an_update_after_the_goodbye_counts_alone(
-    storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_an_update_after_the_goodbye_counts_alone(storage: dict[str, Any], run_script: Run) -> None:
     """A handler of atexit that runs after pdc has left adds to what was folded."""
     source = """
 import atexit
@@ -268,7 +259,7 @@ late[0].inc(5)
 """
     run_script(source, storage=storage)
     pdc.setup(**storage)
-    assert values() == {"level": 7.0}
+    assert shown() == {"level": 7.0}
 
 
 SHORT_LIVED = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer
+from helpers import Run
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -24,7 +24,6 @@ from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
 Open = Callable[[], Storage]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 BOUNDS = ("0.1", "2.5", "+Inf")
 META = f'{{"documentation":"{"long " * 20}"}}'
 """Redis keeps a hash with such a value in a table, as it does with large ones."""

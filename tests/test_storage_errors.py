@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer, wait_until
+from helpers import DOWN, INTERVALS, UP, Run
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -21,12 +21,6 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 import pdc
 from pdc.exposition import Scrape
 from pdc.storage import StorageError
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
-DOWN = "metrics cannot be sent and are kept in memory until they can: "
-UP = "metrics can be sent again; those kept in memory were"
 
 
 class Application:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from helpers import shown
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -31,12 +32,6 @@ def in_threads(count: int, work: Callable[[], object]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def shown(name: str) -> float:
-    """The value of a sample in the storage."""
-    lines = (line.rpartition(" ") for line in pdc.generate_latest().decode().splitlines())
-    return next(float(value) for found, _, value in lines if found == name)
 
 
 @pytest.fixture
@@ -66,12 +61,12 @@ def test_what_threads_add_is_counted_once(storage: dict[str, Any], registry: Col
 
     in_threads(4, update)
     pdc.flush()
-    assert shown("hits_total") == 16_000
-    assert shown('size_count{way="in"}') == 8_000
-    assert shown('size_sum{way="in"}') == 24_000
-    assert shown('latency_count{way="in"}') == 8_000
-    assert shown('latency_bucket{le="1.0",way="in"}') == 4 * (667 + 667)
-    assert shown('latency_sum{way="in"}') == 4 * (667 + 2 * 666)
+    assert shown()["hits_total"] == 16_000
+    assert shown()['size_count{way="in"}'] == 8_000
+    assert shown()['size_sum{way="in"}'] == 24_000
+    assert shown()['latency_count{way="in"}'] == 8_000
+    assert shown()['latency_bucket{le="1.0",way="in"}'] == 4 * (667 + 667)
+    assert shown()['latency_sum{way="in"}'] == 4 * (667 + 2 * 666)
 
 
 def test_a_removal_takes_what_every_thread_added(storage: dict[str, Any], registry: CollectorRegistry) -> None:
@@ -85,7 +80,7 @@ def test_a_removal_takes_what_every_thread_added(storage: dict[str, Any], regist
     old.inc()
     assert b"hits_total{" not in pdc.generate_latest()
     in_threads(3, hits.labels("in").inc)
-    assert shown('hits_total{way="in"}') == 3
+    assert shown()['hits_total{way="in"}'] == 3
 
 
 def test_a_reset_takes_what_every_thread_added(storage: dict[str, Any], registry: CollectorRegistry) -> None:
@@ -96,7 +91,7 @@ def test_a_reset_takes_what_every_thread_added(storage: dict[str, Any], registry
     hits.reset()
     in_threads(2, hits.inc)
     hits.inc()
-    assert shown("hits_total") == 3
+    assert shown()["hits_total"] == 3
 
 
 def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: CollectorRegistry) -> None:
@@ -106,7 +101,7 @@ def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: Collecto
     for _ in range(100):
         in_threads(1, hits.inc)
     assert len(hits._metric_cells.cells) < 20
-    assert shown("hits_total") == 100
+    assert shown()["hits_total"] == 100
 
 
 def test_exemplars_of_threads_are_kept(tmp_path: Path, registry: CollectorRegistry) -> None:

@@ -22,6 +22,7 @@ import pytest
 import redis
 from conftest import ROOT, RedisServer, free_port, wait_until
 from failover import LAG_SECONDS, Cluster, Run, Topology, Watched
+from helpers import DOWN, UP
 from prometheus_client import CollectorRegistry
 from redis.sentinel import Sentinel
 
@@ -33,10 +34,8 @@ from pdc.storage import redis as redis_storage
 
 pytestmark = pytest.mark.xdist_group("topologies")
 
-DOWN = "metrics cannot be sent and are kept in memory until they can: "
 REMOVED = 2000
 """Series, in more pieces than one."""
-UP = "metrics can be sent again; those kept in memory were"
 SECRET = "s3cret"
 RULES = dict(re.findall(r"^ +ACL SETUSER (\S+) on >secret (.*)$", (ROOT / "docs" / "redis.md").read_text(), re.MULTILINE))
 """The rights of each user in the documentation."""

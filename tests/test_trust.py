@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import redis
-from journals import Journal, Model, Run
+from helpers import Run
+from journals import Journal, Model
 from prometheus_client import CollectorRegistry
 
 import pdc
