@@ -1,4 +1,4 @@
-"""Which storage the metrics of this process use."""
+"""The storages that the metrics of this process use."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def setup(
     max_series: int | None = None,
     expire_series: float | None = None,
 ) -> None:
-    """Say where metrics live: in Redis or in SQLite, exactly one of them.
+    """Choose the storage of metrics: Redis or SQLite, exactly one of them.
 
-    May be called again at any time, before or after metrics are declared: what was pending goes to the storage before.
-    The metrics of `pdc` use what was chosen last; those of `pdc.redis` and `pdc.sqlite` keep to their own, so that one
-    process can use both. Nothing connects until the first update or scrape.
+    It may be called again at any time, before or after metrics are declared: pending updates go to the storage so far.
+    The metrics of `pdc` use the storage that was chosen last. The metrics of `pdc.redis` and `pdc.sqlite` keep to their
+    own, so that one process can use both. Nothing connects until the first update or scrape.
 
     - `redis`: a client of redis-py (`Redis`, `RedisCluster`, what `Sentinel.master_for` returns) or a URL.
     - `sqlite`: a path, or a `sqlite3.Connection`, which is then used as it is.
@@ -67,7 +67,7 @@ def setup(
       that uses the same storage sends what a killed one left. True is a folder that only this user can make (of XDG, or
       among temporary files); False is none. A folder of your own must be on a local disk, and for this user only to write.
     - `exit_timeout`: seconds that the end of the process, and `shutdown`, wait for the storages, all together; that of the last
-      call counts. What is not sent by then is left to the journal.
+      call counts. Updates that are not sent by then stay in the journal.
     - `max_series`: how many series a metric with labels may have in the storage, whatever processes make them, unless the
       metric says so itself; None for no limit. Further ones count as one, whose labels are all ``<overflow>``.
     - `expire_series`: seconds after which a series of a metric with labels is gone that nobody updated, unless the metric says
@@ -128,7 +128,7 @@ def get_sqlite_conn() -> sqlite3.Connection:
 
 
 def flush() -> None:
-    """Send all that is pending in this process. Raises StorageError; what could not be sent stays pending.
+    """Send everything pending in this process. Raises StorageError; unsent updates stay pending.
 
     A storage that does not answer is given up after 5 s, or the shorter timeout of its client.
     """
@@ -147,7 +147,7 @@ def flush() -> None:
 
 
 def flush_before_end() -> None:
-    """Send what is pending in a process that is about to end, for no longer than that may take; the journal has the rest."""
+    """Send pending updates of a process that is about to end, within `exit_timeout`; the journal keeps the rest."""
     thread = threading.Thread(target=_flush_as_far_as_can_be, name="pdc-end", daemon=True)
     thread.start()
     thread.join(Buffer.exit_timeout)
@@ -161,7 +161,7 @@ def _flush_as_far_as_can_be() -> None:
 def clear() -> None:
     """Delete every metric from the storage that `setup` chose last.
 
-    What this process declared starts again: metrics without labels export 0, series with labels come back with their
+    The metrics of this process start again: metrics without labels export 0, series with labels come back with their
     next update. Raises NotConfigured and StorageError.
     """
     _without_traceback(_clear)
@@ -175,11 +175,10 @@ def _clear() -> None:
 
 
 def shutdown() -> None:
-    """Send what is pending, take this process out of the storages and close them; errors are logged.
+    """Send pending updates, deregister this process from the storages, and close them. Errors are logged.
 
-    Like the end of a process, this takes no longer than `exit_timeout`, and leaves what was not sent by then to the journal:
-    call `flush` before where all must be sent. Metrics need another `setup` before their next update. A process that ends does
-    all but the last by itself.
+    Like the end of a process, this lasts no longer than `exit_timeout`; the journal keeps unsent updates. Call `flush` first
+    where all must be sent. Metrics need another `setup` before their next update. A process that ends calls this by itself.
     """
     until = time.monotonic() + Buffer.exit_timeout
     storages = _storages()
@@ -192,7 +191,7 @@ def shutdown() -> None:
 
 
 def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
-    """Read those metrics or all, with what this process has pending. Raises NotConfigured and StorageError."""
+    """Read those metrics or all, with the pending updates of this process. Raises NotConfigured and StorageError."""
     return _without_traceback(in_one_scrape, _read, buffer, names)
 
 
@@ -203,7 +202,7 @@ def described(storage: Storage) -> str:
 
 
 def is_declared() -> bool:
-    """Whether this process has a metric in the storage that `setup` chose last."""
+    """True where this process has a metric in the storage that `setup` chose last."""
     return any(buffer.has_metrics for buffer in (DEFAULT, *_others(DEFAULT)))
 
 
@@ -213,12 +212,12 @@ def waiting_series() -> int:
 
 
 def is_up() -> bool:
-    """Whether this process could write to all of its storages the last time."""
+    """True where this process could write to all of its storages the last time."""
     return not any(buffer.down for buffer in BUFFERS)
 
 
 def _without_traceback(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do the work, and raise errors of the storage by themselves: they say all, and what led to them is pages long."""
+    """Do the work, and raise errors of the storage without a traceback: their messages are enough, and it is pages long."""
     try:
         return work(*args, **kwargs)
     except StorageError as error:
@@ -233,7 +232,7 @@ def _read(buffer: Buffer, names: Collection[str] | None) -> Snapshot:
 
 
 def _settle_others(buffer: Buffer, names: Collection[str] | None = None) -> None:
-    """Send what the other buffers of this process have pending for the same storage."""
+    """Send the pending updates of the other buffers of this process for the same storage."""
     for other in _others(buffer):
         other.send_pending(names)
 

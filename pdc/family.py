@@ -47,7 +47,7 @@ def dump(labels: Mapping[str, str]) -> str:
 
 @lru_cache(maxsize=1024)
 def _spelling(names: tuple[str, ...]) -> tuple[str, Callable[[tuple[str, ...]], tuple[str, ...]]]:
-    """How `dump` spells labels of these names, as a template, and what puts values in its order."""
+    """The template with which `dump` spells labels of these names, and a function that puts values in its order."""
     places = sorted(range(len(names)), key=names.__getitem__)
     pairs = ",".join(f"{encode_basestring_ascii(names[place])}:".replace("%", "%%") + "%s" for place in places)
     return f"{{{pairs}}}", itemgetter(*places) if len(places) > 1 else tuple
@@ -76,7 +76,7 @@ def text(about: str, value: Any) -> str:
 
 
 _LIMITS = frozenset({"max_series", "expire_series"})
-"""What a stored family has only where it is set."""
+"""The fields of a family that are stored only where they are set."""
 
 
 class Family(NamedTuple):
@@ -88,14 +88,14 @@ class Family(NamedTuple):
     unit: str = ""
     labelnames: tuple[str, ...] = ()
     mode: str = "shared"
-    """How the values of several processes make one gauge: ``shared`` or a multiprocess mode of prometheus_client."""
+    """The way in which the values of several processes make one gauge: ``shared`` or a mode of prometheus_client."""
     bounds: tuple[str, ...] = ()
     """Upper bounds of a histogram's buckets, as ``le`` spells them."""
     states: tuple[str, ...] = ()
     max_series: int = 0
-    """How many series there may be; 0 for no limit."""
+    """The most series; 0 for no limit."""
     expire_series: float = 0.0
-    """After how many seconds without an update a series goes; 0 for never."""
+    """Seconds without an update after which a series expires; 0 for never."""
 
     @property
     def meta(self) -> str:
@@ -105,13 +105,13 @@ class Family(NamedTuple):
 
     @property
     def limits(self) -> Limits:
-        """What the storage has to see to."""
+        """The limits that the storage holds."""
         overflow = self.labels((OVERFLOW,) * len(self.labelnames)) if self.max_series else ""
         return Limits(int(self.max_series), overflow, float(self.expire_series))
 
     @classmethod
     def from_meta(cls, meta: str) -> Family:
-        """The family that `meta` describes; what later versions added is ignored. Raises errors for what no version wrote."""
+        """The family in that text. Additions of later versions are ignored. Raises errors for a text that no version wrote."""
         stored = {key: value for key, value in json.loads(meta).items() if key in cls._fields}
         tuples: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
         family = cls(**{**stored, **tuples})
@@ -122,12 +122,12 @@ class Family(NamedTuple):
 
     @property
     def live(self) -> bool:
-        """Whether only processes that are alive count."""
+        """True where only processes that are alive count."""
         return self.mode.startswith("live")
 
     @property
     def lasting(self) -> bool:
-        """Whether the value of a process counts when the process has ended."""
+        """True where the value of a process still counts after its end."""
         return self.mode != "shared" and not self.live
 
     def labels(self, values: tuple[str, ...]) -> str:
@@ -140,7 +140,7 @@ class Family(NamedTuple):
         return f"#{'live' if self.live else self.mode}:{writer}:"
 
     def changed_since(self, before: str) -> str:
-        """What is declared otherwise than in that `#meta`, in words."""
+        """The differences from the family in that `#meta`, in words."""
         try:
             old, new = Family.from_meta(before)._asdict(), self._asdict()
         except (ValueError, TypeError, AttributeError, RecursionError):
@@ -149,14 +149,14 @@ class Family(NamedTuple):
         return ", ".join(changed)
 
     def is_admitted(self, page: Page) -> bool:
-        """Whether the page may show the family. Raises StorageError for one that pdc did not write."""
+        """True where the page may show the family. Raises StorageError for a family that pdc did not write."""
         with explained(self.name):
             shown = self.empty().name
         names = () if shown == self.name else tuple(_names(self.name, self.type, ALLOWUTF8))
         return page.admits(shown, self.type, *names)
 
     def has_one_of(self, names: Collection[str]) -> bool:
-        """Whether samples of the family have one of these names."""
+        """True where samples of the family have one of these names."""
         return any(self.name + suffix in names for suffix in _SUFFIXES[self.type])
 
     def empty(self) -> Metric:
@@ -166,9 +166,9 @@ class Family(NamedTuple):
     def metric(self, fields: Fields, now: float) -> Metric:
         """The family with its samples, series sorted by their label values.
 
-        `now` is the storage's clock; a process that it saw within `LEASE_SECONDS` is alive. One that it saw in the future is
-        not: the clock was put back, or is that of another server, and who lives is seen again soon. Raises StorageError for
-        fields that pdc did not write.
+        `now` is the storage's clock. A process that it saw within `LEASE_SECONDS` is alive. A process last seen beyond the
+        lease in the future (the clock was put back, or is another server's) counts as dead until it is seen again. Raises
+        StorageError for fields that pdc did not write.
         """
         with explained(self.name):
             metric = self.empty()
@@ -201,9 +201,9 @@ class Family(NamedTuple):
                 yield field, labels, shared.setdefault(key, key)
 
     def numbers_of(self, found: Collection[Key]) -> Iterator[Key]:
-        """Yield the keys of the numbers that a series shows, in prometheus_client's order, `found` being what is stored of it.
+        """Yield the keys of the numbers that a series shows, in prometheus_client's order. `found` are the stored keys.
 
-        Those of buckets add up, and the ``_count`` of a histogram is their last sum; the other numbers are as stored.
+        Numbers of buckets add up, and the ``_count`` of a histogram is their last sum; other numbers are as stored.
         """
         if self.type == "histogram":
             bounds = _sorted_bounds(frozenset(le for suffix, le in found if suffix == "_bucket"), self.bounds)
@@ -231,7 +231,7 @@ class Family(NamedTuple):
 
 
 def number(value: Any) -> float:
-    """A stored value; 0 where it is a text, which the metric left when it was an enum."""
+    """A stored value; 0 for a text, which the metric stored when it was an enum."""
     try:
         return float(value)
     except ValueError:
@@ -282,7 +282,7 @@ def _stateset(family: Family, values: Values) -> Samples:
 
 
 def shows_created() -> bool:
-    """Whether there are series that say since when others are; see `prometheus_client.disable_created_metrics`."""
+    """True where ``_created`` series are shown; see `prometheus_client.disable_created_metrics`."""
     return prometheus_client.metrics._use_created  # noqa: SLF001 - it has no public getter
 
 
@@ -291,7 +291,7 @@ def _exemplar(stored: Stored) -> Exemplar | None:
 
 
 def exemplar_from(text: str) -> Exemplar:
-    """The exemplar that `exemplar_text` made this of. Raises TypeError and ValueError for anything else."""
+    """The exemplar in a text of `exemplar_text`. Raises TypeError and ValueError for any other text."""
     labels, value, timestamp = json.loads(text)
     _check_texts(chain.from_iterable(labels.items()))
     check_exemplar_names(labels)
@@ -299,13 +299,13 @@ def exemplar_from(text: str) -> Exemplar:
 
 
 def check_unit(unit: str) -> None:
-    """Raise ValueError unless a format can carry the unit: none escapes it."""
+    """Raise ValueError unless a format can carry the unit. No format escapes it."""
     if "\n" in unit:
         raise ValueError(f"a unit must be one line, got {unit!r}")
 
 
 def check_exemplar_names(labels: Iterable[str]) -> None:
-    """Raise ValueError unless a format can carry the names of the labels of an exemplar: none escapes them."""
+    """Raise ValueError unless a format can carry the label names of an exemplar. No format escapes them."""
     for name in labels:
         if _UNSAFE.search(name):
             raise ValueError(f"names of an exemplar's labels may have no quotes, braces, commas or line ends, got {name!r}")
@@ -341,10 +341,10 @@ def bucket_bounds(bounds: Iterable[float]) -> tuple[str, ...]:
 
 
 class Page:
-    """The names on one page, which no two families may share: those of families, and of their samples.
+    """The names of families and samples on one page, which no two families may share.
 
-    Of two families that share one, the first is shown, and the log names the other one: in a storage that is the one whose name
-    sorts first, whoever reads it. As in a registry of prometheus_client it matters not which samples there are.
+    Of two families that share a name, the first is shown, and the log names the other one. In a storage the first one is the
+    one whose name sorts first. As in a registry of prometheus_client, all possible samples of a type count.
     """
 
     def __init__(self, escaping: str = ALLOWUTF8) -> None:
@@ -352,7 +352,7 @@ class Page:
         self._families: dict[str, str] = {}
 
     def admits(self, name: str, kind: str, *samples: str) -> bool:
-        """Whether this family, which also has samples of these names, is to be shown; its names are taken from now on."""
+        """True where this family, with samples of these names, may be shown. Its names are reserved from now on."""
         names = _names(name, kind, self._escaping).union(escape_metric_name(each, self._escaping) for each in samples)
         for each in sorted(names):
             if each in self._families:
@@ -362,7 +362,7 @@ class Page:
         return True
 
     def admitted(self, metrics: Iterable[Metric]) -> Iterator[Metric]:
-        """Yield the families that are to be shown."""
+        """Yield the families that may be shown."""
         for metric in metrics:
             if self.admits(metric.name, metric.type, *{sample.name for sample in metric.samples}):
                 yield metric
@@ -382,7 +382,7 @@ _SUFFIXES = {kind: tuple(suffixes) for kind, (suffixes, _) in TYPES.items()} | {
 
 @once_each(4096)
 def _log_clash(name: str, other: str, shared: str) -> None:
-    """Log it, once."""
+    """Log the clash once."""
     text = "metric %s is not shown: %s is a name of metric %s, too; rename one of them"
     log.write(logging.WARNING, text, name, shared, other)
 
@@ -392,7 +392,7 @@ def families(
 ) -> list[Metric]:
     """The families of a snapshot, sorted by name, without fields of no metric and types of later versions.
 
-    With `names`, only those that may have a sample of such a name. Raises StorageError for what pdc did not write.
+    With `names`, only families that may have a sample of such a name. Raises StorageError for a family that pdc did not write.
     """
     known = known_families(metrics, page or Page())
     return [family.metric(metrics[name], now) for name, family in known if names is None or family.has_one_of(names)]
@@ -410,7 +410,7 @@ def known_families(metrics: Mapping[str, Fields], page: Page) -> list[tuple[str,
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turn errors about fields of that metric into a StorageError that says which metric it is, and what helps."""
+    """Turn errors about fields of that metric into a StorageError that names the metric and the remedy."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What one process gathered since it last sent: a cell per series, one module per kind of metric."""
+"""The updates that one process gathered since it last sent: a cell per series, one module per kind of metric."""
 
 from .counter import CounterCell, counter_additions
 from .gauge import (

@@ -72,7 +72,7 @@ class JournaledOperation:
 
     @property
     def is_drained(self) -> bool:
-        """Whether the operation is in a batch."""
+        """True once the operation is in a batch."""
         _ = TURN.alone
         drained = self.memory[self.offset]
         _ = TURN.together

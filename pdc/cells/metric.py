@@ -71,7 +71,7 @@ class Sender(Protocol):
 
     @property
     def write_through(self) -> bool:
-        """Whether each update is sent before its call returns."""
+        """True where each update is sent before its call returns."""
 
     @property
     def limits(self) -> Mapping[str, float]:
@@ -170,7 +170,7 @@ class MetricCells:
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the last metric declared under its name. The last one decides how the family is declared."""
+        """True for the metric that was declared last under its name. Its family is the declared one."""
         return self.sender.last_declared(self.family.name) in (self, None)
 
     def cells_to_resend(self) -> list[Cell]:
@@ -182,7 +182,7 @@ class MetricCells:
         return [cell for cell in cells if self._updated.get(cell, math.inf) > idle_since]
 
     def is_update(self, cell: Cell, was_updated: bool) -> bool:
-        """Whether the storage must hear of an update of the cell: of a new one, or of one that no batch carried yet."""
+        """True where the storage must hear of an update of the cell: a new one, or one that no batch carried yet."""
         if was_updated and self.family.expire_series:
             self.unacknowledged.add(cell)
         return cell in self.unacknowledged
@@ -193,7 +193,7 @@ class MetricCells:
         return updated(cell.labels)
 
     def is_to_be_swept(self, now: float) -> bool:
-        """Whether the storage has to look for idle series now, even without an update."""
+        """True where the storage has to look for idle series now, even without an update."""
         if not self.family.expire_series or now < self._sweep_at:
             return False
         self._sweep_at = now + self.family.expire_series / SWEEPS
@@ -308,7 +308,7 @@ class Cell:
     __slots__ = ("created", "dropped", "metric", "queued", "quiet", "values")
 
     is_callback: ClassVar[bool] = False
-    """Whether a function of the application gives the value."""
+    """True where a function of the application gives the value."""
 
     def __init__(self, metric: MetricCells, values: tuple[str, ...]) -> None:
         self.metric = metric
@@ -317,9 +317,9 @@ class Cell:
         """When the series was created, in Unix seconds; None once a batch carried that."""
         self.queued = False
         self.quiet: Any = False
-        """Whether an update only needs to change the cell, which is queued and which nobody waits for.
+        """True where an update only needs to change the cell: it is queued, and nobody waits for it.
 
-        True is the value of `Forks.unforked` here. It turns false in a fork: there each cell leaves the parent's memory first.
+        The value is that of `Forks.unforked`. It turns false in a fork: there each cell leaves the parent's memory first.
         """
         self.dropped = False
         self.start_anew()
@@ -342,12 +342,12 @@ class Cell:
 
     @property
     def has_unsent(self) -> bool:
-        """Whether the cell gathered something that was not drained."""
+        """True where the cell gathered something that was not drained."""
         return False
 
     @property
     def was_missed(self) -> bool:
-        """Whether the cell has something unsent and is not queued, without an exception in an update."""
+        """True where the cell has something unsent and is not queued."""
         return not self.queued and not self.dropped and self.has_unsent
 
     def forget_stored(self) -> None:

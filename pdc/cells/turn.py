@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..process.interruption import is_own
 
 FREE_THREADED = "t" in getattr(sys, "abiflags", "")
-"""Whether this build of Python can run without the GIL. It may do so at any time, whatever PYTHON_GIL says."""
+"""This build of Python can run without the GIL. It may do so at any time, whatever PYTHON_GIL says."""
 
 
 def wait_for_threads() -> None:

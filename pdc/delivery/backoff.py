@@ -1,4 +1,4 @@
-"""How often a storage is tried that is down."""
+"""The time between two tries of a storage that is down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..storage import StorageError
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 15.0
 SCRAPE_RETRY_SECONDS = 1.0
-"""How often scrapes try a storage that is down. Whoever scrapes waits for the answer; the application does not."""
+"""The time between two tries by scrapes. A scrape waits for the answer; the application does not."""
 
 
 class Backoff:
@@ -34,7 +34,7 @@ class Backoff:
 
     @property
     def may_try(self) -> bool:
-        """Whether the wait is over."""
+        """True when the wait is over."""
         return time.monotonic() >= self._retry_at
 
     def expect_scrape(self) -> None:

@@ -1,4 +1,4 @@
-"""The buffer: what metrics, scrapes and the end of the process ask of the delivery."""
+"""The buffer: the front of the delivery for metrics, for scrapes, and for the end of the process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 EXIT_SECONDS = 2.0
-"""How long the end of a process waits for its storages, all together, unless `setup` says otherwise."""
+"""The longest wait of a process that ends for its storages, all together, unless `setup` sets another."""
 
 
 class Buffer:
@@ -40,7 +40,7 @@ class Buffer:
     """
 
     exit_timeout: ClassVar[float] = EXIT_SECONDS
-    """How long the end of the process waits for storages, those of all buffers together."""
+    """The longest wait of the ending process for the storages of all buffers together."""
 
     def __init__(self) -> None:
         self.health = Health(self)
@@ -62,7 +62,7 @@ class Buffer:
         self._lock = threading.RLock()
         """Held by the thread that sends."""
         self.is_overdue = False
-        """Whether the process ends without waiting for the storage any longer."""
+        """The process ends without waiting for the storage any longer."""
 
     # For metrics and their cells: a `Sender`
 
@@ -153,12 +153,12 @@ class Buffer:
 
     @property
     def down(self) -> bool:
-        """Whether the storage could not be written the last time."""
+        """True where the storage could not be written the last time."""
         return self._work.backoff.error is not None
 
     @property
     def has_metrics(self) -> bool:
-        """Whether this process has a metric here."""
+        """True where this process has a metric here."""
         return bool(self._work.metrics.all())
 
     @property

@@ -48,12 +48,12 @@ class Dispatcher:
         self.sending_thread: int | None = None
         self.replay_due = True
         self.restart_due = False
-        """Whether every series must be sent, as to an empty storage."""
+        """Every series must be sent, as to an empty storage."""
         self._is_overtaken = False
-        """Whether another process sends what is pending."""
+        """Another process sends the pending updates."""
         self.health_due = True
         self.begun = False
-        """Whether this process has updated a metric, or sent anything."""
+        """This process has updated a metric, or sent anything."""
 
     def _flush_durations(self) -> Entry | None:
         """The durations of flushes since the last scrape or beat, which go along with the next batch."""
@@ -108,7 +108,7 @@ class Dispatcher:
             self.sending_thread = before
 
     def _has_lost(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
-        """Whether the storage has lost a metric that this process sent, of those that were read."""
+        """True where the storage has lost a metric that this process sent, of those that were read."""
         applied = self.outcomes.applied
         expected = applied if names is None else applied.intersection(names)
         return any(self.metrics.named(name) for name in expected.difference(snapshot.metrics))
@@ -263,7 +263,7 @@ class Dispatcher:
     def deregister(self, *, returning: bool = False) -> None:
         """Send what is pending, then take the marks and live values of this process out of the storage.
 
-        Where the process may be `returning`, the values of dead processes stay its own, and go on with its next update.
+        Where the process may be `returning`, its values that outlive it stay its own, and go on with its next update.
         """
         if self.target.storage is None:
             return

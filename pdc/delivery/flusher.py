@@ -45,7 +45,7 @@ class Flusher:
         self.interval = 0.0
         self._renew_seconds: float | None = None
         self.is_exiting = False
-        """Whether the process ends. It stays so in children that are forked then."""
+        """The process ends. Children that are forked then inherit that."""
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -55,7 +55,7 @@ class Flusher:
         """An event has a lock, which stays held where the exception of a handler comes at the wrong moment; this has none."""
         self._last_flush = self._next_beat = self._next_renewal = 0.0
         self.is_finished = False
-        """Whether the thread has finished, as the process ends."""
+        """The thread has finished, as the process ends."""
 
     def schedule(self, interval: float, renew_seconds: float | None) -> None:
         """Send in this interval, beat soon, and renew expiry after those seconds."""
@@ -65,7 +65,7 @@ class Flusher:
 
     @property
     def is_current(self) -> bool:
-        """Whether the thread is the one that asks."""
+        """True in the thread itself."""
         return threading.current_thread() is self.thread
 
     def start(self) -> None:

@@ -51,12 +51,12 @@ class Outbox:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is to be sent."""
+        """True where something is to be sent."""
         return bool(self.queue or self.drained or self.in_flight is not None)
 
     @property
     def has_due(self) -> bool:
-        """Whether something is to be sent now."""
+        """True where something is to be sent now."""
         return bool(self.drained or self.in_flight is not None or (self.due > 0 and self.queue))
 
     def waiting(self) -> list[Entry]:

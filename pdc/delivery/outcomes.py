@@ -1,4 +1,4 @@
-"""What the storage has said of the metrics of this process."""
+"""The answers of the storage about the metrics of this process."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class OwnJournal:
 
     @property
     def is_used(self) -> bool:
-        """Whether this process may have a journal."""
+        """True where this process may have a journal."""
         return self._journals is not None
 
     @property
@@ -56,12 +56,12 @@ class OwnJournal:
                 self._journals.adopt(journaled)
 
     def is_sound(self) -> bool:
-        """Whether the next process would find everything that is in the journal."""
+        """True where the next process would find everything that is in the journal."""
         return self._journals is None or self._journals.is_sound()
 
     @property
     def is_replayed(self) -> bool:
-        """Whether another process sends what is in the journal, since it took this one for dead."""
+        """True where another process sends the journal, since it took this one for dead."""
         return self._journals is not None and self._journals.is_replayed
 
     def close(self, *, keep: bool) -> Path | None:

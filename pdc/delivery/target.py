@@ -49,7 +49,7 @@ class Target(NamedTuple):
 
     @property
     def is_for_this_thread(self) -> bool:
-        """Whether the thread that asks may use the storage."""
+        """True in a thread that may use the storage."""
         return self.thread in (None, threading.get_ident())
 
     def expect_thread(self) -> None:

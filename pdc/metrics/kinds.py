@@ -29,7 +29,7 @@ from ..process.interruption import locked, release_own
 from .stored import OUR_CONSTRUCTORS, StoredMetric, SummedMetric
 
 Mode = Literal["shared", "all", "liveall", "min", "livemin", "max", "livemax", "sum", "livesum", "mostrecent", "livemostrecent"]
-"""How the values of several processes make one; see `Gauge`."""
+"""The ways in which the values of several processes make one; see `Gauge`."""
 
 
 class Counter(SummedMetric, prometheus_client.Counter):
@@ -326,7 +326,7 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
 
 
 class Info(StoredMetric, prometheus_client.Info):
-    """An info metric of `prometheus_client.Info`: what a process sets last is what all show."""
+    """An info metric of `prometheus_client.Info`: all processes show the pairs that were set last."""
 
     _cell: TextCell
 
@@ -345,7 +345,7 @@ class Info(StoredMetric, prometheus_client.Info):
 
 
 class Enum(StoredMetric, prometheus_client.Enum):
-    """An enum metric of `prometheus_client.Enum`: the state that a process sets last is what all show."""
+    """An enum metric of `prometheus_client.Enum`: all processes show the state that was set last."""
 
     _cell: TextCell
 

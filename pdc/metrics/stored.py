@@ -1,4 +1,4 @@
-"""What the metric classes share: prometheus_client's class, with a cell per series and samples from the storage."""
+"""The base of the metric classes: prometheus_client's class, with a cell per series and samples from the storage."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Signature:
 
 
 class StoredMetric(MetricWrapperBase):
-    """What the metric classes share: a cell per series instead of a value, and samples read from the storage."""
+    """The base of the metric classes: a cell per series instead of a value, and samples read from the storage."""
 
     buffer: ClassVar[Buffer] = config.DEFAULT
     _holder: Holder
@@ -197,7 +197,7 @@ class StoredMetric(MetricWrapperBase):
         return child
 
     def _is_full(self) -> bool:
-        """Whether this process has as many series of the metric as the storage may have, without the one for the others."""
+        """True where this process has as many series of the metric as the storage may have, without the overflow series."""
         most = self._metric_cells.family.max_series
         return 0 < most <= len(self._metrics) - ((OVERFLOW,) * len(self._labelnames) in self._metrics)
 

@@ -1,4 +1,4 @@
-"""Tells exceptions that somebody raised into running code from errors of that code."""
+"""Distinguishes exceptions that the application raised into running code from errors of that code."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def release_own(lock: threading.RLock) -> None:
 
 
 is_own: Callable[[Any], bool] = methodcaller("_is_owned")
-"""Whether this thread holds the lock; conditions of `threading` ask it the same."""
+"""True where this thread holds the lock. The conditions of `threading` ask the same way."""
 
 
 def ends_greenlet(error: BaseException) -> bool:
-    """Whether it is what greenlets are told with to end; who kills one may wait until it has."""
+    """True for the exception that ends a greenlet. The code that kills one may wait for its end."""
     return type(error).__name__ == "GreenletExit" and _package(type(error).__module__) in _SWITCHERS
 
 
@@ -73,7 +73,7 @@ def _chain(error: BaseException, handled: BaseException | None) -> Iterator[Base
 
 
 def is_raised_by_handler(traceback: TracebackType | None) -> bool:
-    """Whether it passed a function that was given the frame which it interrupted, as handlers of signals are."""
+    """True where it passed a function that got the frame which it interrupted, as handlers of signals do."""
     interrupted: FrameType | None = None
     while traceback is not None:
         frame = traceback.tb_frame
@@ -89,7 +89,7 @@ def _has_argument(frame: FrameType, wanted: FrameType) -> bool:
 
 
 def _is_raised_from_outside(error: Exception) -> bool:
-    """Whether code of a library seems to raise what it cannot: a class of somebody else, or one of Python without a message."""
+    """True where a library seems to raise what it cannot: a foreign class, or a class of Python without a message."""
     owner = _package(type(error).__module__)
     if owner in _LIBRARIES and (owner != "builtins" or error.args or isinstance(error, AssertionError)):
         return False

@@ -1,4 +1,4 @@
-"""What version 2 of this library was imported as: says what to import now. It is shipped beside `pdc`, under its own name."""
+"""The import name of version 2: names the module to import now. It is shipped beside `pdc`, under its own name."""
 
 raise ImportError(
     "prometheus_distributed_client is called pdc since version 3: write `import pdc`, or `from pdc.redis import Counter` and "

@@ -22,7 +22,7 @@ from .left import DAMAGED, LeftJournal
 from .writer import Journal
 
 SUFFIX = ".journal"
-"""How the names of journals end."""
+"""The end of the names of journals."""
 NO_FOLDER = "no folder for temporary files may be written; setup(journal=...) or PDC_JOURNAL names another"
 
 

@@ -7,7 +7,7 @@ Numbers have the byte order of the host, since a journal never leaves it: `Q` is
        8   Q      `LAST`: the last sequence that was used
       16   Q      `IN_FLIGHT`: the sequence of the batch in flight; 0: no batch is in flight
       24   Q      `SINCE`: when the last batch was begun, in Unix seconds
-      32   Q      `SENDING`: the sequence that somebody, not only the owner, is sending right now; 0: nobody is sending
+      32   Q      `SENDING`: the sequence that any process is sending right now; 0: no process is sending
       40   Q      `SENT_AT`: when that began, in Unix seconds
       48   Q      `WRITTEN`: the bytes that are written, header included
       56   Q      `REPLAYED`: the sequence from which on another process sends the journal; 0 until one does
@@ -51,11 +51,11 @@ CLOCK = 248
 HEADER = 256
 ALIGNMENT = 16
 RECORD = struct.Struct("=dd")
-"""How a record begins: its size and its count of numbers."""
+"""The head of a record: its size and its count of numbers."""
 SIZE, COUNT = -2, -1
 """The same two, as indices from the first number of the record."""
 MOST_BYTES = 256 * 1024 * 1024
-"""How long a file may become: whoever sends it reads all of it. Numbers that find no room stay in memory."""
+"""The longest file: the process that sends it reads all of it. Numbers that find no room stay in memory."""
 
 
 class DamagedJournal(Exception):  # noqa: N818 - the message says what is wrong with it

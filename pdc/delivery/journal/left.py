@@ -18,7 +18,7 @@ from .layout import HEADER, MAGIC, OWNER, PLACE, REPLAYED, SENDING, STORAGE, fin
 from .reader import batches
 
 DAMAGED = ".damaged"
-"""How the names of files end that are set aside."""
+"""The end of the names of files that are set aside."""
 BEGIN_SECONDS = 60.0
 """A file without a header and without a lock is removed when it is that old: until then its owner may be about to begin it."""
 FOREIGN_SECONDS = 30 * 86400.0

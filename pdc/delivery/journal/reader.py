@@ -266,7 +266,7 @@ def _expect(size: int, numbers: list[float]) -> None:
 
 
 def _size(family: Family) -> int:
-    """How many numbers the cell of a series has. Raises KeyError for types without numbers, ValueError for no bounds."""
+    """The count of numbers in the cell of a series. Raises KeyError for a type without numbers, ValueError for no bounds."""
     if family.type == "gauge":
         return (SharedGaugeCell if family.mode == "shared" else ProcessGaugeCell).size
     width, _ = SUMS[family.type]

@@ -42,9 +42,9 @@ from .layout import (
 )
 
 TOUCH_SECONDS = 60.0
-"""How often the time of a file is renewed at most, so that nobody takes it for an old one."""
+"""The least time between two renewals of the file's time, which keep cleaners from taking it for an old file."""
 FIRST_BYTES = 4 * 1024 * 1024
-"""How long a file is at first, and its first mapping: without room on the disk, which is reserved in small steps."""
+"""The length of a file at first, and of its first mapping. Room on the disk is reserved later, in small steps."""
 GROWTH = 4
 """Each further mapping is so many times as long as all before it: there are a handful, whatever the number of series."""
 MAPPING_UNIT = mmap.ALLOCATIONGRANULARITY
@@ -57,7 +57,7 @@ VIEW_BYTES = 0 if FREE_THREADED else 2048
 Without the GIL each record has a view of its own: threads cannot safely share one.
 """
 MOST_RELEASED = 16 if FREE_THREADED else 0
-"""How many records that were released are not used again yet."""
+"""The most released records that are not used again yet."""
 
 Place: TypeAlias = "tuple[memoryview[float], int]"
 """A view of a mapping, and the index in it of the first number of a record.
