@@ -75,7 +75,7 @@ class Flusher:
         thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             log.defer(
                 logging.DEBUG, "no thread can be started to send metrics, they wait for the end of the process: %s", error
             )

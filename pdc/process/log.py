@@ -79,7 +79,7 @@ def emit_in_thread() -> None:
     thread = threading.Thread(target=_emit_unharmed, name="pdc-log", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # there are too many, or the interpreter ends
+    except (RuntimeError, MemoryError):  # there are too many, there is no memory for it, or the interpreter ends
         _emit_unharmed()
     else:
         _threads[:] = [thread]
