@@ -117,3 +117,16 @@ def test_the_guide_for_contributors_names_what_exists() -> None:
     paths = [path for row in re.findall(r"^\| (`.*?) \|", layout_table, re.MULTILINE) for path in re.findall(r"`(.+?)`", row)]
     assert [path for path in paths if not (ROOT / path).exists()] == []
     assert set(re.findall(r"`(test_\w+\.py)`", tests_table)) == {path.name for path in (ROOT / "tests").glob("test_*.py")}
+
+
+def test_the_page_on_reliability_names_tests_that_exist() -> None:
+    """Each test that the page names, by its whole name or the beginning of one, is in the suite, and so is each file."""
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")}
+    names = re.findall(r"`(?:tests/)?(test_\w+(?:\.py|\.\.\.)?)`", PAGES["reliability.md"])
+    assert names
+    starts = [(name, "" if name.endswith("...") else r"\(") for name in names if not name.endswith(".py")]
+    found = "\n".join(files.values())
+    missing = [
+        name for name, end in starts if not re.search(rf"^(?:async )?def {name.removesuffix('...')}{end}", found, re.MULTILINE)
+    ]
+    assert missing + [name for name in names if name.endswith(".py") and name not in files] == []
