@@ -1,7 +1,7 @@
 # `make demo` and `make test` build what they need; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions check-pythons prove interrupt long wheel bench fuzz servers wrk clean
+.PHONY: help demo test lint format check-versions check-pythons prove interrupt long wheel bench fuzz servers wrk luacheck clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,10 +31,11 @@ demo: $(VENV)/demo.stamp  ## Run Gunicorn with four workers and compare what was
 test: $(VENV)/test.stamp $(VERSION2)/version2.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments, JOBS=0 runs one at a time)
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term $(if $(PYTEST),--cov-fail-under=0) $(PYTEST)
 
-lint: $(VENV)/lint.stamp  ## Check style and types
+lint: $(VENV)/lint.stamp luacheck  ## Check style and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	luacheck --quiet pdc/storage/lua
 
 format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
 	$(VENV)/bin/ruff check --fix
@@ -99,6 +100,10 @@ servers:
 # Sends the benchmarks' requests to Gunicorn.
 wrk:
 	@missing=; command -v wrk >/dev/null || missing=wrk; $(INSTALL)
+
+# Checks the scripts for Redis.
+luacheck:
+	@missing=; command -v luacheck >/dev/null || missing=lua-check; $(INSTALL)
 
 # Installs the Debian packages that the variable of the shell names.
 define INSTALL

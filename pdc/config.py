@@ -183,7 +183,7 @@ def shutdown() -> None:
     until = time.monotonic() + Buffer.exit_timeout
     storages = _storages()
     for storage in storages:
-        storage.hurry(until)
+        storage.set_deadline(until)
     for buffer in BUFFERS:
         buffer.detach(until)
     for storage in storages:
@@ -341,7 +341,7 @@ def _seconds(name: str, value: Any, least: float = 0.0) -> float:
 def _at_exit() -> None:
     until = time.monotonic() + Buffer.exit_timeout
     for storage in _storages():
-        storage.hurry(until)
+        storage.set_deadline(until)
     for buffer in BUFFERS:
         buffer.begin_exit()
     for buffer in BUFFERS:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from . import config
 from .metrics import Histogram
 from .process import log
-from .storage import is_url, without_secrets
+from .storage.redaction import is_url, without_secrets
 
 Label = str | Callable[[Any], object]
 """The value of an application's own label: a text, or a callable that takes the request of the framework."""

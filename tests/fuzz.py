@@ -24,7 +24,8 @@ with atheris.instrument_imports(include=["pdc"]):
     from pdc.exposition import Scrape
     from pdc.exposition.rendering import Encoder, Renderer
     from pdc.family import Family, dump, labels_with
-    from pdc.storage import META, Selectors, Snapshot, StorageError, around_bound, series_of
+    from pdc.storage import META, Snapshot, StorageError
+    from pdc.storage.labels import Selectors, around_bound, series_of
     from pdc.storage.sqlite import SqliteStorage
 
 from prometheus_client import CollectorRegistry

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pdc
+from pdc.storage import Storage
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 """The fixture `run_script`."""
@@ -23,6 +25,9 @@ DOWN = "metrics cannot be sent and are kept in memory until they can: "
 """The first line of the log of an outage, before the reason."""
 UP = "metrics can be sent again; those kept in memory were"
 """The last line."""
+
+SMALL_PIECES = {"MOST_FIELDS": 20, "MOST_FOUND": 20, "MOST_FOLDED": 20, "MOST_NAMED": 20}
+"""Constants with which pieces have few fields."""
 
 
 def shown(name: str = "") -> dict[str, float]:
@@ -52,3 +57,19 @@ def run_block(source: str, folder: Path) -> list[str]:
     )
     assert done.returncode == 0, f"expected the block to run, got\n{done.stderr}\nfrom\n{source}"
     return done.stdout.splitlines()
+
+
+def set_constants(monkeypatch: pytest.MonkeyPatch, **values: float) -> None:
+    """Let the modules of all storages have other times and sizes."""
+    modules = [module for name, module in list(sys.modules.items()) if name.split(".")[:2] == ["pdc", "storage"]]
+    for name, value in values.items():
+        owners = [module for module in modules if hasattr(module, name)]
+        assert owners, f"no storage has a constant {name}"
+        for owner in owners:
+            monkeypatch.setattr(owner, name, value)
+
+
+def driver_call(storage: Storage) -> tuple[Any, str]:
+    """The object and the name of the method through which all calls of a storage go."""
+    found: Any = storage
+    return (found.server, "run") if hasattr(found, "server") else (found.database, "use")

@@ -14,7 +14,8 @@ from helpers import Run
 
 import pdc
 import pdc.exposition
-from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Selectors, Snapshot, Stamped, StorageError, series_of
+from pdc.storage import REMOVALS, Batch, Kind, Operation, Outcome, Snapshot, Stamped, StorageError
+from pdc.storage.labels import Selectors, series_of
 
 
 class Journal:
@@ -69,7 +70,7 @@ class Model:
         """It has none."""
         return ""
 
-    def hurry(self, until: float) -> None:
+    def set_deadline(self, deadline: float) -> None:
         """It is always fast."""
 
     def __init__(self, values: dict[str, Any] | None = None, last: int = 0) -> None:

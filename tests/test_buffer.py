@@ -59,7 +59,7 @@ class Recorder:
         """Do what the test wants."""
         self.during()
 
-    def hurry(self, until: float) -> None:
+    def set_deadline(self, deadline: float) -> None:
         """It is always fast."""
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: 
     wait_until(lambda: not thread.is_alive())
 
 
-def test_a_batch_of_unknown_fate_is_sent_again_as_it_was(
+def test_a_batch_without_an_answer_is_sent_again_as_it_was(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge
 ) -> None:
     """After an error the same batch goes first, with its writer and sequence; later updates come in one after it."""
@@ -668,10 +668,10 @@ def test_a_live_value_that_came_back_is_told_with_the_next_beat(
 
 
 @pytest.mark.parametrize("end", [Buffer.at_exit, Buffer.detach])
-def test_nothing_follows_the_leaving_batch(
+def test_nothing_follows_the_final_batch(
     buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge, registry: CollectorRegistry, end: Callable[[Buffer], None]
 ) -> None:
-    """A beat while a process leaves is sent before its leaving batch or not at all; a later update is another writer's."""
+    """A beat while a process leaves is sent before its final batch or not at all; a later update is another writer's."""
     live: pdc.Gauge = type(gauge)("live", "Live.", registry=registry, multiprocess_mode="livesum")
     buffer.attach(recorder, 3600.0, None)
     recorder.batches.clear()
@@ -679,13 +679,13 @@ def test_nothing_follows_the_leaving_batch(
     recorder.during = partial(buffer._work.queue_unprompted, beat=True)
     end(buffer)
     first = recorder.batches[-1]
-    assert first.leaving
+    assert first.final
     if end is Buffer.at_exit:
         live.inc()
         last = recorder.batches[-1]
-        assert last.leaving
+        assert last.final
         assert last.writer != first.writer
-        assert [batch.writer for batch in recorder.batches if batch.leaving] == [first.writer, last.writer]
+        assert [batch.writer for batch in recorder.batches if batch.final] == [first.writer, last.writer]
 
 
 def test_metrics_are_renewed_though_nobody_updates_them(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
@@ -745,7 +745,7 @@ def test_a_metric_that_went_in_an_outage_is_sent_to_the_next_storage(buffer: Buf
     assert second.total() == 5
     buffer.attach(recorder, 0.0, None)
     assert [update.name for update in second.batches[-1].updates if update.name not in NAMES] == ["gone"]
-    assert second.batches[-1].leaving
+    assert second.batches[-1].final
 
 
 def test_what_cannot_be_sent_before_a_shutdown_is_dropped(

@@ -339,7 +339,7 @@ def test_a_program_that_joins_a_redis_without_prefix_says_so_once(redis_server: 
 
     note = (
         f"Redis 127.0.0.1:{redis_server.port} has metrics without redis_prefix: where other programs use it without one, too, "
-        "those of the same name add up; give each program a redis_prefix of its own\n"
+        "metrics of the same name add up; give each program a redis_prefix of its own\n"
     )
     assert [says(name) for name in ("hits", "hits", "sales", "hits")] == ["", "", note, ""]
     assert says("hits", redis_prefix="shop") == ""

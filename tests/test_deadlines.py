@@ -188,7 +188,7 @@ try:
 except pdc.StorageError:
     print(time.monotonic() - began)
 """
-    module, limit = ("redis", "SOCKET_SECONDS") if "redis" in stopped else ("sqlite", "BUSY_SECONDS")
+    module, limit = ("redis.client", "SOCKET_SECONDS") if "redis" in stopped else ("sqlite.database", "BUSY_SECONDS")
     patch = f"import pdc.storage.{module} as module\nmodule.{limit} = 1.0\n"
     result = run_script(patch + program(stopped, 3600, work), storage={**stopped, "exit_timeout": 0.0})
     assert 0.5 < float(result.stdout) < 1.9

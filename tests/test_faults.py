@@ -490,8 +490,9 @@ def test_a_process_that_sleeps_for_long_is_alive_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stopped until it counts as gone and its marks are forgotten, a process comes back with its live value and counts."""
-    for name in ("pdc.family.LEASE_SECONDS", "pdc.storage.FORGET_WRITER_SECONDS", "pdc.storage.redis.FORGET_WRITER_SECONDS"):
-        monkeypatch.setattr(name, 1.0)
+    monkeypatch.setattr("pdc.family.LEASE_SECONDS", 1.0)
+    for module in ("pdc.storage", "pdc.storage.redis.writing", "pdc.storage.redis.forgetting"):
+        monkeypatch.setattr(f"{module}.FORGET_WRITER_SECONDS", 1.0)
     pdc.setup(**storage, flush_interval=3600)
     tally = Tally(registry)
     peer = start_peer(storage, flush_interval=0.05)
@@ -546,7 +547,7 @@ def test_a_process_that_holds_the_write_lock_for_long(
 ) -> None:
     """Where another process writes for longer than the storage waits, updates go on, a scrape says why, all is counted."""
     path = tmp_path / "metrics.db"
-    monkeypatch.setattr("pdc.storage.sqlite.BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("pdc.storage.sqlite.database.BUSY_SECONDS", 0.2)
     pdc.setup(sqlite=path, flush_interval=interval and 0.01)
     tally = Tally(registry)
     tally.update()

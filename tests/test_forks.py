@@ -157,8 +157,9 @@ buffer = pdc.config.DEFAULT
 count(1)
 pdc.flush()
 holding, done = threading.Event(), threading.Event()
+driver = getattr(buffer.storage, "server", None) or buffer.storage.database
 def hold():
-    with buffer._lock, buffer.storage.lock, hits._metric_cells.lock, mode._metric_cells.lock:
+    with buffer._lock, driver.lock, hits._metric_cells.lock, mode._metric_cells.lock:
         holding.set()
         done.wait()
 thread = threading.Thread(target=hold, daemon=True)

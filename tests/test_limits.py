@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import wait_until
-from helpers import INTERVALS
+from helpers import INTERVALS, SMALL_PIECES, driver_call, set_constants
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -29,7 +29,8 @@ from pdc.family import OVERFLOW
 from pdc.http import HTTPMetrics
 from pdc.options import Options
 from pdc.process import once
-from pdc.storage import Batch, Kind, Limits, Operation, Stamped, Storage, Update, series_of, updated
+from pdc.storage import Batch, Kind, Limits, Operation, Stamped, Storage, Update, updated
+from pdc.storage.labels import series_of
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -340,9 +341,7 @@ def test_idle_series_go_and_start_anew(
 @pytest.fixture
 def another(storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Storage]]:
     """Makes a storage like those of other processes, all with the same metrics; small pieces have few fields."""
-    for module in (pdc.storage.redis, pdc.storage.sqlite):
-        monkeypatch.setattr(module, "MOST_FIELDS", 20)
-        monkeypatch.setattr(module, "MOST_FOUND", 20)
+    set_constants(monkeypatch, **SMALL_PIECES)
     opened: list[Storage] = []
 
     def make() -> Storage:
@@ -422,9 +421,9 @@ def test_series_that_are_updated_while_others_go_are_whole(
         return original(*args, **kwargs)
 
     grow_old(other, 1, *range(30))
-    name = "_run" if isinstance(store, RedisStorage) else "_used"
+    driver, name = driver_call(store)
     with monkeypatch.context() as patch:
-        patch.setattr(store, name, partial(busy, getattr(store, name)))
+        patch.setattr(driver, name, partial(busy, getattr(driver, name)))
         send(store, 2)
     found = stored(other)
     assert set(found) == {labels_of(page) for page, count in updates.items() if count}

@@ -95,6 +95,28 @@ def test_every_package_of_the_checkout_is_shipped_and_typed() -> None:
     assert [folder for folder in folders if len(folder.parts) == 1 and not (ROOT / folder / "py.typed").is_file()] == []
 
 
+def test_every_data_file_of_a_package_is_shipped() -> None:
+    """Files beside the code are named in pyproject.toml, by a pattern for their package."""
+    patterns = dict(re.findall(r'^"([\w.*]+)" = \["([^"]+)"\]$', PYPROJECT.partition("package-data]")[2], re.MULTILINE))
+    named = {path for name, pattern in patterns.items() for path in ROOT.glob(f"{name.replace('.', '/')}/{pattern}")}
+    data = {path for path in ROOT.glob("pdc*/**/*.*") if path.suffix not in (".py", ".pyc")}
+    assert ROOT / "pdc" / "storage" / "lua" / "apply.lua" in data
+    assert data == named
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "pdc" / "storage" / "lua").iterdir()))
+def test_every_script_of_redis_names_its_twin_in_sqlite(script: str) -> None:
+    """The methods and functions that comments of a script call its twins are there."""
+    text = re.sub(r"\n-- ?", " ", (ROOT / "pdc" / "storage" / "lua" / script).read_text(encoding="utf-8"))
+    twins = " ".join(re.findall(r"Twins?: (.*?)(?=\. |\.?\n|, which)", text))
+    assert twins
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pdc" / "storage").rglob("*.py"))
+    for owner, method in re.findall(r"\b([A-Z]\w+)\.(\w+)", twins):
+        assert re.search(rf"^class {owner}\b(?:.*\n)+?    def {method}\(", code, re.MULTILINE), f"{owner}.{method}"
+    for function, path in re.findall(r"\b(\w+) in (pdc/\S+\.(?:py|lua))", twins):
+        assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), f"{function} in {path}"
+
+
 def test_the_name_of_version_2_says_what_to_import(tmp_path: Path) -> None:
     """Importing what version 2 was imported as raises an ImportError that names `pdc` and the documentation."""
     (tmp_path / "prometheus_distributed_client").symlink_to(ROOT / "pdc" / "prometheus_distributed_client")

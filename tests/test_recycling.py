@@ -22,8 +22,8 @@ import pdc
 from pdc.delivery import health
 from pdc.family import Family, bucket_bounds, families
 from pdc.storage import (
+    FINAL_MARK_SECONDS,
     FORGET_WRITER_SECONDS,
-    LEFT_SECONDS,
     Batch,
     Kind,
     Mark,
@@ -105,7 +105,7 @@ def live_and_die(storage: Storage, number: int, gauges: list[Family]) -> None:
     changes = updates(writer, number, gauges)
     storage.apply(Batch(writer, 1, changes))
     if number // len(GAUGES) % 2 == 0:
-        storage.apply(Batch(writer, 2, [Update(update.name, "", []) for update in changes], leaving=True))
+        storage.apply(Batch(writer, 2, [Update(update.name, "", []) for update in changes], final=True))
 
 
 def after_a_day(storage: Storage, monkeypatch: pytest.MonkeyPatch, sequence: int) -> Snapshot:
@@ -115,7 +115,7 @@ def after_a_day(storage: Storage, monkeypatch: pytest.MonkeyPatch, sequence: int
         hasten(patch, **AT_ONCE)
         storage.apply(Batch(ALIVE, sequence, changes))
     snapshot = storage.read()
-    storage.apply(Batch(ALIVE, sequence + 1, [Update(update.name, "", []) for update in changes], leaving=True))
+    storage.apply(Batch(ALIVE, sequence + 1, [Update(update.name, "", []) for update in changes], final=True))
     return snapshot
 
 
@@ -142,7 +142,7 @@ def test_ten_thousand_writers_leave_no_trace(sized: Sized, monkeypatch: pytest.M
         live_and_die(storage, number, [GAUGES[number % len(GAUGES)]])
     before, size = after_a_day(storage, monkeypatch, 1).metrics, sized.size()
     with monkeypatch.context() as patch:
-        hasten(patch, **{**AT_ONCE, "LEFT_SECONDS": 0.0})
+        hasten(patch, **{**AT_ONCE, "FINAL_MARK_SECONDS": 0.0})
         for number in range(few, WRITERS):
             live_and_die(storage, number, [GAUGES[number % len(GAUGES)]])
     now, after = after_a_day(storage, monkeypatch, 3)
@@ -289,4 +289,4 @@ def test_short_lived_processes_leave_short_marks_only(storage: dict[str, Any], r
     for fields in snapshot.metrics.values():
         assert [field for field in fields if field.startswith("#live")] == []
         marks = [Mark.loads(value) for field, value in fields.items() if field.startswith("#mark:")]
-        assert all(mark.seen < snapshot.now - FORGET_WRITER_SECONDS + LEFT_SECONDS + 1 for mark in marks)
+        assert all(mark.seen < snapshot.now - FORGET_WRITER_SECONDS + FINAL_MARK_SECONDS + 1 for mark in marks)

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer
-from helpers import Run
+from helpers import SMALL_PIECES, Run, driver_call, set_constants
 from prometheus_client import CollectorRegistry
 
 import pdc
-import pdc.storage.redis
-import pdc.storage.sqlite
-from pdc.storage import Batch, Kind, Operation, Outcome, Stamped, Storage, StorageError, Update, around_bound, series_of
+from pdc.storage import Batch, Kind, Operation, Outcome, Stamped, Storage, StorageError, Update
+from pdc.storage.labels import around_bound, series_of
 from pdc.storage.redis import RedisStorage
+from pdc.storage.redis.commands import SCRIPTS
 from pdc.storage.sqlite import SqliteStorage
 
 Open = Callable[[], Storage]
@@ -60,11 +60,7 @@ def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (pdc.storage.redis, pdc.storage.sqlite):
-        monkeypatch.setattr(module, "MOST_FIELDS", 20)
-        monkeypatch.setattr(module, "MOST_FOUND", 20)
-    monkeypatch.setattr(pdc.storage.redis, "MOST_READ", 20)
-    monkeypatch.setattr(pdc.storage.redis, "MOST_LOOKED_AT", 20)
+    set_constants(monkeypatch, **SMALL_PIECES, MOST_READ=20, MOST_LOOKED_AT=20)
 
 
 def spell(labels: dict[str, str]) -> str:
@@ -89,9 +85,9 @@ def histograms(count: int) -> list[Operation]:
     return operations + [Operation(Kind.INIT, f"_created:{labels(number)}", 1.0) for number in range(count)]
 
 
-def send(storage: Storage, sequence: int, *operations: Operation, writer: str = "1-a", leaving: bool = False) -> None:
+def send(storage: Storage, sequence: int, *operations: Operation, writer: str = "1-a", final: bool = False) -> None:
     """Apply a batch for one metric."""
-    storage.apply(Batch(writer, sequence, [Update("m", META, list(operations))], leaving))
+    storage.apply(Batch(writer, sequence, [Update("m", META, list(operations))], final))
 
 
 def stored(storage: Storage) -> dict[str, dict[str, float]]:
@@ -129,7 +125,7 @@ def test_a_removal_has_the_values_of_all_processes(another: Open) -> None:
     for number, writer in enumerate(("1-a", "2-b", "3-c", "4-d")):
         values = [Operation(Kind.STAMP, f"#sum:{writer}:{labels(user)}", Stamped(1.0, 1.0)) for user in range(3)]
         send(storage, 1, *values, writer=writer)
-        send(storage, 2, writer=writer, leaving=number < 2)
+        send(storage, 2, writer=writer, final=number < 2)
     send(storage, 3, *removals(0), writer="5-e")
     send(storage, 4, Operation(Kind.DELETE, '{"user":"1"}'), writer="5-e")
     fields = [field for field in storage.read().metrics["m"] if field.startswith("#sum")]
@@ -149,9 +145,9 @@ def test_a_removal_in_pieces_is_done_once(another: Open, monkeypatch: pytest.Mon
             raise StorageError("cut")
         return original(*args, **kwargs)
 
-    name = "_run" if isinstance(storage, RedisStorage) else "_used"
+    driver, name = driver_call(storage)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, name, partial(fail_at_the_third, getattr(storage, name)))
+        patch.setattr(driver, name, partial(fail_at_the_third, getattr(driver, name)))
         with pytest.raises(StorageError):
             send(storage, 2, *removals(*range(20)), *observation(0, "0.1"))
     assert 10 < len(stored(other)) < 30
@@ -246,7 +242,7 @@ def test_no_transaction_removes_many_fields(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: list[Operation], most_stems: int
 ) -> None:
     """SQLite's write lock is held for a bounded number of statements, whatever is removed, from however many processes."""
-    monkeypatch.setattr(pdc.storage.sqlite, "MOST_STEMS", most_stems)
+    set_constants(monkeypatch, MOST_STEMS=most_stems)
     connection = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
     storage = SqliteStorage(connection)
     send(storage, 1, *histograms(100))
@@ -327,11 +323,11 @@ def test_a_metric_without_an_index_is_given_one(redis_server: RedisServer, monke
         return reply
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_call_one", partial(add_bounds, storage._call_one))
+        patch.setattr(storage.keys, "call", partial(add_bounds, storage.keys.call))
         send(storage, 1, *observation(0, "0.1"))
     assert len(indexes) > 3
     assert ["?" in str(index) for index in indexes] == [*[True] * (len(indexes) - 1), False]
-    monkeypatch.setattr(pdc.storage.redis, "_FIND", "return redis.error_reply('it searches')")
+    monkeypatch.setitem(SCRIPTS, "find", "return redis.error_reply('it searches')")
     send(storage, 2, *removals(*range(10)))
     assert set(stored(storage)) == {str(user) for user in range(10, 30)}
     for opened in (storage, other):
@@ -375,8 +371,8 @@ def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
         return original(*args, **kwargs)
 
     before: dict[str, dict[str, float]] = {}
-    name = "_run" if isinstance(storage, RedisStorage) else "_used"
-    monkeypatch.setattr(storage, name, partial(busy, getattr(storage, name)))
+    driver, name = driver_call(storage)
+    monkeypatch.setattr(driver, name, partial(busy, getattr(driver, name)))
     for _ in range(10):
         found = stored(storage)
         for user, numbers in found.items():
@@ -402,15 +398,15 @@ def test_processes_that_come_and_go_while_a_large_metric_is_read(another: Open, 
 
     def come_and_go(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         count(f"{come}-b")
-        send(other, 2, writer=f"{come - 1}-b", leaving=True)
+        send(other, 2, writer=f"{come - 1}-b", final=True)
         if writers:
-            send(other, 2, writer=writers.pop(), leaving=True)
+            send(other, 2, writer=writers.pop(), final=True)
         return original(*args, **kwargs)
 
     for writer in writers:
         count(writer)
-    name = "_run" if isinstance(storage, RedisStorage) else "_used"
-    monkeypatch.setattr(storage, name, partial(come_and_go, getattr(storage, name)))
+    driver, name = driver_call(storage)
+    monkeypatch.setattr(driver, name, partial(come_and_go, getattr(driver, name)))
     while writers:
         least = come
         fields = storage.read().metrics["m"].items()

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer, free_port, wait_until
+from helpers import set_constants
 from prometheus_client import CollectorRegistry
 from redis._parsers import _RESP2Parser, _RESP3Parser
 
@@ -87,9 +88,9 @@ def update(*operations: Operation, name: str = "m", meta: str = '{"version":1}',
     return Update(name, meta, list(operations), declare)
 
 
-def batch(sequence: int, *operations: Operation, writer: str = "1-a", leaving: bool = False) -> Batch:
+def batch(sequence: int, *operations: Operation, writer: str = "1-a", final: bool = False) -> Batch:
     """A batch that updates the metric `m`."""
-    return Batch(writer, sequence, [update(*operations)], leaving)
+    return Batch(writer, sequence, [update(*operations)], final)
 
 
 def numbers(snapshot: Snapshot, name: str = "m") -> dict[str, str]:
@@ -225,20 +226,17 @@ def test_stamps_tell_when_a_number_was_set(store: Storage) -> None:
 
 def hasten(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
     """Let the storages count so many seconds where they count more."""
-    for module in (pdc.storage, pdc.storage.redis, pdc.storage.sqlite):
-        for name, value in seconds.items():
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, value)
+    set_constants(monkeypatch, **seconds)
 
 
 AT_ONCE = {"FORGET_WRITER_SECONDS": 0.0, "FORGET_VALUES_SECONDS": 0.0}
 """Whoever does not write is forgotten with the next batch of another writer."""
 
 
-def stamps(number: float, *fates: str, writer: str = "1-a", age: float = 10.0) -> list[Operation]:
-    """Set the values of a process that have these fates."""
+def stamps(number: float, *modes: str, writer: str = "1-a", age: float = 10.0) -> list[Operation]:
+    """Set the values of a process that have these modes."""
     stamped = Stamped(number, time.monotonic() - age)
-    return [Operation(Kind.STAMP, f"#{fate}:{writer}:{{}}", stamped) for fate in fates]
+    return [Operation(Kind.STAMP, f"#{mode}:{writer}:{{}}", stamped) for mode in modes]
 
 
 def own(fields: Mapping[str, Any]) -> dict[str, float]:
@@ -252,16 +250,16 @@ def marks(fields: Mapping[str, Any]) -> dict[str, Mark]:
     return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
 
 
-def test_the_values_of_a_writer_that_leaves_meet_their_fate(store: Storage) -> None:
+def test_values_of_a_writer_that_deregisters_are_dropped_or_folded(store: Storage) -> None:
     """The live value goes and others are folded into those of the dead; what the living hold, and totals, stay."""
-    fates = ("live", *FOLDED)
+    modes = ("live", *FOLDED)
     for writer, number, age in (("1-a", 3.0, 10.0), ("2-b", 5.0, 30.0), ("3-c", 4.0, 20.0)):
-        store.apply(batch(1, *stamps(number, *fates, writer=writer, age=age), Operation(Kind.ADD, A, 1.0), writer=writer))
-    store.apply(batch(2, Operation(Kind.ADD, A, 1.0), writer="1-a", leaving=True))
-    store.apply(batch(2, writer="2-b", leaving=True))
+        store.apply(batch(1, *stamps(number, *modes, writer=writer, age=age), Operation(Kind.ADD, A, 1.0), writer=writer))
+    store.apply(batch(2, Operation(Kind.ADD, A, 1.0), writer="1-a", final=True))
+    store.apply(batch(2, writer="2-b", final=True))
     now, metrics = store.read()
     dead = {"#sum::{}": 8.0, "#min::{}": 3.0, "#max::{}": 5.0, "#mostrecent::{}": 3.0}
-    assert own(metrics["m"]) == dead | {f"#{fate}:3-c:{{}}": 4.0 for fate in fates}
+    assert own(metrics["m"]) == dead | {f"#{mode}:3-c:{{}}": 4.0 for mode in modes}
     assert [writer for writer, mark in marks(metrics["m"]).items() if mark.seen > now - LEASE_SECONDS] == ["3-c"]
     assert float(metrics["m"][A]) == 4.0
 
@@ -269,7 +267,7 @@ def test_the_values_of_a_writer_that_leaves_meet_their_fate(store: Storage) -> N
 def test_a_value_is_folded_once(store: Storage) -> None:
     """Whatever batch of a writer that has left comes again, nothing is folded again or comes back."""
     first, second = batch(1, *stamps(3.0, "sum", "live")), batch(2, *stamps(4.0, "sum", "live"))
-    last = batch(3, *stamps(5.0, "sum", "live"), leaving=True)
+    last = batch(3, *stamps(5.0, "sum", "live"), final=True)
     for one in (first, second, first, last, last, second, first, last):
         store.apply(one)
     assert own(store.read().metrics["m"]) == {"#sum::{}": 5.0}
@@ -277,7 +275,7 @@ def test_a_value_is_folded_once(store: Storage) -> None:
 
 def test_a_late_goodbye_of_a_writer_that_is_back_changes_nothing(store: Storage) -> None:
     """The batch with which a writer left is a duplicate like others, when the writer has written again."""
-    goodbye = batch(2, leaving=True)
+    goodbye = batch(2, final=True)
     for one in (batch(1, *stamps(3.0, "live")), goodbye, batch(3, *stamps(4.0, "live")), goodbye):
         store.apply(one)
     assert own(store.read().metrics["m"]) == {"#live:1-a:{}": 4.0}
@@ -288,7 +286,7 @@ def test_values_of_several_series_are_folded_apart(store: Storage) -> None:
     for writer in ("1-a", "2-b"):
         for sequence, labels in enumerate(('{"path":"/"}', '{"path":"a:b"}'), 1):
             store.apply(batch(sequence, Operation(Kind.STAMP, f"#sum:{writer}:{labels}", Stamped(0.5, 1.0)), writer=writer))
-        store.apply(batch(3, writer=writer, leaving=True))
+        store.apply(batch(3, writer=writer, final=True))
     assert own(store.read().metrics["m"]) == {'#sum::{"path":"/"}': 1.0, '#sum::{"path":"a:b"}': 1.0}
     store.apply(batch(4, Operation(Kind.DELETE, '{"path":"/"}')))
     assert own(store.read().metrics["m"]) == {'#sum::{"path":"a:b"}': 1.0}
@@ -301,7 +299,7 @@ def test_the_dead_are_merged_as_the_living(store: Storage) -> None:
         for sequence, (value, writer) in enumerate(zip(pair, ("1-a", "2-b"), strict=True)):
             values = stamps(value, *FOLDED, writer=writer, age=10.0 - sequence)
             store.apply(Batch(writer, 2 * case + 1, [update(*values, name=f"m{case}")]))
-            store.apply(Batch(writer, 2 * case + 2, [update(name=f"m{case}")], leaving=True))
+            store.apply(Batch(writer, 2 * case + 2, [update(name=f"m{case}")], final=True))
     found = store.read().metrics
     for case, (dead, last) in enumerate(pairs):
         smallest, largest = last if last < dead else dead, last if last > dead else dead
@@ -310,11 +308,11 @@ def test_the_dead_are_merged_as_the_living(store: Storage) -> None:
 
 
 def test_all_values_stay_when_their_writer_leaves(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value of the fate ``all`` is there till its writer, who left or was killed, is forgotten."""
+    """A value of the mode ``all`` is there till its writer, who left or was killed, is forgotten."""
     for writer in ("1-a", "2-b"):
         store.apply(batch(1, *stamps(3.0, "all", writer=writer), writer=writer))
     for _ in range(2):
-        store.apply(batch(2, leaving=True))
+        store.apply(batch(2, final=True))
     hasten(monkeypatch, **{**AT_ONCE, "FORGET_VALUES_SECONDS": 60.0})
     store.apply(batch(1, writer="3-c"))
     assert own(store.read().metrics["m"]) == {"#all:1-a:{}": 3.0, "#all:2-b:{}": 3.0}
@@ -341,7 +339,7 @@ def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: py
 
 def test_it_is_searched_for_those_to_forget_now_and_then(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches between two searches for writers to forget do not search, even if there are some."""
-    for one in (batch(1), batch(2, leaving=True)):
+    for one in (batch(1), batch(2, final=True)):
         store.apply(one)
     hasten(monkeypatch, FORGET_WRITER_SECONDS=3500.0)  # less than an hour, of which the mark has half a minute left
     store.apply(batch(1, writer="2-b"))
@@ -379,9 +377,9 @@ def test_bookkeeping_that_is_damaged_counts_as_none(store: Storage, monkeypatch:
 
 def test_a_mark_stays_until_duplicates_have_arrived(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a writer sent comes again after it left and is not counted; then its mark goes, too."""
-    hasten(monkeypatch, LEFT_SECONDS=0.2)
+    hasten(monkeypatch, FINAL_MARK_SECONDS=0.2)
     first = batch(1, Operation(Kind.ADD, A, 1.0))
-    for one in (first, batch(2, leaving=True), first, batch(1, writer="2-b")):
+    for one in (first, batch(2, final=True), first, batch(1, writer="2-b")):
         store.apply(one)
     assert numbers(store.read()) == {A: "1.0"}
     assert set(marks(store.read().metrics["m"])) == {"1-a", "2-b"}

@@ -301,7 +301,7 @@ def test_a_database_that_another_program_holds(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where another program holds the write lock for long, updates wait in memory and a flush tells."""
-    monkeypatch.setattr("pdc.storage.sqlite.BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("pdc.storage.sqlite.database.BUSY_SECONDS", 0.05)
     pdc.setup(sqlite=tmp_path / "metrics.db")
     application = Application(registry)
     application.update()
@@ -424,8 +424,8 @@ def test_a_reader_that_stays(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log says once that a reader keeps the file `-wal` long; once that is gone, the file is short again."""
-    monkeypatch.setattr("pdc.storage.sqlite.MOST_WAL_BYTES", 100_000)
-    monkeypatch.setattr("pdc.storage.sqlite.SHORTEN_SECONDS", 0.0)
+    monkeypatch.setattr("pdc.storage.sqlite.wal.MOST_WAL_BYTES", 100_000)
+    monkeypatch.setattr("pdc.storage.sqlite.wal.SHORTEN_SECONDS", 0.0)
     pdc.setup(sqlite=tmp_path / "metrics.db")
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     wal = tmp_path / "metrics.db-wal"
@@ -445,7 +445,7 @@ def test_a_reader_that_stays(
 
 def test_a_long_log_is_cut(tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a look at it by pdc, SQLite cuts the file `-wal` once it is all in the database."""
-    monkeypatch.setattr("pdc.storage.sqlite.WAL_BYTES", 100_000)
+    monkeypatch.setattr("pdc.storage.sqlite.database.WAL_BYTES", 100_000)
     pdc.setup(sqlite=tmp_path / "metrics.db")
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     pdc.get_sqlite_conn().execute("PRAGMA journal_size_limit = 100000")

@@ -30,7 +30,8 @@ import pdc
 from pdc.exposition import Scrape
 from pdc.options import Options
 from pdc.storage import StorageError
-from pdc.storage import redis as redis_storage
+from pdc.storage.redis import RedisStorage, reading
+from pdc.storage.redis import client as redis_client
 
 pytestmark = pytest.mark.xdist_group("topologies")
 
@@ -113,7 +114,7 @@ def test_a_primary_that_goes_amid_a_removal(
                 ways[way]()
             return original(script, *arguments)
 
-        monkeypatch.setattr(storage, "_call_one", partial(go, storage._call_one))
+        monkeypatch.setattr(storage.keys, "call", partial(go, storage.keys.call))
         for number in range(REMOVED):
             wait.remove(str(number))
         again = range(0, REMOVED + 50, 2)
@@ -158,7 +159,7 @@ def test_a_fork_while_a_cluster_is_asked_for_its_nodes(cluster: Cluster, registr
 
         def hold() -> None:
             manager = client.nodes_manager
-            with storage.lock, client._lock, manager._lock, getattr(manager, "_initialization_lock", nullcontext()):
+            with storage.server.lock, client._lock, manager._lock, getattr(manager, "_initialization_lock", nullcontext()):
                 holding.set()
                 done.wait(20)
 
@@ -220,8 +221,8 @@ def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: Collec
 @pytest.fixture
 def frozen(own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
     """A server that takes connections and does nothing; timeouts are short."""
-    monkeypatch.setattr(redis_storage, "SOCKET_SECONDS", 0.3)
-    monkeypatch.setattr(redis_storage, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(redis_client, "SOCKET_SECONDS", 0.3)
+    monkeypatch.setattr(redis_client, "CONNECT_SECONDS", 0.2)
     own_redis_server.freeze()
     yield own_redis_server
     own_redis_server.thaw()
@@ -451,13 +452,13 @@ def test_a_reader_with_the_least_rights(primary: RedisServer, run_script: Callab
 def test_a_reader_of_large_metrics_with_the_least_rights(primary: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """With any right missing that only large metrics need, the error lists them all."""
     rules = RULES["pdc-reader"]
-    monkeypatch.setattr(redis_storage, "MOST_READ", 0)
-    looks = redis_storage.RedisStorage._look_through
+    monkeypatch.setattr(reading, "MOST_READ", 0)
+    looks = reading.Reader.look_through
 
-    def look_through_a_busy_metric(self: redis_storage.RedisStorage, name: str) -> dict[str, str]:
+    def look_through_a_busy_metric(self: reading.Reader, name: str) -> dict[str, str]:
         return {**looks(self, name), "#stems": "\n_sum:{\n", "_sum:{}": f"{time.monotonic_ns()}"}
 
-    monkeypatch.setattr(redis_storage.RedisStorage, "_look_through", look_through_a_busy_metric)
+    monkeypatch.setattr(reading.Reader, "look_through", look_through_a_busy_metric)
     for url in too_few(primary, rules, but=set(rules.split()) - LARGE):
         pdc.setup(redis=url)
         with pytest.raises(StorageError, match=re.escape(f"one that only scrapes, {rules.removeprefix('-@all ')}.")):
@@ -517,7 +518,7 @@ def test_tls_with_a_password(tls_url: str, registry: CollectorRegistry, caplog: 
     pdc.setup(redis=tls_url)
     pdc.Counter("hits", "Hits.", registry=registry).inc()
     assert "hits_total 1.0" in pdc.generate_latest().decode()
-    storage = redis_storage.RedisStorage(tls_url)
+    storage = RedisStorage(tls_url)
     options = Options(redis_url=tls_url, metrics_token=SECRET)
     shown = [repr(storage), str(storage), storage.identity, repr(options), str(options), repr(pdc.get_redis_conn())]
     assert SECRET not in " ".join(shown) + caplog.text

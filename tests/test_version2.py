@@ -189,7 +189,7 @@ def test_a_large_metric_is_taken_over_in_pieces(
     redis_server: RedisServer, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No call has more fields than other clients of the server should wait for; nothing of the pieces stays."""
-    monkeypatch.setattr("pdc.storage.redis.MOST_FIELDS", 4)
+    monkeypatch.setattr("pdc.storage.redis.writing.MOST_TEXTS", 4)
     with redis_server.client() as client:
         client.hset("myapp_orders", mapping={f'_total:{{"user":"{user}"}}': str(user) for user in range(30)})
         pdc.setup(redis=redis_server.url, redis_prefix="myapp")
@@ -309,8 +309,8 @@ def test_processes_that_start_at_once_take_over_once(version2: Version2) -> None
 
 KILL = """
 import signal
-from pdc.storage.redis import RedisStorage
-from pdc.storage.sqlite import _Metric
+from pdc.storage.redis.writing import Writer
+import pdc.storage.sqlite.storage
 
 def kill_at(owner, method, name_of):
     original = getattr(owner, method)
@@ -323,8 +323,8 @@ def kill_at(owner, method, name_of):
         return result
     setattr(owner, method, take_over)
 
-kill_at(RedisStorage, "_take_over", lambda storage, update: update.name)
-kill_at(_Metric, "take_over", lambda metric, meta: metric._name)
+kill_at(Writer, "take_over", lambda writer, update: update.name)
+kill_at(pdc.storage.sqlite.storage, "take_over", lambda rows, meta: rows.name)
 """
 
 

@@ -26,6 +26,7 @@ SHIPPED = (
     "README.md",
     "SECURITY.md",
     "docs/architecture.md",
+    "pdc/storage/lua/apply.lua",
     "tests/conftest.py",
 )
 """Files that the source distribution must have."""
@@ -43,6 +44,9 @@ def check_write() -> None:
     import pdc
 
     expect_installed(pdc)
+    folders = (root / "pdc" / "storage" / "lua" for root in (ROOT, Path(pdc.__file__).parent.parent))
+    expected, scripts = (sorted(path.name for path in folder.iterdir()) for folder in folders)
+    assert scripts == expected, f"expected the scripts {expected}, got {scripts}"
     found = "no error"
     try:
         pdc.setup(redis="redis://localhost:6379/0")

@@ -1,7 +1,8 @@
-"""Scrapes after many short-lived processes have written and left."""
+"""Scrapes after many short-lived processes have written and deregistered."""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -16,21 +17,23 @@ from .libraries import LIBRARIES
 from .scrapes import check, fill
 
 MODES = ("sum", "min", "max", "mostrecent", "livesum")
-LEFT_SECONDS = 0.5
+FINAL_MARK_SECONDS = 0.5
 
 
 def make(library: str, workers: int, counters: int) -> Operation:
     """Scrapes of so many counters and a gauge of each mode, after so many workers that counted one event each.
 
-    The workers are writers of their own in this process; their marks are kept for a second, not for a minute, after they left.
+    The workers are writers of their own in this process; their marks are kept for a second, not for a minute, after they
+    deregistered.
     """
     chosen = LIBRARIES[library]()
     fill(chosen, counters, 0)
-    for module in (pdc.storage.redis, pdc.storage.sqlite):
-        module.LEFT_SECONDS = LEFT_SECONDS  # type: ignore[attr-defined]  # both import it
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pdc.storage.") and hasattr(module, "FINAL_MARK_SECONDS"):
+            module.FINAL_MARK_SECONDS = FINAL_MARK_SECONDS  # type: ignore[attr-defined]  # of a module of one storage
     for number in range(workers):
         work(number)
-    time.sleep(2 * LEFT_SECONDS)
+    time.sleep(2 * FINAL_MARK_SECONDS)
     work(workers)
     chosen.settle()
 

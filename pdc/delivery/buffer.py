@@ -207,7 +207,7 @@ class Buffer:
         until = time.monotonic() + self.exit_timeout if until is None else until
         if not self._with_lock_before(until, self._detach):
             if self.storage is not None:
-                self.storage.hurry(until)  # another thread waits for it
+                self.storage.set_deadline(until)  # another thread waits for it
             self._with_lock(self._detach)
         self._emit_logs()
         self._flusher.wake()

@@ -213,12 +213,12 @@ class Dispatcher:
     def _record_outcome(self, batch: Batch, outcome: Outcome) -> None:
         """Record what became of the batch."""
         self.journal.belongs_to(outcome.storage)
-        if not batch.leaving and not self.outcomes.applied.isdisjoint(outcome.unknown):  # the storage has lost metrics
+        if not batch.final and not self.outcomes.applied.isdisjoint(outcome.unknown):  # the storage has lost metrics
             self.restart_due = True
         self.outcomes.record(batch, outcome, self._resend)
         for name, count in outcome.overflowed.items():
             self.overflowed(name, count)
-        if self.target.interval and not batch.leaving:
+        if self.target.interval and not batch.final:
             self.health.flushes.observe(time.monotonic() - self.outbox.first_try)
         self._batch_done()
 
@@ -288,7 +288,7 @@ class Dispatcher:
         """
         limits = self.outcomes.limits
         updates = [Update(name, "", [], limits=limits.get(name, Limits())) for name in names]  # it declares nothing
-        batch = self.outbox.in_flight = self.outbox.batch(updates, leaving=True)
+        batch = self.outbox.in_flight = self.outbox.batch(updates, final=True)
         with suppress(StorageError, NotConfigured):
             self._as_sender(partial(self._send_batch, batch))
         is_applied = self.outbox.in_flight is None
@@ -319,7 +319,7 @@ class Dispatcher:
     def leave_to_journal(self) -> None:
         """Leave unsent updates to the journal, as a killed process does, and log what becomes of them."""
         in_flight = self.outbox.in_flight
-        if self.outbox.waiting() or (in_flight is not None and not in_flight.leaving):
+        if self.outbox.waiting() or (in_flight is not None and not in_flight.final):
             self.open_journal()
             _log_unsent(self.journal.path, self.backoff.error or "the storage did not answer before the process ended")
 

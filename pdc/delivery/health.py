@@ -130,8 +130,7 @@ class Flushes(HistogramCell):
 
     def additions(self, gained: list[float]) -> list[Operation]:
         """Add the durations, and note when the storage applied the batch."""
-        when_applied = Stamped(0.0, math.inf)
-        return [*super().additions(gained), Operation(Kind.STAMP, FLUSHED, when_applied)]
+        return [*super().additions(gained), Operation(Kind.STAMP, FLUSHED, Stamped.when_applied())]
 
 
 def fields(stored: Mapping[str, Fields], *, waiting: int, is_up: bool) -> dict[str, Fields]:

@@ -74,10 +74,10 @@ class Outbox:
                 self.drained.clear()
         return self.in_flight
 
-    def batch(self, updates: list[Update], *, leaving: bool = False) -> Batch:
+    def batch(self, updates: list[Update], *, final: bool = False) -> Batch:
         """A batch with the next sequence."""
         self.sequence += 1
-        return Batch(self.writer, self.sequence, updates, leaving)
+        return Batch(self.writer, self.sequence, updates, final)
 
     def _drain(self) -> list[Update]:
         """Drain the first entries of the queue, each once: within a batch, values that are set apply before additions.

@@ -43,7 +43,7 @@ class Outcomes:
 
     def record(self, batch: Batch, outcome: Outcome, resend: Callable[[str], None]) -> None:
         """Note the outcome of the batch; `resend` queues a metric that is no longer refused."""
-        if not batch.leaving:
+        if not batch.final:
             self.applied.update(update.name for update in batch.updates if update.name not in outcome.refused)
             self.applied.difference_update(outcome.refused)
         self.declared.update((update.name, update.meta) for update in batch.updates if update.declare)

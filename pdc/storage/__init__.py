@@ -3,32 +3,29 @@
 A storage keeps one mapping of fields to values per metric. It knows names, fields and numbers, never metric types.
 Fields that start with ``#`` are bookkeeping and are never exported:
 
-- ``#meta``: what the metric is (type, help, unit, labels, bounds), as JSON that only `pdc.family` understands;
-- ``#mark:<writer>``: the last batch of the writer that was applied, and when it was last seen, by the storage's clock;
-- ``#search``: when to search next for writers that are to be forgotten;
-- ``#series``: how many series there are, without those that only living processes have, where a limit needs to know;
-- ``#updated<labels>``: when the series was updated last, by the storage's clock, in a metric whose idle series go;
-- ``#sweep``: when to look for idle ones next;
-- ``#<fate>:<writer>:<labels>``: the value of one process, and when it was set. The fate says what becomes of it when its
-  writer has left or is forgotten: ``live`` goes, ``all`` goes too, but not yet when its writer leaves, and ``sum``,
-  ``min``, ``max`` and ``mostrecent`` are folded into ``#<fate>::<labels>``, one value for all the dead;
-- ``#exemplar<suffix>:<labels>``: the exemplar of the field of that suffix and labels.
+- ``#meta``: the description of the metric (type, help, unit, labels, bounds), as JSON that only `pdc.family` understands;
+- ``#mark:<writer>``: the last batch of the writer that was applied, and when the writer was last seen, by the storage's clock;
+- ``#search``: when to search next for writers to forget;
+- ``#series``: the count of series, without series that only living processes have, in a metric with a limit;
+- ``#updated<labels>``: when the series was last updated, by the storage's clock, in a metric whose idle series go;
+- ``#sweep``: when to look next for idle series;
+- ``#<mode>:<writer>:<labels>``: the value of one process, and when it was set. The mode is that of the gauge. A value of
+  ``live`` goes when its writer deregisters or is forgotten; a value of ``all`` goes when its writer is forgotten. Values of
+  ``sum``, ``min``, ``max`` and ``mostrecent`` are folded then into ``#<mode>::<labels>``, one value for all the dead;
+- ``#exemplar<suffix>:<labels>``: the exemplar of the field with that suffix and these labels.
 
-A series is the fields with the same labels, but for the ``le`` of ``_bucket`` and of its exemplars.
+A series is the fields with the same labels; those of buckets and of their exemplars have ``le`` beside them.
 
-Among the names of metrics there is one more, the id of the storage: ``#id:`` and 28 hexadecimal digits.
+The names of metrics have one more name among them, the id of the storage: ``#id:`` and 28 hexadecimal digits.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
 import threading
 import weakref
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Collection, Iterator, Mapping, Sequence, ValuesView
 from enum import Enum
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -36,26 +33,23 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from ..process.forks import FORKS
 from ..process.interruption import release_own
 
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 META = "#meta"
 MARK = "#mark:"
 SEARCH = "#search"
 SERIES = "#series"
 UPDATED = "#updated"
 SWEEP = "#sweep"
-BUCKETS = ("_bucket:", "#exemplar_bucket:")
-"""How fields begin whose labels are those of their series and ``le``."""
 FOLDED = ("sum", "min", "max", "mostrecent")
-"""The fates of values that are folded; those of ``live`` and ``all`` are dropped."""
+"""The modes whose values are folded; values of ``live`` and ``all`` are dropped."""
 SWEEPS = 4
-"""How often idle series are looked for in the time that they stay."""
+"""How many times a storage looks for idle series in the time that they stay."""
 
 FORGET_WRITER_SECONDS = 3600.0
 """A writer not seen for so long is forgotten: its mark goes, and its live values with it."""
 FORGET_VALUES_SECONDS = 86400.0
-"""The same for a writer with values of another fate: one that only slept must not find its own among those of the dead."""
-LEFT_SECONDS = 30.0
-"""How long the mark of a writer that left stays: a duplicate of its last batch may still be on its way to the storage.
+"""The same for a writer with values of another mode: a writer that only slept must not find its values among the dead."""
+FINAL_MARK_SECONDS = 30.0
+"""How long the mark of a deregistered writer stays: a duplicate of its final batch may still be on its way to the storage.
 
 A metric is searched for writers to forget after twice that time, and otherwise every `FORGET_WRITER_SECONDS`.
 """
@@ -64,18 +58,18 @@ ID = "#id:"
 """How the id of a storage begins, among the names of its metrics."""
 
 MOST_TOGETHER = 50_000
-"""About how many fields of a metric are in one dict."""
+"""About how many fields of a metric one dict holds."""
 
 FORK_SECONDS = 0.05
-"""How long a fork waits for another thread that is sending, or that asks a server: that may take as long as it likes."""
+"""How long a fork waits for another thread that is sending, or that asks a server: a server may never answer."""
 
 
 class StorageError(Exception):
-    """The storage could not be read or written; the message says which, why, and what helps."""
+    """The storage could not be read or written; the message names the storage, the reason and the remedy."""
 
 
 def foreign(name: object, error: Exception) -> StorageError:
-    """What to raise for a metric that holds something which pdc did not write, and which no format can carry."""
+    """The error for a metric with content that pdc did not write, and that no exposition format can carry."""
     why = str(error) if isinstance(error, UnicodeError) else repr(error)
     return StorageError(
         f"metric {name!r} holds something that pdc did not write: {why}. Delete the field or the metric in the storage."
@@ -89,32 +83,37 @@ MOST_NUMBERS = 4000
 
 
 class Kind(str, Enum):
-    """What an operation does to its field."""
+    """The effect of an operation on its field."""
 
     DELETE = "delete"
     """Remove every series whose labels include those of ``field`` (a JSON object)."""
     REMOVE = "remove"
-    """Remove the series with exactly the labels of ``field`` (JSON as fields spell it)."""
+    """Remove the series with exactly the labels in ``field`` (JSON as fields spell it)."""
     INIT = "init"
-    """Create the field with the value where it does not exist."""
+    """Create the field with the value, unless it exists."""
     SET = "set"
-    """Replace the value, a number or a text."""
+    """Replace the value by a number or a text."""
     ADD = "add"
     """Add the number, as IEEE doubles do."""
     STAMP = "stamp"
-    """Replace the value by ``"<number> <time>"``; the time is the storage's clock when the number was set."""
+    """Replace the value by ``"<number> <time>"``; the time is by the storage's clock, when the number was set."""
 
-    __hash__ = str.__hash__  # that of an enumeration takes a call of Python
+    __hash__ = str.__hash__  # the hash of an enumeration takes a call of Python
 
 
 REMOVALS = (Kind.DELETE, Kind.REMOVE)
 
 
 class Stamped(NamedTuple):
-    """The value of a `Kind.STAMP`: a number, and when it was set by `time.monotonic` (None: never)."""
+    """The value of a `Kind.STAMP`: a number, and the time of `time.monotonic` when it was set (None: never)."""
 
     number: float
     set_at: float | None
+
+    @classmethod
+    def when_applied(cls) -> Stamped:
+        """A stamp with the time at which the storage applies the operation; its number means nothing."""
+        return cls(0.0, math.inf)
 
     def age(self, now: float) -> float | None:
         """Seconds since the number was set."""
@@ -133,25 +132,25 @@ class Operation(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How many series a metric may have, and how many seconds one stays that is not updated; 0 where there is no limit.
+    """The most series of a metric, and the seconds that a series stays without an update; 0 for no limit.
 
-    Operations on a new one that is over the limit are done to another series. Those of `Kind.STAMP` are not: each process has
-    its own limit for values of its own, and the limit holds for those into which they are folded.
+    Operations on a new series over the limit are done to the overflow series instead. Operations of `Kind.STAMP` are not: each
+    process limits values of its own, and the limit holds for the values of the dead into which they are folded.
     """
 
     max_series: int = 0
     overflow: str = ""
-    """The labels of that other series, as fields spell them."""
+    """The labels of the overflow series, as fields spell them."""
     expire_series: float = 0.0
 
 
 def updated(labels: str) -> Operation:
-    """Note that the series with these labels is updated, when that reaches the storage."""
-    return Operation(Kind.STAMP, UPDATED + labels, Stamped(0.0, math.inf))
+    """Note that the series with these labels is updated, at the time when the storage applies it."""
+    return Operation(Kind.STAMP, UPDATED + labels, Stamped.when_applied())
 
 
 class Update(NamedTuple):
-    """What a batch changes in one metric; with no operations it renews the metric and the writer's mark."""
+    """The changes of a batch to one metric; without operations, it renews the metric and the writer's mark."""
 
     name: str
     meta: str
@@ -167,70 +166,71 @@ class Update(NamedTuple):
                 yield kind, chosen
 
     def removals(self, kind: Kind) -> list[str]:
-        """The labels of the series to remove, by all of their labels or by some."""
+        """The labels of the series to remove: `Kind.REMOVE` has all labels of a series, `Kind.DELETE` some."""
         return [operation.field for operation in self.operations if operation.kind is kind]
 
 
 class Batch(NamedTuple):
-    """Updates of any number of metrics, each of them at most once.
+    """Updates of any number of metrics, at most one for each.
 
-    Applying a batch twice is applying it once: ``sequence`` grows with every batch of a ``writer``, and a metric
-    ignores a sequence that it has seen. The values of a writer that is ``leaving`` meet their fate, and its marks go once
-    no duplicate of a batch can be on its way; it declares nothing.
+    Applying a batch twice is applying it once: ``sequence`` grows with every batch of a ``writer``, and a metric ignores a
+    sequence that it has seen. A ``final`` batch is the last of its writer and deregisters it: the storage drops or folds the
+    writer's values by their modes, and deletes its marks once no duplicate of a batch can be on its way. A final batch declares
+    nothing.
     """
 
     writer: str
     sequence: int
     updates: list[Update]
-    leaving: bool = False
+    final: bool = False
     storage: str = ""
     """The id to give to a storage that has none; a new one where this is empty."""
 
 
 class Outcome(NamedTuple):
-    """What a storage says of a batch that it applied."""
+    """The answer of a storage to a batch that it applied."""
 
     unknown: set[str]
-    """Metrics that held nothing of this writer before: new to it, expired, evicted or deleted."""
+    """Metrics that held nothing of this writer before: they are new to it, expired, evicted or deleted."""
     replaced: dict[str, str]
-    """The ``#meta`` of metrics that somebody had declared otherwise before this batch did."""
+    """By metric, the ``#meta`` that this batch replaced, where another process had declared a different one."""
     refused: dict[str, str]
-    """Metrics that can never be applied, with the reason; the others were."""
+    """By metric, the reason why its update can never be applied; the other updates were."""
     overflowed: dict[str, int]
-    """Metrics with new series over their limit, and how many."""
+    """By metric, the count of its new series over the limit."""
     storage: str = ""
-    """The id of the storage, where the batch came across it."""
+    """The id of the storage, where the batch happened to read it."""
     note: str = ""
-    """A thing that whoever runs the program should hear once."""
+    """A message for the log of the program."""
 
     def joined(self, later: Outcome) -> Outcome:
-        """This and the outcome of the rest of the batch."""
+        """This outcome together with that of the rest of the batch."""
         unknown, note = self.unknown | later.unknown, self.note or later.note
         replaced, refused = self.replaced | later.replaced, self.refused | later.refused
         return Outcome(unknown, replaced, refused, self.overflowed | later.overflowed, self.storage or later.storage, note)
 
 
 class Parts(Mapping[str, Any]):
-    """The fields of a large metric in several dicts: other threads wait while Python enlarges a dict, or frees it."""
+    """The fields of a large metric in several dicts: other threads wait while Python enlarges or frees a dict."""
 
     def __init__(self, parts: list[dict[str, Any]]) -> None:
-        self._parts = parts
+        self.parts = parts
 
     def __del__(self) -> None:
-        while self._parts:
-            self._parts.pop()
+        while self.parts:
+            self.parts.pop()
 
     def __getitem__(self, field: str) -> Any:
-        for part in self._parts:
+        for part in self.parts:
             if field in part:
                 return part[field]
         raise KeyError(field)
 
     def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(self._parts)
+        return chain.from_iterable(self.parts)
 
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return sum(map(len, self.parts))
 
     def values(self) -> ValuesView[Any]:
         return _PartsValues(self)
@@ -240,7 +240,7 @@ class _PartsValues(ValuesView[Any]):
     _mapping: Parts
 
     def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(part.values() for part in self._mapping._parts)
+        return chain.from_iterable(part.values() for part in self._mapping.parts)
 
 
 class Snapshot(NamedTuple):
@@ -251,120 +251,120 @@ class Snapshot(NamedTuple):
 
 
 class Storage(Protocol):
-    """Where metrics live. Methods may be called from any thread and, after a fork, from the child."""
+    """Keeps metrics. Its methods may be called from any thread and, after a fork, from the child."""
 
     @property
     def identity(self) -> str | None:
-        """How processes that use this storage name it, without secrets; None where no other one can.
+        """The name of this storage for all processes that use it, without secrets; None where no other process can use it.
 
-        Another storage may have the same name for other processes, as in another container.
+        For other processes, as in another container, the same name may mean another storage.
         """
 
     def places(self) -> Sequence[str]:
-        """What also has to be the same in two processes for the name to mean one storage; one of them is enough.
+        """Places, one of which two processes must share for the name to mean the same storage; the closest comes first.
 
-        The first is the closest. It counts where the storage has no id, or where it was not reached to ask for that.
+        Places count where the storage has no id, or where nobody could reach it to read the id.
         """
 
     def id(self) -> str:
         """The id that the first write gave to the storage; empty where it holds nothing. Never writes. Raises StorageError."""
 
     def apply(self, batch: Batch) -> Outcome:
-        """Apply the batch; each metric changes at once or not at all, but for series that are removed.
+        """Apply the batch. Each metric changes at once or not at all; removals are an exception.
 
-        Those go before all else in the batch, each at once, in pieces of bounded work: others have their turns in between. A
-        removal that was cut short is done again with its batch, and takes along what others have added since; one whose
-        batch was applied is not done again.
+        Removals come before all other operations. Each series goes at once, but many series go in pieces of bounded work, and
+        other writers have their turns in between. A removal that was cut short is done again with its batch, and also removes
+        what others have added since. A removal whose batch was applied is not done again.
 
-        Series that were not updated for longer than the limits of their metric say are removed now and then, each at once, by
-        the clock of the storage.
+        From time to time, series that were not updated within the limits of their metric are removed, each at once, by the
+        clock of the storage.
 
-        Raises StorageError where that is unknown or failed for any metric: send the very same batch again.
+        Raises StorageError where an update failed, or may have failed: send the very same batch again.
         """
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
-        """Read those metrics, or all; each series as it was at one moment, and each number at least as late as the call.
+        """Read these metrics, or all. Each series is as it was at one moment after the call began.
 
-        A metric that is not large is as it was at one moment, too. Never writes. Raises StorageError.
+        A whole metric is as it was at one moment, too, unless it is large. Never writes. Raises StorageError.
         """
 
     def delete(self) -> None:
         """Delete all metrics. Raises StorageError."""
 
-    def hurry(self, until: float) -> None:
-        """Let no call last beyond that time of `time.monotonic`, as far as that can be; from then on, break off what waits."""
+    def set_deadline(self, deadline: float) -> None:
+        """End each call by this time of `time.monotonic`, as far as possible; after it, also break off a call that waits."""
 
     def close(self) -> None:
-        """Let go of connections that the storage opened; the next call opens new ones."""
+        """Close the connections that the storage opened; the next call opens new ones."""
 
 
 class ForkSafe:
-    """Base of a storage whose driver must not be in the middle of a call, in another thread, when the process forks.
+    """Base of a user of a driver that must not be in the middle of a call, in another thread, when the process forks.
 
-    A child would inherit the locks of the driver as they were, and nobody in it could release them. So a fork waits for
-    `lock`, which the storage holds while it uses the driver; for `fork_seconds` at most.
+    A child would inherit the locks of the driver as they were, and no thread of it could release them. So a fork waits for
+    `lock`, which is held while the driver is used; it waits for `fork_seconds` at most.
     """
 
     fork_seconds = FORK_SECONDS
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.until = math.inf
-        """When calls have to end, by `time.monotonic`."""
+        self.deadline = math.inf
+        """The time of `time.monotonic` by which calls have to end."""
         _fork_safe.add(self)
 
-    def hurry(self, until: float) -> None:
-        """Let no call last beyond that time."""
-        self.until = until
+    def set_deadline(self, deadline: float) -> None:
+        """End each call by this time."""
+        self.deadline = deadline
 
     def before_fork(self) -> None:
-        """Let go of what a child must not inherit; called with the lock held."""
+        """Close what a child must not inherit; called with the lock held."""
 
     def inherit(self, *, idle: bool) -> None:
-        """Do in a child what `before_fork` would have done, had it been called; `idle` unless a thread was using the driver."""
+        """Close in a child what `before_fork` did not; `idle` unless another thread was using the driver at the fork."""
 
 
 _fork_safe: weakref.WeakSet[ForkSafe] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
-    for storage in list(_fork_safe):
-        if storage.lock.acquire(timeout=storage.fork_seconds):
-            storage.before_fork()
+    for user in list(_fork_safe):
+        if user.lock.acquire(timeout=user.fork_seconds):
+            user.before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for storage in list(_fork_safe):
-        release_own(storage.lock)
+    for user in list(_fork_safe):
+        release_own(user.lock)
 
 
 def _after_fork_in_child() -> None:
-    for storage in list(_fork_safe):
-        idle = storage.lock.acquire(blocking=False)  # by this thread, which forked, or by nobody
-        storage.lock = threading.RLock()
-        storage.until = math.inf
-        storage.inherit(idle=idle)
+    for user in list(_fork_safe):
+        idle = user.lock.acquire(blocking=False)  # this thread, which forked, has it, or it is free
+        user.lock = threading.RLock()
+        user.deadline = math.inf
+        user.inherit(idle=idle)
 
 
 FORKS.register(_before_fork, _after_fork_in_parent, _after_fork_in_child)
 
 
 class Mark(NamedTuple):
-    """What a metric keeps of a writer."""
+    """The mark of a writer in a metric."""
 
     sequence: int
-    """Of the last batch that was applied."""
+    """The last batch that was applied."""
     seen: float
-    """Unix seconds."""
-    fate: str = ""
-    """That of the values that it has here; empty where it has none."""
+    """When the writer was last seen, in Unix seconds."""
+    mode: str = ""
+    """The mode of the writer's values in the metric; empty where it has none."""
 
     @classmethod
     def loads(cls, stored: object) -> Mark:
-        """Parse a stored mark; what nobody of us wrote is that of a writer which was never seen."""
+        """Parse a stored mark; one that cannot be parsed counts as never seen."""
         try:
-            sequence, seen, *fate = str(stored).split(" ")
-            return cls(int(sequence), float(seen), *fate)
+            sequence, seen, *mode = str(stored).split(" ")
+            return cls(int(sequence), float(seen), *mode)
         except (TypeError, ValueError):
             return cls(-1, 0.0)
 
@@ -372,91 +372,11 @@ class Mark(NamedTuple):
         """The mark as it is stored."""
         return " ".join(map(str, self)).rstrip()
 
-    def forgotten(self, now: float) -> bool:
-        """Whether the writer was not seen for so long that it does not count any more."""
-        return self.seen < now - (FORGET_WRITER_SECONDS if self.fate in ("", "live") else FORGET_VALUES_SECONDS)
-
-
-_HIDDEN = (
-    (re.compile(r"(\b[A-Za-z]{2,}:/+)[^\s'\"]+"), r"\1***"),  # a URL
-    (re.compile(r"((?:pass|secret|token|credential)\w*['\"]?\s*[=:]\s*)[^\s,;&)}\]]+", re.IGNORECASE), r"\1***"),
-    (re.compile(r"(with args beginning with).*", re.DOTALL), r"\1 ***"),  # where a server knows no AUTH or HELLO
-)
-
-
-def is_url(text: str) -> bool:
-    """Whether the text is a URL, perhaps a misspelt one, and no path."""
-    return re.match(r"[A-Za-z]{2,}:/", text) is not None
-
-
-def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text without what may be a password, as drivers quote them, and without these."""
-    for secret in secrets:
-        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
-    for pattern, shown in _HIDDEN:
-        text = pattern.sub(shown, text)
-    return text
+    def is_forgotten(self, now: float) -> bool:
+        """True if the writer was not seen for so long that it does not count any more."""
+        return self.seen < now - (FORGET_WRITER_SECONDS if self.mode in ("", "live") else FORGET_VALUES_SECONDS)
 
 
 def new_id() -> str:
     """An id for a storage that has none."""
     return ID + os.urandom(14).hex()
-
-
-class Selectors:
-    """Labels of which a series must have all of one set, found without looking at each: there may be thousands."""
-
-    def __init__(self, wanted: Iterable[Mapping[str, Any]] = ()) -> None:
-        self._values: defaultdict[tuple[str, ...], set[tuple[Any, ...]]] = defaultdict(set)
-        for labels in wanted:
-            self.add(labels)
-
-    def add(self, wanted: Mapping[str, Any]) -> None:
-        """Look for these too."""
-        names = tuple(sorted(wanted))
-        self._values[names].add(tuple(wanted[name] for name in names))
-
-    def match(self, labels: Mapping[str, Any]) -> bool:
-        """Whether a series with these labels is looked for."""
-        return any(tuple(labels.get(name) for name in names) in values for names, values in self._values.items())
-
-    def match_text(self, labels: str) -> bool:
-        """The same for labels as JSON; what nobody of us wrote is not looked for."""
-        try:
-            return self.match(json.loads(labels))
-        except (ValueError, AttributeError, TypeError):
-            return False
-
-    def dumps(self) -> str:
-        """As JSON: the names of each set of labels with the values of those that have these names, as fields spell them."""
-        spell = _ENCODER.encode
-        return spell(
-            [[[*map(spell, names)], [",".join(map(spell, each)) for each in found]] for names, found in self._values.items()]
-        )
-
-
-_BEFORE_LE = re.compile(r'\{(?:"(?:[ !#-k][^"]*|l(?:[ !#-d][^"]*)?|)":"[^"]*",?)*')
-"""The labels whose names come before ``le``, where nothing is escaped."""
-_LE = re.compile(r"""(?<=[{,])"le":"(?:[^"\\]|\\.)*"(?:,|(?=\}))|,"le":"(?:[^"\\]|\\.)*"(?=\})""")
-"""The label ``le`` and the comma that goes with it."""
-
-
-def around_bound(labels: str) -> tuple[str, str]:
-    """The parts of a series' labels, as fields spell them, between which those of a bucket have their ``le``."""
-    found = None if "\\" in labels else _BEFORE_LE.match(labels)
-    if found is None:
-        before, _, after = _ENCODER.encode({**json.loads(labels), "le": ""}).partition('"le":""')
-        return f'{before}"le":"', f'"{after}'
-    before = found.group()
-    after = labels[len(before) :]
-    if after != "}":
-        return f'{before}"le":"', f'",{after}'
-    return f'{before}{"" if before == "{" else ","}"le":"', '"}'
-
-
-def series_of(field: str) -> str | None:
-    """The labels of the series that the field belongs to, as fields spell them; nothing for what nobody of us wrote."""
-    start = field.find("{")
-    if start < 0 or not field.endswith("}"):
-        return None
-    return _LE.sub("", field[start:], 1) if field.startswith(BUCKETS) else field[start:]

@@ -1,4 +1,4 @@
-"""Data of version 2 of this library, and what it is in our format.
+"""Converts data of version 2 of this library to our format.
 
 Version 2 stored each series under the same fields, but the buckets of histograms cumulated, and with no bookkeeping. It reads
 every field of its keys, and fails at one of ours: so ours are beside its own, under a key or in a table that it never reads,
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..process import log
-from . import around_bound, series_of
+from .labels import around_bound, series_of
 
 VERSION2 = "#version2"
 """How the names of our notes about version 2 begin: ``#version2:<metric>`` says that its data is not to be taken over again."""
@@ -33,7 +33,7 @@ _FIELD = re.compile(r"(?:_total|_created|_count|_sum|_bucket|):(\{.*\})", re.DOT
 
 
 def taken_over(stored: Mapping[str, Any], meta: str) -> dict[str, float]:
-    """Our fields for those of a metric of version 2. Raises ValueError, with the reason, for those that we cannot continue."""
+    """Our fields for a metric of version 2. Raises ValueError, with the reason, for fields that we cannot continue."""
     declared = json.loads(meta)
     kind, mode = declared["type"], declared["mode"]
     numbers = {field: _number(field, value) for field, value in stored.items()}

@@ -114,7 +114,7 @@ class LeftJournal:
         if not any(content[REPLAYED * 8 : REPLAYED * 8 + 8]):
             _note_replayed(file, 1)
         for batch in list(batches(content, time.time())):
-            if batch.leaving:  # it takes along the marks by which the storage knows the others
+            if batch.final:  # it takes along the marks by which the storage knows the others
                 os.pwrite(file.required(), bytes(len(MAGIC)), 0)  # there is nothing to send, even where it cannot be removed
                 with suppress(OSError):
                     self._remove()
@@ -123,10 +123,10 @@ class LeftJournal:
             try:
                 storage.apply(batch._replace(storage=storage_id))
             except StorageError:
-                if not batch.leaving:
+                if not batch.final:
                     _note_sending(file, 0)
                 raise
-            if not batch.leaving:
+            if not batch.final:
                 _note_replayed(file, batch.sequence + 1)
 
 

@@ -36,12 +36,11 @@ from ...storage import (
     Batch,
     Kind,
     Operation,
-    Selectors,
     Stamped,
     Update,
-    series_of,
     updated,
 )
+from ...storage.labels import Selectors, series_of
 from .layout import (
     ALIGNMENT,
     CLOCK,
@@ -146,7 +145,7 @@ def batches(content: bytes, now: float) -> Iterator[Batch]:
         elif updates:
             yield Batch(writer, sequence, updates)
     ended = {family.name: Update(family.name, "", [], limits=family.limits) for family in families}
-    yield Batch(writer, last + len(numbered) + 1, [ended[name] for name in sorted(ended)], leaving=True)
+    yield Batch(writer, last + len(numbered) + 1, [ended[name] for name in sorted(ended)], final=True)
 
 
 def _in_batches(parts: Iterable[tuple[Family, list[Operation]]]) -> Iterator[Parts]:

@@ -1,0 +1,71 @@
+"""Labels as fields spell them: JSON with sorted names and no spaces."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+BUCKETS = ("_bucket:", "#exemplar_bucket:")
+"""How fields begin that have ``le`` beside the labels of their series."""
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_BEFORE_LE = re.compile(r'\{(?:"(?:[ !#-k][^"]*|l(?:[ !#-d][^"]*)?|)":"[^"]*",?)*')
+"""The labels whose names come before ``le``, where nothing is escaped."""
+_LE = re.compile(r"""(?<=[{,])"le":"(?:[^"\\]|\\.)*"(?:,|(?=\}))|,"le":"(?:[^"\\]|\\.)*"(?=\})""")
+"""The label ``le`` and the comma that goes with it."""
+
+
+class Selectors:
+    """Finds series that have all labels of one of several sets, without a look at each set: there may be thousands."""
+
+    def __init__(self, wanted: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._values: defaultdict[tuple[str, ...], set[tuple[Any, ...]]] = defaultdict(set)
+        for labels in wanted:
+            self.add(labels)
+
+    def add(self, wanted: Mapping[str, Any]) -> None:
+        """Look for these labels too."""
+        names = tuple(sorted(wanted))
+        self._values[names].add(tuple(wanted[name] for name in names))
+
+    def match(self, labels: Mapping[str, Any]) -> bool:
+        """True if a series with these labels is looked for."""
+        return any(tuple(labels.get(name) for name in names) in values for names, values in self._values.items())
+
+    def match_text(self, labels: str) -> bool:
+        """The same for labels as JSON; a text that pdc did not write matches nothing."""
+        try:
+            return self.match(json.loads(labels))
+        except (ValueError, AttributeError, TypeError):
+            return False
+
+    def dumps(self) -> str:
+        """As JSON: for each set of names, the names and the values that are looked for, as fields spell them."""
+        spell = _ENCODER.encode
+        return spell(
+            [[[*map(spell, names)], [",".join(map(spell, each)) for each in found]] for names, found in self._values.items()]
+        )
+
+
+def around_bound(labels: str) -> tuple[str, str]:
+    """The text before and after the bound in the labels of a series' buckets, which have ``le``, too."""
+    found = None if "\\" in labels else _BEFORE_LE.match(labels)
+    if found is None:
+        before, _, after = _ENCODER.encode({**json.loads(labels), "le": ""}).partition('"le":""')
+        return f'{before}"le":"', f'"{after}'
+    before = found.group()
+    after = labels[len(before) :]
+    if after != "}":
+        return f'{before}"le":"', f'",{after}'
+    return f'{before}{"" if before == "{" else ","}"le":"', '"}'
+
+
+def series_of(field: str) -> str | None:
+    """The labels of the series that the field belongs to; None for a field that pdc did not write, or without labels."""
+    start = field.find("{")
+    if start < 0 or not field.endswith("}"):
+        return None
+    return _LE.sub("", field[start:], 1) if field.startswith(BUCKETS) else field[start:]

@@ -1,0 +1,198 @@
+"""Reads metrics: many small ones in one round trip, a large one in pieces."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .. import FOLDED, MOST_TOGETHER, Parts, Snapshot, foreign
+from ..labels import around_bound
+from .commands import Command, text_of
+from .keys import Keys
+from .server import Server
+
+MOST_READ = 12_000
+"""How many fields are read in one round trip; a larger metric is read in pieces."""
+MOST_LOOKED_AT = 2000
+"""The size of a piece, in fields."""
+MOST_FIELDS = 2000
+"""How many fields of whole series are read in one piece."""
+STEMS = "#stems"
+"""The field that lists how the fields of a metric's series begin, and the bounds of its buckets: a line ``<start>{<bound>``
+for each. Every new field is entered there. In a metric that has no such field, the first search for writers to forget enters
+the fields of the metric; until the search is done, the first line is ``?``."""
+INCOMPLETE = "\n?\n"
+NO_BUCKETS = "?[^b]*"
+"""Matches all fields but buckets."""
+_SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|#(?!exemplar|updated))", re.MULTILINE)
+"""Matches a stem of series that have more than one number which changes."""
+
+
+class Reader:
+    """Reads the metrics at these keys."""
+
+    def __init__(self, server: Server, keys: Keys) -> None:
+        self._server = server
+        self._keys = keys
+
+    def read(self, names: Collection[str] | None) -> Snapshot:
+        """Read these metrics, or all."""
+        self._keys.find()
+        wanted = sorted(self._keys.names()) if names is None else list(names)
+        sizes = [Command("HLEN", (self._keys.of(name),)) for name in wanted]
+        (seconds, microseconds), *replies = self._server.run([Command("TIME", has_key=False), *sizes])
+        for name, size in zip(wanted, replies, strict=True):
+            self._keys.expect_metric(name, size)
+        metrics: dict[str, Mapping[str, Any]] = {}
+        for group in _grouped(zip(wanted, replies, strict=True)):
+            for name, (fields, *more) in self._read_group(group):
+                if fields.pop("#prefix", None) == self._keys.prefix:
+                    fields.pop(STEMS, None)
+                    metrics[name] = Parts([fields, *more]) if more else fields
+        return Snapshot(int(seconds) + int(microseconds) / 1e6, metrics)
+
+    def look_through(self, name: str, *pattern: str) -> dict[str, str]:
+        """All fields of a metric, or all that match a pattern, each as it was when its piece was read."""
+        fields: dict[str, str] = {}
+        cursor = None
+        while cursor != "0":
+            arguments = self._keys.of(name), cursor or "0", *pattern, "COUNT", str(MOST_LOOKED_AT)
+            (reply,) = self._server.run([Command("HSCAN", arguments)])
+            self._keys.expect_metric(name, reply)
+            cursor, piece = str(int(reply[0])), reply[1]
+            fields.update(self.fields(name, piece))
+        return fields
+
+    def fields(self, name: str, reply: Any) -> dict[str, str]:
+        """The fields of a metric as texts. Raises StorageError where they are not."""
+        self._keys.expect_metric(name, reply)
+        try:
+            return _texts(reply)
+        except UnicodeDecodeError as error:
+            raise foreign(name, error) from error
+
+    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+        """Read some metrics, each as it was at one moment, or one large metric, which may be in several parts."""
+        (name, size), *others = group
+        if size > MOST_READ and not others:
+            yield name, self._read_large(name)
+            return
+        replies = self._server.run([Command("HGETALL", (self._keys.of(name),)) for name, _ in reversed(group)])
+        for name, _ in group:
+            fields = replies.pop()  # texts need more memory than the reply: free each reply before the next
+            yield name, [self.fields(name, fields)]
+
+    def _read_large(self, name: str) -> list[dict[str, str]]:
+        """Read a metric in pieces, so that others have their turns; each of its series is as it was at one moment.
+
+        A search of all fields but buckets finds the series of several numbers. Then each of these is read in one piece.
+        """
+        listed = text_of(self._values(name, [STEMS])[0]) or ""
+        if listed.startswith(INCOMPLETE) or not _SEVERAL_NUMBERS.search(listed):
+            return [self.look_through(name)]
+        others = self.look_through(name, "MATCH", NO_BUCKETS)
+        series, own = _series_in(others)
+        parts: list[dict[str, str]] = [{}]
+        for fields in self._read_series(name, series, own, listed):
+            if len(parts[-1]) >= MOST_TOGETHER:
+                parts.append({})
+            parts[-1].update(fields)
+        return [others, *parts]
+
+    def _read_series(self, name: str, left: list[str], own: Mapping[str, list[str]], listed: str) -> Iterator[dict[str, str]]:
+        """Read all fields that series with these labels may have, each series as it is at one moment."""
+        stems = _Stems.loads(listed)
+        while left:
+            names: list[str] = []
+            done = 0
+            while done < len(left) and len(names) < MOST_FIELDS:
+                done += 1
+                labels = left[-done]
+                names += stems.fields_of(labels)
+                names += own.get(labels, ())
+            values = self._values(name, [STEMS, *names])
+            before, listed = listed, text_of(values[0]) or ""
+            if listed != before and (now := _Stems.loads(listed)) != stems:
+                stems = now  # and series may have other fields
+            else:
+                del left[-done:]
+                yield _decoded(name, zip(names, values[1:], strict=True))
+
+    def _values(self, name: str, fields: list[str]) -> list[Any]:
+        """The values of these fields of a metric; None where there is no field."""
+        (values,) = self._server.run([Command("HMGET", (self._keys.of(name), *fields))])
+        self._keys.expect_metric(name, values)
+        return list(values)
+
+
+class _Stems(NamedTuple):
+    """How the fields of a series begin, without the values of single processes, and the bounds of its buckets."""
+
+    plain: list[str]
+    bounded: list[tuple[str, str]]
+
+    @classmethod
+    def loads(cls, stored: str) -> _Stems:
+        """Parse the field."""
+        lines = [line.partition("{")[::2] for line in stored.split() if not line.startswith("#")]
+        return cls([stem for stem, bound in lines if not bound], [line for line in lines if line[1]])
+
+    def fields_of(self, labels: str) -> Iterator[str]:
+        """The fields that the series with these labels may have."""
+        yield from [stem + labels for stem in self.plain]
+        if self.bounded:
+            before, after = around_bound(labels)
+            yield from [f"{stem}{before}{bound}{after}" for stem, bound in self.bounded]
+
+
+def _grouped(sizes: Iterable[tuple[str, Any]]) -> Iterator[list[tuple[str, int]]]:
+    """The names of metrics with their numbers of fields, in groups that are read in one round trip each."""
+    group: list[tuple[str, int]] = []
+    total = 0
+    for name, size in sizes:
+        if group and total + size > MOST_READ:
+            yield group
+            group, total = [], 0
+        group.append((name, size))
+        total += size
+    if group:
+        yield group
+
+
+def _series_in(fields: dict[str, str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Take the series out of the fields: return their labels and, by labels, the values of single processes and of the dead."""
+    series: dict[str, None] = {}
+    own: defaultdict[str, list[str]] = defaultdict(list)
+    for field in list(fields):
+        start, brace, rest = field.partition("{")
+        if brace and not start.startswith("#exemplar"):
+            del fields[field]
+            series[brace + rest] = None
+            if start.startswith("#"):
+                own[brace + rest].append(field)
+    return list(series), {labels: _with_heirs(labels, names) for labels, names in own.items()}
+
+
+def _with_heirs(labels: str, names: list[str]) -> list[str]:
+    """These values of single processes, and the values of the dead into which they may be folded."""
+    modes = {name[1:].partition(":")[0] for name in names}
+    return list(dict.fromkeys([*names, *(f"#{mode}::{labels}" for mode in FOLDED if mode in modes)]))
+
+
+def _decoded(name: str, fields: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """The fields that have values, as texts. Raises StorageError where these are not."""
+    try:
+        return {field: text_of(value) for field, value in fields if value is not None}
+    except UnicodeDecodeError as error:
+        raise foreign(name, error) from error
+
+
+def _texts(fields: dict[Any, Any] | list[Any]) -> dict[str, str]:
+    """The fields as texts, made by C code where possible: there may be many. A list has each value after its field."""
+    if isinstance(fields, list):
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
+    if isinstance(next(iter(fields), ""), bytes):
+        return dict(zip(map(bytes.decode, fields), map(bytes.decode, fields.values()), strict=True))
+    return fields

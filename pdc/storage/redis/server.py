@@ -1,0 +1,262 @@
+"""Sends commands to a Redis server or a cluster, and turns the errors of the driver into errors that name the remedy."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+import redis
+from redis.client import NEVER_DECODE
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+
+from ...process.files import Descriptor
+from ...process.interruption import interruption, locked
+from .. import ForkSafe, StorageError
+from ..redaction import without_secrets
+from . import client as clients
+from .commands import Command, Count, Request, Script, reader_rights, source, text_of, writer_rights
+
+_RAW = {NEVER_DECODE: True}
+"""Options of commands whose replies may be no text."""
+_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_REMEDIES: list[tuple[Any, str]] = [
+    (AuthenticationError, "Check the user, the password and what they may do."),
+    (ReadOnlyError, "This is a replica: give setup() the primary."),
+    (OutOfMemoryError, "Raise maxmemory, or let it evict keys; what is pending is kept in memory until then."),
+    (redis.TimeoutError, "It did not answer in time: check its load and the network."),
+    ((redis.ConnectionError, RedisClusterException, OSError), "Check that it runs and can be reached at this address."),
+]
+
+
+class Server(ForkSafe):
+    """The server of a client, or its cluster."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__()
+        self.client: Any = clients.client_from_url(client) if isinstance(client, str) else client
+        """The client for the application."""
+        self.is_cluster = isinstance(self.client, redis.RedisCluster)
+        is_used = isinstance(client, (str, redis.RedisCluster))
+        self._client: Any = self.client if is_used else clients.with_timeouts(client)
+        self._has_own = isinstance(client, str) or self._client is not client
+        """True if it has a connection of its own, beside the connections of the application's client."""
+        self._connection: Any = None
+        """The own connection. It is outside the client's pool: parts of a pool swallow exceptions of signal handlers."""
+        self._sentinel: Descriptor | None = None
+        self._shas: dict[str, str] = {}
+        """By script, the digest by which the server knows it."""
+        self._nodes: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        if self.is_cluster:
+            return "Redis cluster"
+        pool = self.client.connection_pool
+        options = pool.connection_kwargs
+        where = options.get("path") or getattr(pool, "service_name", None)  # a socket, or the name that sentinels know
+        return f"Redis {where}" if where else f"Redis {options.get('host', 'localhost')}:{options.get('port', 6379)}"
+
+    @property
+    def identity(self) -> str:
+        """The name of the database for all its users."""
+        if self.is_cluster:
+            return f"{self} {' '.join(sorted(self.client.nodes_manager.startup_nodes))}"
+        return f"{self} {self.client.connection_pool.connection_kwargs.get('db') or 0}"
+
+    def run(self, requests: list[Request]) -> list[Any]:
+        """Send these in one round trip, and return their replies.
+
+        Raises StorageError for every error but one: that a key is not ours to use stands among the replies.
+        """
+        try:
+            replies = locked(self.lock, self._send_with_scripts, requests)
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise self.failure(error) from self._without_secrets(error)
+        except BaseException:
+            self._drop_connections()
+            raise
+        for reply in chain.from_iterable(reply if isinstance(reply, list) else [reply] for reply in replies):
+            if isinstance(reply, Exception) and not str(reply).startswith(("PDC", "WRONGTYPE")):
+                raise self.failure(reply) from self._without_secrets(reply)
+        return replies
+
+    def failure(self, error: Exception) -> StorageError:
+        """The error to raise for one of the driver or the server."""
+        remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
+        if isinstance(error, NoPermissionError) or "executing the script can't run" in str(error):  # as Redis 7.0 says
+            remedy = f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
+        reason = without_secrets(str(error), self._secrets()).rstrip(".")
+        return StorageError(f"{self} failed: {type(error).__name__}: {reason}{'. ' if remedy else ''}{remedy}")
+
+    def set_deadline(self, deadline: float) -> None:
+        super().set_deadline(deadline)
+        waiting = clients.socket_of(self._connection)
+        if waiting is not None and time.monotonic() >= deadline:
+            with suppress(OSError):  # the server, or the thread that waits for it, has closed it
+                waiting.shutdown(socket.SHUT_RDWR)
+
+    def before_fork(self) -> None:
+        self._abandon_lost()
+
+    def inherit(self, *, idle: bool) -> None:
+        """Make the locks of a cluster's client anew: a thread of the parent may have held them while it asked for the nodes."""
+        if not idle and self.is_cluster:
+            for owner in (self._client, self._client.nodes_manager):
+                for name, lock in list(vars(owner).items()):
+                    if type(lock) in _LOCKS:
+                        setattr(owner, name, _LOCKS[type(lock)]())
+
+    def close(self) -> None:
+        """Close the own connection; the next call opens a new one."""
+        self._abandon_lost()
+        sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
+        if self._connection is not None:
+            self._connection.disconnect()
+        if sentinel is not None:
+            sentinel.close()
+
+    def _send_with_scripts(self, requests: list[Request]) -> list[Any]:
+        replies = self._send(requests)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            self._shas.clear()
+            replies = self._send(requests)
+        return replies
+
+    def _send(self, requests: list[Request]) -> list[Any]:
+        self._abandon_lost()
+        if self._sentinel is None:
+            self._sentinel = Descriptor.sentinel()
+        if self.is_cluster:
+            self._find_nodes_again()
+            return [self._send_to_node(request) for request in requests]
+        commands = [self._words(request) for request in requests]
+        if self._has_own:
+            return self._exchange(commands)
+        with self._client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command, **_RAW)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+            return replies
+
+    def _words(self, request: Request) -> tuple[str, ...]:
+        """The command as redis-py takes it."""
+        if isinstance(request, Command):
+            return request.name, *request.arguments
+        return "EVALSHA", self._sha(request), Count(len(request.keys)), *request.keys, *request.arguments
+
+    def _sha(self, script: Script) -> str:
+        """The digest of a script, which the server has then."""
+        name = script.name
+        if name not in self._shas:
+            self._shas[name] = self._load(source(script))
+        return self._shas[name]
+
+    def _load(self, text: str) -> str:
+        if not self._has_own:
+            return text_of(self._client.script_load(text))
+        (reply,) = self._exchange([("SCRIPT", "LOAD", text)])
+        if isinstance(reply, ResponseError):
+            raise reply
+        return text_of(reply)
+
+    def _exchange(self, commands: list[tuple[str, ...]]) -> list[Any]:
+        """Send the commands on the own connection; once more where it died while it was idle. The buffer does the rest."""
+        connection = self._connected()
+        try:
+            return _replies(connection, commands)
+        except redis.ConnectionError as error:
+            if interruption(error) is not None or time.monotonic() >= self.deadline:
+                raise
+            return _replies(connection, commands)
+
+    def _connected(self) -> Any:
+        """The own connection; one that was made before a fork is the parent's."""
+        if self._connection is None or self._connection.pid != os.getpid():
+            self._connection = clients.connection_for(self._client)
+        if self.deadline < math.inf:
+            clients.limit_timeouts(self._connection, max(self.deadline - time.monotonic(), 0.001))
+        return self._connection
+
+    def _send_to_node(self, request: Request) -> Any:
+        """Send to the node of a cluster that has the key."""
+        words = self._words(request)
+        is_anywhere = isinstance(request, Command) and not request.has_key
+        options = {"target_nodes": redis.RedisCluster.RANDOM} if is_anywhere else {}
+        try:
+            return self._client.execute_command(*words, **options, **_RAW)
+        except ResponseError as error:
+            return error
+
+    def _find_nodes_again(self) -> None:
+        """Give a cluster's client the nodes that it knew: redis-py before 8 forgets each node that fails, in the end all."""
+        known = self._client.nodes_manager.startup_nodes
+        self._nodes.update(known)
+        if not known:
+            known.update(self._nodes)
+
+    def _drop_connections(self) -> None:
+        """Close the connection that a signal handler may have interrupted: replies may come that nobody will read.
+
+        In a pool of the application it is among the idle ones by now; the others are in use by other threads.
+        """
+        with self.lock:
+            if self._has_own:
+                self.close()
+                return
+            nodes = [node.redis_connection for node in self._client.get_nodes()] if self.is_cluster else [self._client]
+            for pool in [client.connection_pool for client in nodes if client is not None]:
+                if isinstance(pool, redis.BlockingConnectionPool):
+                    pool.disconnect()
+                else:
+                    pool.disconnect(inuse_connections=False)
+
+    def _abandon_lost(self) -> None:
+        """Drop connections whose descriptors others closed, as a daemon does: the numbers may belong to other files by now."""
+        if self._sentinel is not None and self._sentinel.status() is None:
+            self._sentinel = None
+            if self._has_own:
+                clients.detach(self._connection)
+                self._connection = None
+                for pool in clients.pools_of(self._client):
+                    for connection in (*pool._available_connections, *pool._in_use_connections):
+                        clients.detach(connection)
+                    pool.reset()
+
+    def _without_secrets(self, error: Exception) -> Exception | None:
+        """The error, for a traceback; None where that would show a secret."""
+        said = str(error)
+        return error if without_secrets(said, self._secrets()) == said else None
+
+    def _secrets(self) -> set[str]:
+        """The passwords of the client, as far as they are known before it connects."""
+        managers = [self.client.nodes_manager] if self.is_cluster else clients.pools_of(self.client)
+        options = [(name, value) for each in managers for name, value in each.connection_kwargs.items()]
+        return {str(text_of(value)) for name, value in options if "password" in name and value}
+
+
+def _replies(connection: Any, commands: list[tuple[str, ...]]) -> list[Any]:
+    connection.connect()  # unless it is: only here a sentinel is asked for the address
+    connection.send_packed_command(connection.pack_commands(commands))
+    return [_reply(connection) for _ in commands]
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error

@@ -1,0 +1,206 @@
+"""Applies batches: one call of a script for their updates, and calls for the work that it asks for."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .. import (
+    FINAL_MARK_SECONDS,
+    FORGET_WRITER_SECONDS,
+    REMOVALS,
+    SWEEPS,
+    Batch,
+    Outcome,
+    Stamped,
+    StorageError,
+    Update,
+    Value,
+    new_id,
+)
+from ..labels import around_bound, series_of
+from ..version2 import VERSION2, report, taken_over
+from .commands import Command, Request, Script, text_of
+from .forgetting import fold_final, forget
+from .keys import Keys
+from .reading import Reader
+from .removing import Removal
+from .server import Server
+
+MOST_RELIST_SECONDS = 60.0
+"""How long a batch asks only for the index itself, not for its metrics in it."""
+MOST_OPERATIONS = 1000
+"""How many operations one call applies, about: other clients of the server have their turns in between."""
+
+MOST_TEXTS = 2000
+"""How many fields and values one call adds to a hash that is made for a metric."""
+MADE_MILLISECONDS = "60000"
+"""How long such a hash stays where the process that makes it is killed."""
+
+
+class Writer:
+    """Applies batches to the metrics at these keys; hashes expire after so many seconds without a batch, or never."""
+
+    def __init__(self, server: Server, keys: Keys, reader: Reader, expire: float | None) -> None:
+        self._server = server
+        self._keys = keys
+        self._reader = reader
+        self._removal = Removal(keys)
+        self._expire = 0 if expire is None else max(int(expire * 1000), 1)
+        self._relist_seconds = min(MOST_RELIST_SECONDS, (expire or math.inf) / 10)
+        self._listed: dict[str, float] = {}
+        """By metric, the time of `time.monotonic` until which the index lists it for as long as its hash lasts."""
+        self._noted = False
+        """True once it is known if other programs use Redis without a prefix, too."""
+
+    def apply(self, batch: Batch) -> Outcome:
+        """Apply the batch."""
+        if not self._keys.find():
+            self._keys.settle(batch, self._expire)
+        self._removal.remove(batch)
+        outcome, replies = self._send(batch)
+        left = []
+        for update, reply in zip(batch.updates, replies, strict=True):
+            if not isinstance(reply, ResponseError):
+                self._record(batch, update, reply, outcome)
+            elif str(reply).startswith("PDCVERSION2"):
+                self.take_over(update)
+                left.append(update)
+            else:
+                outcome.refused[update.name] = self._keys.reason(update.name, reply)
+        for name in outcome.unknown:
+            self._listed.pop(name, None)
+        return outcome.joined(self.apply(batch._replace(updates=left))) if left else outcome
+
+    def forget_listed(self) -> None:
+        """List metrics again with the next batch."""
+        self._listed.clear()
+
+    def _send(self, batch: Batch) -> tuple[Outcome, Iterator[Any]]:
+        """Send the batch; return the answer of the index, and the reply for each update."""
+        now = time.monotonic()
+        due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
+        listed, *replies = self._server.run(
+            [self._listing(batch, due), *(self._call(batch, updates) for updates in self._groups(batch))]
+        )
+        if isinstance(listed, ResponseError):
+            raise self._server.failure(listed)
+        found, missing = listed if due else ("", [] if listed else [update.name for update in batch.updates])
+        unlisted = set(map(text_of, missing))
+        if unlisted:
+            self._listed.clear()
+            if not due:
+                self._keys.unsettle()
+        else:
+            self._listed.update(dict.fromkeys(due, now + self._relist_seconds))
+        return Outcome(unlisted, {}, {}, {}, text_of(found), self._note(batch, unlisted)), chain.from_iterable(replies)
+
+    def _listing(self, batch: Batch, due: list[str]) -> Request:
+        """Lists these metrics in the index, or asks whether the index exists."""
+        if not due:
+            return Command("EXISTS", (self._keys.index,))
+        return Script("list", [self._keys.index], (str(self._expire), batch.storage or new_id(), *due))
+
+    def _groups(self, batch: Batch) -> Iterator[list[Update]]:
+        """The updates of each call: in a cluster a call has one key, and elsewhere other clients have their turns."""
+        group: list[Update] = []
+        size = 0
+        for update in batch.updates:
+            if group and (self._server.is_cluster or size + len(update.operations) > MOST_OPERATIONS):
+                yield group
+                group, size = [], 0
+            group.append(update)
+            size += len(update.operations)
+        if group:
+            yield group
+
+    def _call(self, batch: Batch, updates: list[Update]) -> Script:
+        now, keys = time.monotonic(), self._keys
+        arguments = [keys.prefix, str(self._expire), batch.writer, str(batch.sequence), str(int(batch.final))]
+        arguments += map(str, (FORGET_WRITER_SECONDS, FINAL_MARK_SECONDS, SWEEPS))
+        arguments += (keys.start, keys.version2_start, keys.index)
+        for update in updates:
+            operations = [each for kind, chosen in update.by_kind() if kind not in REMOVALS for each in chosen]
+            most, overflow, idle = update.limits
+            others = (overflow, *around_bound(overflow)) if most else ("", "", "")
+            arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle), str(len(operations)))
+            for operation in operations:
+                arguments += (operation.kind.value, operation.field, _argument(operation.value, now))
+        return Script("apply", [keys.of(update.name) for update in updates], tuple(arguments))
+
+    def _record(self, batch: Batch, update: Update, reply: list[Any], outcome: Outcome) -> None:
+        """Record the reply of the script for a metric, and do the work that it asks for."""
+        name = update.name
+        found, folds, searches, overflowed, uncounted, sweeps = reply
+        if not found:
+            outcome.unknown.add(name)
+        elif found != 1:
+            outcome.replaced[name] = text_of(found)
+        if overflowed:
+            outcome.overflowed[name] = overflowed
+        if uncounted:
+            self._count_series(batch, name)
+        if sweeps:
+            self._removal.sweep(batch, name, update.limits.expire_series)
+        if folds:
+            fold_final(self._keys, batch, update)
+        if searches:
+            forget(self._keys, batch, update)
+
+    def _count_series(self, batch: Batch, name: str) -> None:
+        """Count the series of a metric that had no limit before, without series that only living processes have."""
+        fields = [field for field in self._reader.look_through(name) if not field.startswith("#") or "::{" in field]
+        self._keys.call("counted", batch, name, len(set(map(series_of, fields))))
+
+    def take_over(self, update: Update) -> None:
+        """Begin the metric with the data of version 2; or note, and log, that this cannot be."""
+        source = self._keys.version2_start + update.name
+        (stored,) = self._server.run([Command("HGETALL", (source,))])
+        try:
+            fields = taken_over(self._reader.fields(update.name, stored), update.meta)
+        except (ValueError, StorageError) as error:
+            report(update.name, f"the key {source!r}", str(error))
+            self._server.run([Command("ZADD", (self._keys.index, "-inf", f"{VERSION2}:{update.name}"))])
+        else:
+            texts = [text for field, number in fields.items() for text in (field, _number_text(number))]
+            own = ("#prefix", self._keys.prefix, "#meta", update.meta, "#version2", source)
+            self._begin(update.name, [*own, *texts])
+
+    def _begin(self, name: str, texts: list[str]) -> None:
+        """Make a hash of these fields and values, in pieces, and begin the metric with it, unless another process has."""
+        key = self._keys.of(name)
+        made = f"{key}#{os.urandom(8).hex()}"
+        for first in range(0, len(texts), MOST_TEXTS):
+            piece = Command("HSET", (made, *texts[first : first + MOST_TEXTS]))
+            self._server.run([piece, Command("PEXPIRE", (made, MADE_MILLISECONDS))])
+        self._server.run([Script("take_over", [key, made], (str(self._expire),))])
+
+    def _note(self, batch: Batch, unlisted: set[str]) -> str:
+        """A warning for a program without a prefix whose metrics are new beside others: equal names add up."""
+        names = {update.name for update in batch.updates if not update.name.startswith("pdc_")}  # which every program has
+        if self._keys.has_given_prefix or self._noted or batch.final or not names:
+            return ""
+        self._noted = True
+        if not names <= unlisted or all(name in names or name.startswith("pdc_") for name in self._keys.names()):
+            return ""
+        return (
+            f"{self._server} has metrics without redis_prefix: where other programs use it without one, too, metrics of the "
+            "same name add up; give each program a redis_prefix of its own"
+        )
+
+
+def _argument(value: Value | Stamped, now: float) -> str:
+    if isinstance(value, Stamped):
+        age = value.age(now)
+        return f"{_number_text(value.number)} {'never' if age is None else repr(age)}"
+    return value if isinstance(value, str) else _number_text(value)
+
+
+def _number_text(value: float) -> str:
+    return repr(value).removesuffix(".0")

@@ -1,0 +1,5 @@
+"""Metrics in one SQLite table, ``metrics(metric_key, subkey, value)``; NaN is stored as NULL."""
+
+from .storage import SqliteStorage
+
+__all__ = ["SqliteStorage"]

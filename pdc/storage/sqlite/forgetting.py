@@ -1,0 +1,90 @@
+"""Folds or drops values of writers that deregister or are forgotten. Twins: `fold.lua` and `forget.lua`."""
+
+from __future__ import annotations
+
+import time
+from itertools import product
+from typing import Any
+
+from .. import FINAL_MARK_SECONDS, FOLDED, FORGET_WRITER_SECONDS, MARK, Batch, Limits, Mark
+from .rows import Rows, stamped
+
+MOST_FOLDED = 250
+"""How many values are folded or dropped in one transaction."""
+MOST_FORGOTTEN = 250
+"""How many writers are forgotten in one transaction."""
+
+
+class Folding:
+    """Folds values in these rows, of a metric with these limits, into the values of the dead."""
+
+    def __init__(self, rows: Rows, limits: Limits) -> None:
+        self._rows = rows
+        self._limits = limits
+        self._heirs: dict[str, int] = {}
+        """By mode, how many values of the dead there are, where that had to be counted."""
+
+    def fold_final(self, batch: Batch) -> bool:
+        """Fold or drop some values of the writer that deregistered with this batch; return whether there may be more."""
+        own = MARK + batch.writer
+        mark = Mark.loads(self._rows.get(own))
+        if mark.sequence != batch.sequence or mark.mode in ("", "all"):
+            return False
+        if self._take_from([batch.writer]):
+            return True
+        self._rows.put(own, old(mark).dumps())
+        return False
+
+    def forget(self, writer: str) -> bool:
+        """Forget some writers that were not seen for long, but not this one, or values of them; return whether to go on."""
+        now = time.time()
+        marks = ((field.removeprefix(MARK), Mark.loads(stored)) for field, stored in self._rows.starting_with(MARK))
+        gone = [(other, mark) for other, mark in marks if other != writer and mark.is_forgotten(now)][:MOST_FORGOTTEN]
+        if self._take_from([other for other, mark in gone if mark.mode]):
+            return True
+        self._rows.delete(MARK + other for other, _ in gone)
+        return len(gone) == MOST_FORGOTTEN
+
+    def _take_from(self, writers: list[str]) -> bool:
+        """Fold or drop some values of these writers; return whether there were any."""
+        count = 0
+        for mode, writer in product((*FOLDED, "live", "all"), writers):
+            prefix = f"#{mode}:{writer}:"
+            values = dict(self._rows.starting_with(prefix, MOST_FOLDED - count))
+            for field, value in values.items() if mode in FOLDED else ():
+                heir = self._heir(f"#{mode}::", field.removeprefix(prefix))
+                self._rows.put(heir, fold(mode, self._rows.get(heir), value))
+            self._rows.delete(values)
+            count += len(values)
+        return count > 0
+
+    def _heir(self, start: str, labels: str) -> str:
+        """The field of the dead into which a value of that series is folded."""
+        most, overflow, _ = self._limits
+        if not most or labels == overflow or self._rows.get(start + labels) is not None:
+            return start + labels
+        if start not in self._heirs:
+            self._heirs[start] = self._rows.count_labelled(start) - (self._rows.get(start + overflow) is not None)
+        if self._heirs[start] >= most:
+            return start + overflow
+        self._heirs[start] += 1
+        return start + labels
+
+
+def old(mark: Mark) -> Mark:
+    """The mark of a deregistered writer, which stays until no duplicate of its batches can be on its way."""
+    return Mark(mark.sequence, time.time() - FORGET_WRITER_SECONDS + FINAL_MARK_SECONDS)
+
+
+def fold(mode: str, dead: Any, value: Any) -> Any:
+    """The value of the dead together with the value of one more, each with the time it was set."""
+    before, after = stamped(dead), stamped(value)
+    if before is None:
+        return value
+    if after is None:
+        return dead
+    (number, set_at), (new, new_set_at) = before, after
+    if mode == "sum":
+        return f"{number + new!r} {max(set_at, new_set_at)!r}"
+    wins = {"min": new < number, "max": new > number, "mostrecent": new_set_at > set_at}[mode]
+    return value if wins else dead

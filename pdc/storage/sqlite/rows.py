@@ -1,0 +1,107 @@
+"""The rows of one metric: one for each field."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .. import MARK, Batch, Kind, Mark, Operation, Stamped
+
+LAST = "\U0010ffff"
+"""It sorts after all text in a field."""
+MOST_NAMED = 250
+"""How many fields one query names."""
+
+_INSERT = "INSERT INTO metrics (metric_key, subkey, value) VALUES (:name, :field, {}) ON CONFLICT (metric_key, subkey) DO "
+_WRITE = {
+    Kind.INIT: _INSERT.format(":value") + "NOTHING",
+    Kind.SET: _INSERT.format(":value") + "UPDATE SET value = :value",
+    Kind.ADD: _INSERT.format("0.0 + :value") + "UPDATE SET value = value + :value",
+}
+_WRITE[Kind.STAMP] = _WRITE[Kind.SET]
+
+
+class Rows:
+    """Reads and writes the fields of a metric inside a transaction."""
+
+    def __init__(self, cursor: sqlite3.Cursor, name: str) -> None:
+        self.cursor = cursor
+        self.name = name
+
+    def get(self, field: str) -> Any:
+        """The value of a field; None where there is no such field."""
+        query = "SELECT value FROM metrics WHERE metric_key = ? AND subkey = ?"
+        found = self.cursor.execute(query, (self.name, field)).fetchone()
+        return None if found is None else found[0]
+
+    def put(self, field: str, value: float | str) -> None:
+        """Set the value of a field."""
+        self.write(Kind.SET, [Operation(Kind.SET, field, value)], 0.0)
+
+    def write(self, kind: Kind, operations: list[Operation], now: float) -> None:
+        """Apply operations of one kind, at this time."""
+        values = ((operation.field, _stored(operation.value, now)) for operation in operations)
+        self.cursor.executemany(_WRITE[kind], ({"name": self.name, "field": field, "value": value} for field, value in values))
+
+    def delete(self, fields: Iterable[str]) -> int:
+        """Delete the fields, and return how many there were."""
+        statement = "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?"
+        return self.cursor.executemany(statement, ((self.name, field) for field in fields)).rowcount
+
+    def first(self, start: str, end: str = LAST) -> str | None:
+        """The first field from ``start`` on, before ``end``."""
+        query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? ORDER BY subkey LIMIT 1"
+        return next((field for (field,) in self.cursor.execute(query, (self.name, start, end))), None)
+
+    def after(self, field: str, most: int) -> list[str]:
+        """The next fields after this one, so many at most."""
+        query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey > ? ORDER BY subkey LIMIT ?"
+        return [found for (found,) in self.cursor.execute(query, (self.name, field, most))]
+
+    def starting_with(self, prefix: str, most: int = -1) -> list[tuple[str, Any]]:
+        """The fields with a prefix that ends with a colon, and their values; so many at most, or all."""
+        query = "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? LIMIT ?"
+        return self.cursor.execute(query, (self.name, prefix, after_all_with(prefix), most)).fetchall()
+
+    def count_labelled(self, stem: str) -> int:
+        """How many fields have this stem before their labels."""
+        query = "SELECT COUNT(*) FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ?"
+        return int(self.cursor.execute(query, (self.name, f"{stem}{{", f"{stem}|")).fetchone()[0])
+
+    def known(self, series: Mapping[str, str]) -> set[str]:
+        """The series that exist among these, each given with one of its fields."""
+        wanted = list(series.items())
+        found: set[str] = set()
+        for start in range(0, len(wanted), MOST_NAMED):
+            part = {field: labels for labels, field in wanted[start : start + MOST_NAMED]}
+            query = f"SELECT subkey FROM metrics WHERE metric_key = ? AND subkey IN ({','.join('?' * len(part))})"  # noqa: S608
+            found.update(part[field] for (field,) in self.cursor.execute(query, (self.name, *part)))
+        return found
+
+    def has_applied(self, batch: Batch) -> bool:
+        """True if the batch, or a later one of its writer, was applied to the metric."""
+        mark = self.get(MARK + batch.writer)
+        return mark is not None and Mark.loads(mark).sequence >= batch.sequence
+
+
+def after_all_with(prefix: str) -> str:
+    """The end of the range of fields with this prefix, which ends with a colon."""
+    return prefix.removesuffix(":") + ";"
+
+
+def stamped(value: object) -> tuple[float, float] | None:
+    """A number and the time it was set; None for a value that pdc did not write."""
+    try:
+        number, set_at = map(float, str(value).split(" "))
+    except ValueError:
+        return None
+    return number, set_at
+
+
+def _stored(value: float | str | Stamped, now: float) -> float | str:
+    if not isinstance(value, Stamped):
+        return value
+    age = value.age(time.monotonic())
+    return f"{value.number!r} {0.0 if age is None else now - age!r}"
