@@ -21,7 +21,7 @@ THOROUGH = Effort(rounds=101, round_seconds=0.02, costly_rounds=9)
 
 @contextmanager
 def packages_of(checkout: Path | None) -> Iterator[Path | None]:
-    """A folder with the packages of that checkout and nothing else of it: contenders and what runs them are today's."""
+    """A folder with only the packages of that checkout: contenders and their runner are today's."""
     if checkout is None:
         yield None
         return

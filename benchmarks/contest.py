@@ -1,4 +1,4 @@
-"""Running contenders side by side: a process for each, short rounds in turns, so that noise of the machine meets all alike."""
+"""The contest: a process for each contender, short rounds in turns, so that noise of the machine meets all alike."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ STOP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Contender:
-    """An operation to measure: what ``make`` of a module in `benchmarks.contenders` returns for some keywords."""
+    """An operation to measure: the return value of ``make`` of a module in `benchmarks.contenders` for some keywords."""
 
     name: str
     module: str
     keywords: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     version2: bool = False
-    """Whether it runs in the environment of prometheus-distributed-client 2."""
+    """True if it runs in the environment of prometheus-distributed-client 2."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,22 @@ class Case:
     name: str
     contenders: list[Contender]
     reference: str
-    """The contender that the others are divided by."""
+    """The reference: the other contenders are divided by it."""
     unit: str = "µs"
     scale: float = 1e6
-    """Units per second, or per whatever the operation returns."""
+    """Units per second, or units per number that the operation returns."""
     measure: str = "wall"
     """``wall`` or ``cpu`` time, or the ``result`` that the operation returned."""
     baseline: str | None = None
-    """The contender whose cost is subtracted from that of the others, round by round."""
+    """The contender whose cost is subtracted from the cost of the others, round by round."""
     fresh: int | None = None
-    """Do that many operations in a new process each round, instead of as many as fill the time of a round."""
+    """Do that many operations in a new process each round, instead of filling the time of a round."""
     costly: bool = False
-    """Whether one operation takes longer than a round should."""
+    """True if one operation takes longer than a round should."""
     generations: int = 1
-    """How many processes a contender has one after the other: how memory happens to lie in one is worth microseconds."""
+    """The number of processes of a contender, one after the other: the layout of memory in one is worth microseconds."""
     most_rounds: int = MOST_TIMES
-    """Where more would say the same."""
+    """True for a case that a quick run leaves out."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure."""
+    """The length and number of the measurements."""
 
     rounds: int
     round_seconds: float
@@ -76,12 +76,12 @@ class Effort:
     """Rounds of a case that starts processes."""
 
     def rounds_of(self, case: Case) -> int:
-        """How many rounds to measure of a case."""
+        """The number of rounds to measure of a case."""
         return min(case.most_rounds, self.costly_rounds if case.costly or case.fresh else self.rounds)
 
 
 def against(case: Case, packages: Path) -> list[Case]:
-    """A case for each contender that is of this project: as it is now, and with `packages` of another commit."""
+    """A case for each contender of this project: as it is now, and with `packages` of another commit."""
     pairs = []
     for contender in [each for each in case.contenders if each.name.startswith("pdc")]:
         env = {**contender.env, "PYTHONPATH": f"{packages}{os.pathsep}{ROOT}"}
@@ -92,7 +92,7 @@ def against(case: Case, packages: Path) -> list[Case]:
 
 
 class Arena:
-    """Where workers run: each in a folder of its own, with a Redis database of its own in ``REDIS_URL``."""
+    """The place of the workers: each runs in its own folder, with its own Redis database in ``REDIS_URL``."""
 
     def __init__(self, folder: Path, redis: RedisServer, version2: Path | None) -> None:
         self._folder = folder
@@ -107,15 +107,15 @@ class Arena:
             yield cls(Path(folder), redis, version2)
 
     def admits(self, contender: Contender) -> bool:
-        """Whether the contender can run here."""
+        """True if the contender can run here."""
         return not contender.version2 or self._version2 is not None
 
     def start(self, contender: Contender) -> Worker:
-        """Start the process of a contender; it works once it is `ready`."""
+        """Start the process of a contender, which accepts work once it is `ready`."""
         python = str(self._version2) if contender.version2 else sys.executable
         folder = tempfile.mkdtemp(dir=self._folder)
         own = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "REDIS_URL": self._redis.new_database()}
-        env = {**os.environ, **own, **contender.env}  # all packages are compiled, those of pip are when they are installed
+        env = {**os.environ, **own, **contender.env}  # so that all packages are compiled, like those of pip
         module = f"benchmarks.contenders.{contender.module}"
         command = [python, "-m", "benchmarks.worker", module, "make", json.dumps(dict(contender.keywords))]
         return Worker(contender, subprocess.Popen(command, cwd=folder, env=env, text=True, **_PIPES))
@@ -134,7 +134,7 @@ class Worker:
         self._answers: IO[str] = process.stdout  # type: ignore[assignment]  # the same
 
     def ready(self) -> None:
-        """Wait until the operation is made. Raises RuntimeError where that failed; its traceback is on stderr."""
+        """Wait until the operation is made. Raises RuntimeError where that failed; the traceback is on stderr."""
         self._answer()
 
     def run(self, times: int) -> dict[str, float]:
@@ -144,7 +144,7 @@ class Worker:
         return answer
 
     def times_within(self, seconds: float, *, once: bool) -> int:
-        """How many operations take so long, or one, once what is done only the first time is done."""
+        """The number of operations that take so long, or 1, without the work that only the first operation does."""
         times = 1
         self.run(times)
         while not once and (taken := min(self.run(times)["wall"] for _ in range(3))) < seconds / 2 and times < MOST_TIMES:
@@ -152,7 +152,7 @@ class Worker:
         return times
 
     def stop(self) -> None:
-        """End the process, if need be in the middle of an operation."""
+        """End the process, if necessary amid an operation."""
         self._orders.close()
         try:
             self._process.wait(STOP_SECONDS)
@@ -169,13 +169,13 @@ class Worker:
 
 
 Turn = Callable[[Contender], tuple[dict[str, float], int]]
-"""Lets a contender do its operation; returns what was measured, and how many operations that was."""
+"""Lets a contender do its operation; returns the measurement and the number of operations."""
 Costs = dict[str, list[float]]
-"""What one operation cost, by contender and round, in the unit of the case."""
+"""The cost of one operation, by contender and round, in the unit of the case."""
 
 
 def run(case: Case, arena: Arena, effort: Effort) -> Costs:
-    """Measure the contenders of a case in turns, beginning with another one each round."""
+    """Measure the contenders of a case in turns, with another one first in each round."""
     contenders = [contender for contender in case.contenders if arena.admits(contender)]
     costs: Costs = {contender.name: [] for contender in contenders}
     rounds = range(effort.rounds_of(case))

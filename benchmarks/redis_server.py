@@ -1,4 +1,4 @@
-"""A Redis server of the run's own."""
+"""A Redis server for one run."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ class RedisServer:
         self._process.wait()
 
     def new_database(self) -> str:
-        """The URL of a database that nobody has used."""
+        """The URL of an unused database."""
         self._used += 1
         return f"redis://{self._address[0]}:{self._address[1]}/{self._used % DATABASES}"

@@ -1,4 +1,4 @@
-"""Tables, JSON and plots of what was measured."""
+"""Tables, JSON and plots of the measurements."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COMPARED = (
 
 
 RESAMPLES = 400
-"""How often the rounds are drawn again to tell how sure a ratio is."""
+"""The number of draws of the rounds that give the interval of a ratio."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """What one contender cost: the median of its rounds; half of them lie within `low` and `high`.
+    """The cost of one contender: the median of its rounds; half of the rounds lie within `low` and `high`.
 
     The ratio to the reference lies within `ratio_low` and `ratio_high` in nine of ten samples of the rounds.
     """
@@ -47,7 +47,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Result:
-    """A case that was measured. With a baseline, its contenders cost what they add to it in the same round."""
+    """A measured case. With a baseline, a contender costs its addition to the baseline in the same round."""
 
     case: str
     unit: str
@@ -56,7 +56,7 @@ class Result:
     baseline_median: float | None
     reference: str
     noise: float
-    """How wide the middle half of the rounds is, in parts of their median; that of the median contender."""
+    """The width of the middle half of the rounds, in parts of their median; that of the median contender."""
     lines: list[Line]
 
 
@@ -95,7 +95,7 @@ def _median_of_ratios(pairs: Sequence[tuple[float, float]]) -> float:
 
 def _ratio_of_medians(pairs: Sequence[tuple[float, float]]) -> float:
     cost, reference = (median(column) for column in zip(*pairs, strict=True))
-    return cost / reference if reference > 0 else 0.0  # where the reference adds nothing that can be seen
+    return cost / reference if reference > 0 else 0.0  # where the reference adds nothing measurable
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -124,13 +124,13 @@ def table(found: Result) -> str:
 
 
 def _ratio(line: Line) -> str:
-    if not line.ratio_low > 0:  # the reference, or this contender, cannot be told from the baseline
+    if not line.ratio_low > 0:  # the rounds do not separate the reference, or this contender, from the baseline
         return "lost in the noise"
     return f"{_short(line.ratio)} ({_short(line.ratio_low)} to {_short(line.ratio_high)})"
 
 
 def _short(value: float) -> str:
-    """The number with three digits, or all of its digits before the point."""
+    """The number with three digits, or all digits before the point if they are more."""
     return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
 
 
@@ -143,13 +143,13 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
 
 
 def write_json(suite: Suite, found: list[Result], path: Path) -> None:
-    """Write all that was measured, and on what."""
+    """Write all measurements, and the machine."""
     document = {"suite": suite.name, "title": suite.title, "machine": machine(), "results": [asdict(each) for each in found]}
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:
-    """What the measurements depend on."""
+    """The facts on which the measurements depend."""
     versions = {each.metadata["Name"].lower().replace("_", "-"): each.version for each in distributions()}
     wanted = {name: versions.get(name.replace("_", "-")) for name in COMPARED}
     return {
@@ -192,6 +192,6 @@ def plot(suite: Suite, found: list[Result], path: Path) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for whoever waits."""
+    """Print a line of progress."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

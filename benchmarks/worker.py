@@ -1,4 +1,4 @@
-"""The process of one contender: does as many operations as it is told over a pipe, and answers what they cost.
+"""The process of one contender: reads a number of operations from a pipe, does them, and answers their cost.
 
 It imports nothing but the standard library, so that it costs every contender the same, in any environment.
 """
@@ -15,13 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 Operation = Callable[[int], "float | None"]
-"""Does something that many times. What it returns, if anything, is a measurement of its own, such as bytes."""
+"""Does something that many times. A return value is a measurement of its own, such as bytes."""
 
 
 def measure(operation: Operation, times: int) -> dict[str, float | None]:
-    """The seconds that so many operations take by the wall clock and of this process's CPU time, and what they returned.
+    """The wall-clock seconds of so many operations, the CPU seconds of this process, and their return value.
 
-    Garbage that was there before is collected before; the collector stays on, since its work belongs to who causes it.
+    Earlier garbage is collected first. The collector stays on, since its work belongs to the operation that causes it.
     """
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -32,7 +32,7 @@ def measure(operation: Operation, times: int) -> dict[str, float | None]:
 def main() -> None:
     """Make the operation that the arguments name (module, function, keywords as JSON), then answer a line for each line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints must not come between the answers
+    os.dup2(2, 1)  # other output must not come between the answers
     module, function, keywords = sys.argv[1:]
     make: Callable[..., Operation] = getattr(importlib.import_module(module), function)
     operation = make(**json.loads(keywords))

@@ -3,7 +3,7 @@
 With ``PDC_REDIS_URL`` in the environment the metrics are in Redis instead.
 
 ``python demo.py`` prints an account and goes on serving; ``--once`` ends after it, with status 1 where the numbers of
-requests sent and counted differ. What follows ``--`` goes to Gunicorn, for example ``-- --max-requests 50``.
+requests sent and counted differ. Arguments after ``--`` go to Gunicorn, for example ``-- --max-requests 50``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 
 class Answer(NamedTuple):
-    """What a worker answered."""
+    """The answer of a worker."""
 
     status: int
     worker: str
@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What one worker's ``/metrics`` says of the requests so far."""
+    """The account of the requests so far on one worker's ``/metrics``."""
 
     worker: str
     counted: Counter[str]
@@ -101,7 +101,7 @@ def read_account(port: int) -> Account:
 
 
 def read_accounts(port: int, sent: int, seconds: float = 10.0) -> list[Account]:
-    """Scrape until three workers in a row count what was sent, or time is up; what came before that is out of date."""
+    """Scrape until three workers in a row count all sent requests, or time is up; earlier accounts are out of date."""
     agreeing: dict[str, Account] = {}
     deadline = time.monotonic() + seconds
     while True:
@@ -123,7 +123,7 @@ def send(port: int, number: int) -> Counter[str]:
 
 
 def report(sent: Counter[str], accounts: list[Account]) -> bool:
-    """Print what was sent and what was counted, and return whether they agree."""
+    """Print the sent and the counted requests, and return True if they agree."""
     print(f"\n{'status':>10}  {'sent':>6}" + "".join(f"  {'worker ' + account.worker:>15}" for account in accounts))
     for status in sorted(sent):
         print(f"{status:>10}  {sent[status]:>6}" + "".join(f"  {account.counted[status]:>15}" for account in accounts))

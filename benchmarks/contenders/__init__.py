@@ -1,1 +1,1 @@
-"""What is measured: each module makes operations of one kind, for pdc and its peers alike."""
+"""The measured operations: each module makes operations of one kind, for pdc and its peers alike."""

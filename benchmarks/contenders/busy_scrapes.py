@@ -16,7 +16,7 @@ PAUSE_SECONDS = 0.05
 
 
 def make(library: str, series: int) -> Operation:
-    """Scrapes of that many histograms, of which another process updates some all the time."""
+    """Scrapes of that many histograms, some of which another process updates all the time."""
     chosen = LIBRARIES[library]()
     fill_elsewhere(chosen, 0, series)
     multiprocessing.get_context("fork").Process(target=_observe, args=(chosen, series), daemon=True).start()
@@ -29,7 +29,7 @@ def make(library: str, series: int) -> Operation:
 
 
 def _observe(library: Library, series: int) -> None:
-    """Observe for ever what `fill_elsewhere` has observed in its first histogram, so that no bucket is new."""
+    """Repeat for ever the observations of `fill_elsewhere` in its first histogram, so that no bucket is new."""
     histogram = library.histogram("seconds_0")
     while True:
         for number in random.sample(range(0, series, 4), min(series // 4, MOST_OBSERVED)):

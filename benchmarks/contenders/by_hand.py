@@ -1,4 +1,4 @@
-"""The same HTTP metrics as pdc's, by hand: on prometheus_client in memory, the least that they can cost in a framework."""
+"""The same HTTP metrics as pdc's, by hand: the least that prometheus_client in memory can cost in a framework."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import prometheus_client
 
 
 class ByHand:
-    """The metrics of requests, of a library whose classes are those of prometheus_client."""
+    """The metrics of requests, made with a library whose classes are those of prometheus_client."""
 
     def __init__(self, library: Any = prometheus_client, **options: Any) -> None:
         answer = ["method", "route", "status"]

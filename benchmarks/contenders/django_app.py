@@ -36,7 +36,7 @@ INSTRUMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def make(instrument: str, routes: int, asynchronous: bool = False) -> Operation:
-    """Requests to the last of so many routes."""
+    """Requests to the last of that many routes."""
     settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="none", **INSTRUMENTS[instrument]())
     django.setup()
     view = _view_async if asynchronous else _view
@@ -48,14 +48,14 @@ def make(instrument: str, routes: int, asynchronous: bool = False) -> Operation:
 
 
 def _view() -> Callable[..., HttpResponse]:
-    def item(_: HttpRequest, name: str) -> HttpResponse:  # noqa: ARG001 - the route has it
+    def item(_: HttpRequest, name: str) -> HttpResponse:  # noqa: ARG001 - the route has this parameter
         return HttpResponse(requests.BODY)
 
     return item
 
 
 def _view_async() -> Callable[..., Coroutine[Any, Any, HttpResponse]]:
-    async def item(_: HttpRequest, name: str) -> HttpResponse:  # noqa: ARG001 - the route has it
+    async def item(_: HttpRequest, name: str) -> HttpResponse:  # noqa: ARG001 - the route has this parameter
         return HttpResponse(requests.BODY)
 
     return item

@@ -17,7 +17,7 @@ IN_MEMORY = "prometheus_client"
 
 
 def make(library: str, counters: int, histograms: int, what: str) -> Operation:
-    """First scrapes; returns the ``seconds`` they take, or the ``bytes`` by which they raise the peak of memory."""
+    """First scrapes; returns their ``seconds``, or the ``bytes`` by which they raise the peak of memory."""
     if library != IN_MEMORY:
         fill_elsewhere(LIBRARIES[library](), counters, histograms)
     command = [sys.executable, "-m", __name__, library, str(counters), str(histograms)]

@@ -14,7 +14,7 @@ from . import requests
 
 
 def make(instrument: str, routes: int) -> Operation:
-    """Requests to the last of so many routes."""
+    """Requests to the last of that many routes."""
     return requests.wsgi(application(instrument, routes), f"/items{routes - 1}/apple")
 
 

@@ -1,4 +1,4 @@
-"""Importing a package, in a process that has not."""
+"""The import of a package, in a process that has not imported it."""
 
 from __future__ import annotations
 

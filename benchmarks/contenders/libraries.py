@@ -1,4 +1,4 @@
-"""Metrics libraries behind one face: what differs is how they are set up, declared and rendered, not how they are used."""
+"""Metrics libraries behind one interface: they differ in set-up, declaration and rendering, not in use."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Those of prometheus_client; with the infinite one they make 15 buckets."""
+"""The buckets of prometheus_client; with the infinite one they are 15."""
 LABELS = ("method", "route", "status")
 
 
 class Library:
-    """A library whose metrics are made and used as those of prometheus_client; it is set up once per process."""
+    """A library whose metrics have the interface of prometheus_client; it is set up once per process."""
 
     module = "prometheus_client"
 
@@ -34,7 +34,7 @@ class Library:
         return values
 
     def settle(self) -> None:
-        """Finish what is left to do in the background."""
+        """Finish pending work of the background."""
 
     def render(self) -> bytes:
         """The metrics as text."""

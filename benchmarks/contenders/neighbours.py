@@ -1,4 +1,4 @@
-"""How long another client of a storage waits while a large metric is scraped, or loses series."""
+"""The longest wait of another client of a storage while a large metric is scraped, or loses series."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TICK_SECONDS = 0.001
 
 
 def make(storage: str, work: str, series: int, histograms: bool = False) -> Operation:
-    """Does the work with one metric of that many series; returns the longest wait of the other client in seconds."""
+    """Works with one metric of that many series; returns the longest wait of the other client in seconds."""
     large = _Large(LIBRARIES[f"pdc_{storage}"](), series, histograms=histograms)
 
     def wait(times: int) -> float:
@@ -32,7 +32,7 @@ def make(storage: str, work: str, series: int, histograms: bool = False) -> Oper
 
 
 class _Large:
-    """A metric of many series, and what one may do with it."""
+    """A metric of many series, and the work to do with it."""
 
     def __init__(self, library: Library, series: int, *, histograms: bool) -> None:
         self._library = library
@@ -41,7 +41,7 @@ class _Large:
         self._children = [library.values("GET", f"/items/{number}", "200") for number in range(series)]
 
     def fill(self) -> None:
-        """Have all series."""
+        """Create all series."""
         for values in self._children:
             getattr(self._metric.labels(*values), self._update)(1.0)
         self._library.settle()
@@ -51,7 +51,7 @@ class _Large:
         time.sleep(1.0)
 
     def scrape(self) -> None:
-        """Render all."""
+        """Render all series."""
         self._library.render()
 
     def remove(self) -> None:
@@ -67,7 +67,7 @@ class _Large:
 
 
 def _longest_wait(wait: Callable[[], Callable[[], Any]], work: Callable[[], None]) -> float:
-    """The longest that the other client waited for an answer, while the work was done."""
+    """The longest time that the other client waited for an answer during the work."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     other = multiprocessing.get_context("spawn").Process(target=_ask_again_and_again, args=(wait, theirs))
     other.start()
@@ -105,4 +105,4 @@ def _writes() -> Callable[[], Any]:
 
 
 WAITS = {"redis": _pings, "sqlite": _writes}
-"""What the other client asks of each storage: an answer, or the write lock."""
+"""The request of the other client to each storage: an answer, or the write lock."""

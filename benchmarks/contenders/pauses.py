@@ -1,4 +1,4 @@
-"""How long others of a process stand still while it answers a scrape of many samples."""
+"""The pauses of other work in a process while it answers a scrape of many samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TICK_SECONDS = 0.001
 
 
 def make(library: str, counters: int, histograms: int, others: str) -> Operation:
-    """Scrapes; returns the longest pause in seconds of CPU time of this process, which other programs do not prolong.
+    """Scrapes; returns the longest pause in seconds of this process's CPU time, which other programs do not prolong.
 
     The `others` are ``threads`` while one of them scrapes, or an ``event loop`` that has the metrics page.
     """

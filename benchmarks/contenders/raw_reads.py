@@ -1,4 +1,4 @@
-"""The least that a scrape from a storage can take: read all fields, and join them to one text."""
+"""The least work of a scrape from a storage: read all fields, and join them to one text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .scrapes import fill_elsewhere
 
 
 def make(storage: str, counters: int, histograms: int) -> Operation:
-    """Reads of what pdc has stored for so many series."""
+    """Reads of that many series as pdc has stored them."""
     fill_elsewhere(LIBRARIES[f"pdc_{storage}"](), counters, histograms)
     read = {"redis": _redis, "sqlite": _sqlite}[storage]()
 

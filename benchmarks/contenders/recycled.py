@@ -1,4 +1,4 @@
-"""Scrapes after many short-lived processes have written and deregistered."""
+"""Scrapes after many short-lived processes have written and ended."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make(library: str, workers: int, counters: int) -> Operation:
 
 
 def work(number: int) -> None:
-    """Live as a worker of that number: count, set the gauges, and leave."""
+    """Act as the worker of that number: count, set the gauges, and deregister."""
     buffer = pdc.delivery.Buffer()
     buffer.attach(pdc.config.DEFAULT.required(), 3600.0, None, thread=threading.get_ident())
     for mode in MODES:

@@ -1,4 +1,4 @@
-"""Removing series of a metric that has many."""
+"""The removal of series from a metric that has many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .libraries import LIBRARIES
 
 
 def make(library: str, series: int) -> Operation:
-    """Removals, each of another series."""
+    """Removals, each of a different series."""
     chosen = LIBRARIES[library]()
     counter = chosen.counter("events")
     children = [chosen.values("GET", f"/items/{number}", "200") for number in range(series)]

@@ -1,4 +1,4 @@
-"""Requests without a server: the application is called directly, and its answer read to the end."""
+"""Requests without a server: the worker calls the application directly, and reads its answer to the end."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def asgi(app: Callable[..., Awaitable[None]], path: str) -> Operation:
 
         async def receive() -> dict[str, Any]:
             nonlocal received
-            if received:  # there is no more, and the client stays
+            if received:  # the body has ended, and the client stays connected
                 await loop.create_future()
             received = True
             return {"type": "http.request", "body": b"", "more_body": False}

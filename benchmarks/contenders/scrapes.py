@@ -9,13 +9,13 @@ from benchmarks.worker import Operation
 from .libraries import BOUNDS, LIBRARIES, Library
 
 METRICS = 4
-"""How many counters there are, and how many histograms."""
+"""The number of counters, and the number of histograms."""
 SAMPLES_OF_HISTOGRAM = len(BOUNDS) + 3
-"""Its buckets with the infinite one, count and sum."""
+"""The samples of a histogram: its buckets with the infinite one, count and sum."""
 
 
 def make(library: str, counters: int, histograms: int, processes: int = 0) -> Operation:
-    """Scrapes of so many series, which this process has updated, or each of so many others that have ended since."""
+    """Scrapes of so many series, which this process has updated, or each of so many processes that have ended since."""
     chosen = LIBRARIES[library]()
     for _ in range(processes):
         fill_elsewhere(chosen, counters, histograms)
@@ -42,7 +42,7 @@ def fill(library: Library, counters: int, histograms: int) -> None:
 
 
 def fill_elsewhere(library: Library, counters: int, histograms: int) -> None:
-    """Update that many series in a process that ends then."""
+    """Update that many series in a process that then ends."""
     process = multiprocessing.get_context("fork").Process(target=fill, args=(library, counters, histograms))
     process.start()
     process.join()
@@ -51,7 +51,7 @@ def fill_elsewhere(library: Library, counters: int, histograms: int) -> None:
 
 
 def check(text: bytes, counters: int, histograms: int) -> None:
-    """Raise RuntimeError where not all samples are in the text."""
+    """Raise RuntimeError where the text lacks samples."""
     expected = counters + histograms * SAMPLES_OF_HISTOGRAM
     samples = text.count(b"\n") - text.count(b"\n#") - text.startswith(b"#")
     if samples < expected:

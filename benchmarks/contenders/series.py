@@ -1,4 +1,4 @@
-"""What series that were updated once take: memory of the process, or room in the storage."""
+"""The cost of series that were updated once: memory of the process, or room in the storage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .libraries import LIBRARIES
 
 
 def make(library: str, size: str, histograms: bool = False) -> Operation:
-    """New series of one metric; returns the bytes by which that size has grown."""
+    """New series of one metric; returns the growth of that size in bytes."""
     chosen = LIBRARIES[library]()
     metric = (chosen.histogram if histograms else chosen.counter)("events")
     update = "observe" if histograms else "inc"
@@ -31,7 +31,7 @@ def make(library: str, size: str, histograms: bool = False) -> Operation:
         return measured()
 
     def create(times: int) -> float:
-        before = size_with(f"/first/{number}" for number in range(times // 5))  # they take what is there before: free memory
+        before = size_with(f"/first/{number}" for number in range(times // 5))  # so that the series take new, not freed memory
         return size_with(f"/items/{number}" for number in range(times)) - before
 
     return create
@@ -43,7 +43,7 @@ def _resident_bytes() -> int:
 
 
 def _redis_bytes() -> int:
-    """What the keys of this contender's database take, by Redis's own account."""
+    """The memory of all keys of this contender's database, by Redis's own account."""
     from redis import Redis
 
     client: Any = Redis.from_url(os.environ["REDIS_URL"])
@@ -51,7 +51,7 @@ def _redis_bytes() -> int:
 
 
 def _sqlite_bytes() -> int:
-    """What the pages in use of the database in this folder take."""
+    """The size of the pages in use of the database in this folder."""
     import sqlite3
 
     connection = sqlite3.connect("metrics.db")

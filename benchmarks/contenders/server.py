@@ -1,4 +1,4 @@
-"""A Flask application under Gunicorn, bare and instrumented: what comes through, and what Redis has to do for it."""
+"""A Flask application under Gunicorn, bare and instrumented: its throughput, and the work of Redis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .requests import BODY
 PATH = "/items0/apple"
 CONNECTIONS = 8
 PER_SECOND = 500
-"""Requests that are sent in a second where Redis is watched, unless a contender says otherwise."""
+"""Requests per second during the measurement of Redis, unless a contender sets another rate."""
 
 Address = tuple[str, int]
 
@@ -41,7 +41,7 @@ def make(instrument: str, workers: int, measured: str, seconds: int, per_second:
 
 
 def _throughput(instrument: str, workers: int, seconds: int) -> Operation:
-    """As many requests as can be; the operation returns how many were answered per second."""
+    """As many requests as possible; the operation returns the answers per second."""
     wrk = shutil.which("wrk")
     if wrk is None:
         raise RuntimeError("the command wrk is missing: `make bench` installs the Debian package of that name")
@@ -59,7 +59,7 @@ def _throughput(instrument: str, workers: int, seconds: int) -> Operation:
 
 
 def _work_of_redis(instrument: str, workers: int, count: str, number: int, per_second: int) -> Operation:
-    """What a Redis server of the contender's own counted, per 1,000 requests of a steady flow of so many."""
+    """The work that the contender's own Redis server counted, per 1,000 requests of a steady flow of so many."""
     from redis import Redis
 
     redis = RedisServer(Path())
@@ -70,7 +70,7 @@ def _work_of_redis(instrument: str, workers: int, count: str, number: int, per_s
 
     def requests(_: int) -> float:
         with Redis.from_url(os.environ["REDIS_URL"]) as client:
-            _send_evenly(address, per_second, per_second)  # what is sent every second flows from then on
+            _send_evenly(address, per_second, per_second)  # the batches of every second flow from here on
             client.config_resetstat()
             _send_evenly(address, number, per_second)
             return _counted(client.info("commandstats"), count) * 1000 / number
@@ -106,7 +106,7 @@ def _serve(instrument: str, workers: int) -> Address:
         server.wait()
 
     atexit.register(stop)
-    for _ in range(50 * workers):  # so that all of them have imported what they need
+    for _ in range(50 * workers):  # so that every worker has imported its modules
         _get(address)
     return address
 

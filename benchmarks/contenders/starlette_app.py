@@ -18,7 +18,7 @@ from . import requests
 
 
 def make(instrument: str, routes: int, fastapi: bool = False) -> Operation:
-    """Requests to the last of so many routes."""
+    """Requests to the last of that many routes."""
     app = (_fastapi if fastapi else _starlette)([f"/items{number}/{{name}}" for number in range(routes)])
     INSTRUMENTS[instrument](app)
     return requests.asgi(app, f"/items{routes - 1}/apple")
@@ -41,7 +41,7 @@ def _fastapi(paths: list[str]) -> Starlette:
     for path in paths:
 
         @app.get(path)
-        async def item(name: str) -> PlainTextResponse:  # noqa: ARG001 - the route has it
+        async def item(name: str) -> PlainTextResponse:  # noqa: ARG001 - the route has this parameter
             return PlainTextResponse(requests.BODY)
 
     return app

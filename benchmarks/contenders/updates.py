@@ -13,7 +13,7 @@ from .libraries import BOUNDS, LIBRARIES, Library
 
 
 def make(library: str, kind: str, threads: int = 1) -> Operation:
-    """Updates of that kind; each of the threads does as many as there are to do."""
+    """Updates of that kind; each of the threads makes as many as the round has."""
     update = KINDS[kind](LIBRARIES[library]())
     return update if threads == 1 else _at_once(update, threads)
 

@@ -1,4 +1,4 @@
-"""What is compared with what: each module has one suite."""
+"""The comparisons: each module has one suite."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ SUITES: dict[str, Callable[..., Suite]] = {
     "scrape": scrape.suite,
     "scale": scale.suite,
 }
-"""How to make each suite, with or without ``quick=True``."""
+"""The function that makes each suite, with or without ``quick=True``."""

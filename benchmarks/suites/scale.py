@@ -1,4 +1,4 @@
-"""What a metric of very many series costs others."""
+"""The cost of a very large metric for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scrape costs."""
+"""The cost of a scrape."""
 
 from __future__ import annotations
 

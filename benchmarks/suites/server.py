@@ -1,4 +1,4 @@
-"""What instrumentation costs behind a server: throughput, and the work of Redis."""
+"""The cost of instrumentation behind a server: throughput, and the work of Redis."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _redis(name: str, measured: str, unit: str, seconds: int, rounds: int) -> Ca
 
 
 def suite(*, quick: bool) -> Suite:
-    """The suite; a quick one takes fewer and shorter turns, and does without the time in Redis."""
+    """The suite; a quick one takes fewer and shorter turns, and omits the time in Redis."""
     seconds, rounds = (1, 1) if quick else (4, 3)
     cases = [_throughput(seconds), _redis("Redis commands per 1,000 requests, 4 workers", "calls", "commands", seconds, rounds)]
     if not quick:

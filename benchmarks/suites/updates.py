@@ -1,4 +1,4 @@
-"""What updates cost, and what a metrics library costs that is not used."""
+"""The cost of updates, and of a metrics library that is not used."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STORED = {
     "Redis": ["pdc, Redis, every second", "version 2, Redis", "pytheus, Redis"],
     "SQLite": ["pdc, SQLite, every second", "version 2, SQLite"],
 }
-"""Who keeps series in each storage; the first of them is compared with the others."""
+"""The contenders that keep series in each storage; the first one is the reference."""
 
 
 def library(name: str, module: str, keywords: Mapping[str, Any]) -> Contender:
-    """A contender that is one of `benchmarks.contenders.libraries`."""
+    """A contender from `benchmarks.contenders.libraries`."""
     chosen = NAMES[name]
     env = {"PROMETHEUS_DISABLE_CREATED_SERIES": "True"}
     if chosen == "multiprocess":

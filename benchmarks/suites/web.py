@@ -1,4 +1,4 @@
-"""What instrumentation adds to a request, in each framework."""
+"""The time that instrumentation adds to a request, in each framework."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _case(framework: str, routes: int, *, quick: bool) -> Case:
     ]
     size = "1 route" if routes == 1 else f"the last of {routes} routes"
     name = f"{framework}, {size}"
-    generations = 1 if quick else 5 if routes == 1 else 20  # what is added to many routes is little beside them
+    generations = 1 if quick else 5 if routes == 1 else 20  # the addition is small beside the cost of many routes
     return Case(name, contenders, reference=BY_HAND, baseline=BARE, measure="cpu", generations=generations)
 
 

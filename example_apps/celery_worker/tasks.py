@@ -32,7 +32,7 @@ app = Celery("shop", broker=os.environ.get("CELERY_BROKER_URL", "redis://localho
 app.conf.broker_connection_retry_on_startup = True
 
 _failed: deque[str] = deque(maxlen=100)
-"""The ids of the last tasks that failed: Celery tells twice of one that it stopped for its time limit."""
+"""The ids of the last tasks that failed: Celery signals twice for a task that it stopped for its time limit."""
 
 
 @signals.task_prerun.connect
@@ -48,7 +48,7 @@ def _end(task: Task[..., Any], **_: Any) -> None:
     duration.labels(task.name).observe(time.perf_counter() - task.request.get("started"))
 
 
-# Not the state of task_postrun: a task whose process is killed, for its time limit or its memory, never says how it ended.
+# Not the state of task_postrun: a task whose process is killed, for its time limit or its memory, sends no such signal.
 
 
 @signals.task_success.connect
@@ -75,7 +75,7 @@ def _count_revoked(sender: Task[..., Any], **_: Any) -> None:
 
 @signals.worker_process_shutdown.connect
 def _send(**_: Any) -> None:
-    """Send what is pending: Celery ends the processes of its pool without Python's exit handlers."""
+    """Send pending updates: Celery ends the processes of its pool without Python's exit handlers."""
     pdc.shutdown()
 
 
@@ -97,6 +97,6 @@ def pay(self: Task[..., Any], amount: float) -> str:
 
 @app.task
 def report(seconds: float) -> str:
-    """Take that long."""
+    """Sleep that long."""
     time.sleep(seconds)
     return "done"

@@ -1,4 +1,4 @@
-"""A nightly import of prices, as cron runs it. Its numbers are still there when it is gone, and go on the next night.
+"""A nightly import of prices, run by cron. Its numbers outlive the process, and continue the next night.
 
     python job.py prices.csv
 
@@ -31,8 +31,8 @@ import pdc
 
 SHOP = "shop.db"
 
-# Each update is in the storage when its call returns. And in Redis metrics expire when no process renews them, within an
-# hour unless told otherwise; this process lives for seconds a day.
+# Each update is in the storage when its call returns. In Redis, metrics that no process renews expire within an hour by
+# default; this process lives for seconds a day.
 pdc.setup_from_environ(flush_interval=0, redis_expire=None)
 
 rows = pdc.Counter("import_rows", "Rows that were read.", ["result"])
@@ -42,7 +42,7 @@ last_success = pdc.Gauge("import_last_success_timestamp_seconds", "When a run la
 
 
 def read_prices(path: Path) -> dict[str, float]:
-    """The prices by item. Rows without a price are counted and left out; raises OSError and KeyError for a wrong file."""
+    """The prices by item. Counts and skips rows without a price; raises OSError and KeyError for a wrong file."""
     prices = {}
     rejected = 0
     with path.open(newline="", encoding="utf-8") as lines:
@@ -68,9 +68,9 @@ def import_prices(path: Path) -> None:
 
 
 def main() -> None:
-    """Run the import and count it. What it raises ends the program with status 1 and a traceback, which cron mails."""
+    """Run the import and count it. An exception ends the program with status 1 and a traceback, which cron mails."""
     for outcome in ("success", "failure"):
-        runs.labels(outcome)  # exported as 0 before the first: Prometheus sees no increase from nothing to 1
+        runs.labels(outcome)  # exported as 0 before the first: Prometheus sees no increase from an absent series to 1
     try:
         with duration.time():
             import_prices(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""A small shop in Django. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` says the rest.
+"""A small shop in Django. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` has the rest.
 
 Metrics are in ``metrics.db``; set ``PDC_SQLITE_PATH`` or ``PDC_REDIS_URL`` for another place. Under ASGI it is the same:
 ``gunicorn -k uvicorn_worker.UvicornWorker app:asgi``.

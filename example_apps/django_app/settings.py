@@ -1,9 +1,9 @@
-"""Settings of the shop; what is about metrics is marked."""
+"""Settings of the shop; comments mark the lines for metrics."""
 
 ALLOWED_HOSTS = ["*"]
 INSTALLED_APPS = ["pdc_django"]  # metrics
 MIDDLEWARE = [
-    "pdc_django.middleware.PrometheusMiddleware",  # metrics: first, to see what the others do
+    "pdc_django.middleware.PrometheusMiddleware",  # metrics: first, to see the work of the others
     "shop.name_worker",
 ]
 ROOT_URLCONF = "shop"

@@ -18,7 +18,7 @@ orders = pdc.Counter("shop_orders", "Orders that were placed.", ["item"])
 
 @require_safe
 def index(_: HttpRequest) -> HttpResponse:
-    """Say hello."""
+    """Greet the customer."""
     return HttpResponse("A small shop. Try /items/tea, /report/5, /slow/100, /broken and /metrics.\n", "text/plain")
 
 
@@ -52,7 +52,7 @@ def report(_: HttpRequest, lines: int) -> StreamingHttpResponse:
 
 @require_safe
 def slow(_: HttpRequest, milliseconds: int) -> HttpResponse:
-    """Take that long."""
+    """Sleep that long."""
     time.sleep(milliseconds / 1000)
     return HttpResponse("done\n", "text/plain")
 
@@ -64,7 +64,7 @@ def broken(_: HttpRequest) -> HttpResponse:
 
 
 def name_worker(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Tell which process answered."""
+    """Name the process that answered."""
 
     def answer(request: HttpRequest) -> HttpResponse:
         response = get_response(request)

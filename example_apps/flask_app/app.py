@@ -1,4 +1,4 @@
-"""A small shop in Flask. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` says the rest.
+"""A small shop in Flask. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` has the rest.
 
 Metrics are in ``metrics.db``; set ``PDC_SQLITE_PATH`` or ``PDC_REDIS_URL`` for another place.
 """
@@ -21,7 +21,7 @@ metrics = PrometheusMetrics()
 
 
 def create_app() -> Flask:
-    """Make the application; Gunicorn does so in every worker."""
+    """Make the application; every worker of Gunicorn calls this."""
     app = Flask(__name__)
     metrics.init_app(app)
     app.add_url_rule("/", view_func=index)
@@ -35,7 +35,7 @@ def create_app() -> Flask:
 
 
 def index() -> ResponseReturnValue:
-    """Say hello."""
+    """Greet the customer."""
     return "A small shop. Try /items/tea, /report/5, /slow/100, /broken and /metrics.\n"
 
 
@@ -65,7 +65,7 @@ def report(lines: int) -> ResponseReturnValue:
 
 
 def slow(milliseconds: int) -> ResponseReturnValue:
-    """Take that long."""
+    """Sleep that long."""
     time.sleep(milliseconds / 1000)
     return "done\n"
 
@@ -76,7 +76,7 @@ def broken() -> ResponseReturnValue:
 
 
 def name_worker(response: Response) -> Response:
-    """Tell which process answered."""
+    """Name the process that answered."""
     response.headers["X-Worker"] = str(os.getpid())
     return response
 

@@ -1,3 +1,3 @@
-"""What Gunicorn reads by itself where it is run in this folder."""
+"""The configuration that Gunicorn reads by itself in this folder."""
 
 workers = 4

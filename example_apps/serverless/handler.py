@@ -1,4 +1,4 @@
-"""A serverless function, as AWS Lambda calls it: the platform freezes or kills the process once `handler` has returned.
+"""A serverless function for AWS Lambda: the platform freezes or kills the process once `handler` has returned.
 
 So each update is in the storage when its call returns. Processes on many hosts share a Redis: set ``PDC_REDIS_URL`` (and
 ``PDC_REDIS_PREFIX``). Without it the metrics are in ``metrics.db``, which is enough to try it::
@@ -22,7 +22,7 @@ import pdc
 
 PRICES = {"tea": 3, "cake": 4}
 
-# In Redis metrics expire when no process renews them, within an hour unless told otherwise; a frozen one renews nothing.
+# In Redis, metrics that no process renews expire within an hour by default; a frozen process renews nothing.
 pdc.setup_from_environ(flush_interval=0, redis_expire=None)
 
 cold_starts = pdc.Counter("function_cold_starts", "Processes that were started.")

@@ -1,4 +1,4 @@
-"""A small shop in FastAPI. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` says the rest.
+"""A small shop in FastAPI. Run ``gunicorn app:app`` in this folder, where ``gunicorn.conf.py`` has the rest.
 
 Metrics are in ``metrics.db``; set ``PDC_SQLITE_PATH`` or ``PDC_REDIS_URL`` for another place.
 """
@@ -23,7 +23,7 @@ app = FastAPI()
 
 @app.get("/")
 async def index() -> Response:
-    """Say hello."""
+    """Greet the customer."""
     return PlainTextResponse("A small shop. Try /items/tea, /report/5, /slow/100, /broken and /metrics.\n")
 
 
@@ -57,7 +57,7 @@ async def report(lines: int) -> Response:
 
 @app.get("/slow/{milliseconds}")
 async def slow(milliseconds: int) -> Response:
-    """Take that long."""
+    """Sleep that long."""
     await asyncio.sleep(milliseconds / 1000)
     return PlainTextResponse("done\n")
 
@@ -70,7 +70,7 @@ async def broken() -> Response:
 
 @app.middleware("http")
 async def name_worker(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Tell which process answered."""
+    """Name the process that answered."""
     response = await call_next(request)
     response.headers["X-Worker"] = str(os.getpid())
     return response
