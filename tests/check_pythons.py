@@ -1,11 +1,11 @@
-"""Runs tests with every Python that is here, or with those that are named, and reports which were missing.
+"""Runs tests with every Python of this machine, or with the named ones, and reports missing ones.
 
     python tests/check_pythons.py [--pythons python3.12 /opt/python3.14t ...] [-- arguments of pytest]
     python tests/check_pythons.py --requirements [--free-threaded]
 
-Each gets an environment of its own in `.venv-pythons`, with the group `runner` of pyproject.toml. One that has no `venv` is
-used as it is: it must have these packages already, and `--requirements` lists them for whoever installs them there. Where a
-named one is missing, or tests fail, it exits with 1.
+Each gets its own environment in `.venv-pythons`, with the group `runner` of pyproject.toml. One without `venv` runs the tests
+by itself: it must already have these packages, and `--requirements` lists them. Where a named one is missing, or tests fail, it
+exits with 1.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ABOUT = "import platform, sys; print(platform.python_version() + ('t' if 't' in 
 HAS_ALL = "import prometheus_client, pytest, xdist, pytest_timeout, redis"
 
 
-class Unusable(Exception):  # noqa: N818 - the message says why
+class Unusable(Exception):  # noqa: N818 - the message gives the reason
     """An interpreter cannot run the tests."""
 
 
 def output(*command: str | Path) -> str:
-    """What the command prints. Raises Unusable where it fails."""
+    """The output of the command. Raises Unusable where it fails."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
     if done.returncode:
         raise Unusable(f"{' '.join(map(str, command))} failed: {done.stderr.strip()[-2000:]}")
@@ -41,7 +41,7 @@ def output(*command: str | Path) -> str:
 
 
 def requirements(*, free_threaded: bool) -> list[str]:
-    """What the tests need beside the checkout, as pip takes it."""
+    """The requirements of the tests, without the checkout, in pip's syntax."""
     tomllib = importlib.import_module("tomllib")  # from Python 3.11 on
     document = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
     groups, extras = document["dependency-groups"], document["project"]["optional-dependencies"]
@@ -51,7 +51,7 @@ def requirements(*, free_threaded: bool) -> list[str]:
         for line in lines:
             if isinstance(line, dict):
                 add(groups[line["include-group"]])
-            elif line != "uwsgi":  # which has no wheels, so that only an interpreter that can build has it
+            elif line != "uwsgi":  # it has no wheels, so that only an interpreter with a compiler builds it
                 found[line] = None
 
     add([*document["project"]["dependencies"], *groups["runner-free-threaded" if free_threaded else "runner"]])
@@ -61,12 +61,12 @@ def requirements(*, free_threaded: bool) -> list[str]:
 
 
 def _extras(*, free_threaded: bool) -> list[str]:
-    """The extras that the tests need; that of Redis brings hiredis, which turns the GIL on."""
+    """The extras that the tests need; the one of Redis brings hiredis, which turns the GIL on."""
     return ["flask", "django", "starlette", *([] if free_threaded else ["redis"])]
 
 
 def environment(python: str, version: str) -> Path:
-    """An interpreter that has what the tests need. Raises Unusable."""
+    """An interpreter with all requirements of the tests. Raises Unusable."""
     folder = ENVIRONMENTS / f"{version}-{hashlib.sha256(PYPROJECT.read_bytes()).hexdigest()[:8]}"
     inside = folder / "bin" / "python"
     if (folder / "ready").is_file():
@@ -84,7 +84,7 @@ def environment(python: str, version: str) -> Path:
 
 
 def check(python: str, arguments: list[str]) -> str:
-    """Run the tests, and say in short how that went. Raises Unusable."""
+    """Run the tests, and summarize the result. Raises Unusable."""
     version = output(python, "-c", ABOUT)
     print(f"\n=== {python}: {version}", flush=True)
     began = time.monotonic()
@@ -95,7 +95,7 @@ def check(python: str, arguments: list[str]) -> str:
 
 
 def check_all(names: list[str], arguments: list[str], *, named: bool) -> int:
-    """Run the tests with all these; return the code to exit with."""
+    """Run the tests with all these interpreters; return the exit code."""
     failed = False
     results = {}
     for name in names:
@@ -119,7 +119,7 @@ def check_all(names: list[str], arguments: list[str], *, named: bool) -> int:
 
 
 def main() -> int:
-    """Run it as the arguments say; return the code to exit with."""
+    """Parse the arguments, and run; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pythons", nargs="*", default=[], help="commands or paths; all that are found unless given")
     parser.add_argument("--requirements", action="store_true", help="print what the tests need, and do nothing else")

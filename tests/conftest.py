@@ -1,4 +1,4 @@
-"""Fixtures: a Redis server of the test run's own, storages to run a contract over, scripts in processes of their own."""
+"""Fixtures: a Redis server for the test run, storages to run a contract over, scripts in their own processes."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 """An interpreter that is a part of another program may not ignore these signals by itself."""
 exec(AS_PYTHON_BEGINS)
 FORKS_WITH_THREADS = "ignore:This process (pid:DeprecationWarning"
-"""What Python 3.15 says to a fork amid threads, such as the one that sends metrics."""
+"""The warning of Python 3.15 about a fork amid threads, such as the one that sends metrics."""
 TEMPORARY = tempfile.mkdtemp(prefix="pdc-tests-")
-"""Where tests, and what they start, have journals and other temporary files."""
+"""The folder of journals and other temporary files of tests and their programs."""
 Path(TEMPORARY).chmod(0o1777)
 os.environ["TMPDIR"] = tempfile.tempdir = TEMPORARY
 for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
@@ -46,7 +46,7 @@ for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let redis-py 5.0 leave connections open to servers that are gone, as it does."""
+    """Ignore the connections to stopped servers that redis-py 5.0 leaves open."""
     if redis.__version__.startswith("5.0."):
         config.addinivalue_line("filterwarnings", "ignore:unclosed <socket:ResourceWarning")
 
@@ -57,20 +57,20 @@ def _is_missing(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests of packages that there are not without the GIL; elsewhere they fail where such a package is missing."""
+    """Deselect tests of packages without a release for Python without the GIL; with the GIL a missing package fails them."""
     missing = [item for item in items if _is_missing(item)]
     config.hook.pytest_deselected(items=missing)
     items[:] = [item for item in items if item not in missing]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say which packages there are not."""
+    """Report packages that are not installed."""
     if FREE_THREADED and find_spec("gevent") is None:
-        terminalreporter.write_line("Left out: tests of greenlets. gevent has no release for Python without the GIL.")
+        terminalreporter.write_line("Deselected: tests of greenlets. gevent has no release for Python without the GIL.")
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody uses at the moment."""
+    """A free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -114,16 +114,16 @@ class RedisServer:
         wait_until(self._answers)
 
     def stop(self) -> None:
-        """Kill the server, losing what it held but for what its options let it keep."""
+        """Kill the server; it loses its data, except for what its options persist."""
         self._process.kill()
         self._process.wait()
 
     def freeze(self) -> None:
-        """Let the server do nothing, but keep its connections."""
+        """Stop the server's process, but keep its connections."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let the server go on after `freeze`."""
+        """Resume the server after `freeze`."""
         self._process.send_signal(signal.SIGCONT)
 
     def client(self, **options: Any) -> redis.Redis:
@@ -158,7 +158,7 @@ def redis_server(shared_redis_server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def own_redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A server of the test's own, which it may stop, start and break."""
+    """A server for one test, which may stop, start and break it."""
     server = RedisServer(tmp_path)
     yield server
     server.stop()
@@ -175,7 +175,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def registry() -> CollectorRegistry:
-    """A registry of the test's own, so that its metrics go with it."""
+    """A registry for one test, so that its metrics end with it."""
     return CollectorRegistry()
 
 
@@ -196,7 +196,7 @@ def _wait_for_threads(name: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _turn_is_free() -> Iterator[None]:
-    """Without the GIL, whatever happened has left no lock behind that updates of gauges wait for."""
+    """Without the GIL, no test leaves a lock behind that updates of gauges wait for."""
     yield
     if FREE_THREADED:
         with ThreadPoolExecutor(1) as other:
@@ -207,23 +207,23 @@ def _turn_is_free() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave no storage, metrics, server and journal behind: a later `setup` would declare the metrics, and send the journal."""
-    tmp_path_factory.getbasetemp()  # pytest's own files stay where they are
+    tmp_path_factory.getbasetemp()  # pytest's own files stay
     folder = tempfile.mkdtemp(dir=TEMPORARY)
     Path(folder).chmod(0o1777)
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr(tempfile, "tempdir", folder)
     _close_ports()
     once.forget()
-    gc.collect()  # now, not before: pytest lets go of the values of fixtures only after their teardown
+    gc.collect()  # at the end, not before: pytest drops the values of fixtures only after their teardown
     yield
     pdc.shutdown()
-    for name in ("pdc-flush", "pdc-log"):  # or what they log last comes into a later test
+    for name in ("pdc-flush", "pdc-log"):  # otherwise their last log messages come into a later test
         _wait_for_threads(name)
 
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run Python source in a process of its own, in an empty folder, and return what it printed.
+    """Run Python source in its own process, in an empty folder, and return its output.
 
     The arguments of `pdc.setup` come as keywords; the source calls `setup(**options)` to change some of them.
     """
@@ -245,5 +245,5 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def journal(run_script: Callable[..., subprocess.CompletedProcess[str]], storage: dict[str, Any], tmp_path: Path) -> Journal:
-    """A folder of the test's own, for each storage."""
+    """A folder for one test, for each storage."""
     return Journal(run_script, storage, tmp_path / "journals")

@@ -26,7 +26,7 @@ settings.configure(
     LOGGING={"version": 1, "disable_existing_loggers": False, "loggers": {"django": {"level": "CRITICAL"}}},
     MIDDLEWARE=[OURS],
     PDC_FLUSH_INTERVAL=0,
-    PDC_SQLITE_PATH="/nonexistent/metrics.db",  # starting does not touch it; each test has a file of its own
+    PDC_SQLITE_PATH="/nonexistent/metrics.db",  # start-up does not touch it; each test has its own file
     ROOT_URLCONF=__name__,
     SECRET_KEY="of tests",
     USE_TZ=True,
@@ -35,7 +35,7 @@ django.setup()
 
 
 def inner(before: Callable[[HttpRequest], HttpResponse | None], handled: tuple[type[Exception], ...] = ()) -> type:
-    """A middleware, for both modes, that answers what `before` does, and those exceptions of views that are `handled`."""
+    """A middleware, for both modes, that answers with `before`, and answers those exceptions of views that are `handled`."""
 
     class Inner:
         sync_capable = async_capable = True
@@ -101,7 +101,7 @@ async def fail_async(_: HttpRequest, name: str) -> HttpResponse:
 
 
 seen: list[Any] = []
-"""What views note for tests."""
+"""Notes of the views for tests."""
 
 
 def chunks() -> Iterator[bytes]:
@@ -120,22 +120,22 @@ async def chunks_async() -> AsyncIterator[bytes]:
 
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Answer a stream of the kind that suits the handler."""
+    """Answer with a stream of the kind that suits the handler."""
     return StreamingHttpResponse(chunks_async() if hasattr(request, "scope") else chunks())
 
 
 def stream_sync(_: HttpRequest) -> StreamingHttpResponse:
-    """Answer a synchronous stream, whatever the handler."""
+    """Answer with a synchronous stream under any handler."""
     return StreamingHttpResponse(chunks())
 
 
 def stream_async(_: HttpRequest) -> StreamingHttpResponse:
-    """Answer an asynchronous stream, whatever the handler."""
+    """Answer with an asynchronous stream under any handler."""
     return StreamingHttpResponse(chunks_async())
 
 
 def file(_: HttpRequest) -> FileResponse:
-    """Answer a file."""
+    """Answer with a file."""
     return FileResponse(Path(__file__).open("rb"))
 
 

@@ -1,6 +1,6 @@
-"""A Redis Cluster and a Redis with a Sentinel, whose primary is killed or handed over while processes count.
+"""A Redis Cluster, and a Redis with a Sentinel, whose primary is killed or handed over while processes count.
 
-Run ``python tests/failover.py --rounds 10`` to see what is lost.
+Run ``python tests/failover.py --rounds 10`` to see the losses.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ import pdc
 from pdc.exposition import Scrape
 
 DOWN_MILLISECONDS = 1000
-"""After so long, a server that does not answer is replaced."""
+"""A server that does not answer for so long is replaced."""
 PATIENCE = 60.0
-"""Seconds that a slow machine may take for what takes a fast one two."""
+"""The seconds of a slow machine for two seconds of a fast one."""
 INTERVALS = (0.0, 0.05)
 """The `flush_interval` of each process that counts."""
 THREADS = 2
 LAG_SECONDS = 0.3
 METRICS = 6
-"""As many, so that every primary of a cluster has some."""
+"""As many metrics, so that every primary of a cluster has some."""
 SERVICE = "metrics"
 LOAD = f"""
 import sys, threading, time
@@ -93,20 +93,20 @@ class Topology(Protocol):
         """A client of the application."""
 
     def hand_over(self) -> None:
-        """Let a replica take over that has received everything, as one does before maintenance."""
+        """Let a replica that has received everything take over, as before maintenance."""
 
     def kill(self, lag: float = 0.0) -> None:
-        """Kill a primary whose replica has received nothing for so many seconds, and wait until it has taken over."""
+        """Kill a primary whose replica has received nothing for so many seconds, and wait for the replica to take over."""
 
     def heal(self) -> None:
-        """Start what was killed, and wait until every primary has a replica."""
+        """Restart the killed server, and wait until every primary has a replica."""
 
     def stop(self) -> None:
         """Stop all servers."""
 
 
 class Cluster:
-    """A Redis Cluster of three primaries and three replicas. What fails is the primary that lists the metrics."""
+    """A Redis Cluster of three primaries and three replicas. The primary that lists the metrics fails."""
 
     def __init__(self, folder: Path) -> None:
         self.servers = [self._start(folder / str(number)) for number in range(6)]
@@ -139,7 +139,7 @@ class Cluster:
         return next(server for server in self.servers if server.port == port)
 
     def hand_over(self) -> None:
-        """Let the replica say when it has all."""
+        """Wait until the replica has all data, then let it take over."""
         primary = self.primary()
         replica = replica_of(primary, self.servers)
 
@@ -158,7 +158,7 @@ class Cluster:
         kill(primary, replica_of(primary, self.servers), lag)
 
     def heal(self) -> None:
-        """Wait until every server knows that all is well, too."""
+        """Wait until every server knows that the cluster is healthy again."""
         start_again(self.servers)
         wait_until(lambda: all(map(self._knows, self.servers)), PATIENCE)
 
@@ -203,7 +203,7 @@ class Watched:
         return client
 
     def hand_over(self) -> None:
-        """Refuse writes until the replica has all and takes over."""
+        """Refuse writes until the replica has all data and takes over."""
         primary, replica = self._pair()
         _refuse_writes(primary, "2")
         wait_for_replica(primary)
@@ -213,11 +213,11 @@ class Watched:
         _refuse_writes(primary, "0")
 
     def kill(self, lag: float = 0.0) -> None:
-        """Kill the primary, and wait until the Sentinel has made its replica one."""
+        """Kill the primary, and wait until the Sentinel has promoted its replica."""
         kill(*self._pair(), lag)
 
     def heal(self) -> None:
-        """Wait until the Sentinel knows that all is well, too."""
+        """Wait until the Sentinel knows that both servers are up."""
         start_again(self.servers)
         wait_until(lambda: all(map(has_replica, self.servers)) and self._knows(), PATIENCE)
 
@@ -238,7 +238,7 @@ class Watched:
 
 
 def role(server: RedisServer) -> str:
-    """Whether the server is a master or a slave; nothing where it does not answer."""
+    """The role of the server, master or slave; empty where it does not answer."""
     with server.client() as client, suppress(redis.ConnectionError):
         return str(client.info("replication")["role"])
     return ""
@@ -252,27 +252,27 @@ def replica_of(primary: RedisServer, servers: list[RedisServer]) -> RedisServer:
 
 
 def has_replica(server: RedisServer) -> bool:
-    """Whether it has one, or is one, that is connected."""
-    with server.client() as client, suppress(redis.ConnectionError):  # where a Sentinel makes it a replica, it closes all
+    """True if it has a connected replica, or is one itself."""
+    with server.client() as client, suppress(redis.ConnectionError):  # made a replica by a Sentinel, it closes all connections
         state = client.info("replication")
         return bool(state["connected_slaves"] if state["role"] == "master" else state["master_link_status"] == "up")
     return False
 
 
 def start_again(servers: list[RedisServer]) -> None:
-    """Start those that do not answer."""
+    """Start the servers that do not answer."""
     for server in servers:
         if not role(server):
             server.start()
 
 
 def kill(primary: RedisServer, replica: RedisServer, lag: float) -> None:
-    """Kill a primary whose replica has received nothing for so many seconds, and wait until that has taken over."""
+    """Kill a primary whose replica has received nothing for so many seconds, and wait for the replica to take over."""
     if lag:
         wait_for_replica(primary)
         replica.freeze()
         with primary.client() as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # or the system keeps for it what is sent
+            client.execute_command("CLIENT", "KILL", "TYPE", "replica")  # or the system buffers the data for it
         time.sleep(lag)
     primary.stop()
     replica.thaw()
@@ -280,20 +280,20 @@ def kill(primary: RedisServer, replica: RedisServer, lag: float) -> None:
 
 
 def _refuse_writes(server: RedisServer, replicas: str) -> None:
-    """Let it take writes only while so many replicas follow it."""
+    """Make it accept writes only while so many replicas follow it."""
     with server.client() as client:
         client.config_set("min-replicas-to-write", replicas)
 
 
 def wait_for_replica(primary: RedisServer) -> None:
-    """Wait until its replica has confirmed all that was written so far: a new one may be sent nothing for a second."""
+    """Wait until its replica has confirmed all writes so far: a new replica may receive nothing for a second."""
     with primary.client() as client:
         written = client.info("replication")["master_repl_offset"]
         wait_until(lambda: client.info("replication")["slave0"]["offset"] >= written, PATIENCE)
 
 
 class Run(NamedTuple):
-    """What became of the updates that processes made while a primary was replaced."""
+    """The updates that processes made while a primary was replaced."""
 
     acknowledged: int
     """Updates whose call returned."""
@@ -301,7 +301,7 @@ class Run(NamedTuple):
     answers: Counter[int]
     """Scrapes by status."""
     stderr: str
-    """What the processes had to say."""
+    """The output of the scripts."""
 
     @property
     def lost(self) -> float:
@@ -311,7 +311,7 @@ class Run(NamedTuple):
 
 @contextmanager
 def started(kind: type[T], folder: Path) -> Iterator[T]:
-    """Servers of that kind, which are stopped in the end."""
+    """Servers of that kind, which are stopped at the end."""
     topology = kind(folder)
     try:
         yield topology
@@ -320,7 +320,7 @@ def started(kind: type[T], folder: Path) -> Iterator[T]:
 
 
 def run(topology: Topology, replace: Callable[[], object]) -> Run:
-    """Count in several processes and threads while a primary is replaced, and scrape; then let all be well again."""
+    """Count in several processes and threads while a primary is replaced, and scrape; then heal the servers."""
     stop = threading.Event()
     before = sum(shown().values())
     processes = [_start(topology.expression, interval) for interval in INTERVALS]
@@ -356,7 +356,7 @@ def _start(client: str, interval: float) -> subprocess.Popen[str]:
 
 
 def _scrape(stop: threading.Event) -> Counter[int]:
-    """The statuses of scrapes. Fails where one shows some of the metrics only."""
+    """The statuses of scrapes. Fails where one shows only some of the metrics."""
     statuses: Counter[int] = Counter()
     started = False
     while not stop.wait(0.02):
@@ -370,7 +370,7 @@ def _scrape(stop: threading.Event) -> Counter[int]:
 
 
 def shown() -> dict[str, float]:
-    """What a scrape shows of the metrics that are counted; nothing where it fails."""
+    """The counted metrics of a scrape; empty where it fails."""
     answer = Scrape().answer()
     return _samples(answer.body) if answer.status == HTTPStatus.OK else {}
 
@@ -383,13 +383,13 @@ def _samples(body: bytes) -> dict[str, float]:
 
 
 def _wait_for_progress() -> None:
-    """Wait until all metrics have been counted a good deal further."""
+    """Wait until all counts have grown a good deal."""
     before = Counter(wait_until(shown, PATIENCE))
     wait_until(lambda: len(now := shown()) == METRICS and all(now[name] > before[name] + 20 for name in now), PATIENCE)
 
 
 def main() -> None:
-    """Replace primaries under load, and report what was lost."""
+    """Replace primaries under load, and report the losses."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="of each kind (default: %(default)s)")
     rounds = parser.parse_args().rounds
@@ -405,7 +405,7 @@ def main() -> None:
 
 
 def report(way: str, results: list[Run]) -> None:
-    """Print what was lost in each of the rounds."""
+    """Print the losses of each round."""
     lost = ", ".join(f"{result.lost:g}" for result in results)
     answers = sum((result.answers for result in results), Counter[int]())
     print(f"  A primary {way}: lost {lost} of {sum(result.acknowledged for result in results)} updates.")

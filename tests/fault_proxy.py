@@ -1,4 +1,4 @@
-"""A TCP proxy before a redis-server that loses replies, cuts connections, freezes, delays and refuses, on command."""
+"""A TCP proxy before a redis-server that drops replies, cuts connections, freezes, delays and refuses, on command."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ T = TypeVar("T")
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 BATCH = b"EVALSHA"
-"""What every request that writes a batch contains, and no other."""
+"""Text that every request with a batch contains, and no other request."""
 CHUNK = 1 << 16
 """Bytes; a request that is to be late must not be longer."""
 SLOW_SECONDS = 0.001
-"""Between two pieces of a reply that is slow."""
+"""The pause between two pieces of a slow reply."""
 
 
 class Fault(Enum):
-    """What becomes of a request; but for `LATE` the server has applied it."""
+    """The fault of a request; except for `LATE` the server has applied it."""
 
     LOSE = auto()
     """The connection is closed instead of the reply."""
     CUT = auto()
     """Half of the reply comes, then the connection is closed."""
     FREEZE = auto()
-    """Nothing comes until the client gives up."""
+    """No reply comes until the client gives up."""
     SLOW = auto()
     """The reply comes in small pieces."""
     LATE = auto()
-    """The connection is closed, and the request reaches the server with `release`, as one in a network that healed."""
+    """The connection is closed, and the request reaches the server with `release`, as in a network that healed."""
 
 
 class FaultProxy:
-    """Connects clients with the server on that port; what its methods say holds for all of them.
+    """Connects clients with the server on that port; its methods apply to all connections.
 
-    It counts the requests that write batches, which a client sends one after the other on each connection.
+    It counts the requests that write batches, which a client sends one by one on each connection.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -75,16 +75,16 @@ class FaultProxy:
         return f"redis://127.0.0.1:{self.port}/0?socket_timeout=0.2"
 
     def every(self, number: int, *faults: Fault) -> None:
-        """Let every request of that number fail from now on, each of these ways in turn; with none, let all succeed."""
+        """Let every request of that number fail from here on, with each of these faults in turn; without any, all succeed."""
         healthy: list[Fault | None] = [None] * (number - 1)
         self._plan = itertools.chain.from_iterable([*healthy, fault] for fault in itertools.cycle(faults or (None,)))
 
     def heal(self) -> None:
-        """Let all requests succeed from now on."""
+        """Let all requests succeed from here on."""
         self.every(1)
 
     def refuse(self) -> None:
-        """Close all connections and accept no more."""
+        """Close all connections, and accept no others."""
         self._do(self._refuse())
 
     def accept(self) -> None:
@@ -92,11 +92,11 @@ class FaultProxy:
         self._do(self._accept())
 
     def release(self) -> None:
-        """Let the requests that are late reach the server, and wait until it has answered."""
+        """Forward the late requests to the server, and wait for its answers."""
         self._do(self._release())
 
     def next_fault(self) -> Fault | None:
-        """What becomes of the next request."""
+        """The fault of the next request."""
         self.requests += 1
         fault = next(self._plan)
         if fault is not None:
@@ -145,7 +145,7 @@ class FaultProxy:
 
 
 class _Connection:
-    """The two halves of a connection, and what becomes of the request that is on its way."""
+    """The two halves of a connection, and the fault of the request on its way."""
 
     def __init__(self, proxy: FaultProxy, client: Streams, server: Streams) -> None:
         self._proxy = proxy
@@ -156,7 +156,7 @@ class _Connection:
         self._fault: Fault | None = None
 
     async def run(self) -> None:
-        """Carry requests and replies until one of the sides has closed, or is to be closed."""
+        """Carry requests and replies until one of the sides has closed, or must be closed."""
         pumps = [
             asyncio.ensure_future(self._pump(self._from_client, self._carry_request)),
             asyncio.ensure_future(self._pump(self._from_server, self._carry_reply)),

@@ -1,6 +1,6 @@
-"""Fuzz what reads the bytes of others: `make fuzz` lets atheris look for input that breaks these promises, target by target.
+"""Fuzzing of code that reads foreign bytes: `make fuzz` lets atheris search input that breaks promises, target by target.
 
-It is no test of pytest's: a run takes as long as one lets it.
+pytest does not run it: a run has no end of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VALUES: tuple[Any, ...] = (0, 1.5, "2", "nan", "-inf", "1 2", "[{},1,2]", '{"a":
 
 
 def exposition(data: atheris.FuzzedDataProvider) -> None:
-    """Whatever fields a metric has, a scrape is text that can be read back, or a StorageError."""
+    """For any fields of a metric, a scrape is text that parses, or a StorageError."""
 
     def text() -> str:
         return str(data.ConsumeUnicode(data.ConsumeIntInRange(0, 12)))
@@ -66,7 +66,7 @@ def exposition(data: atheris.FuzzedDataProvider) -> None:
 
 
 def codec(data: atheris.FuzzedDataProvider) -> None:
-    """Labels come back from a subkey as they were, and are found in it."""
+    """Labels come back from a subkey unchanged, and the subkey is found by them."""
     labels = {data.ConsumeUnicodeNoSurrogates(8): data.ConsumeUnicodeNoSurrogates(20) for _ in range(4)}
     spelled = dump(labels)
     assert spelled.isascii()
@@ -81,7 +81,7 @@ def codec(data: atheris.FuzzedDataProvider) -> None:
 
 
 def scrape(data: atheris.FuzzedDataProvider) -> None:
-    """Whatever a client sends, it gets an answer."""
+    """Any request of a client gets an answer."""
     words = [data.ConsumeUnicode(data.ConsumeIntInRange(0, 40)) for _ in range(4)]
     method = data.PickValueInList(["GET", "HEAD", "OPTIONS", words[0]])
     accept = data.PickValueInList(["application/openmetrics-text;", "text/plain;", "*/*,", ""]) + words[1]
@@ -91,7 +91,7 @@ def scrape(data: atheris.FuzzedDataProvider) -> None:
 
 
 def journal(data: atheris.FuzzedDataProvider) -> None:
-    """A journal that is damaged in any way is a DamagedJournal, or sends batches that a storage can apply."""
+    """A journal with any damage is a DamagedJournal, or sends batches that a storage can apply."""
     content = bytearray(JOURNAL)
     for _ in range(data.ConsumeIntInRange(1, 20)):
         content[data.ConsumeIntInRange(0, len(content) - 1)] = data.ConsumeIntInRange(0, 255)
@@ -104,7 +104,7 @@ def journal(data: atheris.FuzzedDataProvider) -> None:
 
 
 def _journal() -> bytes:
-    """A journal with metrics of every kind, as a process leaves it that is killed."""
+    """A journal with metrics of every kind, as a killed process leaves it."""
     buffer, folder = Buffer(), FOLDER / "journals"
     registry = CollectorRegistry()
 

@@ -31,7 +31,7 @@ SMALL_PIECES = {"MOST_FIELDS": 20, "MOST_FOUND": 20, "MOST_FOLDED": 20, "MOST_NA
 
 
 def shown(name: str = "") -> dict[str, float]:
-    """The samples of the storage whose names begin so, without times of creation."""
+    """The samples of the storage whose names have this prefix, without times of creation."""
     lines = (line for line in pdc.generate_latest().decode().splitlines() if line.startswith(name) and not line.startswith("#"))
     samples = (line.rpartition(" ") for line in lines if "_created" not in line)
     return {sample: float(value) for sample, _, value in samples}
@@ -45,7 +45,7 @@ def block(page: str, language: str, *, of: str, number: int = 0) -> str:
 
 
 def run_block(source: str, folder: Path) -> list[str]:
-    """Run Python source with warnings as errors, and return the lines that it printed."""
+    """Run Python source with warnings as errors, and return its lines of output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source],
         cwd=folder,

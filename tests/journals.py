@@ -1,4 +1,4 @@
-"""Helpers of the tests of journals: processes that leave one, and storages in memory."""
+"""Helpers of the tests of journals: processes that leave a journal, and storages in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Journal:
         self.folder = folder
 
     def leave(self, work: str, **options: Any) -> str:
-        """Let a process do this work, have it killed, and return what it logged."""
+        """Let a process do this work, have it killed, and return its log."""
         source = f"""
 import logging, os, signal
 logging.basicConfig(format="%(message)s")
@@ -41,7 +41,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         return done.stderr
 
     def send(self) -> dict[tuple[str, ...], float]:
-        """Be the next process, and return the series of the counter."""
+        """Send as the next process, and return the series of the counter."""
         pdc.setup(**self.options)
         pdc.flush()
         return {
@@ -58,31 +58,31 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Model:
-    """A storage in memory, that can be copied."""
+    """A storage in memory that can be copied."""
 
     identity = "model"
 
     def places(self) -> list[str]:
-        """Everywhere it is the same."""
+        """The same place for all."""
         return [""]
 
     def id(self) -> str:
-        """It has none."""
+        """No id."""
         return ""
 
     def set_deadline(self, deadline: float) -> None:
-        """It is always fast."""
+        """Always fast."""
 
     def __init__(self, values: dict[str, Any] | None = None, last: int = 0) -> None:
         self.values: dict[str, Any] = dict(values or {})
         self.last = last
 
     def copy(self) -> Model:
-        """One that has the same."""
+        """A copy with the same state."""
         return Model(self.values, self.last)
 
     def apply(self, batch: Batch) -> Outcome:
-        """Do what a batch says, once, and all of it in one step."""
+        """Apply a batch, once, in one step."""
         values = dict(self.values)
         if batch.sequence > self.last:
             for update in batch.updates:
@@ -93,18 +93,18 @@ class Model:
         return Outcome(set(), {}, {}, {})
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
-        """Nobody reads here."""
+        """Return nothing: these tests do not read."""
         raise NotImplementedError(names)
 
     def delete(self) -> None:
-        """Nobody deletes here."""
+        """Do nothing: these tests do not delete."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is no connection."""
 
     def state(self) -> dict[str, Any]:
-        """What differs from what was never updated, but for times, and for what pdc tells of itself."""
+        """The differences from an unused storage, except for times and pdc's own metrics."""
         untold = re.compile("pdc_|.* _created:")
         return {place: value for place, value in self.values.items() if value not in (0, "{}") and not untold.match(place)}
 
@@ -124,14 +124,14 @@ def _do(values: dict[str, Any], name: str, operation: Operation) -> None:
 
 
 class OfSeveral(Model):
-    """A model that knows writers."""
+    """A model that distinguishes writers."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sequences: dict[str, int] = {}
 
     def apply(self, batch: Batch) -> Outcome:
-        """Do what a batch says, once for each writer."""
+        """Apply a batch once for each writer."""
         self.last = self._sequences.get(batch.writer, 0)
         outcome = super().apply(batch)
         self._sequences[batch.writer] = self.last

@@ -1,4 +1,4 @@
-"""A shop in Flask under Gunicorn whose Redis freezes, or dies and starts again, while clients go on.
+"""A shop in Flask under Gunicorn whose Redis freezes, or is killed and restarted, while clients send requests.
 
 Run ``python tests/outage.py --seconds 30`` for outages of 30 s, and for the time that counting adds to a request.
 """
@@ -32,28 +32,28 @@ from pdc_flask import PrometheusMetrics
 FAULTS = ("frozen", "killed")
 CLIENTS = 4
 PAUSE_SECONDS = 0.01
-"""Between two requests of a client, so that the clients do not keep the machine busy."""
+"""The pause between two requests of a client, so that the clients do not keep the machine busy."""
 REQUESTS = [("GET", "/", "/"), ("POST", "/items/tea/order", "/items/<name>/order"), ("GET", "/items/nothing", "/items/<name>")]
 """Method, path and route."""
 
 
 @dataclass
 class Run:
-    """What clients saw of an outage, and what is counted after it."""
+    """The answers that clients got during an outage, and the counts after it."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    """How long each request took, by phase: before, during and after the outage."""
+    """The duration of each request, by phase: before, during and after the outage."""
     answers: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     """Requests by method, route and status; 0 is no answer."""
     counted: Counter[tuple[str, str, int]] = field(default_factory=Counter)
     observed: Counter[tuple[str, str, int]] = field(default_factory=Counter)
-    """The same as the storage has it: the counter, and the number of observed durations."""
+    """The same counts in the storage: the counter, and the number of observed durations."""
     orders: float = 0.0
     scrape: int = 0
     """The status of a scrape during the outage."""
 
     def report(self) -> str:
-        """The requests, and the quantiles of how long they took."""
+        """The requests, and the quantiles of their durations."""
         lines = [f"{sum(self.answers.values())} requests, {sum(self.counted.values())} counted; scrape {self.scrape}"]
         lines += [f"{phase:8} {quantiles(taken)}" for phase, taken in self.seconds.items()]
         return "\n".join(lines)
@@ -67,7 +67,7 @@ def quantiles(seconds: list[float]) -> str:
 
 
 class Shop:
-    """The example application under Gunicorn, as its own configuration has it."""
+    """The example application under Gunicorn, with its own configuration."""
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         self.port = free_port()
@@ -81,7 +81,7 @@ class Shop:
         wait_until(lambda: self.ask("GET", "/metrics") == 200, 30)
 
     def ask(self, method: str, path: str) -> int:
-        """The status of the answer; 0 where there is none."""
+        """The status of the answer; 0 without an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path)
@@ -95,14 +95,14 @@ class Shop:
             connection.close()
 
     def stop(self) -> None:
-        """Stop Gunicorn, whose workers send what is pending."""
+        """Stop Gunicorn, whose workers send pending updates."""
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)
 
 
 @contextmanager
 def outage(server: RedisServer, fault: str) -> Iterator[None]:
-    """Let the server freeze, or kill it and start it again with its data."""
+    """Freeze the server, or kill it and restart it with its data."""
     begin, end = {"frozen": (server.freeze, server.thaw), "killed": (server.stop, server.start)}[fault]
     begin()
     try:
@@ -139,7 +139,7 @@ def run(folder: Path, fault: str, seconds: float) -> Run:
 
 
 def _send(shop: Shop, deadline: float) -> list[tuple[tuple[str, str, int], float]]:
-    """Send requests until then; return what was answered, and how long that took."""
+    """Send requests until then; return the answers and their durations."""
     answers = []
     while time.monotonic() < deadline:
         for method, path, route in REQUESTS:
@@ -151,7 +151,7 @@ def _send(shop: Shop, deadline: float) -> list[tuple[tuple[str, str, int], float
 
 
 def _count(result: Run) -> None:
-    """Read what the storage has counted, but for scrapes."""
+    """Read the counts of the storage, without those of scrapes."""
     books = {"http_requests_total": result.counted, "http_request_duration_seconds_count": result.observed}
     for family in collect():
         for sample in family.samples:
@@ -163,7 +163,7 @@ def _count(result: Run) -> None:
 
 
 def added_time(folder: Path, requests: int, report: Callable[[str], Any]) -> None:
-    """Report how long a request to a trivial view takes in this process: without metrics, and through two kinds of outage."""
+    """Report the duration of a request to a trivial view in this process: without metrics, and in two kinds of outage."""
     report(f"without metrics   {quantiles(_timed(_application(), requests))}")
     server = RedisServer(folder)
     app = _application()
@@ -187,7 +187,7 @@ def _application() -> Flask:
 
 
 def _timed(app: Flask, requests: int) -> list[float]:
-    """How long each of so many requests took, after some to warm up."""
+    """The duration of each of so many requests, after some to warm up."""
     environ = EnvironBuilder(path="/").get_environ()
     taken = []
     for _ in range(requests // 10 + requests):

@@ -1,16 +1,16 @@
-"""Counts with many threads at once, amid scrapes, flushes, forks and signals, and compares with what is stored.
+"""Counts with many threads at once, amid scrapes, flushes, forks and signals, and compares with the storage.
 
     python tests/prove_threads.py [--updates 10000000] [--threads 16] [--seconds 480] [--storage sqlite|redis|both]
     python tests/prove_threads.py --control [--forks 1000]
 
 Every thread, and the handler of a signal that comes again and again, updates a metric of each type. Meanwhile one thread
 scrapes, one flushes, one declares and removes series, and the process forks children that count too. At the end every update
-must be in the storage, once. It exits with 1 where one is not, and ends itself, with a traceback of all threads, where it takes
+must be stored, once. It exits with 1 where one is missing, and ends itself, with tracebacks of all threads, if it takes
 too long.
 
-The control does without pdc: as many threads count in plain Python, and read and write a SQLite database with a lock that forks
-take, amid the same signals and forks. It tells how many children do not end by themselves, and how many clones that Python's
-hooks do not see: that is Python's own doing.
+The control runs without pdc: as many threads count in plain Python, and read and write a SQLite database with a lock that forks
+take, amid the same signals and forks. It reports how many children do not end by themselves, and how many clones that Python's
+hooks do not see: those are faults of Python itself.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from pdc.exposition import Scrape
 
 SIGNAL_SECONDS = 0.003
 KINDS = 8
-"""Updates of one step."""
+"""The updates of one step."""
 BUCKETS = (1.0, 2.0, 3.0)
 CLONES = 4
 THREADS = 40
-"""So many wait in the control of clones, and in the clones."""
+"""The number of waiting threads in the control of clones, and in the clones."""
 MOST_CHILDREN = 4
-"""As many run at once."""
+"""The number of running threads."""
 
 
 class Program:
-    """The metrics, and what has been counted."""
+    """The metrics, and the number of updates."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -71,13 +71,13 @@ class Program:
         self.begin()
 
     def begin(self) -> None:
-        """Begin with nothing counted."""
+        """Begin with no update."""
         self.handled = itertools.count()
         self.stop = threading.Event()
         self.errors: list[str] = []
 
     def step(self, who: str, number: int) -> None:
-        """One update of each kind."""
+        """Update each kind once."""
         self.hits.labels(who).inc()
         self.alone.inc(exemplar={"trace": who} if number % 100 == 0 else None)
         self.latency.observe(number % 4 + 0.5, {"trace": who} if number % 100 == 0 else None)
@@ -88,17 +88,17 @@ class Program:
         self.last.set(number)
 
     def interrupt(self, *_: object) -> None:
-        """Count amid whatever the main thread does, then be called again."""
+        """Count amid the work of the main thread, then schedule the next signal."""
         self.step("handler", 100 * next(self.handled))
         if not self.stop.is_set():
             signal.setitimer(signal.ITIMER_REAL, SIGNAL_SECONDS)
 
     def watch(self, work: Callable[[], object]) -> None:
-        """Do that again and again."""
+        """Repeat that until the end."""
         while not self.stop.is_set():
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 (whatever it is, the report has it)
+            except Exception as error:  # noqa: BLE001 (the report has any exception)
                 self.errors.append(repr(error))
             time.sleep(0.02)
 
@@ -137,7 +137,7 @@ class Control(Program):
         self.begin()
 
     def connect(self) -> None:
-        """Begin in this process: with a lock, a connection, and numbers of its own."""
+        """Begin in this process with its own lock, connection and numbers."""
         self.inherited.extend(connection for connection in [getattr(self, "connection", None)] if connection is not None)
         self.lock = threading.RLock()
         self.numbers: dict[str, list[float]] = {}
@@ -150,15 +150,15 @@ class Control(Program):
         return super().fork()
 
     def before(self) -> None:
-        """Let no thread be in the database during a fork."""
+        """Keep all threads out of the database during a fork."""
         self.lock.acquire()
 
     def after_in_parent(self) -> None:
-        """Let them go on."""
+        """Let the threads use the database again."""
         self.lock.release()
 
     def execute(self, statement: str, *arguments: object) -> list[Any]:
-        """Run that statement in its turn."""
+        """Execute that statement under the lock."""
         with self.lock:
             return self.connection.execute(statement, arguments).fetchall()
 
@@ -168,13 +168,13 @@ class Control(Program):
             self.execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", name, sum(numbers))
 
     def step(self, who: str, number: int) -> None:
-        """Add to as many numbers as there are kinds of updates."""
+        """Add to as many numbers as a step has updates."""
         numbers = self.numbers.setdefault(f"{who} {threading.get_ident()}", [0.0] * KINDS)
         for kind in range(KINDS):
             numbers[kind] += number
 
     def come_and_go(self) -> None:
-        """Make numbers and forget them again."""
+        """Create numbers and drop them again."""
         for number in range(5):
             self.numbers[f"extra {number}"] = [1.0] * KINDS
         for number in range(5):
@@ -183,7 +183,7 @@ class Control(Program):
 
 @contextmanager
 def background(program: Program, *work: Callable[[], object]) -> Iterator[None]:
-    """Do all that in threads of its own."""
+    """Do all that in background threads."""
     threads = [threading.Thread(target=program.watch, args=(each,)) for each in work]
     for thread in threads:
         thread.start()
@@ -195,7 +195,7 @@ def background(program: Program, *work: Callable[[], object]) -> Iterator[None]:
 
 
 def run(program: Program, threads: int, numbers: Callable[[], Iterable[int]], forks: int) -> int:
-    """Count with all threads, and fork; return how many children counted."""
+    """Count with all threads, and fork; return the number of children that counted."""
 
     def work(who: str) -> None:
         for number in numbers():
@@ -221,12 +221,12 @@ def run(program: Program, threads: int, numbers: Callable[[], Iterable[int]], fo
 
 
 def prove(threads: int, updates: int, forks: int, storage: dict[str, Any]) -> list[str]:
-    """Count in that storage; return what is not as it must be."""
+    """Count in that storage; return the deviations."""
     pdc.setup(**storage, flush_interval=0.05)
     program = Program()
     steps = updates // KINDS // threads
     children = run(program, threads, lambda: range(steps), forks)
-    pdc.setup(**storage, flush_interval=0.05)  # it also sends what is left of a child that found the database too busy
+    pdc.setup(**storage, flush_interval=0.05)  # it also sends the updates of a child that found the database too busy
     pdc.flush()
     handled = next(program.handled)
     total = steps * threads + handled + 10 * children
@@ -250,7 +250,7 @@ def prove(threads: int, updates: int, forks: int, storage: dict[str, Any]) -> li
 
 
 def control(threads: int, forks: int) -> None:
-    """Fork without pdc, and tell how that went."""
+    """Fork without pdc, and report the result."""
     with tempfile.TemporaryDirectory() as folder:
         program = Control(f"{folder}/numbers.db")
         run(program, threads, lambda: itertools.takewhile(lambda _: program.forks < forks, itertools.count()), forks)
@@ -264,7 +264,7 @@ def control(threads: int, forks: int) -> None:
 
 
 def clones(work: Callable[[], object], in_clone: Callable[[], object], end: threading.Event, count: int) -> int:
-    """Clone this process while so many threads work until that `end`; return how many clones hung or crashed."""
+    """Clone this process while so many threads work until that `end`; return the number of clones that hung or crashed."""
 
     def again() -> None:
         while not end.is_set():
@@ -290,7 +290,7 @@ def clones(work: Callable[[], object], in_clone: Callable[[], object], end: thre
 
 
 def wait_in_threads() -> None:
-    """Let as many threads wait, each for a lock, as the cloned process has."""
+    """Start as many threads, each waiting for a lock, as the cloned process has."""
     locks = [threading.Lock() for _ in range(THREADS)]
     threads = [threading.Thread(target=lock.acquire) for lock in locks]
     for lock in locks:
@@ -305,7 +305,7 @@ def wait_in_threads() -> None:
 
 
 def differences(expected: dict[str, int]) -> list[str]:
-    """In what the storage differs from that."""
+    """The differences between the storage and these numbers."""
     lines = pdc.generate_latest().decode().splitlines()
     found = {name: value for name, _, value in (line.rpartition(" ") for line in lines)}
     wrong = [
@@ -336,7 +336,7 @@ def storages(kind: str) -> Iterator[dict[str, dict[str, Any]]]:
 
 
 def main() -> int:
-    """Run it as the arguments say; return the code to exit with."""
+    """Parse the arguments, and run; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10_000_000)
     parser.add_argument("--threads", type=int, default=16)

@@ -1,4 +1,4 @@
-"""The architecture: who imports whom, which names modules share, and how long things are."""
+"""The architecture: imports between modules, shared names, and lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_private(name: str) -> bool:
 
 
 class Module:
-    """A module of ours, and all its imports, wherever they stand."""
+    """A module of ours with all its imports, at any depth."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.relative_to(ROOT).as_posix()
@@ -42,12 +42,12 @@ class Module:
                 yield from ((base, alias, node.lineno) for alias in node.names)
 
     def imports(self) -> set[str]:
-        """The names of the modules of ours that it imports."""
+        """The names of our modules that it imports."""
         names = ((f"{base}.{alias.name}".removeprefix("."), base) for base, alias, _ in self._imports())
         return {name if name in MODULES else base for name, base in names}.intersection(MODULES)
 
     def private_uses(self) -> Iterator[str]:
-        """The uses of an underscore name of another module of ours: in an import, or as an attribute of an imported name."""
+        """The uses of an underscore name of another of our modules: in an import, or as an attribute of an imported name."""
         ours = set()
         for base, alias, line in self._imports():
             name = f"{base}.{alias.name}".removeprefix(".")
@@ -75,7 +75,7 @@ MODULES = {module.name: module for package in PACKAGES for module in map(Module,
 
 
 def layers() -> list[list[str]]:
-    """The paths of each layer, from the lowest one up: the table of docs/architecture.md read from its end."""
+    """The paths of each layer, from the lowest up: the table of docs/architecture.md in reverse."""
     (table,) = re.findall(r"^\| Layer \| .*\n\|[-|]+\n((?:\|.*\n)+)", ARCHITECTURE, re.MULTILINE)
     return [re.findall(r"`([^`]+)`", row.split("|")[2]) for row in reversed(table.splitlines())]
 
@@ -85,7 +85,7 @@ HEIGHTS = {path: height for height, paths in enumerate(LAYERS) for path in paths
 
 
 def homes(name: str) -> list[str]:
-    """The paths of the table that have the module: one."""
+    """The paths of the table that contain the module: exactly one."""
     path = MODULES[name].path
     return [each for each in HEIGHTS if path == each or (each.endswith("/") and path.startswith(each))]
 
@@ -99,12 +99,12 @@ def test_the_table_of_layers_has_every_module_once() -> None:
 
 
 def may_import(importer: str, imported: str) -> bool:
-    """True where the imported module is of the same folder, or of a lower layer."""
+    """True if the imported module is in the same folder, or in a lower layer."""
     return homes(importer) == homes(imported) or HEIGHTS[homes(importer)[0]] > HEIGHTS[homes(imported)[0]]
 
 
 def test_imports_go_down() -> None:
-    """A module imports its own folder and lower layers, also where only a type checker or a function imports."""
+    """A module imports its own folder and lower layers, also for type checkers and within functions."""
     placed = {name for name in MODULES if len(homes(name)) == 1}
     pairs = ((name, each) for name in sorted(placed) for each in MODULES[name].imports() & placed)
     wrong = [
@@ -114,7 +114,7 @@ def test_imports_go_down() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Take away the modules that import no other one, or that no other one imports, again and again: no module is left."""
+    """Modules without imports, or without importers, are removed again and again: no module remains."""
     left = {name: module.imports() - {name} for name, module in MODULES.items()}
     while ends := {name for name, imports in left.items() if not imports} | left.keys() - {*chain(*left.values())}:
         left = {name: imports - ends for name, imports in left.items() if name not in ends}
@@ -122,7 +122,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_modules_use_public_names_of_each_other() -> None:
-    """No module imports or reads a name of another one that begins with an underscore."""
+    """No module imports or reads an underscore name of another module."""
     wrong = [use for module in MODULES.values() for use in module.private_uses()]
     assert not wrong, "\n".join(wrong)
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, and write what they measured."""
+"""The benchmarks run, and write their measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MULTIPROCESS = "prometheus_client, multiprocess mode"
 
 
 def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[str, Any]]:
-    """Run the cases whose name contains that, for one round, and return their results."""
+    """Run the cases whose name contains that text, for one round, and return their results."""
     command = [sys.executable, "-m", "benchmarks", "--quick", "--rounds", "1", "--no-plot", "--output", str(folder), *options]
     subprocess.run([*command, "--suite", suite, "--only", case], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=60)
     document = json.loads((folder / f"{suite}.json").read_text())
@@ -48,7 +48,7 @@ def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[st
     ],
 )
 def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite: str, case: str, contenders: set[str]) -> None:
-    """Each contender has its cost per round and a ratio to the reference; the reference's is 1, or 0 where it cost nothing."""
+    """Each contender has its cost per round and a ratio to the reference; the ratio of the reference is 1, or 0 at no cost."""
     (result,) = measured(tmp_path, suite, case)
     lines = {line["contender"]: line for line in result["lines"]}
     assert contenders | {result["reference"]} == set(lines)
@@ -70,7 +70,7 @@ def test_two_commits_are_measured_side_by_side(tmp_path: Path) -> None:
 
 
 def test_what_contenders_add_is_measured_round_by_round() -> None:
-    """A slow round of the machine, which meets baseline and contenders alike, changes neither what is added nor the ratio."""
+    """A slow round, which meets baseline and contenders alike, changes neither the added cost nor the ratio."""
     case = Case("requests", [], reference="peer", baseline="bare")
     costs = {"bare": [10.0, 10.0, 50.0], "peer": [14.0, 14.0, 54.0], "pdc": [16.0, 16.0, 56.0]}
     found = report.result(case, costs)
@@ -82,7 +82,7 @@ def test_what_contenders_add_is_measured_round_by_round() -> None:
 
 
 def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
-    """Each contender is divided by what the reference cost in the same round."""
+    """Each contender is divided by the cost of the reference in the same round."""
     case = Case("updates", [], reference="peer")
     found = report.result(case, {"peer": [1.0, 10.0, 2.0], "pdc": [3.0, 30.0, 8.0]})
     lines = {line.contender: line for line in found.lines}
@@ -91,7 +91,7 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
 
 
 def test_a_ratio_to_nothing_is_not_told() -> None:
-    """Where the reference adds as little as the rounds differ, there is no ratio."""
+    """There is no ratio where the addition of the reference lies within the noise of the rounds."""
     case = Case("requests", [], reference="peer", baseline="bare")
     found = report.result(case, {"bare": [10.0] * 4, "peer": [9.0, 11.0, 9.0, 11.1], "pdc": [12.0] * 4})
     assert "lost in the noise" in report.table(found).splitlines()[-2]

@@ -1,4 +1,4 @@
-"""The buffer, over a storage that does what a test tells it to."""
+"""The buffer, over a storage under the control of each test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pdc.storage import MOST_ENTRIES, Batch, Kind, Operation, Outcome, Snapshot,
 
 
 class Recorder:
-    """A storage that keeps the batches it was sent, after doing what the test put in `during`."""
+    """A storage that keeps the batches it received, after the test's action in `during`."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -37,11 +37,11 @@ class Recorder:
     identity = None
 
     def places(self) -> list[str]:
-        """Everywhere it is the same."""
+        """The same place for all."""
         return [""]
 
     def id(self) -> str:
-        """It has none."""
+        """No id."""
         return ""
 
     def apply(self, batch: Batch) -> Outcome:
@@ -51,31 +51,31 @@ class Recorder:
         return self.outcomes.pop(0) if self.outcomes else Outcome(set(), {}, {}, {})
 
     def read(self, names: Collection[str] | None = None) -> Snapshot:
-        """Know all metrics that were sent."""
+        """Return all metrics that were sent."""
         known = {update.name for batch in self.batches for update in batch.updates}
         return Snapshot(time.time(), {name: {} for name in known if names is None or name in names})
 
     def delete(self) -> None:
-        """Do what the test wants."""
+        """Run the test's action."""
         self.during()
 
     def set_deadline(self, deadline: float) -> None:
-        """It is always fast."""
+        """Always fast."""
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is no connection."""
 
     def sent(self, suffix: str) -> list[tuple[str, Any]]:
         """Kind and value of every operation that was sent for the fields of a suffix."""
         return [(kind.value, value) for kind, field, value in self.operations() if field.startswith(f"{suffix}:")]
 
     def total(self) -> float:
-        """What was added to counters."""
+        """The sum of all additions to counters."""
         total: float = sum(value for _, value in self.sent("_total"))
         return total
 
     def operations(self) -> Iterator[Operation]:
-        """Every operation, once however often it was sent, in the order in which it counts; none of pdc's own metrics."""
+        """Every operation, once even if it was sent again, in the order in which it counts, without pdc's own metrics."""
         for batch in {batch.sequence: batch for batch in self.batches}.values():
             for update in [update for update in batch.updates if update.name not in NAMES]:
                 for _, operations in update.by_kind():
@@ -83,7 +83,7 @@ class Recorder:
 
 
 def fail() -> None:
-    """What the storage does that is down."""
+    """Raise the error of a storage that is down."""
     raise StorageError("the storage is down")
 
 
@@ -118,7 +118,7 @@ def gauge(buffer: Buffer, registry: CollectorRegistry) -> pdc.Gauge:
 
 
 def in_another_thread(function: Callable[[], Any]) -> None:
-    """Let another thread call the function, and wait until it has."""
+    """Call the function in another thread, and wait for its end."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     thread.join(10)
@@ -164,7 +164,7 @@ def test_buffered_updates_are_sent_together(buffer: Buffer, recorder: Recorder, 
 
 
 def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, registry: CollectorRegistry) -> None:
-    """A flush sends all, in batches of bounded size; an outage between them repeats nothing, nor does a refusal end it."""
+    """A flush sends all updates in batches of bounded size. An outage amid them repeats none, a refusal stops none."""
     buffer.attach(recorder, 3600.0, None)
     counter: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
     refused = counter("refused", "Refused.", ["n"], registry=registry)
@@ -184,12 +184,12 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
     sent = [operation for batch in by_sequence.values() for update in batch.updates for operation in update.operations]
     added = [operation.field for operation in sent if operation.kind is Kind.ADD and operation.field.startswith("_total")]
     assert {f'_total:{{"n":"{number}"}}' for number in range(3 * MOST_ENTRIES)} <= set(added)
-    assert len(added) < 4 * MOST_ENTRIES + 10  # one batch, at most, of those that are refused
+    assert len(added) < 4 * MOST_ENTRIES + 10  # at most one batch of the refused metrics
     assert max(sum(len(update.operations) for update in batch.updates) for batch in by_sequence.values()) < 3 * MOST_ENTRIES
 
 
 def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
-    """With an interval, nobody has to flush; the thread ends with the buffer."""
+    """With an interval no caller has to flush; the thread ends with the buffer."""
     buffer.attach(recorder, 0.01, None)
     counter.inc(5)
     wait_until(lambda: ("add", 5.0) in recorder.sent("_total"))
@@ -202,7 +202,7 @@ def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: 
 def test_a_batch_without_an_answer_is_sent_again_as_it_was(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge
 ) -> None:
-    """After an error the same batch goes first, with its writer and sequence; later updates come in one after it."""
+    """After an error the same batch goes first, with its writer and sequence; later updates follow in another batch."""
     recorder.batches.clear()
     recorder.during = fail
     gauge.set(1)
@@ -224,7 +224,7 @@ def test_a_batch_without_an_answer_is_sent_again_as_it_was(
 
 
 def test_an_interrupted_batch_is_sent_again(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
-    """Where Ctrl-C interrupts an update, it is raised, and what was being sent is sent again as it was."""
+    """Ctrl-C in an update is raised, and the batch in flight is sent again unchanged."""
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -240,7 +240,7 @@ def test_an_interrupted_batch_is_sent_again(buffer: Buffer, recorder: Recorder, 
 
 
 def test_a_batch_has_a_bounded_number_of_numbers(buffer: Buffer, recorder: Recorder, registry: CollectorRegistry) -> None:
-    """Histograms with very many buckets are sent a few at a time, so that a storage does other things in between."""
+    """Histograms with very many buckets go in several batches, so that the storage serves others in between."""
     wait = type("Histogram", (pdc.Histogram,), {"buffer": buffer})(
         "wait", "Wait.", ["a"], buckets=range(999), registry=registry
     )
@@ -254,7 +254,7 @@ def test_a_batch_has_a_bounded_number_of_numbers(buffer: Buffer, recorder: Recor
 
 
 def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge) -> None:
-    """An update while a batch is made goes into the next one, even where its series is queued twice."""
+    """An update while a batch is made goes into the next batch, even where its series is queued twice."""
 
     class Meanwhile(Removal):
         def drain(self) -> list[Operation]:
@@ -274,7 +274,7 @@ def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recor
 
 
 def test_tries_become_rare_and_differ_between_processes(monkeypatch: pytest.MonkeyPatch, registry: CollectorRegistry) -> None:
-    """The pauses between tries double up to 15 s; each is cut at random by up to a half, so that no two processes agree."""
+    """The pauses between tries double up to 15 s. Each is cut at random by up to a half, so that no two processes agree."""
     now = 1000.0
     tries: list[list[float]] = []
 
@@ -306,7 +306,7 @@ def test_tries_become_rare_and_differ_between_processes(monkeypatch: pytest.Monk
 def test_an_outage_is_bounded_by_series_and_logged_once(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the storage is down, updates neither raise nor pile up; each change of state is one line of the log."""
+    """While the storage is down, updates neither raise nor accumulate; the log has one line for each change of state."""
     with caplog.at_level(logging.DEBUG, "pdc"):
         for _ in range(2):
             recorder.during = fail
@@ -323,7 +323,7 @@ def test_an_outage_is_bounded_by_series_and_logged_once(
 
 
 def test_only_one_thread_waits_for_a_storage_that_hangs(recorder: Recorder, counter: pdc.Counter) -> None:
-    """The threads that queued up behind an update which found the storage down do not try it again one by one."""
+    """Threads that queued behind an update that found the storage down do not try it again one by one."""
     entered, release = threading.Event(), threading.Event()
 
     def hang() -> None:
@@ -361,7 +361,7 @@ def test_handlers_of_the_log_may_wait_for_threads_that_update(
 
 
 class Reacting(logging.Handler):
-    """A handler of pdc's log that calls a function for each message, and lets through what that raises."""
+    """A handler of pdc's log that calls a function for each message, and passes on its exceptions."""
 
     def __init__(self, react: Callable[[], object]) -> None:
         super().__init__()
@@ -374,7 +374,7 @@ class Reacting(logging.Handler):
 
 @contextmanager
 def reacting(react: Callable[[], object]) -> Iterator[None]:
-    """Have the function called for each message of pdc."""
+    """Call the function for each message of pdc."""
     handler = Reacting(react)
     logging.getLogger("pdc").addHandler(handler)
     try:
@@ -397,12 +397,12 @@ def failures() -> Iterator[list[object]]:
 
 
 def leave() -> None:
-    """What no function of an application should do."""
+    """An exception that no function of an application should raise."""
     raise SystemExit
 
 
 def fail_to_log() -> None:
-    """What a filter does that wants a request where there is none."""
+    """Raise as a filter that needs a request where there is none."""
     raise RuntimeError("working outside of request context")
 
 
@@ -410,7 +410,7 @@ def fail_to_log() -> None:
 def test_the_thread_goes_on_whatever_the_log_raises(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, failures: list[object], fault: Callable[[], None]
 ) -> None:
-    """A handler of the log that raises at an outage does not keep the background thread from sending after it."""
+    """The background thread sends after an outage though a handler of the log raised at it."""
     buffer.attach(recorder, 0.01, None)
     with reacting(fault):
         recorder.during = fail
@@ -423,7 +423,7 @@ def test_the_thread_goes_on_whatever_the_log_raises(
 def test_the_thread_goes_on_whatever_the_storage_raises(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a client raises that is no error, as an exit amid asking for a password, ends no background thread."""
+    """An exception of a client that is no error, such as an exit at a password prompt, ends no background thread."""
     buffer.attach(recorder, 0.01, None)
     recorder.during = leave
     counter.inc(5)
@@ -436,7 +436,7 @@ def test_the_thread_goes_on_whatever_the_storage_raises(
 def test_a_handler_that_does_not_return_holds_nothing_up(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, failures: list[object]
 ) -> None:
-    """Where a handler of the log blocks at an outage, the background thread sends after it; what is too much to say counts."""
+    """The background thread sends after an outage though a handler of the log blocks at it; lost messages are counted."""
     entered, release = threading.Event(), threading.Event()
 
     def block() -> None:
@@ -459,7 +459,7 @@ def test_a_handler_that_does_not_return_holds_nothing_up(
 
 
 def test_an_update_never_raises_what_the_log_raises(recorder: Recorder, counter: pdc.Counter, failures: list[object]) -> None:
-    """Written through, an update that finds the storage down returns though a filter raises; what could not be said counts."""
+    """Written through, an update that finds the storage down returns though a filter raises; lost messages are counted."""
     with reacting(fail_to_log):
         recorder.during = fail
         counter.inc(5)
@@ -470,9 +470,9 @@ def test_an_update_never_raises_what_the_log_raises(recorder: Recorder, counter:
 
 
 def test_a_limit_that_comes_amid_the_log_is_heard(recorder: Recorder, counter: pdc.Counter) -> None:
-    """What a handler of a signal raises into a handler of the log reaches the application, and nothing is lost."""
+    """An exception of a signal handler in a handler of the log reaches the application, and no update is lost."""
 
-    class Limit(Exception): ...  # noqa: N818 - as time limits are called
+    class Limit(Exception): ...  # noqa: N818 - named as time limits are
 
     def expire(_: int, __: Any) -> None:
         raise Limit
@@ -517,7 +517,7 @@ def test_a_function_that_fails_leaves_the_value(
 def test_a_refused_metric_does_not_hold_up_the_others(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A metric that the storage refuses is sent no more until that asks for it, or the next setup; flushes and scrapes tell."""
+    """The storage refuses a metric: it is sent again at the next setup, or once asked for. Flushes and scrapes report it."""
     recorder.outcomes = [Outcome(set(), {}, {"hits": "because"}, {})]
     counter.inc()
     recorder.batches.clear()
@@ -542,7 +542,7 @@ def test_a_refused_metric_does_not_hold_up_the_others(
 
 
 def test_a_refused_metric_that_goes_is_missing_no_more(buffer: Buffer, recorder: Recorder) -> None:
-    """Scrapes and flushes do not fail because of a metric that nobody has any more."""
+    """Scrapes and flushes do not fail because of a refused metric that no longer exists."""
     metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
     recorder.outcomes = [Outcome(set(), {}, {"gone": "because"}, {})]
     counter = metric("gone", "Gone.", registry=None)
@@ -558,7 +558,7 @@ def test_a_refused_metric_that_goes_is_missing_no_more(buffer: Buffer, recorder:
 def test_what_is_refused_to_the_end_is_lost(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture, end: Callable[[Buffer], None]
 ) -> None:
-    """The log says so when a process ends whose metric the storage refuses."""
+    """The log reports a process that ends while the storage refuses one of its metrics."""
     recorder.during = lambda: recorder.outcomes.append(Outcome(set(), {}, {"hits": "because"}, {}))
     recorder.outcomes = [Outcome(set(), {}, {"hits": "because"}, {})]
     counter.inc(5)
@@ -575,7 +575,7 @@ def test_a_refused_metric_is_asked_for_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Once the storage takes it again, all that was counted is sent, by the background thread, and the log says so."""
+    """Once the storage accepts it again, the background thread sends all its counts, and the log reports it."""
     info = type("Info", (pdc.Info,), {"buffer": buffer})("info", "Info.", registry=registry)
     buffer.flush()
     refused = dict.fromkeys(("hits", "level", "info"), "because")
@@ -607,7 +607,7 @@ def test_a_refused_metric_is_asked_for_now_and_then(
 
 
 def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge) -> None:
-    """Where the storage did not know a metric that it had, all metrics are told again, without what was sent before."""
+    """Where the storage forgot a metric, the buffer declares all metrics again, without the operations sent before."""
     counter.inc(5)
     recorder.batches.clear()
     recorder.outcomes = [Outcome({"level"}, {}, {}, {})]
@@ -620,7 +620,7 @@ def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: p
 def test_live_values_are_told_again_however_long_the_interval(
     buffer: Buffer, recorder: Recorder, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process tells that it is alive more often than its lease ends, also where it flushes more seldom."""
+    """A process renews its live values more often than its lease ends, also with a longer flush interval."""
     monkeypatch.setattr(flusher, "BEAT_SECONDS", 0.02)
     buffer.attach(recorder, 3600.0, None)
     live = type("Gauge", (pdc.Gauge,), {"buffer": buffer})("live", "Live.", registry=registry, multiprocess_mode="livesum")
@@ -671,7 +671,7 @@ def test_a_live_value_that_came_back_is_told_with_the_next_beat(
 def test_nothing_follows_the_final_batch(
     buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge, registry: CollectorRegistry, end: Callable[[Buffer], None]
 ) -> None:
-    """A beat while a process leaves is sent before its final batch or not at all; a later update is another writer's."""
+    """A beat while a process ends is sent before its deregistration or not at all; a later update is another writer's."""
     live: pdc.Gauge = type(gauge)("live", "Live.", registry=registry, multiprocess_mode="livesum")
     buffer.attach(recorder, 3600.0, None)
     recorder.batches.clear()
@@ -689,7 +689,7 @@ def test_nothing_follows_the_final_batch(
 
 
 def test_metrics_are_renewed_though_nobody_updates_them(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
-    """Every `renew_seconds` each metric is told again, without operations."""
+    """Every `renew_seconds` each metric is declared again, without operations."""
     buffer.attach(recorder, 3600.0, 0.02)
     counter.inc()
     buffer.flush()
@@ -717,7 +717,7 @@ def test_where_no_thread_can_start_updates_wait(
 
 
 def test_what_is_pending_goes_to_the_storage_before(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
-    """Another storage starts at zero, or with what the one before could not be sent."""
+    """Another storage starts at zero, or with the updates that could not be sent to the one before."""
     buffer.attach(recorder, 3600.0, None)
     counter.inc(5)
     second, third = Recorder(), Recorder()
@@ -730,7 +730,7 @@ def test_what_is_pending_goes_to_the_storage_before(buffer: Buffer, recorder: Re
 
 
 def test_a_metric_that_went_in_an_outage_is_sent_to_the_next_storage(buffer: Buffer, recorder: Recorder) -> None:
-    """What was in flight goes to the next storage, though nothing knows its metric any more; the process leaves that, too."""
+    """A batch in flight goes to the next storage, though its metric is gone; the process deregisters there, too."""
     metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
     counter = metric("gone", "Gone.", registry=None)
     buffer.attach(recorder, 3600.0, None)
@@ -751,7 +751,7 @@ def test_a_metric_that_went_in_an_outage_is_sent_to_the_next_storage(buffer: Buf
 def test_what_cannot_be_sent_before_a_shutdown_is_dropped(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A shutdown in an outage logs that; updates then say that nothing is set up, and the next storage starts at zero."""
+    """A shutdown in an outage logs the loss. Updates then log that no storage is set up; the next storage starts at zero."""
     buffer.attach(recorder, 3600.0, None)
     recorder.during = fail
     counter.inc(5)
@@ -772,7 +772,7 @@ def test_a_thread_that_a_shutdown_finds_at_work_sends_no_more(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What the background thread was about to send at a shutdown is no error, nor is it there after the next `setup`."""
+    """A batch that the background thread was about to send at a shutdown is no error, and absent after the next `setup`."""
     monkeypatch.setattr(flusher, "BEAT_SECONDS", 0.02)
     senders: list[threading.Thread] = []
     detached = threading.Event()
@@ -799,7 +799,7 @@ def test_a_thread_that_a_shutdown_finds_at_work_sends_no_more(
 def test_an_error_that_no_storage_should_raise_is_logged(
     recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An unforeseen exception of a storage does not reach the application; the log has its traceback, nothing is lost."""
+    """An unforeseen exception of a storage does not reach the application; the log has its traceback, and no update is lost."""
 
     def break_down() -> None:
         raise ZeroDivisionError("a bug")
@@ -813,7 +813,7 @@ def test_an_error_that_no_storage_should_raise_is_logged(
 
 
 def test_a_flush_ends_however_fast_others_update(recorder: Recorder, buffer: Buffer, counter: pdc.Counter) -> None:
-    """A flush sends what was queued when it began; what threads add meanwhile is for the next, and nothing is lost."""
+    """A flush sends the updates queued when it began; updates of threads meanwhile go with the next, and none is lost."""
     buffer.attach(recorder, 3600.0, None)
     buffer.flush()
     recorder.batches.clear()
@@ -830,7 +830,7 @@ def test_a_flush_ends_however_fast_others_update(recorder: Recorder, buffer: Buf
 def test_others_send_while_a_series_is_removed_or_reset(
     buffer: Buffer, registry: CollectorRegistry, change: Callable[[pdc.Counter], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No lock is held meanwhile that who sends needs: an update by a signal handler would wait for both for ever."""
+    """A removal or reset holds no lock that a send needs: an update by a signal handler would wait for both for ever."""
     parent: pdc.Counter = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", ["path"], registry=registry)
     for path in ("/a", "/b"):
         parent.labels(path).inc()

@@ -1,4 +1,4 @@
-"""`setup` and what it refuses, connections for the application, `shutdown`."""
+"""`setup` and the arguments it refuses, connections for the application, `shutdown`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def connection(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def total(name: str = "hits") -> float | None:
-    """The counter without labels, as a scrape shows it."""
+    """The counter without labels in a scrape."""
     found = re.search(rf"^{name}_total (\S+)$", pdc.generate_latest().decode(), re.MULTILINE)
     return float(found[1]) if found else None
 
@@ -71,7 +71,7 @@ def total(name: str = "hits") -> float | None:
 def test_wrong_arguments_are_refused(
     arguments: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, registry: CollectorRegistry
 ) -> None:
-    """The message quotes what was got and says what is taken; what was set up before stays."""
+    """The message quotes the argument and names the accepted ones; the previous setup stays."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     counter = pdc.Counter("hits", "Hits.", registry=registry)
     counter.inc()
@@ -92,7 +92,7 @@ def test_wrong_arguments_are_refused(
     ],
 )
 def test_a_wrong_url_is_shown_without_its_password(url: str) -> None:
-    """The message never quotes what may be a password, nor does what caused it, however the URL is misspelt."""
+    """Neither the message nor its cause quotes a possible password, however the URL is misspelt."""
     with pytest.raises(ValueError, match=r"setup\(redis='.*'\) cannot use this URL: ") as raised:
         pdc.setup(redis=url)
     assert "s3cret" not in str(raised.value)
@@ -109,7 +109,7 @@ def test_a_url_in_place_of_a_path_is_refused() -> None:
 
 @pytest.mark.parametrize("call", [pdc.get_redis_conn, pdc.get_sqlite_conn, pdc.generate_latest, pdc.clear])
 def test_nothing_works_before_setup(call: Callable[[], Any]) -> None:
-    """What needs a storage says what to call; what only sends what is pending does nothing."""
+    """Calls that need a storage raise an error that names `setup`; calls that only send pending updates do nothing."""
     with pytest.raises(pdc.NotConfigured, match=r"pdc\.setup\(sqlite='metrics\.db'\)"):
         call()
     pdc.flush()
@@ -117,7 +117,7 @@ def test_nothing_works_before_setup(call: Callable[[], Any]) -> None:
 
 
 def test_setup_again_changes_the_storage(tmp_path: Path, redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """What is pending goes to the storage before, the metrics are declared in the next one, and nothing is counted twice."""
+    """Pending updates go to the storage before, the metrics are declared in the next one, and nothing is counted twice."""
     counter = pdc.Counter("hits", "Hits.", registry=registry)
     storages: list[dict[str, Any]] = [
         {"sqlite": tmp_path / "1.db"},
@@ -136,7 +136,7 @@ def test_setup_again_changes_the_storage(tmp_path: Path, redis_server: RedisServ
 
 
 def test_one_process_may_use_both(tmp_path: Path, redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """The metrics of `pdc.redis` and `pdc.sqlite` keep to their storage; those of `pdc` use what was chosen last."""
+    """The metrics of `pdc.redis` and `pdc.sqlite` keep to their storage; those of `pdc` use the last one chosen."""
     with pytest.raises(pdc.NotConfigured):
         pdc.redis.Counter("early", "Early.", registry=registry).inc()
     pdc.setup(redis=redis_server.url)
@@ -149,7 +149,7 @@ def test_one_process_may_use_both(tmp_path: Path, redis_server: RedisServer, reg
 
 
 def test_the_client_of_redis_is_for_the_application_too(redis_server: RedisServer) -> None:
-    """`get_redis_conn` gives the client that was given, or one for the URL; shutdown leaves a given client open."""
+    """`get_redis_conn` gives the client of the application, or one for the URL; shutdown leaves a given client open."""
     pdc.setup(redis=redis_server.url)
     assert pdc.get_redis_conn().ping()
     with redis_server.client() as client:
@@ -164,7 +164,7 @@ def test_the_client_of_redis_is_for_the_application_too(redis_server: RedisServe
 def test_the_connection_of_sqlite_is_for_the_application_too(
     tmp_path: Path, registry: CollectorRegistry, given: str, commit: bool
 ) -> None:
-    """DELETE FROM metrics works, with and without commit() where it needs none, and counting goes on afterwards."""
+    """DELETE FROM metrics works with commit(), and without where it needs none, and counting continues afterwards."""
     path = tmp_path / "metrics.db"
     own = sqlite3.connect(path, check_same_thread=given == "connection", isolation_level=None)
     pdc.setup(sqlite=path if given == "path" else own)
@@ -207,7 +207,7 @@ def test_a_given_connection_is_used_as_it_is(connection: sqlite3.Connection, reg
 
 
 def test_a_connection_bound_to_its_thread(connection: sqlite3.Connection, registry: CollectorRegistry) -> None:
-    """It works write-through from its own thread; a background thread is refused at setup, other threads have to wait."""
+    """It works write-through from its own thread. Setup refuses a background thread; updates of other threads wait."""
     with pytest.raises(ValueError, match=r"flush_interval=1 needs a connection .*check_same_thread=False, or give setup"):
         pdc.setup(sqlite=connection, flush_interval=1)
     pdc.setup(sqlite=connection)
@@ -249,7 +249,7 @@ def test_updates_of_other_threads_wait_for_that_of_a_bound_connection(
 
 
 def test_what_waits_at_the_end_for_a_bound_connection_is_logged(run_script: Run) -> None:
-    """What only threads counted that may not use the connection is sent at exit by the thread that may, or the log says so."""
+    """Counts of threads that may not use the connection are sent at exit by the thread that may, or the log reports them."""
     source = """
 import sqlite3, threading
 
@@ -300,7 +300,7 @@ def test_a_database_in_memory(registry: CollectorRegistry) -> None:
 
 
 def test_a_given_connection_is_refused_after_a_fork(run_script: Run) -> None:
-    """In a child the error says to set up again; the parent goes on, and nothing is counted twice."""
+    """In a child the error names `setup`; the parent continues, and nothing is counted twice."""
     source = """
 import os, sqlite3, sys
 connection = sqlite3.connect("metrics.db")
@@ -326,7 +326,7 @@ print(pdc.generate_latest().decode())
 
 
 def test_a_program_that_joins_a_redis_without_prefix_says_so_once(redis_server: RedisServer, run_script: Run) -> None:
-    """A program whose metrics are new beside others hears that those without redis_prefix add up; its next processes do not."""
+    """A program whose new metrics join others' logs once that those without redis_prefix add up; its next processes do not."""
 
     def says(name: str, **options: Any) -> str:
         source = f"""
@@ -349,7 +349,7 @@ def test_a_program_that_joins_a_redis_without_prefix_says_so_once(redis_server: 
 def test_one_line_says_where_metrics_go(
     storage: dict[str, Any], interval: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At INFO setup says the storage with its prefix, the interval and the folder of the journal."""
+    """At INFO setup logs the storage with its prefix, the interval and the folder of the journal."""
     caplog.set_level(logging.INFO, "pdc")
     pdc.setup(**storage, flush_interval=interval, journal=tmp_path / "journals")
     pdc.setup(**storage, flush_interval=interval)
@@ -361,7 +361,7 @@ def test_one_line_says_where_metrics_go(
 
 
 def test_an_error_of_the_storage_is_short(tmp_path: Path, run_script: Run) -> None:
-    """A program that ends with an error of the storage shows that one, and no exceptions of the driver that led to it."""
+    """A program that ends with an error of the storage shows that one, not the driver's exceptions behind it."""
     source = """
 from prometheus_client import REGISTRY, generate_latest
 setup()
@@ -376,13 +376,13 @@ generate_latest(REGISTRY)
 
 
 def test_a_connection_has_no_folder_of_journals(connection: sqlite3.Connection, tmp_path: Path) -> None:
-    """Nobody else could find the database of a connection, so a folder of journals for it is refused."""
+    """No other process could find the database of a connection, so a folder of journals for it is refused."""
     with pytest.raises(ValueError, match=r"journal='/.*' needs a database that the next process finds"):
         pdc.setup(sqlite=connection, journal=tmp_path)
 
 
 def test_a_closed_connection(connection: sqlite3.Connection, registry: CollectorRegistry) -> None:
-    """Updates never raise where the application has closed its connection; a flush and a scrape say what to do."""
+    """Updates never raise after the application has closed its connection; a flush and a scrape name the remedy."""
     pdc.setup(sqlite=connection)
     counter = pdc.Counter("hits", "Hits.", registry=registry)
     connection.close()
@@ -413,7 +413,7 @@ import pdc
 def test_a_system_without_locks_of_posix_has_no_journal(
     storage: dict[str, Any], interval: float, run_script: Run, tmp_path: Path
 ) -> None:
-    """Without fcntl and all that Windows does not have, everything works but journals, which the log says once."""
+    """Without fcntl and other modules that Windows lacks, everything works but journals, which the log reports once."""
     source = f"""
 setup(flush_interval={interval})
 setup(flush_interval={interval})
@@ -454,7 +454,7 @@ print(pdc.generate_latest().decode())
 
 
 def test_shutdown_and_setup_again(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """After shutdown an update says what to call and counts nothing; after another setup counting goes on."""
+    """After shutdown an update logs that `setup` is missing and counts nothing; after another setup counting continues."""
     counter = pdc.Counter("hits", "Hits.", registry=registry)
     for number in range(1, 4):
         pdc.setup(**storage, flush_interval=3600)
@@ -468,7 +468,7 @@ def test_shutdown_and_setup_again(storage: dict[str, Any], registry: CollectorRe
 
 
 def test_clear_empties_the_storage_and_starts_again(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """What others declared is gone, metrics without labels are at 0, series with labels come back with an update."""
+    """Metrics of others are gone, metrics without labels are at 0, series with labels come back with an update."""
     pdc.setup(**storage)
     counter = pdc.Counter("hits", "Hits.", registry=registry)
     labelled = pdc.Counter("paths", "Paths.", ["path"], registry=registry)

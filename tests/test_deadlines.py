@@ -14,7 +14,7 @@ import pdc
 from pdc.exposition import collect
 
 MOST_SECONDS = 1.0
-"""How long what must not wait may take on a busy machine."""
+"""The limit, on a busy machine, of calls that must not wait."""
 
 METRICS = """
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # forks of processes with threads are what is tested
@@ -49,7 +49,7 @@ setup(flush_interval={interval})
 
 @pytest.fixture
 def stopped(storage: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
-    """A storage that the program of the test stops, and which goes on afterwards."""
+    """A storage that the program of the test stops, and that resumes afterwards."""
     if "sqlite" in storage:
         return storage
     return {"redis": request.getfixturevalue("own_redis_server").url}
@@ -57,20 +57,20 @@ def stopped(storage: dict[str, Any], request: pytest.FixtureRequest) -> dict[str
 
 @pytest.fixture
 def go_on(stopped: dict[str, Any], request: pytest.FixtureRequest) -> Callable[[], None]:
-    """Let the storage go on; one that a program holds does so by itself."""
+    """Resume the storage; one that a program holds resumes by itself."""
     server: RedisServer | None = request.getfixturevalue("own_redis_server") if "redis" in stopped else None
     return (lambda: None) if server is None else server.thaw
 
 
 def program(storage: dict[str, Any], interval: float, work: str) -> str:
-    """Source that counts in two metrics, lets the storage stop, and works."""
+    """Source that counts in two metrics, stops the storage, and works."""
     stop = STOP_REDIS if "redis" in storage else STOP_SQLITE
     kind = "pdc.redis" if "redis" in storage else "pdc.sqlite"
     return stop.format(interval=interval, path=storage.get("sqlite")) + METRICS.replace("KIND", kind) + work
 
 
 def stored(storage: dict[str, Any]) -> dict[str, float]:
-    """The counters in the storage, with what is in journals."""
+    """The counters of the storage and of the journals."""
     pdc.setup(**storage)
     pdc.flush()
     samples = (sample for metric in collect() for sample in metric.samples)
@@ -118,7 +118,7 @@ stuck.set_function(lambda: time.sleep(60) if threading.current_thread().name == 
 def test_the_end_of_a_process_that_leaves_by_itself(
     stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, thread: str
 ) -> None:
-    """The same where no background thread runs, or where it is in a function of the application."""
+    """The same without a background thread, and with one in a function of the application."""
     work = """
 hits.inc(100)
 pdc.config.DEFAULT._flusher._next_beat = 0.0
@@ -141,7 +141,7 @@ print(time.time(), flush=True)
 def test_the_end_of_a_process_has_one_deadline(
     stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, interval: float, journal: bool
 ) -> None:
-    """While the storage does not answer, a process with two buffers ends in time; the journal has what was not sent."""
+    """While the storage does not answer, a process with two buffers ends in time; the journal has the unsent updates."""
     work = """
 threading.Thread(target=hits.inc, args=[100], daemon=True).start()
 threading.Thread(target=own.inc, args=[100], daemon=True).start()
@@ -161,7 +161,7 @@ print(time.time(), flush=True)
 def test_shutdown_has_the_deadline_of_the_end(
     stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, interval: float
 ) -> None:
-    """It waits no longer than that for a storage that does not answer, also amid a call; the journal has what was not sent."""
+    """It waits no longer for a storage that does not answer, also amid a call; the journal has the unsent updates."""
     work = """
 threading.Thread(target=hits.inc, args=[100], daemon=True).start()
 threading.Thread(target=own.inc, args=[100], daemon=True).start()
@@ -179,7 +179,7 @@ print(time.monotonic() - began)
 
 
 def test_a_flush_waits_for_a_storage_once(stopped: dict[str, Any], run_script: Run) -> None:
-    """It gives up a storage that does not answer, however many buffers send to that, and raises."""
+    """It gives up a storage that does not answer, even if several buffers send to it, and raises."""
     work = """
 hits.inc(), own.inc()
 began = time.monotonic()

@@ -28,7 +28,7 @@ RECYCLED, PRELOADED, THREADED = ["--max-requests", "50"], ["--preload"], ["--thr
 def test_the_demo_counts_every_request(
     storage: dict[str, Any], redis_server: RedisServer, app: str, options: list[str]
 ) -> None:
-    """Under Gunicorn with four workers, also recycled, preloaded or threaded, any worker counts what was sent."""
+    """Under Gunicorn with four workers, also recycled, preloaded or threaded, any worker shows exactly the sent requests."""
     environment = {"PDC_REDIS_URL": redis_server.url} if "redis" in storage else {}
     demo = [sys.executable, str(ROOT / "example_apps" / "demo.py"), "--app", app, "--once", "--port", "0", "--requests", "300"]
     done = subprocess.run(

@@ -30,10 +30,10 @@ class Client:
         self.url = f"http://127.0.0.1:{port}"
         self.answers = 0
         self.cut = 0
-        """Answers that ended too early, since their process did."""
+        """Answers that were cut short by the end of their process."""
 
     def process(self) -> str | None:
-        """Which process answers a request, None where none does."""
+        """The process that answers a request; None without an answer."""
         try:
             answer = requests.get(self.url, timeout=10)
         except requests.ConnectionError:
@@ -47,7 +47,7 @@ class Client:
         return process
 
     def check_counted(self) -> None:
-        """The page shows as many requests as were answered, and may have those whose answers were cut."""
+        """The page shows all answered requests, and may include those whose answers were cut."""
         page = requests.get(f"{self.url}/metrics", timeout=10).text
         families = text_string_to_metric_families(page)
         counted = sum(sample.value for family in families for sample in family.samples if sample.name == "http_requests_total")
@@ -56,7 +56,7 @@ class Client:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_metrics_outlive_the_reloader(name: str, tmp_path: Path) -> None:
-    """The page is there under the reloader, and counts on from where the process before a change of code had stopped."""
+    """The reloader serves the page, and the new process continues the counts of the one before a change of code."""
     folder = tmp_path / name
     shutil.copytree(ROOT / "example_apps" / name, folder)
     port = free_port()

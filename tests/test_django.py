@@ -50,7 +50,7 @@ Settings = Callable[..., None]
 
 
 class Answer(NamedTuple):
-    """What a handler answered."""
+    """The answer of a handler."""
 
     status: int
     headers: dict[str, str]
@@ -58,7 +58,7 @@ class Answer(NamedTuple):
 
 
 class Send:
-    """Sends requests to a handler that is made anew for each, so that settings may have changed."""
+    """Sends requests to a handler that is made anew for each, since settings may have changed."""
 
     def __init__(self, kind: str) -> None:
         self.is_async = kind == "asgi"
@@ -96,7 +96,7 @@ def wsgi(
 
 
 def asgi(path: str, method: str = "GET", query: str = "", body: bytes = b"", headers: Any = (), **_: Any) -> Answer:
-    """Call the ASGI handler in an event loop of its own."""
+    """Call the ASGI handler in its own event loop."""
     return asyncio.run(_asgi(path, method, query, body, headers))
 
 
@@ -143,7 +143,7 @@ def change() -> Iterator[Settings]:
     yield changing
     for override in reversed(overridden):
         override.disable()
-    once.forget()  # the metrics of the test go with it
+    once.forget()  # the metrics of the test end with it
 
 
 @pytest.fixture(autouse=True)
@@ -182,7 +182,7 @@ def scraped(name: str, page: str | None = None) -> dict[tuple[str, ...], float]:
 
 
 def nothing_is_in_progress() -> bool:
-    """Whether no request is counted as in progress."""
+    """True if no request is counted as in progress."""
     return set(scraped("http_requests_in_progress").values()) <= {0.0}
 
 
@@ -223,7 +223,7 @@ def test_exceptions_of_views_count_once_handled_or_not(send: Send, change: Setti
 
 
 def test_exceptions_of_inner_middleware_count_under_the_route(send: Send, change: Settings) -> None:
-    """An exception of a middleware after ours counts, under the route the request would have had."""
+    """An exception of a middleware after ours counts, under the route of the request."""
     change(MIDDLEWARE=[OURS, "django_project.breaking"])
     assert send("/shop/tea/?broken").status == 500
     assert scraped("http_exceptions_total") == {("LookupError", "GET", "/shop/<slug:name>/"): 1.0}
@@ -232,7 +232,7 @@ def test_exceptions_of_inner_middleware_count_under_the_route(send: Send, change
 
 @pytest.mark.usefixtures("collect")
 def test_exceptions_that_propagate_count_once(send: Send, change: Settings) -> None:
-    """With DEBUG_PROPAGATE_EXCEPTIONS, where they reach the server, each counts once and as status 500."""
+    """With DEBUG_PROPAGATE_EXCEPTIONS exceptions reach the server; each counts once and as status 500."""
     change(DEBUG_PROPAGATE_EXCEPTIONS=True, MIDDLEWARE=[OURS, "django_project.limiting"])
     with pytest.raises(KeyError):
         send("/fail/key")
@@ -250,7 +250,7 @@ def test_answers_of_django_are_no_exceptions(send: Send, name: str, status: str)
 
 
 def test_what_inner_middleware_answers_is_counted(send: Send, change: Settings) -> None:
-    """An answer of a middleware after ours counts under the route that the path has, if it has one."""
+    """An answer of a middleware after ours counts under the route of the path, if it has one."""
     change(MIDDLEWARE=[OURS, "django_project.limiting"])
     for url in ("/shop/tea/?limited", "/nowhere?limited"):
         assert send(url).status == 429
@@ -258,7 +258,7 @@ def test_what_inner_middleware_answers_is_counted(send: Send, change: Settings) 
 
 
 def test_a_redirect_to_https_is_counted(send: Send, change: Settings) -> None:
-    """What SecurityMiddleware redirects counts under its route."""
+    """A redirect of SecurityMiddleware counts under its route."""
     change(MIDDLEWARE=[OURS, "django.middleware.security.SecurityMiddleware"], SECURE_SSL_REDIRECT=True)
     assert send("/shop/tea/", Host="shop").status == 301
     change(SECURE_SSL_REDIRECT=False)
@@ -287,14 +287,14 @@ def test_a_stream_that_fails_is_an_exception(send: Send) -> None:
 
 @pytest.mark.parametrize("read", [0, 1])
 def test_a_stream_that_is_closed_early_is_a_499(read: int) -> None:
-    """A client that goes away before the end of a stream is status 499."""
+    """A stream whose client disconnects before the end is status 499."""
     wsgi("/stream", chunks=read)
     assert scraped("http_requests_total") == {("GET", "/stream", "499"): 1.0}
     assert nothing_is_in_progress()
 
 
 def test_a_stream_of_the_other_kind_is_counted(send: Send) -> None:
-    """Django converts a stream that does not suit the handler, with its warning; it counts all the same."""
+    """Django converts a stream that does not suit the handler, with its warning; the stream counts all the same."""
     path = "/stream-sync" if send.is_async else "/stream-async"
     with pytest.warns(Warning, match="StreamingHttpResponse must consume"):
         assert send(path).body == b"ab"
@@ -312,7 +312,7 @@ def test_files_are_counted_and_left_to_the_server(change: Settings) -> None:
 
 
 def test_head_of_a_file_is_no_client_that_went_away() -> None:
-    """HEAD has no body to read: its status is what was sent."""
+    """HEAD has no body to read: its status is the one that was sent."""
     wsgi("/file", "HEAD", chunks=0)
     wsgi("/stream", "HEAD", chunks=0)
     assert scraped("http_requests_total") == {("HEAD", "/file", "200"): 1.0, ("HEAD", "/stream", "200"): 1.0}
@@ -355,7 +355,7 @@ async def _send_until(path: str, fails: Callable[[int], bool], receive: Any = No
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_stream_that_cannot_be_sent_is_a_499(collect: Callable[[], None], number: int) -> None:
-    """Under ASGI a client may go before the first chunk or after it; Django does not even close such a response."""
+    """Under ASGI a client may disconnect before the first chunk or after it; Django does not even close such a response."""
     with pytest.raises(OSError, match="gone"):
         asyncio.run(_send_until("/stream", lambda sent: sent == number))
     collect()
@@ -401,7 +401,7 @@ if django.VERSION >= (5, 0):  # before, Django did not notice
 
 
 def test_async_views_stay_in_their_thread() -> None:
-    """Under ASGI the middleware runs a coroutine where it is: in the thread of the event loop."""
+    """Under ASGI the middleware runs a coroutine in its own thread, the one of the event loop."""
     asgi("/where")
     assert seen == [threading.get_ident()]
 
@@ -457,7 +457,7 @@ def test_the_page_needs_no_login_no_csrf_token_and_no_cache(send: Send, change: 
 
 
 def test_a_storage_that_cannot_be_read_is_a_503(send: Send, change: Settings) -> None:
-    """Without its storage the project answers requests, and the metrics page says what is wrong."""
+    """Without its storage the project answers requests, and the metrics page gives the reason."""
     change(sqlite_path="/nonexistent/metrics.db")
     assert send("/shop/tea/").body == b"tea"
     page = send("/metrics")
@@ -474,14 +474,14 @@ def test_options_are_settings(send: Send, change: Settings) -> None:
 
 
 def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, change: Settings) -> None:
-    """Where there is no setting the environment counts."""
+    """Without a setting, the environment variable applies."""
     monkeypatch.setenv("PDC_DJANGO_MODELS", "auth, contenttypes.ContentType")
     change(namespace="")
     assert conf.options().django_models == ("auth", "contenttypes.ContentType")
 
 
 def test_wrong_options_stop_the_start(send: Send, change: Settings) -> None:
-    """A handler is not made where an option is unknown or wrong."""
+    """A handler with an unknown or wrong option is not made."""
     change(bucket=[1])
     with pytest.raises(OptionError, match=r"unknown option PDC_BUCKET; did you mean PDC_BUCKETS\?"):
         send("/")
@@ -497,7 +497,7 @@ def test_the_app_can_be_switched_off(send: Send, change: Settings) -> None:
 
 
 def test_the_middleware_needs_the_app(send: Send, change: Settings) -> None:
-    """The middleware without the app is refused with what to do."""
+    """The error of the middleware without the app names the remedy."""
     change(INSTALLED_APPS=[])
     with pytest.raises(ImproperlyConfigured, match="needs 'pdc_django' in INSTALLED_APPS"):
         send("/")
@@ -531,7 +531,7 @@ class Empty:
     ],
 )
 def test_system_checks_tell_what_is_wrong(change: Settings, settings: dict[str, Any], found: list[str]) -> None:
-    """`manage.py check` names what is configured wrongly, each with a hint."""
+    """`manage.py check` names each fault of the configuration, with a hint."""
     change(**settings)
     messages = [message for message in run_checks() if str(message.id).startswith("pdc_django")]
     assert [message.id for message in messages] == found
@@ -539,7 +539,7 @@ def test_system_checks_tell_what_is_wrong(change: Settings, settings: dict[str, 
 
 
 def test_a_wrong_option_is_quoted_by_its_check(change: Settings) -> None:
-    """The check says which setting is wrong, what is allowed and what it found."""
+    """The check names the wrong setting, the allowed values and the given one."""
     change(max_series=0)
     (message,) = run_checks()
     assert message.msg == "The settings of pdc are wrong: PDC_MAX_SERIES must be a whole number, at least 1, got 0."
@@ -592,7 +592,7 @@ def tables() -> Iterator[None]:
 
 @pytest.mark.usefixtures("tables")
 def test_changes_of_models_are_counted_after_the_write(change: Settings) -> None:
-    """Inserts, updates and deletes of the named models count when they are written, failed ones do not."""
+    """Inserts, updates and deletes of the named models count when they are written; failed ones do not."""
     change(django_models=["auth.Group"])
     group = Group.objects.create(pk=1, name="cooks")
     with pytest.raises(IntegrityError):
@@ -638,7 +638,7 @@ def test_bulk_writes_count_every_row(change: Settings) -> None:
 
 @pytest.mark.usefixtures("tables")
 def test_models_are_counted_by_app(change: Settings) -> None:
-    """The label of an app stands for all of its models."""
+    """The label of an app selects all of its models."""
     change(django_models="auth")
     Group.objects.create(name="cooks")
     assert scraped("django_model_changes_total") == {("auth.Group", "insert"): 1.0}
@@ -646,7 +646,7 @@ def test_models_are_counted_by_app(change: Settings) -> None:
 
 @pytest.mark.usefixtures("tables")
 def test_migrations_are_read_when_scraped(send: Send, change: Settings) -> None:
-    """The page tells how many migrations are applied and not, as the database has it at that moment."""
+    """The page shows the numbers of applied and unapplied migrations that the database has at that moment."""
     assert b"django_migrations" not in send("/metrics").body
     change(django_migrations=True, namespace="shop")
     assert set(scraped("shop_django_migrations_unapplied").items()) == {(("default",), 0.0)}
@@ -662,7 +662,7 @@ def test_migrations_are_read_when_scraped(send: Send, change: Settings) -> None:
 
 
 def test_a_database_that_cannot_be_read_has_no_migrations(change: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page shows all the rest where a database is down."""
+    """The page shows everything else where a database is down."""
 
     def broken(*_: Any) -> None:
         raise OperationalError("down")
@@ -675,7 +675,7 @@ def test_a_database_that_cannot_be_read_has_no_migrations(change: Settings, monk
 
 
 def test_commands_print_and_clear_the_metrics(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`manage.py metrics` prints what the page shows; `clear_metrics` deletes it, after asking."""
+    """`manage.py metrics` prints the page; `clear_metrics` asks, and deletes the metrics."""
     send("/")
     printed = io.StringIO()
     call_command("metrics", stdout=printed)
@@ -689,7 +689,7 @@ def test_commands_print_and_clear_the_metrics(send: Send, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("command", [["metrics"], ["clear_metrics", "--noinput"]])
 def test_commands_tell_what_the_storage_says(change: Settings, command: list[str]) -> None:
-    """Where the storage is down a command fails with the reason."""
+    """A command whose storage is down fails with the reason."""
     change(sqlite_path="/nonexistent/metrics.db")
     conf.http_metrics()
     with pytest.raises(CommandError, match=r"/nonexistent/metrics\.db"):
@@ -708,7 +708,7 @@ LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 
 
 def test_hits_and_misses_are_counted(counted_cache: Any) -> None:
-    """Each key that is asked for is a hit or a miss, also one whose value is false; nothing changes for callers."""
+    """Each requested key is a hit or a miss, also one whose value is false; callers see no change."""
     counted_cache.set_many({"zero": 0, "none": None, "tea": "green"})
     assert counted_cache.get("zero", 1) == 0
     assert counted_cache.get("none", 1) is None
@@ -740,20 +740,20 @@ def test_cache_operations_are_counted_in_coroutines(counted_cache: Any) -> None:
 
 
 def test_caches_are_left_alone_unless_asked_for() -> None:
-    """Without PDC_DJANGO_CACHES nothing of a cache is counted."""
+    """Without PDC_DJANGO_CACHES no operation of a cache is counted."""
     cache.get("tea")
     assert scraped("django_cache_misses_total") == {}
 
 
 def test_a_test_can_use_the_clients_of_django() -> None:
-    """The clients of django.test are counted like servers, streams once they are read."""
+    """The clients of django.test count as servers do, streams once they are read."""
     assert Client().get("/stream").getvalue() == b"ab"
     assert asyncio.run(AsyncClient().get("/shop/async/tea/")).content == b"tea"
     assert scraped("http_requests_total") == {("GET", "/stream", "200"): 1.0, ("GET", "/shop/async/<slug:name>/", "200"): 1.0}
 
 
 def test_nothing_is_counted_with_wrong_options_and_nothing_breaks(change: Settings) -> None:
-    """Where options are wrong, which the checks tell, databases and caches work as ever."""
+    """With wrong options, which the checks report, databases and caches work unchanged."""
     change(buckets="wide", CACHES={"default": {"BACKEND": LOCMEM, "LOCATION": "plain"}})
     connection.cursor().execute("SELECT 1")
     cache.get("tea")
@@ -762,7 +762,7 @@ def test_nothing_is_counted_with_wrong_options_and_nothing_breaks(change: Settin
 
 
 def test_a_test_can_assert_a_change(send: Send) -> None:
-    """`assert_change` sums the samples with the given labels, and tells what it found."""
+    """`assert_change` sums the samples with the given labels, and reports the actual change."""
     with assert_change("http_requests_total", route="/"), assert_change("http_requests_total", 2):
         send("/")
         send("/nowhere")
@@ -775,7 +775,7 @@ def test_a_test_can_assert_a_change(send: Send) -> None:
 
 @pytest.mark.parametrize("command", ["check", "metrics"])
 def test_the_shop_is_managed(tmp_path: Path, command: str) -> None:
-    """The example's manage.py checks it without a complaint, and prints its metrics."""
+    """The example's manage.py passes its checks, and prints its metrics."""
     done = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "example_apps" / "django_app" / "manage.py"), command],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PDC_SQLITE_PATH": str(tmp_path / "shop.db")},

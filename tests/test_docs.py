@@ -1,4 +1,4 @@
-"""The pages of docs/: their code runs as written, in processes of its own, and their tables are those of the code."""
+"""The pages of docs/: their code runs as written, in its own processes, and their tables match the code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pdc.delivery.journal import layout
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 ARCHITECTURE, REDIS = PAGES["architecture.md"], PAGES["redis.md"]
 VARYING = {r"\d+-[0-9a-f]{16}": "WRITER", r"\b1\d{9}\.\d+": "TIME", r"(?<=#mark:WRITER  )\d+": "SEQUENCE"}
-"""The parts of a line that differ from run to run, and names for them."""
+"""The parts of a line that differ from run to run, and their names."""
 
 
 def same(line: str) -> str:
@@ -26,7 +26,7 @@ def same(line: str) -> str:
 
 
 def test_every_block_of_code_is_run() -> None:
-    """The pages have as many blocks of code as are run: here, and alerts by `tests/test_health.py`."""
+    """The pages have as many blocks of code as tests run: here, and alerts by `tests/test_health.py`."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
         "architecture.md": ["python", "python"],
@@ -36,7 +36,7 @@ def test_every_block_of_code_is_run() -> None:
 
 
 def test_the_journal_of_a_killed_process_is_the_one_shown(tmp_path: Path) -> None:
-    """The program prints the records that the page shows, and the next process counts what they hold."""
+    """The program prints the records of the page, and the next process counts them."""
     of = "Bytes of a journal"
     printed = run_block(block(ARCHITECTURE, "python", of=of), tmp_path)
     assert [*map(same, printed)] == [*map(same, block(ARCHITECTURE, "text", of=of).splitlines())]
@@ -54,7 +54,7 @@ def test_the_table_of_a_journal_has_the_offsets_of_the_code() -> None:
 
 
 def test_the_hashes_are_the_ones_shown(redis_server: RedisServer, tmp_path: Path) -> None:
-    """The program finds in Redis the fields and values that the page shows."""
+    """The program finds in Redis the fields and values of the page."""
     of = "Fields of a storage"
     source = block(ARCHITECTURE, "python", of=of)
     assert "localhost:6379" in source

@@ -1,4 +1,4 @@
-"""Scrapes: what is rendered, in which format, and how it is served."""
+"""Scrapes: their content, their format, and the servers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,imag
 
 
 class Answer(NamedTuple):
-    """What a client got."""
+    """The answer that a client got."""
 
     status: int
     headers: dict[str, str]
@@ -79,7 +79,7 @@ Client = Callable[..., Answer]
 
 
 def over_wsgi(registry: Collector, method: str, query: str, headers: Mapping[str, str]) -> Answer:
-    """Ask the WSGI app, with the validator of the standard library between."""
+    """Ask the WSGI app, through the validator of the standard library."""
     environ: dict[str, Any] = {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": "/metrics", "QUERY_STRING": query}
     environ |= {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()}
     setup_testing_defaults(environ)
@@ -107,7 +107,7 @@ def over_asgi(registry: Collector, method: str, query: str, headers: Mapping[str
 
 
 def run_asgi(registry: Collector, scope: dict[str, Any], events: list[dict[str, Any]]) -> list[Any]:
-    """Call the ASGI app with these events, and return what it sent."""
+    """Call the ASGI app with these events, and return its messages."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -169,7 +169,7 @@ def client(request: pytest.FixtureRequest, registry: CollectorRegistry) -> Clien
 
 @pytest.fixture
 def counted(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """Have a counter and a gauge in SQLite."""
+    """Count in a counter and a gauge in SQLite."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     pdc.Counter("sales", "Help", ["path"], registry=registry).labels("/").inc(2)
     pdc.Gauge("stock", "Help", registry=registry).set(7)
@@ -204,7 +204,7 @@ def counted(tmp_path: Path, registry: CollectorRegistry) -> None:
 def test_accept_chooses_format_and_escaping(
     tmp_path: Path, registry: CollectorRegistry, accept: str, content_type: str
 ) -> None:
-    """The best of what the client accepts is served, in prometheus_client's rendering; else text 0.0.4."""
+    """The best format that the client accepts is served, as prometheus_client renders it; else text 0.0.4."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     pdc.Gauge("dotted.name", "Help", ["é"], registry=registry).labels("\n").set(1)
     answer = Scrape(accept=accept).answer()
@@ -234,7 +234,7 @@ def test_accept_chooses_format_and_escaping(
 )
 @pytest.mark.usefixtures("counted")
 def test_accept_encoding_chooses_gzip(accept_encoding: str, compressed: bool) -> None:
-    """Metrics are compressed for those who accept gzip, and caches are told what decided."""
+    """Metrics are compressed for clients that accept gzip, and `Vary` names the header that decided."""
     answer = Scrape(accept_encoding=accept_encoding).answer()
     headers = dict(answer.headers)
     assert headers["Vary"] == "Accept, Accept-Encoding"
@@ -245,7 +245,7 @@ def test_accept_encoding_chooses_gzip(accept_encoding: str, compressed: bool) ->
 
 @pytest.mark.usefixtures("counted")
 def test_every_server_answers_what_the_client_asks(client: Client) -> None:
-    """Servers pass on what the client accepts and which samples it wants, and every header of the answer."""
+    """Servers pass on the client's Accept headers and sample names, and every header of the answer."""
     answer = client(query="name[]=stock", Accept=PROMETHEUS_2, Accept_Encoding="gzip")
     assert answer.status == 200
     assert gzip.decompress(answer.body) == b"# HELP stock Help\n# TYPE stock gauge\nstock 7.0\n# EOF\n"
@@ -256,7 +256,7 @@ def test_every_server_answers_what_the_client_asks(client: Client) -> None:
 
 @pytest.mark.usefixtures("counted")
 def test_compression_can_be_disabled(registry: CollectorRegistry) -> None:
-    """`disable_compression` sends plain text to those who accept gzip, too."""
+    """`disable_compression` sends plain text also to clients that accept gzip."""
     environ: dict[str, Any] = {"HTTP_ACCEPT_ENCODING": "gzip"}
     setup_testing_defaults(environ)
     app = pdc.make_wsgi_app(registry, disable_compression=True)
@@ -276,7 +276,7 @@ def test_compression_can_be_disabled(registry: CollectorRegistry) -> None:
 )
 @pytest.mark.usefixtures("counted")
 def test_names_choose_samples(query: str, shown: set[str]) -> None:
-    """With `name[]` only the samples of these names are shown, and no family that has none of them."""
+    """With `name[]` only the samples of these names are shown, and no family without such samples."""
     answer = Scrape(query=query, accept="application/openmetrics-text").answer()
     families = [family for family in text_string_to_metric_families(answer.body.decode()) if not family.name.startswith("pdc")]
     assert all(family.samples for family in families)
@@ -284,7 +284,7 @@ def test_names_choose_samples(query: str, shown: set[str]) -> None:
 
 
 def headers_of(*words: str) -> st.SearchStrategy[str]:
-    """Headers that are made of these words, of punctuation, and of whatever bytes a client may send."""
+    """Headers of these words, of punctuation, and of any bytes that a client may send."""
     pieces = st.sampled_from([*words, ",", ";", "=", '"', " ", "q=", "0.5", "-1", "nan", "1e999", "*/*", "\x00", "\xff", "\t"])
     return st.lists(pieces | st.text(st.characters(max_codepoint=255), max_size=3), max_size=12).map("".join)
 
@@ -297,7 +297,7 @@ def headers_of(*words: str) -> st.SearchStrategy[str]:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, derandomize=True)
 @pytest.mark.usefixtures("counted")
 def test_broken_requests_get_metrics(accept: str, accept_encoding: str, query: str) -> None:
-    """Whatever bytes a client sends as headers and query, it gets a valid answer in the format that the answer names."""
+    """For any bytes as headers and query, a client gets a valid answer in the format that the answer names."""
     answer = Scrape(accept=accept, accept_encoding=accept_encoding, query=query).answer()
     headers = dict(answer.headers)
     assert answer.status == 200
@@ -311,7 +311,7 @@ def test_broken_requests_get_metrics(accept: str, accept_encoding: str, query: s
 
 @pytest.mark.usefixtures("counted")
 def test_head_is_a_get_without_body(client: Client) -> None:
-    """HEAD answers the headers of GET, with the length of the body that it leaves out."""
+    """HEAD answers the headers of GET, with the length of the body that it omits."""
     head, get = client("HEAD"), client("GET")
     assert (head.status, head.body) == (200, b"")
     unsteady = ("date", "content-length")
@@ -323,7 +323,7 @@ def test_head_is_a_get_without_body(client: Client) -> None:
 
 @pytest.mark.parametrize(("method", "status"), [("OPTIONS", 200), ("POST", 405), ("DELETE", 405), ("TRACE", 405)])
 def test_other_methods_are_told_what_is_allowed(client: Client, method: str, status: int) -> None:
-    """OPTIONS and methods that are not allowed get the list of those that are, without a read of the storage."""
+    """OPTIONS and disallowed methods get the list of the allowed ones, without a read of the storage."""
     answer = client(method)
     assert (answer.status, answer.headers["allow"]) == (status, ALLOWED)
     assert answer.body == (f"# {ALLOWED}\n".encode() if status == 200 else f"# {method} is not one of {ALLOWED}\n".encode())
@@ -354,7 +354,7 @@ def test_a_storage_that_cannot_be_read_is_a_503(client: Client, tmp_path: Path, 
 
 
 def test_a_scrape_reads_the_storage_once(storage: dict[str, Any], client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many metrics there are, a scrape is one read; a wrong method is none."""
+    """A scrape of any number of metrics is one read; a wrong method reads nothing."""
     pdc.setup(**storage)
     counters = [pdc.Counter(f"sales{number}", "Help", registry=None) for number in range(3)]
     reads: list[object] = []
@@ -382,7 +382,7 @@ def test_the_asgi_app_takes_part_in_the_lifespan(registry: CollectorRegistry) ->
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A certificate for 127.0.0.1 that signed itself, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     paths = str(folder / "cert.pem"), str(folder / "key.pem")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-days", "2"]
@@ -393,7 +393,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.mark.usefixtures("counted")
 def test_the_server_speaks_tls(certificate: tuple[str, str]) -> None:
-    """With a certificate metrics are served over TLS, and a client that connects but says nothing holds up nobody."""
+    """With a certificate metrics are served over TLS, and a client that connects but sends nothing delays no other."""
     certfile, keyfile = certificate
     trusting = ssl.create_default_context(cafile=certfile)
     with serving(certfile=certfile, keyfile=keyfile) as port, socket.create_connection(("127.0.0.1", port)):
@@ -413,14 +413,14 @@ def test_the_server_hangs_up_on_clients_that_say_nothing(monkeypatch: pytest.Mon
 
 
 def descriptors() -> int:
-    """How many files this process has open."""
+    """The number of open files of this process."""
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_the_server_bounds_its_connections(certificate: tuple[str, str], tls: bool) -> None:
-    """However many clients connect and say nothing, a scrape is answered, and the application keeps its descriptors."""
+    """A scrape is answered amid any number of silent clients, and the application keeps its descriptors."""
     files = dict(zip(("certfile", "keyfile"), certificate, strict=True)) if tls else {}
     trusting = ssl.create_default_context(cafile=certificate[0])
     before = descriptors()
@@ -436,7 +436,7 @@ def test_the_server_bounds_its_connections(certificate: tuple[str, str], tls: bo
 
 @pytest.mark.usefixtures("counted")
 def test_the_server_ends_slow_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that sends a byte now and then, or reads none, does not keep its connection."""
+    """A client that sends a byte now and then, or reads nothing, loses its connection."""
     monkeypatch.setattr(server, "CLIENT_SECONDS", 0.2)
     with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
 
@@ -452,13 +452,13 @@ def test_the_server_ends_slow_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("counted")
 def test_the_server_reads_no_long_request() -> None:
-    """What a client sends takes little memory: headers beyond 64 KiB are not read."""
+    """A request of a client takes little memory: headers beyond 64 KiB are not read."""
     with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(b"GET / HTTP/1.0\r\n")
         with suppress(OSError):
             for number in range(90):
                 connection.sendall(b"X-%d: %b\r\n" % (number, b"x" * 60_000))
-        with suppress(ConnectionResetError):  # for what was not read
+        with suppress(ConnectionResetError):  # for the unread part
             assert connection.recv(15) in (b"HTTP/1.0 200 OK", b"")
 
 
@@ -476,7 +476,7 @@ def test_the_server_can_demand_certificates_of_clients(certificate: tuple[str, s
 
 @pytest.mark.usefixtures("counted")
 def test_a_port_in_use_is_an_error() -> None:
-    """The server raises where it cannot listen, and says where that is."""
+    """The server raises where it cannot listen, and names the address."""
     with (
         serving() as port,
         pytest.raises(OSError, match=rf"metrics cannot be served on 127\.0\.0\.1:{port}: Address already in use"),
@@ -485,7 +485,7 @@ def test_a_port_in_use_is_an_error() -> None:
 
 
 class _Silent(BaseHTTPRequestHandler):
-    """Another program, which knows GET only."""
+    """Another program, which only knows GET."""
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
@@ -495,7 +495,7 @@ class _Silent(BaseHTTPRequestHandler):
 def test_a_port_that_another_program_has_is_logged_once(
     other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names the port that another program has, or one with another storage; one of ours is no error."""
+    """The error names the port of another program, or one with another storage; a port of this program is no error."""
     monkeypatch.setattr("pdc.exposition.server.TAKE_OVER_SECONDS", 0.02)
     pdc.setup(sqlite=tmp_path / "metrics.db")
     if other == "program":
@@ -522,7 +522,7 @@ def test_a_port_that_another_program_has_is_logged_once(
 
 
 def test_a_port_is_served_by_one_process_then_by_another() -> None:
-    """Of two processes one serves the port; when it is killed, the other one takes over, though it is a child of the first."""
+    """One of two processes serves the port. When it is killed the other one takes over, though a child of the first."""
     number = free_port()
     source = f"""
 import os, sys, time
@@ -579,7 +579,7 @@ def test_a_port_that_cannot_be_served_is_logged(caplog: pytest.LogCaptureFixture
 def test_a_process_that_declared_nothing_shows_everything(
     storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """Name, type, help, unit and series of all metrics are in the storage: any process renders the same."""
+    """The storage has name, type, help, unit and series of all metrics: any process renders the same."""
     declare = """
         setup()
         pdc.Counter("sales", "Sold things", ["path"], unit="bytes").labels("/").inc()
@@ -612,10 +612,10 @@ def test_a_process_that_declared_nothing_shows_everything(
 
 
 class Temperature:
-    """A collector of the application's own."""
+    """A collector of the application."""
 
     def collect(self) -> Iterator[Metric]:
-        """One gauge of its own, and one that the storage has, too."""
+        """One gauge of its own, and one that the storage also has."""
         yield GaugeMetricFamily("temperature", "Help", 21)
         yield GaugeMetricFamily("stock", "Another help", 99)
 
@@ -672,7 +672,7 @@ OTHERS: list[tuple[str, Callable[[], object], str]] = [
 
 
 def valid(*registries: CollectorRegistry) -> dict[str, set[str]]:
-    """Check the page in every format, cold and warm, chosen by names or not; return names of samples by those of families."""
+    """Check the page in every format, cold and warm, with and without names; return sample names by family name."""
     pages = []
     registry = registries[0] if registries else None
     for accept in ("application/openmetrics-text", "text/plain"):
@@ -698,7 +698,7 @@ def valid(*registries: CollectorRegistry) -> dict[str, set[str]]:
 def test_families_that_share_names_of_samples_are_shown_once(
     storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is stored, a scrape is valid in every format: who sorts first is shown, the other one is in the log once."""
+    """A scrape is valid in every format: of two clashing families it shows the first by name, and logs the other once."""
     pdc.setup(**storage, flush_interval=3600)
     pdc.Gauge("innocent", "Help", registry=registry).set(1)
     for _, declare, dropped in OTHERS:
@@ -716,7 +716,7 @@ def test_families_that_share_names_of_samples_are_shown_once(
 
 
 def test_names_that_a_format_cannot_tell_apart_are_shown_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """Names that a format escapes to the same one are shown once there, and both where the format has them as they are."""
+    """Names that a format escapes to the same one are shown once there, and both where the format can express them."""
     pdc.setup(**storage)
     for name, value in (("a.b", 1), ("a_b", 2)):
         pdc.Gauge(name, "Help", registry=registry).set(value)
@@ -728,7 +728,7 @@ def test_names_that_a_format_cannot_tell_apart_are_shown_once(storage: dict[str,
 
 
 class Clashing:
-    """A collector whose families have names that are taken, each in another way."""
+    """A collector whose families have taken names, each in another way."""
 
     def collect(self) -> Iterator[Metric]:
         """Families that share names with those of the storage, with the target info, and with each other."""
@@ -746,7 +746,7 @@ class Clashing:
 def test_collectors_that_clash_with_stored_families_are_left_out(
     registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A registry's other collectors show what shares no name with what stands before it; the rest is in the log once."""
+    """A registry's other collectors show families without a name clash; the rest is in the log once."""
     registry.set_target_info({"env": "test"})
     registry.register(Clashing())
     found = valid(registry)
@@ -757,7 +757,7 @@ def test_collectors_that_clash_with_stored_families_are_left_out(
 
 @pytest.mark.usefixtures("counted")
 def test_any_collector_is_a_registry(registry: CollectorRegistry) -> None:
-    """Restricted registries and objects that collect are rendered as prometheus_client does, by every function and server."""
+    """Restricted registries and objects that collect are rendered as by prometheus_client, in every function and server."""
     restricted = registry.restricted_registry(["stock", "missing", "pdc_storage_up"])
     expected = b"# HELP stock Help\n# TYPE stock gauge\nstock 7.0\n"
     assert pdc.generate_latest(restricted) == expected == prometheus_client.generate_latest(restricted)
@@ -774,7 +774,7 @@ def test_any_collector_is_a_registry(registry: CollectorRegistry) -> None:
 
 @pytest.mark.usefixtures("counted")
 def test_a_registry_may_be_restricted_to_what_others_declared(registry: CollectorRegistry, storage: dict[str, Any]) -> None:
-    """What a restricted registry names is shown though another process declared it, with one read of the storage."""
+    """A restricted registry shows metrics that another process declared, with one read of the storage."""
     pdc.setup(**storage)
     pdc.Gauge("elsewhere", "Help", registry=None).set(3)
     assert pdc.generate_latest(registry.restricted_registry(["elsewhere"])).endswith(b"\nelsewhere 3.0\n")
@@ -794,7 +794,7 @@ def test_escaping_is_chosen_as_in_prometheus_client(registry: CollectorRegistry)
 
 
 def test_functions_take_the_arguments_of_prometheus_client() -> None:
-    """All arguments that the installed prometheus_client has are there, by the same names and in the same order."""
+    """All arguments of the installed prometheus_client exist, with the same names and in the same order."""
     for name in ("generate_latest", "make_wsgi_app", "make_asgi_app", "start_http_server"):
         wanted = list(inspect.signature(getattr(prometheus_client, name)).parameters)
         assert list(inspect.signature(getattr(pdc, name)).parameters)[: len(wanted)] == wanted
@@ -802,7 +802,7 @@ def test_functions_take_the_arguments_of_prometheus_client() -> None:
 
 @pytest.mark.usefixtures("counted")
 def test_the_asgi_app_runs_on_trio(registry: CollectorRegistry) -> None:
-    """The app answers on trio what it answers on asyncio, and asyncio is as before while trio is imported."""
+    """The app answers on trio as on asyncio, and asyncio works unchanged while trio is imported."""
     scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b"name[]=stock", "headers": []}
     sent: list[Any] = []
 
@@ -818,7 +818,7 @@ def test_the_asgi_app_runs_on_trio(registry: CollectorRegistry) -> None:
 
 
 def test_importing_pdc_imports_little(run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """`import pdc` is for every program: drivers, frameworks and what programs call once come when they are used.
+    """`import pdc` is for every program: drivers, frameworks and rare functions are imported at their first use.
 
     Logging of Python 3.14 brings dataclasses.
     """
@@ -832,7 +832,7 @@ def test_importing_pdc_imports_little(run_script: Callable[..., subprocess.Compl
 
 
 def test_many_names_cost_no_more_than_one(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """A query of thousands of names takes time for the samples that there are and for itself, not for one times the other."""
+    """A query of thousands of names takes time for its length and for the samples, not for one times the other."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["n"], registry=registry)
     for number in range(1000):

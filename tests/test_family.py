@@ -1,4 +1,4 @@
-"""Families: how a metric is described in a storage, and how its fields become samples."""
+"""Families: the description of a metric in a storage, and the samples that its fields become."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def values(family: Family, fields: dict[str, object], now: float = NOW) -> dict[
     ],
 )
 def test_a_family_comes_back_from_its_meta(family: Family) -> None:
-    """What `#meta` keeps is the whole family, and what a later version may add to it is ignored."""
+    """`#meta` keeps the whole family, and additions of later versions are ignored."""
     assert Family.from_meta(family.meta) == family
     later = json.dumps({**json.loads(family.meta), "added": [1]})
     assert Family.from_meta(later) == family
@@ -46,13 +46,13 @@ def test_a_family_comes_back_from_its_meta(family: Family) -> None:
 
 
 def test_families_are_sorted_and_known() -> None:
-    """Families come sorted by name; fields of which nobody said what they are stay out."""
+    """Families come sorted by name; fields without a description are omitted."""
     metrics = {name: {META: Family(name, "counter", "").meta} for name in ("b", "a")}
     assert [metric.name for metric in families({**metrics, "unknown": {"_total:{}": 1.0}}, NOW)] == ["a", "b"]
 
 
 def test_types_of_later_versions_are_left_out() -> None:
-    """A metric of a type that this version does not know leaves the others alone."""
+    """A metric of a type that this version does not know leaves the others unchanged."""
     later = json.dumps({**json.loads(Family("later", "gauge", "").meta), "type": "nativehistogram"})
     shown = families({"later": {META: later}, "now": {META: Family("now", "gauge", "").meta}}, NOW)
     assert [metric.name for metric in shown] == ["now"]
@@ -71,7 +71,7 @@ def test_series_are_sorted_by_the_values_of_their_labels() -> None:
     [("", ""), ("é☃😀\0", "é☃😀\0"), ("a\ud800b", "a\ufffdb"), ("\udc00\ud800", "\ufffd\ufffd"), ("\ud83d\ude00", "😀")],
 )
 def test_lone_surrogates_are_replaced(text: str, shown: str) -> None:
-    """Text that no format can carry is replaced, and only that."""
+    """Text that no format can carry is replaced, and other text is not."""
     assert clean(text) == shown
 
 
@@ -84,7 +84,7 @@ def test_labels_are_spelt_in_one_way() -> None:
 @settings(derandomize=True, deadline=None)
 @given(any_labels, any_labels)
 def test_labels_come_back_from_every_kind_of_field(labels: dict[str, str], others: dict[str, str]) -> None:
-    """Whatever text labels hold, a field of any type gives them back, and other labels are another field."""
+    """A field of any type gives its labels back, with any text, and other labels are another field."""
     assert (dump(labels) == dump(others)) is (labels == others)
     summed = Family("m", "gauge", "", mode="sum")
     fields: dict[str, dict[str, object]] = {
@@ -109,7 +109,7 @@ def test_what_nobody_of_us_wrote_is_told(field: str) -> None:
 
 
 def test_what_changed_is_said_in_words() -> None:
-    """Two declarations are compared part by part, and equal ones differ in nothing."""
+    """Two declarations are compared part by part, and equal ones have no differences."""
     old, new = Family("m", "counter", "Help", labelnames=("a",)), Family("m", "summary", "Help", labelnames=("a", "b"))
     assert new.changed_since(old.meta) == "type 'counter' is now 'summary', labelnames ('a',) is now ('a', 'b')"
     assert new.changed_since(new.meta) == ""
@@ -137,7 +137,7 @@ def test_histograms_with_other_bounds_add_up() -> None:
 
 
 def test_a_histogram_that_may_fall_has_no_sum() -> None:
-    """With a negative bound the sum is not shown, as in prometheus_client: it would not be a counter."""
+    """A histogram with a negative bound shows no sum, as in prometheus_client: it would not be a counter."""
     assert values(Family("m", "histogram", "", bounds=("-1.0", "+Inf")), {"_sum:{}": 1.0}) == {
         ("m_bucket", "-1.0"): 0.0,
         ("m_bucket", "+Inf"): 0.0,
@@ -165,7 +165,7 @@ SEEN = {"1-a": NOW - LEASE_SECONDS - 1, "2-b": NOW - LEASE_SECONDS, "3-c": NOW}
     ],
 )
 def test_values_of_processes_are_merged(mode: str, expected: dict[tuple[str, ...], float]) -> None:
-    """Each mode merges the processes that count: all, or those whose lease is not over."""
+    """Each mode merges the processes that count: all, or the ones with a valid lease."""
     family = Family("m", "gauge", "", mode=mode)
     fields: dict[str, object] = {family.process_prefix(writer) + "{}": value for writer, value in PROCESSES.items()}
     fields.update({f"#mark:{writer}": f"1 {seen}" for writer, seen in SEEN.items()})
@@ -188,7 +188,7 @@ def test_infinities_of_processes_make_a_sum_nan() -> None:
 
 
 def test_exemplars_belong_to_their_field() -> None:
-    """An exemplar is shown with the sample of its field and no other."""
+    """An exemplar is shown with the sample of its field only."""
     family = Family("m", "histogram", "", bounds=("1.0", "+Inf"))
     field = '_bucket:{"le":"1.0"}'
     fields = {field: 1.0, f"#exemplar{field}": exemplar_text({"trace_id": "é"}, math.inf, 12.5), '_bucket:{"le":"+Inf"}': 1.0}
@@ -208,12 +208,12 @@ def test_exemplars_belong_to_their_field() -> None:
 def test_what_another_type_left_does_no_harm(
     family: Family, fields: dict[str, object], expected: dict[tuple[str, ...], float]
 ) -> None:
-    """Fields of the time when a name belonged to another type are left out, or count as zero."""
+    """Fields of another type that the name once had are ignored, or count as zero."""
     assert values(family, fields) == expected
 
 
 def test_a_clock_that_was_put_back_makes_nobody_alive() -> None:
-    """A process that was last seen hours from now is not alive until it is seen again."""
+    """A process last seen hours in the future is not alive until it is seen again."""
     family = Family("busy", "gauge", "", mode="livesum")
     for seen, shown in ((NOW + 7200, {}), (NOW + 1, {("busy",): 1.0}), (NOW - 7200, {})):
         assert values(family, {"#live:w:{}": "1.0 1.0", "#mark:w": f"1 {seen}"}) == shown
@@ -259,7 +259,7 @@ any_meta = any_json | st.builds(
     {"#writers": '{"w": [Infinity, 1]}', "#live:w:{}": "1 1"},
 )
 def test_whatever_is_stored_is_rendered_or_refused(meta: str, fields: dict[str, object]) -> None:
-    """Anything in the fields of a metric is text that parses, or a StorageError, never another error."""
+    """The fields of a metric with any content are text that parses, or a StorageError, never another error."""
     try:
         found = families({"x": {META: meta, **fields}}, NOW)
     except StorageError:

@@ -1,4 +1,4 @@
-"""Faults of the network, of servers and of files: whatever happens to a batch, it counts once."""
+"""Faults of the network, of servers and of files: under any of them, a batch counts once."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ WRITES = 750
 """Requests that write a batch: with one of three lost, 500 batches."""
 CLUSTER_WRITES = 350
 CLUSTER_EVERY = 7
-"""A batch is six requests there, and older clients send none again by themselves."""
+"""A batch is six requests there, and older clients do not retry by themselves."""
 OUTAGE_SECONDS = 5.0
 EVERY = 3
-"""Of so many requests that write a batch, one fails."""
+"""One of so many requests that write a batch fails."""
 FAULTS = (*[Fault.LOSE, Fault.CUT, Fault.SLOW] * 15, Fault.FREEZE)
-"""One after the other, over and over; it takes long to find a connection frozen."""
+"""The faults, one after the other, over and over; it takes long to find a connection frozen."""
 
 
 class Tally:
-    """Metrics of all types that add up, and what they must show."""
+    """Metrics of all types that add up, and their expected values."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
@@ -57,7 +57,7 @@ class Tally:
         self.rounds = 0
 
     def update(self) -> None:
-        """Update all; none of this may raise."""
+        """Update all; no update may raise."""
         self.rounds += 1
         self.hits.labels("/").inc(2)
         self.wait.observe(0.5)
@@ -69,7 +69,7 @@ class Tally:
         self.busy.dec(4)
 
     def check(self) -> None:
-        """Assert that the storage shows what was counted, no less and no more."""
+        """Assert that the storage shows exactly the counted updates."""
         rounds = float(self.rounds)
         assert shown() == {
             'hits_total{path="/"}': 2 * rounds,
@@ -86,7 +86,7 @@ class Tally:
 
 
 def send() -> None:
-    """Send what is pending, however often that fails."""
+    """Send pending updates, however often that fails."""
     for _ in range(50):
         try:
             pdc.flush()
@@ -113,7 +113,7 @@ def proxy(shared_proxy: FaultProxy, redis_server: RedisServer) -> Iterator[Fault
 
 @pytest.fixture(scope="module")
 def cluster_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
-    """A proxy before a Redis Cluster of one node, which tells its clients to come through the proxy."""
+    """A proxy before a Redis Cluster of one node, which names the proxy to its clients as its address."""
     server = RedisServer(tmp_path_factory.mktemp("cluster"), "--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with FaultProxy(server.port) as proxy, server.client(decode_responses=True) as client:
         client.config_set("cluster-announce-ip", "127.0.0.1")
@@ -125,12 +125,12 @@ def cluster_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultPro
 
 
 def plain_client(proxy: FaultProxy) -> Any:
-    """A URL, of which pdc makes its own client."""
+    """A URL, from which pdc makes its own client."""
     return proxy.url
 
 
 def retrying_client(proxy: FaultProxy) -> Any:
-    """A client of the application, which sends again by itself what failed."""
+    """A client of the application, which retries by itself."""
     return redis.Redis.from_url(
         proxy.url,
         retry=Retry(ExponentialBackoff(cap=0.01, base=0.001), 3),
@@ -140,7 +140,7 @@ def retrying_client(proxy: FaultProxy) -> Any:
 
 
 def strain(proxy: FaultProxy, tally: Tally, writes: int, every: int = EVERY) -> None:
-    """Update and send, while every third write fails, then check what is counted."""
+    """Update and send, while every third write fails, then check the counts."""
     proxy.injected.clear()
     proxy.every(every, *FAULTS)
     while sum(proxy.injected.values()) * every < writes:
@@ -154,13 +154,13 @@ def strain(proxy: FaultProxy, tally: Tally, writes: int, every: int = EVERY) -> 
 @INTERVALS
 @pytest.mark.parametrize("make_client", [plain_client, retrying_client])
 def test_replies_that_do_not_come(proxy: FaultProxy, registry: CollectorRegistry, make_client: Any, interval: float) -> None:
-    """However the replies of every third write are lost, and whoever sends it again, every update counts once."""
+    """Every update counts once, whichever fault hits the reply of every third write, and whichever client retries."""
     pdc.setup(redis=make_client(proxy), flush_interval=interval)
     strain(proxy, Tally(registry), WRITES)
 
 
 def test_replies_of_a_cluster_that_do_not_come(cluster_proxy: FaultProxy, registry: CollectorRegistry) -> None:
-    """A cluster's batch is one request per metric; where some of them fail, all come again, and count once."""
+    """A cluster's batch is one request per metric. Where some of them fail, all are sent again, and count once."""
     with redis.RedisCluster(host="127.0.0.1", port=cluster_proxy.port, socket_timeout=0.2) as client:
         pdc.setup(redis=client, flush_interval=3600)
         strain(cluster_proxy, Tally(registry), CLUSTER_WRITES, CLUSTER_EVERY)
@@ -196,7 +196,7 @@ def test_requests_that_arrive_late(proxy: FaultProxy, registry: CollectorRegistr
 
 
 def test_a_loss_of_all_data_between_a_lost_reply_and_the_next_try(proxy: FaultProxy, registry: CollectorRegistry) -> None:
-    """A batch that was applied, then flushed away with its mark, and is sent again is what counting goes on from."""
+    """A batch that was applied, flushed away with its mark, and sent again is the start of all further counts."""
     pdc.setup(redis=proxy.url, flush_interval=3600)
     tally = Tally(registry)
     tally.update()
@@ -217,7 +217,7 @@ def test_a_loss_of_all_data_between_a_lost_reply_and_the_next_try(proxy: FaultPr
 
 
 def test_a_failover(own_redis_server: RedisServer, tmp_path: Path, registry: CollectorRegistry) -> None:
-    """A write whose reply was lost counts once on the replica that takes over, whether it had been replicated or not."""
+    """A write without a reply counts once on the replica that takes over, replicated or not."""
     with own_redis_server.client() as primary:
         primary.config_set("repl-diskless-sync-delay", "0")
     replicas = [RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(own_redis_server.port)) for _ in range(2)]
@@ -253,7 +253,7 @@ def test_a_failover(own_redis_server: RedisServer, tmp_path: Path, registry: Col
 
 
 def _follow(replica: RedisServer, primary: RedisServer) -> None:
-    """Have all that the primary holds in the replica."""
+    """Copy all data of the primary to the replica."""
     with replica.client() as client:
         client.replicaof("127.0.0.1", primary.port)
         wait_until(lambda: client.info("replication")["master_link_status"] == "up")
@@ -273,7 +273,7 @@ def _replicas(client: redis.Redis) -> list[dict[str, Any]]:
 
 @INTERVALS
 def test_a_network_that_comes_and_goes(proxy: FaultProxy, registry: CollectorRegistry, interval: float) -> None:
-    """While connections are refused and cut, threads update and scrape; then everything is counted, by nobody twice."""
+    """While connections are refused and cut, threads update and scrape; afterwards every update counts once."""
     pdc.setup(redis=proxy.url, flush_interval=interval and 0.01)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     wait = pdc.Histogram("wait", "Seconds.", buckets=(1,), registry=registry)
@@ -313,11 +313,11 @@ def test_a_network_that_comes_and_goes(proxy: FaultProxy, registry: CollectorReg
     }
 
 
-# Storages that lose what they hold, while processes count
+# Storages that lose their data while processes count
 
 
 class Peer:
-    """Another process that counts, and does what it is told."""
+    """Another process that counts, and runs the statements it gets."""
 
     def __init__(self, storage: dict[str, Any], folder: Path, **options: Any) -> None:
         source = f"""
@@ -346,7 +346,7 @@ while command := input():
         )
 
     def tell(self, *commands: str) -> None:
-        """Let it run these statements, and wait until it has."""
+        """Let it run these statements, and wait for its answer."""
         for command in commands:
             self.begin(command)
             self.end()
@@ -358,24 +358,24 @@ while command := input():
         self._process.stdin.flush()
 
     def end(self) -> None:
-        """Wait until it has."""
+        """Wait for its answer."""
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "done\n", self.stop()
 
     def freeze(self) -> None:
-        """Let it do nothing."""
+        """Stop the process."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on after `freeze`."""
+        """Resume it after `freeze`."""
         self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> str:
-        """Let it end, and return what it logged."""
+        """Let it end, and return its log."""
         return self._process.communicate("\n", timeout=20)[1]
 
     def kill(self) -> None:
-        """End it, if it has not."""
+        """Kill it, if it still runs."""
         self._process.kill()
         self._process.communicate()
 
@@ -402,7 +402,7 @@ DECLARE = "hits = pdc.Counter('hits', 'Hits.', ['path']); peak = pdc.Gauge('peak
 def test_keys_that_go_while_they_are_updated(
     redis_server: RedisServer, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
-    """Whichever key is evicted under load, nothing is logged or raised, all families come back, and counts are exact again."""
+    """After the eviction of any key under load, nothing is logged or raised, all families return, and counts are exact."""
     pdc.setup(redis=redis_server.url, redis_prefix="test", flush_interval=interval and 0.01)
     tally = Tally(registry)
     stop = threading.Event()
@@ -417,7 +417,7 @@ def test_keys_that_go_while_they_are_updated(
     described = [line for line in pdc.generate_latest().decode().splitlines() if line.startswith("#")]
     with redis_server.client(decode_responses=True) as client, ThreadPoolExecutor() as pool:
         keys = sorted(client.keys("prometheus*"))
-        assert len(keys) == 6 + (interval > 0)  # what buffers tells how long batches take
+        assert len(keys) == 6 + (interval > 0)  # the buffers' own metrics have the durations of batches
         updating = pool.submit(update)
         for command in [*(f"DEL {key}" for key in keys * 5), "SCRIPT FLUSH", "FLUSHALL"] * 2:
             client.execute_command(*command.split())
@@ -430,7 +430,7 @@ def test_keys_that_go_while_they_are_updated(
         client.flushall()
     tally.rounds = 0
     tally.update()
-    tally.busy.set(1)  # the value of a process outlives what the storage loses
+    tally.busy.set(1)  # the value of a process outlives the loss of the storage
     tally.check()
     assert not caplog.messages
 
@@ -438,7 +438,7 @@ def test_keys_that_go_while_they_are_updated(
 def test_every_process_tells_again_what_was_lost(
     storage: dict[str, Any], registry: CollectorRegistry, start_peer: Callable[..., Peer]
 ) -> None:
-    """After a loss each process brings back its series and values, also those of metrics that another one brought back."""
+    """After a loss each process sends its series and values again, also of metrics that another one sent first."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
     pdc.Gauge("peak", "Peak.", registry=registry, multiprocess_mode="max").set(3)
@@ -461,7 +461,7 @@ def test_every_process_tells_again_what_was_lost(
 def test_a_file_that_goes_while_processes_use_it(
     tmp_path: Path, start_peer: Callable[..., Peer], suffixes: list[str], remove: Callable[[Path], object]
 ) -> None:
-    """Where the file is removed under two processes, with or without SQLite's other files, they all go on in a new one."""
+    """Two processes whose file is removed, with or without SQLite's other files, continue in a new one."""
     path = tmp_path / "metrics.db"
     peers = [start_peer({"sqlite": str(path)}, flush_interval=3600) for _ in range(2)]
     for peer in peers:
@@ -480,7 +480,7 @@ def test_a_file_that_goes_while_processes_use_it(
     connection.close()
 
 
-# Processes whose time is another one
+# Processes whose clock differs
 
 
 def test_a_process_that_sleeps_for_long_is_alive_again(
@@ -489,7 +489,7 @@ def test_a_process_that_sleeps_for_long_is_alive_again(
     start_peer: Callable[..., Peer],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stopped until it counts as gone and its marks are forgotten, a process comes back with its live value and counts."""
+    """A process that was stopped until its lease ended and its marks were forgotten returns with its live value and counts."""
     monkeypatch.setattr("pdc.family.LEASE_SECONDS", 1.0)
     for module in ("pdc.storage", "pdc.storage.redis.writing", "pdc.storage.redis.forgetting"):
         monkeypatch.setattr(f"{module}.FORGET_WRITER_SECONDS", 1.0)
@@ -513,7 +513,7 @@ def test_a_process_that_sleeps_for_long_is_alive_again(
 
 
 def test_clocks_that_differ_by_hours(redis_server: RedisServer, start_peer: Callable[..., Peer]) -> None:
-    """Redis's clock says who is alive and which value is the latest, whatever the clocks of hosts say."""
+    """Redis's clock decides which processes are alive and which value is the latest, whatever the clocks of hosts show."""
     declare = (
         "busy = pdc.Gauge('busy', 'Of this process.', multiprocess_mode='livesum'); "
         "last = pdc.Gauge('last', 'Latest.', multiprocess_mode='livemostrecent')"
@@ -531,7 +531,7 @@ def test_clocks_that_differ_by_hours(redis_server: RedisServer, start_peer: Call
 
 
 def refused() -> str:
-    """Why a scrape is refused."""
+    """The reason why a scrape is refused."""
     response = Scrape().answer()
     assert response.status == 503
     return response.body.decode()
@@ -545,7 +545,7 @@ def test_a_process_that_holds_the_write_lock_for_long(
     monkeypatch: pytest.MonkeyPatch,
     interval: float,
 ) -> None:
-    """Where another process writes for longer than the storage waits, updates go on, a scrape says why, all is counted."""
+    """While another process writes for longer than the storage waits, updates work, a scrape gives the reason, all counts."""
     path = tmp_path / "metrics.db"
     monkeypatch.setattr("pdc.storage.sqlite.database.BUSY_SECONDS", 0.2)
     pdc.setup(sqlite=path, flush_interval=interval and 0.01)
@@ -565,7 +565,7 @@ def test_a_process_that_holds_the_write_lock_for_long(
 
 @INTERVALS
 def test_a_quota_that_is_reached(tmp_path: Path, run_script: Callable[..., Any], interval: float) -> None:
-    """Where the file may not grow, updates go on, flushes and scrapes say why, and all is counted once it may again."""
+    """While the file may not grow, updates work, flushes and scrapes give the reason; later every update counts once."""
     source = f"""
 import resource
 from pdc.exposition import Scrape
@@ -596,7 +596,7 @@ pdc.flush()
 
 @INTERVALS
 def test_a_file_that_is_overwritten_while_it_is_used(tmp_path: Path, registry: CollectorRegistry, interval: float) -> None:
-    """Where a program writes garbage into the file, flushes and scrapes say so; what was pending is in the new file."""
+    """After a program writes garbage into the file, flushes and scrapes report it; pending updates go to the new file."""
     path = tmp_path / "metrics.db"
     pdc.setup(sqlite=path, flush_interval=interval)
     tally = Tally(registry)
@@ -642,13 +642,13 @@ VERSIONS = {
     "mode": ("Gauge('mode', 'Help.')", "Gauge('mode', 'Help.', multiprocess_mode='max')", "mode 'shared' is now 'max'"),
     "same": ("Counter('same', 'Help.')", "Counter('same', 'Help.')", ""),
 }
-"""What the old and the new version declare, and what is said of it."""
+"""The declarations of the old and the new version, and the warning about them."""
 UPDATES = {"Counter": "inc()", "Histogram": "observe(2.5)", "Gauge": "inc()"}
 
 
 @INTERVALS
 def test_a_rolling_deploy(storage: dict[str, Any], start_peer: Callable[..., Peer], interval: float) -> None:
-    """While an old and a new version count, nothing is lost, the output is valid, and of the new ones the first warns once."""
+    """While an old and a new version count, nothing is lost, the output is valid, and the first new process warns once."""
     programs = [[version[which] for version in VERSIONS.values()] for which in (0, 1, 1)]
     peers = [start_peer(storage, flush_interval=interval) for _ in programs]
     for peer, declarations, times in zip(peers, programs, (5, 1, 1), strict=True):
@@ -688,7 +688,7 @@ def test_a_rolling_deploy(storage: dict[str, Any], start_peer: Callable[..., Pee
     assert [sorted(peer.stop().splitlines()) for peer in peers] == [[], told, []]
 
 
-# What others put into labels and storages
+# Foreign text in labels and storages
 
 
 def test_a_megabyte_of_anything_is_a_label(storage: dict[str, Any], registry: CollectorRegistry) -> None:
@@ -709,7 +709,7 @@ def test_a_megabyte_of_anything_is_a_label(storage: dict[str, Any], registry: Co
 
 
 def test_fields_that_others_wrote_hold_up_nobody(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """Where somebody wrote into a metric, all is counted and removed as ever; a scrape names the metric until that is gone."""
+    """A metric with a foreign field is counted and removed as before; a scrape names the metric until the field is gone."""
     pdc.setup(**storage)
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
     other = pdc.Counter("other", "Other.", registry=registry)
@@ -735,7 +735,7 @@ def test_fields_that_others_wrote_hold_up_nobody(storage: dict[str, Any], regist
 
 @pytest.mark.parametrize("fault", outage.FAULTS)
 def test_an_outage_under_load(tmp_path: Path, fault: str) -> None:
-    """While Redis is frozen, or dead until it starts again with its data, no request fails, and all are counted once."""
+    """While Redis is frozen, or dead until it restarts with its data, no request fails, and all are counted once."""
     result = outage.run(tmp_path, fault, OUTAGE_SECONDS)
     assert {(method, route): status for method, route, status in result.answers} == {
         ("GET", "/"): 200,

@@ -1,4 +1,4 @@
-"""Descriptors of which others may have taken the number, and what tells one life of a process from another."""
+"""Descriptors whose number may belong to others, and the facts that distinguish one life of a process from another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pdc.process.files import Descriptor, life
 
 
 def test_a_descriptor_is_ours_until_others_take_its_number(tmp_path: Path) -> None:
-    """Neither what is closed nor what is opened in its place is used or closed."""
+    """Neither a closed descriptor nor its successor of the same number is used or closed."""
     (tmp_path / "ours").touch()
     ours = Descriptor.open(tmp_path / "ours", os.O_RDWR)
     assert ours.required() == ours.number
@@ -47,7 +47,7 @@ def test_files_are_not_opened_where_somebody_may_print(run_script: Callable[...,
 
 
 def test_a_process_that_has_ended_has_no_life() -> None:
-    """Also while its parent has not asked for its status, and whatever has its number later."""
+    """An ended process has no life, also before its parent reads its status, and whatever has its number later."""
     assert life(os.getpid()).startswith(f"{os.getpid()} ")
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     alive = life(child.pid)

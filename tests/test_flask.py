@@ -108,7 +108,7 @@ def pdc_samples(name: str) -> list[Any]:
 
 @pytest.mark.parametrize("handled", [False, True])
 def test_exceptions_are_counted_whether_handled_or_not(make_app: Make, handled: bool) -> None:
-    """An exception that leaves a view counts once, with or without an error handler; the status is what was sent."""
+    """An exception that leaves a view counts once, with or without an error handler; the status is the one that was sent."""
     app = make_app()
     app.add_url_rule("/broken", view_func=fail)
     if handled:
@@ -120,7 +120,7 @@ def test_exceptions_are_counted_whether_handled_or_not(make_app: Make, handled: 
 
 
 def test_exceptions_that_propagate_are_counted_once(make_app: Make) -> None:
-    """In testing mode, where exceptions reach the server, each still counts once and as status 500."""
+    """In testing mode, where exceptions reach the server, each counts once and as status 500."""
     app = make_app()
     app.testing = True
     app.add_url_rule("/broken", view_func=fail)
@@ -159,7 +159,7 @@ def test_async_views_and_files_are_counted(make_app: Make) -> None:
 
 
 def test_metrics_are_not_counted_and_can_be_moved(make_app: Make) -> None:
-    """The metrics page is where the option says and never counts itself, whatever the method."""
+    """The metrics page is at the path of the option and never counts itself, whatever the method."""
     app = make_app(metrics_path="/internal/metrics")
     client = app.test_client()
     for method in ("GET", "HEAD", "OPTIONS"):
@@ -178,7 +178,7 @@ def test_the_page_negotiates_and_asks_for_the_token(make_app: Make) -> None:
 
 
 def test_a_storage_that_cannot_be_read_is_a_503(make_app: Make) -> None:
-    """Without its storage the application answers requests, and the metrics page says what is wrong."""
+    """Without its storage the application answers requests, and the metrics page gives the reason."""
     app = make_app(sqlite_path="/nonexistent/metrics.db")
     app.add_url_rule("/", view_func=lambda: "fine")
     client = app.test_client()
@@ -247,7 +247,7 @@ def test_views_can_be_measured_by_decorators(make_app: Make) -> None:
 
 
 def test_an_async_view_can_be_measured(make_app: Make) -> None:
-    """The decorators leave an async view async and count when it is done."""
+    """The decorators keep an async view async and count when it ends."""
     app = make_app()
 
     @app.get("/")
@@ -261,13 +261,13 @@ def test_an_async_view_can_be_measured(make_app: Make) -> None:
 
 
 def test_a_gauge_cannot_have_a_label_of_the_response() -> None:
-    """A gauge is there before the response, so a label that needs it is refused where it is written."""
+    """A gauge counts before the response, so a label that needs the response is refused at the decorator."""
     with pytest.raises(ValueError, match=r"labels \['status'\] must be callables of no argument"):
         PrometheusMetrics().gauge("visiting", "Visitors.", {"status": lambda response: response.status_code})
 
 
 def test_a_view_can_be_excluded(make_app: Make) -> None:
-    """The requests of a view that is excluded leave no trace."""
+    """The requests of an excluded view are not counted."""
     app = make_app()
     app.add_url_rule("/health", view_func=PrometheusMetrics().exclude(lambda: "fine"))
     assert app.test_client().get("/health").text == "fine"
@@ -276,7 +276,7 @@ def test_a_view_can_be_excluded(make_app: Make) -> None:
 
 
 def test_an_info_metric_may_be_declared_before_the_application(make_app: Make) -> None:
-    """`info` shows its labels, whether it is called before or after `init_app`."""
+    """`info` shows its labels, before or after `init_app`."""
     metrics = PrometheusMetrics()
     first = metrics.info("shop_build", "The build.", version="1.2")
     app = make_app(enabled=False)
@@ -289,7 +289,7 @@ def test_an_info_metric_may_be_declared_before_the_application(make_app: Make) -
 
 
 def test_labels_of_the_application(make_app: Make) -> None:
-    """Static labels, callables of the request and headers with allowed values; one that fails or has none is empty."""
+    """Labels are static, callables of the request, or headers with allowed values; without a value or on failure, empty."""
     labels = {
         "env": "test",
         "agent": from_header("X-Agent", allowed={"app", "web"}, default="other"),
@@ -306,7 +306,7 @@ def test_labels_of_the_application(make_app: Make) -> None:
 
 
 def test_sizes_and_exemplars(make_app: Make) -> None:
-    """When asked for, sizes of bodies are observed, and the counter and the histogram have exemplars."""
+    """With the options on, sizes of bodies are observed, and the counter and the histogram have exemplars."""
     app = make_app(sizes=True, exemplars=lambda: {"trace_id": "abc"})
     app.add_url_rule("/", view_func=lambda: "seven b", methods=["POST"])
     assert app.test_client().post("/", data=b"four").text == "seven b"
@@ -318,7 +318,7 @@ def test_sizes_and_exemplars(make_app: Make) -> None:
 
 @pytest.mark.parametrize("exemplar", [{"trace_id": "x" * 200}, {"trace_id": None, "__id": 1}, 5])
 def test_an_exemplar_that_is_wrong_is_left_out(make_app: Make, exemplar: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A request counts without the exemplar that prometheus_client would refuse; the fault is logged once."""
+    """A request counts without an exemplar that prometheus_client would refuse; the fault is logged once."""
     app = make_app(exemplars=lambda: exemplar)
     app.add_url_rule("/", view_func=lambda: "fine")
     for _ in range(2):
@@ -328,7 +328,7 @@ def test_an_exemplar_that_is_wrong_is_left_out(make_app: Make, exemplar: Any, ca
 
 
 def test_series_are_bounded(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """What is over PDC_MAX_SERIES goes to one series, and is logged once a metric."""
+    """Series over PDC_MAX_SERIES go to one series, logged once a metric."""
     app = make_app(max_series=2, labels={"n": lambda r: r.args["n"]})
     app.add_url_rule("/", view_func=lambda: "fine")
     for number in range(10):

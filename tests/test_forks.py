@@ -1,4 +1,4 @@
-"""Clones that Python's hooks do not see: each is a process of its own, exact, and takes nothing of its parent."""
+"""Clones that Python's hooks do not see: each is a process of its own, exact, and independent of its parent."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def stored(storage: dict[str, Any]) -> dict[str, float]:
 @pytest.mark.parametrize("interval", [0, 600])
 @pytest.mark.parametrize("library", ["PyDLL", "CDLL"])
 def test_clones(storage: dict[str, Any], run_script: Run, library: str, interval: float) -> None:
-    """Clones of a process with pending updates, and clones of these, count exactly, and what the parent counted counts once."""
+    """Clones of a process with pending updates, and clones of these, count exactly; the parent's updates count once."""
     source = (
         CLONE.replace("{library}", library)
         + f"setup(flush_interval={interval})\n"
@@ -120,7 +120,7 @@ count()
 
 @pytest.mark.parametrize("interval", [0, 600])
 def test_clones_that_end(storage: dict[str, Any], run_script: Run, interval: float) -> None:
-    """Clones that end as programs do, also those made at the exit of the parent, have counted exactly."""
+    """Clones that end normally, also those made at the exit of the parent, have counted exactly."""
     source = (
         CLONE.replace("{library}", "PyDLL")
         + f"setup(flush_interval={interval})\n"
@@ -147,7 +147,7 @@ count()
 def test_clones_of_a_process_whose_threads_are_at_work(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """A clone made while threads hold all locks neither waits for them nor loses anything.
 
-    SQLite's own locks cannot be made anew: there, another process sends what the clone has in its journal.
+    SQLite's own locks cannot be made anew: there, another process sends the updates of the clone's journal.
     """
     source = (
         CLONE.replace("{library}", "PyDLL")

@@ -1,4 +1,4 @@
-"""What pdc does in Gunicorn, with a real one and workers of every class."""
+"""pdc in a real Gunicorn, with workers of every class."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ WORKERS = {
 
 
 class Gunicorn:
-    """A Gunicorn, with two workers unless told otherwise, whose metrics are sent at their end only."""
+    """A Gunicorn, with two workers by default, whose metrics are sent at their end only."""
 
     def __init__(self, folder: Path, worker_class: str, *options: str, workers: int | None = 2) -> None:
         (folder / "shop.py").write_text(SHOP)
@@ -78,13 +78,13 @@ class Gunicorn:
         wait_until(self._listens, 30)
 
     def stop(self) -> None:
-        """Tell Gunicorn to stop, and wait until it has."""
+        """Signal Gunicorn to stop, and wait for its end."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(30)
 
     def get(self, path: str = "/") -> bytes | None:
-        """Send a request on a connection of its own; None where it has no answer."""
+        """Send a request on a connection of its own; None without an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", path)
@@ -107,7 +107,7 @@ class Gunicorn:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Any]:
-    """Start a Gunicorn and stop it in the end."""
+    """Start a Gunicorn and stop it at the end."""
     servers: list[Gunicorn] = []
 
     def start(worker_class: str, *options: str, workers: int | None = 2) -> Gunicorn:
@@ -138,7 +138,7 @@ def test_workers_send_what_is_pending_when_they_stop(
     """Workers of every class, preloaded or not, have counted every request once Gunicorn has stopped."""
     server = started(worker_class, *options)
     workers: list[bytes | None] = []
-    while len(set(workers)) < 2 or len(workers) < 20:  # a worker that is still starting does not hear that it is to stop
+    while len(set(workers)) < 2 or len(workers) < 20:  # a worker that is still starting does not notice the signal to stop
         workers.append(server.get())
     assert None not in workers
     server.stop()
@@ -147,7 +147,7 @@ def test_workers_send_what_is_pending_when_they_stop(
 
 @pytest.mark.parametrize(("worker_class", "path"), [("sync", "/stuck"), ("asgi", "/stuck-async"), ("uvicorn", "/stuck-async")])
 def test_a_worker_that_hangs_sends_what_is_pending(started: Any, tmp_path: Path, worker_class: str, path: str) -> None:
-    """When Gunicorn stops a worker because it hangs, what that answered before is counted, however it takes the signal."""
+    """When Gunicorn stops a hanging worker, its earlier answers are counted, however the worker handles the signal."""
     server = started(worker_class, "--timeout", "1", "--workers", "1")
     server.get()
     server.get(path)
@@ -177,7 +177,7 @@ def post_worker_init(worker):
 def test_the_configuration_of_the_application_stays(
     started: Any, tmp_path: Path, worker_class: str, options: tuple[str, ...]
 ) -> None:
-    """Gunicorn reads its configuration as ever: the number of workers and a hook that handles a signal are the user's."""
+    """Gunicorn reads its configuration unchanged: the number of workers and a hook that handles a signal are the user's."""
     (tmp_path / "gunicorn.conf.py").write_text(CONFIGURATION)
     server = started(worker_class, "--timeout", "1", *options, workers=None)
     wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 3, 30)
@@ -189,9 +189,9 @@ def test_the_configuration_of_the_application_stays(
 
 
 def test_workers_of_another_user_make_the_files() -> None:
-    """A master that loads the application makes nothing: its workers may be another user's, who could not write that."""
+    """A master that loads the application makes no files: its workers may be another user's, without rights on them."""
     is_root = os.geteuid() == 0
-    folder = Path(tempfile.mkdtemp())  # which every user can reach
+    folder = Path(tempfile.mkdtemp())  # every user can reach this folder
     folder.chmod(0o777)
     server = Gunicorn(folder, "sync", "--preload", *(["--user", "nobody"] if is_root else []))
     try:

@@ -1,4 +1,4 @@
-"""What pdc tells of itself at every endpoint, and a scrape of a storage that was down."""
+"""pdc's own metrics at every endpoint, and a scrape of a storage that was down."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ OF_PDC = {
     "pdc_series_refused_total": 0.0,
     "pdc_storage_up": 1.0,
 }
-"""What a scrape shows where nothing has happened."""
+"""A scrape of an unused process."""
 LAST_FLUSH = "pdc_last_flush_timestamp_seconds"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_before() -> None:
-    """Begin without a storage: what waits for one goes to the next one, retries included."""
+    """Begin without a storage: pending updates go to the next one, retries included."""
     pdc.shutdown()
 
 
 def told(page: str = "") -> dict[str, float]:
-    """What a page, or a scrape, tells of pdc, without the buckets and times of creation."""
+    """The metrics of pdc itself in a page, or a scrape, without the buckets and times of creation."""
     families = list(text_string_to_metric_families(page or Scrape().answer().body.decode()))
     assert [family.name for family in families] == sorted(family.name for family in families)
     return {
@@ -55,13 +55,13 @@ def told(page: str = "") -> dict[str, float]:
 
 
 def fail(_: object, __: object) -> Any:
-    """What a storage does that is down."""
+    """Raise the error of a storage that is down."""
     raise pdc.StorageError("the storage is down")
 
 
 @pytest.fixture
 def broken(storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Set up a storage, with a buffer, of which writes fail when told so; reading works."""
+    """Set up a storage, with a buffer, whose writes fail on command; reads work."""
     pdc.setup(**storage, flush_interval=3600)
     kind = type(config.DEFAULT.required())
     works = kind.apply
@@ -73,7 +73,7 @@ def broken(storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def test_who_only_reads_writes_nothing(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
-    """A storage that nobody writes stays empty, also where a process that declared nothing flushes; its scrape says so."""
+    """A storage without writers stays empty, also where a process without metrics flushes; its scrape says so."""
     script = """
         from pdc.exposition import Scrape
         setup(flush_interval=60)
@@ -90,14 +90,14 @@ def test_who_only_reads_writes_nothing(storage: dict[str, Any], run_script: Call
 
 
 def test_who_declares_a_metric_is_shown_zeros(storage: dict[str, Any], registry: Any) -> None:
-    """A process that declares a metric is answered with what pdc tells of itself, zeros as long as nothing was counted."""
+    """A process that declares a metric is answered with pdc's own metrics, at zero as long as nothing was counted."""
     pdc.setup(**storage)
     _ = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
     assert told() == OF_PDC
 
 
 def test_flushes_are_timed_for_every_process(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
-    """What another process wrote is told by this one, but not by `generate_latest`."""
+    """A process shows the flushes of another one, but `generate_latest` does not."""
     script = """
         setup(flush_interval=60)
         hits = pdc.Counter("hits", "Hits.")
@@ -119,7 +119,7 @@ def test_flushes_are_timed_for_every_process(storage: dict[str, Any], run_script
 
 
 def test_an_idle_process_stays_idle(storage: dict[str, Any], registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That a batch was sent is no reason to send another one."""
+    """A batch that was sent is no reason for another one."""
     sent: list[object] = []
     pdc.setup(**storage, flush_interval=0.01)
     kind = type(config.DEFAULT.required())
@@ -140,7 +140,7 @@ def test_an_idle_process_stays_idle(storage: dict[str, Any], registry: Any, monk
 
 
 def test_batches_are_timed_now_and_then(storage: dict[str, Any], registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What batches tell of themselves goes along with the first of a process, then every 5 s, and whenever somebody asks."""
+    """Durations of batches go with the first batch of a process, then every 5 s, and with every scrape."""
     pdc.setup(**storage, flush_interval=0.01)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     batches: list[set[str]] = []
@@ -168,7 +168,7 @@ def test_batches_are_timed_now_and_then(storage: dict[str, Any], registry: Any, 
 
 
 def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> None:
-    """During an outage the 503 says how many series wait; afterwards retries are counted, and the batch took that long."""
+    """During an outage the 503 reports the waiting series; afterwards retries are counted, and the batch took that long."""
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
     hits.labels("/0").inc()
     pdc.flush()
@@ -193,7 +193,7 @@ def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> Non
 
 
 def test_messages_that_could_not_be_logged_are_told(broken: Callable[[bool], None], registry: Any) -> None:
-    """A filter of the log that raises breaks neither updates, flushes nor scrapes, which say how often it did."""
+    """A filter of the log that raises breaks neither updates, flushes nor scrapes, which count the lost messages."""
 
     def refuse(_: logging.LogRecord) -> bool:
         raise LookupError("there is no request")
@@ -208,13 +208,13 @@ def test_messages_that_could_not_be_logged_are_told(broken: Callable[[bool], Non
         assert Scrape().answer().status == 503
         broken(False)
         wait_until(lambda: Scrape().answer().status == 200)
-        assert told()["pdc_log_messages_lost_total"] >= 2.0  # that it was lost, and that it was found again
+        assert told()["pdc_log_messages_lost_total"] >= 2.0  # the messages about the outage and about its end
     finally:
         logger.removeFilter(refuse)
 
 
 def test_a_second_storage_that_is_down_is_told(tmp_path: Path, redis_server: Any, registry: Any) -> None:
-    """A page of one storage says that another one of the process cannot be written, and how many series wait for it."""
+    """A page of one storage reports that another one of the process cannot be written, and how many series wait for it."""
     pdc.setup(sqlite=str(tmp_path / "missing" / "metrics.db"))
     pdc.sqlite.Counter("hits", "Hits.", registry=registry).inc()
     pdc.setup(redis=redis_server.url)
@@ -230,7 +230,7 @@ def test_a_second_storage_that_is_down_is_told(tmp_path: Path, redis_server: Any
 def test_the_first_scrape_after_a_long_outage_is_right(
     broken: Callable[[bool], None], registry: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scrapes try a storage that is down now and then, but not each of them, however long the buffer would wait."""
+    """Scrapes try a storage that is down now and then, but not every time, however long the buffer would wait."""
     monkeypatch.setattr(backoff, "SCRAPE_RETRY_SECONDS", 0.2)
     broken(True)
     pdc.Counter("hits", "Hits.", registry=registry).inc()
@@ -245,13 +245,13 @@ def test_the_first_scrape_after_a_long_outage_is_right(
 
 
 def told_retries() -> float:
-    """How many batches this process has sent again."""
+    """The number of batches that this process has sent again."""
     (counter,) = config.DEFAULT.health._counters.values()
     return counter.memory[counter.offset]
 
 
 def test_the_alerts_of_the_docs_are_valid(tmp_path: Path) -> None:
-    """Prometheus takes the rules of the page on reliability, which speak of all of these metrics but the durations."""
+    """Prometheus accepts the rules of the page on reliability, which use all of these metrics but the durations."""
     page = (ROOT / "docs" / "reliability.md").read_text()
     (rules,) = re.findall(r"```yaml\n(groups:.*?)```", page, re.DOTALL)
     (tmp_path / "rules.yml").write_text(rules)
@@ -261,7 +261,7 @@ def test_the_alerts_of_the_docs_are_valid(tmp_path: Path) -> None:
 
 
 def test_a_scrape_tells_how_much_it_leaves_out(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """Metrics that share names with others are counted, whoever declared them, until they are renamed or gone."""
+    """Metrics that share names with others are counted, from any process, until they are renamed or gone."""
     pdc.setup(**storage)
     pdc.Counter("jobs", "Jobs.", registry=registry).inc()
     for name in ("jobs_total", "jobs_created", "pdc_series_refused_total", "other"):

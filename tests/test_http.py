@@ -18,12 +18,12 @@ from pdc.options import Options
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> HTTPMetrics:
-    """HTTP metrics with a storage of the test's own, written through."""
+    """HTTP metrics with a storage for one test, written through."""
     return HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0))
 
 
 def samples() -> dict[tuple[str, ...], float]:
-    """What the storage says of requests: (name, label values...) to value, but for sums, buckets and times."""
+    """The requests in the storage: (name, label values...) to value, without sums, buckets and times."""
     metrics = pdc.exposition.collect()
     return {
         (sample.name.removeprefix("http_"), *(value for _, value in sorted(sample.labels.items()))): sample.value
@@ -34,7 +34,7 @@ def samples() -> dict[tuple[str, ...], float]:
 
 
 def call(app: Any, method: str = "GET", path: str = "/", *, read: bool = True, **environ: Any) -> Iterable[bytes]:
-    """Call a WSGI application as a server does, and read its body unless told otherwise."""
+    """Call a WSGI application as a server does, and by default read its body."""
     body = app({"REQUEST_METHOD": method, "PATH_INFO": path, **environ}, lambda *_: lambda _: None)
     if read:
         for _ in body:
@@ -71,7 +71,7 @@ def test_a_request_is_counted_once_its_body_has_ended(metrics: HTTPMetrics, head
 
 
 def test_an_exception_of_the_application_is_a_500(metrics: HTTPMetrics) -> None:
-    """What leaves the application is counted as an exception and as a request with status 500, and goes on."""
+    """An exception of the application is counted, as is a request with status 500, and reaches the server."""
 
     def app(environ: dict[str, Any], _: Any) -> Iterable[bytes]:
         environ[TRACKER].matched("/x")
@@ -113,7 +113,7 @@ def test_an_exception_in_mid_stream_is_visible(metrics: HTTPMetrics) -> None:
 def test_a_client_that_goes_away_is_counted_as_499(
     metrics: HTTPMetrics, method: str, status: str, headers: list[tuple[str, str]], counted: str
 ) -> None:
-    """A body that is closed before its end counts as 499, unless all that it announced was read."""
+    """A body that is closed before its end counts as 499, unless all of its announced length was read."""
     body = call(track_wsgi(metrics, answering(lambda: [b"a", b"b"], status, headers)), method, read=False)
     next(iter(body))
     body.close()  # type: ignore[attr-defined]  # WSGI types have no close
@@ -121,7 +121,7 @@ def test_a_client_that_goes_away_is_counted_as_499(
 
 
 def test_a_file_is_left_to_the_server(metrics: HTTPMetrics, tmp_path: Path) -> None:
-    """A body that the server sends by itself stays what it is, and ends the request when it is closed."""
+    """A body that the server sends by itself is passed unchanged, and ends the request when it is closed."""
     (tmp_path / "file").write_bytes(b"content")
     with (tmp_path / "file").open("rb") as file:
         wrapped = FileWrapper(file)
@@ -133,7 +133,7 @@ def test_a_file_is_left_to_the_server(metrics: HTTPMetrics, tmp_path: Path) -> N
 
 
 def test_made_up_methods_and_unknown_paths_add_one_series(metrics: HTTPMetrics) -> None:
-    """Methods outside the standard and paths without a route do not make series of their own."""
+    """Methods outside the standard and paths without a route make no series of their own."""
 
     def not_found(_: Any, start_response: Any) -> Iterable[bytes]:
         start_response("404 Not Found", [])
@@ -177,7 +177,7 @@ def test_metrics_need_the_token(tmp_path: Path, authorization: str, status: int)
 
 
 def test_a_request_goes_on_when_metrics_cannot(metrics: HTTPMetrics, caplog: pytest.LogCaptureFixture) -> None:
-    """After `shutdown`, requests are answered; that they are not counted is logged."""
+    """After `shutdown`, requests are answered; the log reports that they are not counted."""
     pdc.shutdown()
     call(track_wsgi(metrics, answering(lambda: [b"a"])))
     assert "could not be tracked" in caplog.text

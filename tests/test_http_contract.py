@@ -45,7 +45,7 @@ from pdc_django import conf
 from pdc_flask import PrometheusMetrics
 from pdc_starlette import instrument
 
-# What every application does: its views, an answer to X-Deny before any of them, an answer to the exception Handled.
+# The behaviour of every application: its views, an answer to X-Deny before any of them, an answer to the exception Handled.
 
 DENY = "X-Deny"
 ITEMS = "/items/{name}"
@@ -64,25 +64,25 @@ ROUTES = {  # the path, as Starlette writes it, to the method
 }
 
 
-class Handled(Exception):  # noqa: N818 - it is what the applications handle
+class Handled(Exception):  # noqa: N818 - the applications handle it, as no error
     """An exception that the application's error handler answers."""
 
 
 class NotThere(Exception):  # noqa: N818 - each framework raises its own for it
-    """What a view asks for that does not exist."""
+    """The object of a request does not exist."""
 
 
 class Said(NamedTuple):
-    """What a view answers, as each framework has a class for."""
+    """The answer of a view, for which each framework has a class."""
 
     body: bytes
     status: int = 200
     breaks: bool | None = None
-    """Whether a body that is streamed fails before its end, None for one that is no stream."""
+    """True if a streamed body fails before its end, None without a stream."""
 
 
 def say(route: str, body: bytes) -> Said:
-    """What the view of a route does with a body; every view of every application calls it."""
+    """The answer of a route's view to a body; every view of every application calls it."""
     if route == "/broken":
         raise KeyError(route)
     if route == "/handled":
@@ -97,12 +97,12 @@ def say(route: str, body: bytes) -> Said:
 
 
 def decorated(route: str, view: Any) -> Any:
-    """The view of a route, which is excluded for one of them."""
+    """The view of a route; one route's view is excluded."""
     return exclude(view) if route == QUIET else view
 
 
 def chunks(said: Said) -> Iterator[bytes]:
-    """A stream that fails where it is said to."""
+    """A stream that fails on request."""
     yield said.body[:3]
     if said.breaks:
         raise LookupError
@@ -117,7 +117,7 @@ async def chunks_async(said: Said) -> AsyncIterator[bytes]:
 
 
 class Answer(NamedTuple):
-    """What a server would have sent."""
+    """The answer that a server would have sent."""
 
     status: int
     text: str
@@ -196,7 +196,7 @@ class Application:
         return [self.request("GET", path) for _ in range(times)][-1]
 
     def scrape(self, **headers: str) -> Answer:
-        """What the metrics page answers."""
+        """The answer of the metrics page."""
         return type(self).send(self.app, "GET", f"{self.prefix}/metrics", headers, b"")
 
     def mount(self, prefix: str) -> None:
@@ -208,7 +208,7 @@ class Application:
             self.app = Starlette(routes=[Mount(prefix, self.app)])
 
     def close(self) -> None:
-        """Undo what `make` did to the process."""
+        """Undo the changes that `make` made to the process."""
 
 
 class OfFlask(Application):
@@ -356,7 +356,7 @@ class OfStarlette(Application):
 
 
 class OfFastAPI(OfStarlette):
-    """FastAPI, the same."""
+    """FastAPI, with the same."""
 
     head = 405
 
@@ -396,7 +396,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
 
 
 def lines(page: str) -> list[str]:
-    """The samples of a page that are of requests, with routes as Starlette writes them and times left out."""
+    """The samples of requests on a page, with routes as Starlette writes them, without times."""
     samples = [line for line in page.splitlines() if re.match(r"(shop_)?http_\w+(?<!_created)\{", line)]
     timeless = [re.sub(r"(_seconds_(?:sum|bucket)\{.*\}) .*", r"\1", line) for line in samples]
     return sorted(re.sub(r"(?<=/)<(?:str:)?(\w+)>", r"{\1}", line) for line in timeless)
@@ -442,14 +442,14 @@ def test_answers_count_by_method_route_and_status(make: Make) -> None:
 
 
 def test_unknown_paths_are_one_series(make: Make) -> None:
-    """Five hundred paths that no route is for are one series."""
+    """Five hundred paths without a route are one series."""
     app = make(flush_interval=60)
     assert {app.get(f"/nowhere/{number}") for number in range(500)} == {404}
     assert without_durations(app.scrape().text) == counted("GET <unmatched> 404 = 500")
 
 
 def test_methods_of_no_route_count_under_the_path(make: Make) -> None:
-    """A method that the route of a path does not take is status 405, and made-up methods are one series."""
+    """A method that the route of a path does not accept is status 405, and made-up methods are one series."""
     app = make()
     assert {app.request("DELETE", "/items/tea"), app.get("/orders")} == {405}
     assert {app.request(f"BREW{number}", "/items/tea") for number in range(50)} == {405}
@@ -460,7 +460,7 @@ def test_methods_of_no_route_count_under_the_path(make: Make) -> None:
 
 
 def test_head_and_options_count_as_the_framework_answers_them(make: Make) -> None:
-    """HEAD and OPTIONS count under the route, whatever status the framework gives."""
+    """HEAD and OPTIONS count under the route, with the status of the framework."""
     app = make(sizes=True)
     assert (app.request("HEAD", "/items/tea"), app.request("OPTIONS", "/items/tea")) == (app.head, app.options)
     found = [line for line in without_durations(app.scrape().text) if "_size_" not in line]
@@ -479,7 +479,7 @@ def test_exceptions_of_views_count_handled_or_not(make: Make) -> None:
 
 
 def test_what_answers_before_the_view_counts_under_the_route(make: Make) -> None:
-    """A request that a hook or an inner middleware denies counts under the route it would have had."""
+    """A request that a hook or an inner middleware denies counts under its route."""
     app = make()
     for method, path in [("GET", "/items/tea"), ("POST", "/orders"), ("GET", "/nowhere")]:
         assert app.request(method, path, {DENY: "1"}) == 401
@@ -488,7 +488,7 @@ def test_what_answers_before_the_view_counts_under_the_route(make: Make) -> None
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_streams_count_at_their_end(make: Make) -> None:
-    """A stream counts as one request, and one that fails on the way with its exception and the status that was sent."""
+    """A stream counts as one request. One that fails midway counts with its exception and the status that was sent."""
     app = make()
     assert {app.get("/stream", 2), app.get("/broken-stream")} == {200}
     assert without_durations(app.scrape().text) == counted(
@@ -508,7 +508,7 @@ def test_a_malformed_content_length_counts_as_none(make: Make) -> None:
 
 
 def test_excluded_paths_are_not_counted(make: Make) -> None:
-    """What is excluded is answered and not counted: a path, and the paths that a pattern matches fully."""
+    """Excluded paths are answered and not counted: single paths, and paths that a pattern matches fully."""
     app = make(exclude_paths=["/health", re.compile("/static/.*")])
     assert {app.get(path) for path in ("/health", "/static/a", "/static/b", "/items/static")} == {200}
     assert app.get("/health/not") == 404
@@ -516,7 +516,7 @@ def test_excluded_paths_are_not_counted(make: Make) -> None:
 
 
 def test_excluded_views_are_not_counted(make: Make) -> None:
-    """The requests of a view that is excluded are answered and not counted, also where a hook denies them."""
+    """The requests of an excluded view are answered and not counted, also where a hook denies them."""
     app = make(sizes=True)
     assert (app.get("/quiet/a", 2), app.request("GET", "/quiet/a", {DENY: "1"})) == (200, 401)
     assert [line for line in lines(app.scrape().text) if "in_progress" not in line] == []
@@ -537,7 +537,7 @@ def test_routes_have_the_prefix_of_the_mount(make: Make) -> None:
 
 
 def test_the_metrics_have_a_port_of_their_own(make: Make) -> None:
-    """With metrics_port the metrics are served there, for who has the token."""
+    """With metrics_port the metrics are served there, to clients with the token."""
     port = free_port()
     app = make(metrics_port=f"127.0.0.1:{port}", metrics_token="secret")
     app.get("/items/tea")
@@ -579,7 +579,7 @@ def test_names_have_the_namespace(make: Make) -> None:
 
 
 def test_buckets_are_those_of_the_option(make: Make) -> None:
-    """The duration has these buckets and no others, a sum and a count."""
+    """The duration has exactly these buckets, a sum and a count."""
     app = make(buckets=[0.5, 30])
     app.get("/items/tea")
     series = f'method="GET",route="{ITEMS}",status="200"'
@@ -589,7 +589,7 @@ def test_buckets_are_those_of_the_option(make: Make) -> None:
 
 
 def test_labels_of_the_application(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """Labels are static, from a header that has one of these values, or empty where a callable raises, which is logged once."""
+    """Labels are static, from a header with one of these values, or empty where a callable raises, which is logged once."""
     app = make(labels={"zone": "eu", "tenant": from_header("X-Tenant", allowed={"a"}, default="?"), "user": lambda _: 1 / 0})
     for tenant in ("a", "a", "made up", "invented"):
         assert app.request("GET", "/items/tea", {"X-Tenant": tenant}) == 200
@@ -606,7 +606,7 @@ def test_labels_of_the_application(make: Make, caplog: pytest.LogCaptureFixture)
 
 
 def test_sizes_are_of_the_bodies(make: Make) -> None:
-    """The sizes are those of what was sent and answered, also where nobody reads the body, and of a stream."""
+    """Sizes are those of the sent and answered bodies, also of unread ones and of a stream."""
     app = make(sizes=True)
     app.request("POST", "/orders", body=b"a cup of tea")
     app.request("GET", "/items/tea", body=b"unasked for")
@@ -627,7 +627,7 @@ def test_sizes_are_of_the_bodies(make: Make) -> None:
 
 
 def test_exemplars_come_from_the_callable(make: Make) -> None:
-    """In OpenMetrics the counter and the bucket of the duration have what the callable gave as their exemplar."""
+    """In OpenMetrics the counter and the bucket of the duration have the callable's result as their exemplar."""
     app = make(exemplars=lambda: {"trace_id": "abc"}, buckets=[60])
     app.get("/items/tea")
     page = app.scrape(Accept="application/openmetrics-text").text
@@ -639,7 +639,7 @@ def test_exemplars_come_from_the_callable(make: Make) -> None:
 
 
 def test_new_series_over_the_limit_are_one(make: Make) -> None:
-    """From max_series on, new series of a metric are counted as one, and the old ones go on."""
+    """From max_series on, new series of a metric are counted as one, and the old ones continue."""
     app = make(max_series=2)
     for path in ("/items/tea", "/stream", "/health", "/nowhere", "/items/cake"):
         app.get(path)
@@ -650,7 +650,7 @@ def test_new_series_over_the_limit_are_one(make: Make) -> None:
 
 
 def test_the_page_tells_of_pdc(make: Make) -> None:
-    """The page has the metrics of pdc itself, whatever the namespace."""
+    """The page has the metrics of pdc itself, in any namespace."""
     page = make(namespace="shop", flush_interval=60).scrape().text
     told = dict(re.findall(r"\n(pdc_\w+) (\S+)", page))
     zero = ("pdc_batches_retried_total", "pdc_series_pending", "pdc_series_refused_total")
@@ -660,7 +660,7 @@ def test_the_page_tells_of_pdc(make: Make) -> None:
 
 
 def test_the_page_asks_for_the_token(make: Make) -> None:
-    """The metrics page answers only who has the token, and counts nobody."""
+    """The metrics page answers only clients with the token, and counts no request."""
     app = make(metrics_token="secret")
     app.get("/items/tea")
     assert [app.scrape().status, app.scrape(Authorization="Bearer wrong").status] == [401, 401]
@@ -670,7 +670,7 @@ def test_the_page_asks_for_the_token(make: Make) -> None:
 
 
 def test_only_who_has_the_token_learns_what_is_wrong(make: Make, tmp_path: Path) -> None:
-    """While the storage cannot be read, the page names it and what helps to readers of metrics; others learn nothing."""
+    """While the storage cannot be read, clients with the token get the reason and the remedy; others do not."""
     app = make(metrics_token="secret", sqlite_path=str(tmp_path / "gone" / "metrics.db"))
     app.get("/items/tea")
     for authorization in ("", "Bearer wrong", "Basic c2VjcmV0"):
@@ -683,7 +683,7 @@ def test_only_who_has_the_token_learns_what_is_wrong(make: Make, tmp_path: Path)
 
 
 def test_an_outage_of_the_storage_loses_nothing(make: Make, tmp_path: Path) -> None:
-    """Without its storage the application answers and the page is a 503; what happened meanwhile is counted later."""
+    """Without its storage the application answers and the page is a 503; the requests meanwhile are counted later."""
     app = make(sqlite_path=str(tmp_path / "later" / "metrics.db"))
     assert (app.get("/items/tea", 2), app.get("/broken")) == (200, 500)
     page = app.scrape()
@@ -696,7 +696,7 @@ def test_an_outage_of_the_storage_loses_nothing(make: Make, tmp_path: Path) -> N
 
 
 def test_the_page_is_not_counted(make: Make) -> None:
-    """The metrics page leaves no trace of itself, whatever the method."""
+    """The metrics page never counts itself, whatever the method."""
     app = make()
     statuses = [app.request(method, "/metrics") for method in ("GET", "HEAD", "OPTIONS", "POST")]
     assert statuses == [200, 200, 200, 405]
@@ -704,7 +704,7 @@ def test_the_page_is_not_counted(make: Make) -> None:
 
 
 def test_nothing_is_counted_when_switched_off(make: Make, tmp_path: Path) -> None:
-    """With enabled=False the application is as it would be without: no page, no storage, the same answers."""
+    """With enabled=False the application is unchanged: no page, no storage, the same answers."""
     app = make(enabled=False)
     assert [app.get("/items/tea"), app.get("/nowhere"), app.get("/broken"), app.scrape().status] == [200, 404, 500, 404]
     assert not (tmp_path / "metrics.db").exists()

@@ -1,4 +1,4 @@
-"""Exceptions that a handler raises in the middle of anything: they reach the application, and nothing is lost or stuck."""
+"""Exceptions that a handler raises amid any code: they reach the application, and no update is lost or stuck."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
 POINTS = int(os.environ.get("PDC_POINTS", "12"))
-"""At how many points of the work an exception is raised, evenly spread; the long proof takes all."""
-pytestmark = pytest.mark.filterwarnings(  # of what is interrupted between opening it and noting it
+"""The number of points of the work at which an exception is raised, evenly spread; the long proof takes all."""
+pytestmark = pytest.mark.filterwarnings(  # from an interruption between the opening of one and its note
     "ignore:unclosed <socket:ResourceWarning", "ignore:unclosed database:ResourceWarning"
 )
 
@@ -44,16 +44,16 @@ DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset", "hypothe
 callbacks of the garbage collector."""
 
 
-class TimeLimit(Exception):  # noqa: N818 - Celery's is one too
-    """Raised by a handler, as a soft time limit is."""
+class TimeLimit(Exception):  # noqa: N818 - Celery's name has no Error, too
+    """A handler raises it, as a soft time limit does."""
 
 
 @cache
 def switch_points(code: CodeType) -> frozenset[int]:
-    """The offsets of instructions before which Python may run a handler: after calls, and where it jumps back or begins.
+    """The offsets of instructions before which Python may run a handler: after calls, at backward jumps and at the start.
 
     An exception of a handler belongs to the instruction before that point. Where another block of `try` or `with` begins or
-    ends there, none can be raised in its place.
+    ends there, no other exception can be raised in its place.
     """
     switches = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
     instructions = list(dis.get_instructions(code))
@@ -75,7 +75,7 @@ def raise_at(point: int, work: Callable[[], object]) -> TimeLimit | None:
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left, before, raised
-        returning, before = before == "return", event  # from a function in Python, after which no handler runs
+        returning, before = before == "return", event  # no handler runs after the return of a Python function
         if frame.f_code.co_filename == __file__:
             return None
         frame.f_trace_opcodes = True
@@ -100,13 +100,13 @@ def raise_at(point: int, work: Callable[[], object]) -> TimeLimit | None:
 
 
 def stack_of(frame: FrameType) -> str:
-    """Where the frame is, and the last of those that called it; no line of source, which some interpreters do not have."""
+    """The place of the frame, and of the last ones that called it; no line of source, which some interpreters do not have."""
     frames = [f"{each.f_code.co_filename}:{line} in {each.f_code.co_name}" for each, line in traceback.walk_stack(frame)]
     return ", called at ".join(frames[:6])
 
 
 def number_of_points(work: Callable[[], object]) -> int:
-    """How many points there are at which `raise_at` raises."""
+    """The number of points at which `raise_at` raises."""
     counted = 0
 
     def count(frame: FrameType, event: str, _: Any) -> Any:
@@ -127,7 +127,7 @@ def number_of_points(work: Callable[[], object]) -> int:
 
 
 def drops(frame: FrameType | None) -> bool:
-    """Whether exceptions go no further: in finalizers, callbacks of weak references, and telemetry of redis-py."""
+    """True where exceptions go no further: in finalizers, callbacks of weak references, and telemetry of redis-py."""
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if frame.f_code.co_name == "__del__" or module.startswith(DROPPING):
@@ -142,7 +142,7 @@ def interrupt(_number: int, _frame: FrameType) -> None:
 
 
 class Program:
-    """A program with some metrics in a storage, which is looked at from outside."""
+    """A program with some metrics in a storage, inspected from outside."""
 
     def __init__(self, options: dict[str, Any], registry: CollectorRegistry) -> None:
         self._options = options
@@ -204,7 +204,7 @@ def interrupted_everywhere(program: Program, work: Callable[[], object], check: 
     for point in range(0, number, max(1, number // POINTS)):
         error = raise_at(point, work)
         try:
-            program.check_that_nothing_is_held()  # while the application has the exception, and all that its frames hold
+            program.check_that_nothing_is_held()  # while the application has the exception and the objects of its frames
             check(point)
         except Exception as fault:
             raise AssertionError(f"at point {point}: {''.join(traceback.format_exception(error))}") from fault
@@ -212,7 +212,7 @@ def interrupted_everywhere(program: Program, work: Callable[[], object], check: 
 
 @INTERVALS
 def test_an_update_is_in_or_out(storage: dict[str, Any], interval: float, registry: CollectorRegistry) -> None:
-    """An exception at any point of updates reaches the application; each counts once or, where it did not end, not at all."""
+    """An exception at any point of updates reaches the application. A finished update counts once, another one not at all."""
     program = Program({**storage, "flush_interval": interval}, registry)
     before = program.stored()
 
@@ -223,7 +223,7 @@ def test_an_update_is_in_or_out(storage: dict[str, Any], interval: float, regist
         assert point >= 0 or gained == [1.0] * 4
         assert all(each in (0.0, 1.0) for each in gained), (point, gained)
         in_order = [gained[1], gained[0], gained[2], gained[3]]
-        assert in_order == sorted(in_order, reverse=True), (point, gained)  # those before the exception ended
+        assert in_order == sorted(in_order, reverse=True), (point, gained)  # the updates before the exception ended
         before = after
 
     interrupted_everywhere(program, program.update, check)
@@ -233,7 +233,7 @@ def test_an_update_is_in_or_out(storage: dict[str, Any], interval: float, regist
 
 
 def fork_of_a_parent() -> None:
-    """Call what Python calls at a fork: whatever one hook raises, it calls the others."""
+    """Call Python's hooks at a fork: if one raises, it calls the others."""
     try:
         FORKS.before()
     finally:
@@ -246,7 +246,7 @@ def fork_of_a_parent() -> None:
 @pytest.mark.parametrize("work", ["flush", "scrape", "setup", "clear", "collect", "shutdown", "fork"])
 @INTERVALS
 def test_what_is_pending_stays(storage: dict[str, Any], interval: float, registry: CollectorRegistry, work: str) -> None:
-    """An exception at any point of what sends or reads reaches the application, and loses or doubles nothing."""
+    """An exception at any point of a send or read reaches the application, and no update is lost or doubled."""
     options = {**storage, "flush_interval": interval}
     program = Program(options, registry)
     works: dict[str, Callable[[], object]] = {
@@ -334,7 +334,7 @@ print(swallowed, *counts.values(), *(cell.memory[cell.offset] for cell in cells)
 
 @INTERVALS
 def test_time_limits_at_random_times(storage: dict[str, Any], interval: float, run_script: Run) -> None:
-    """However often a handler raises into updates, flushes and scrapes, it is heard, and what was counted is stored once."""
+    """Exceptions of a handler amid updates, flushes and scrapes all reach the program, and each update is stored once."""
     limits = POINTS * 10
     longest = 0.0003 if interval else 0.002
     result = run_script(LIMITS.format(interval=interval and 0.01, limits=limits, longest=longest), storage=storage, check=False)
@@ -352,7 +352,7 @@ def test_time_limits_at_random_times(storage: dict[str, Any], interval: float, r
 
 
 def test_a_request_hears_of_its_time_limit(tmp_path: Path) -> None:
-    """An exception at any point of what counts a request reaches whoever called the application."""
+    """An exception at any point of the count of a request reaches the caller of the application."""
     metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0, labels={"a": lambda _: "b"}))
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -379,7 +379,7 @@ def test_a_request_hears_of_its_time_limit(tmp_path: Path) -> None:
 def test_a_limit_ends_the_wait_for_a_frozen_server(
     own_redis_server: RedisServer, registry: CollectorRegistry, limit: type[Exception]
 ) -> None:
-    """What a handler raises while an update waits is raised by the update, whatever the driver makes of its class."""
+    """An exception of a handler while an update waits leaves the update, whatever the driver makes of its class."""
     pdc.setup(redis=own_redis_server.url)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     hits.inc()
@@ -402,7 +402,7 @@ def test_a_limit_ends_the_wait_for_a_frozen_server(
 
 
 def test_an_exception_from_another_thread_is_heard(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """What `PyThreadState_SetAsyncExc` raises into an update that waits reaches the application, also one of Python's own."""
+    """An exception of `PyThreadState_SetAsyncExc` in a waiting update reaches the application, also one of Python's own."""
     pdc.setup(sqlite=str(tmp_path / "metrics.db"))
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     heard: list[BaseException] = []
@@ -430,7 +430,7 @@ def test_an_exception_from_another_thread_is_heard(tmp_path: Path, registry: Col
 def test_an_exception_that_is_being_handled_is_not_raised_again(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who counts time limits while the storage is down gets no exception from the update."""
+    """An update in the handling of time limits while the storage is down does not raise the exception again."""
     pdc.setup(sqlite=str(tmp_path / "missing" / "metrics.db"))
     limits = pdc.Counter("limits", "Limits.", registry=registry)
 
@@ -447,7 +447,7 @@ def test_an_exception_that_is_being_handled_is_not_raised_again(
 
 @pytest.mark.package("gevent")
 def test_a_gevent_timeout_ends_an_update(own_redis_server: RedisServer, run_script: Run) -> None:
-    """A timeout of gevent is raised out of the update that it interrupts, and that counts once."""
+    """A timeout of gevent leaves the update that it interrupts, and the update counts once."""
     source = """
 import os, signal
 from gevent import monkey; monkey.patch_all()
@@ -477,7 +477,7 @@ print(raised)
 
 @pytest.mark.parametrize("runner", ["asyncio", "trio"])
 def test_a_scrape_that_is_cancelled_loses_nothing(storage: dict[str, Any], registry: CollectorRegistry, runner: str) -> None:
-    """Scrapes that asyncio or trio cancels leave nothing held, and what was pending counts once."""
+    """Scrapes that asyncio or trio cancel hold no lock, and pending updates count once."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     app = pdc.make_asgi_app()

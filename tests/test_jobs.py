@@ -1,4 +1,4 @@
-"""The examples that are no web servers, started as their docstrings say, and scraped from a process of its own."""
+"""The examples that are no web servers, started as in their docstrings, and scraped from another process."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def environment(storage: dict[str, Any]) -> dict[str, str]:
 
 
 def environment_with(**variables: str) -> dict[str, str]:
-    """The environment of this process, but for what says where the examples' metrics and tasks are, and those variables."""
+    """This process's environment without the variables of the examples' metrics and tasks, with those given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PDC_", "CELERY_"))}
     return {**kept, "PYTHONPATH": str(ROOT), **variables}
 
 
 @contextmanager
 def running(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process that writes to `log`, and is stopped in the end."""
+    """A process that writes to `log`, and is stopped at the end."""
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, **options)
         try:
@@ -59,7 +59,7 @@ def running(command: list[str], log: Path, **options: Any) -> Iterator[subproces
 
 @pytest.fixture(params=[JOB], ids=lambda path: path.parent.name)
 def scrape(request: pytest.FixtureRequest, environment: dict[str, str], tmp_path: Path) -> Iterator[Scrape]:
-    """Scrape the process that an example's docstring starts: the samples but for pdc's, `_created`, `_sum` and `_bucket`."""
+    """Scrape the process of an example's docstring: the samples without pdc's, `_created`, `_sum` and `_bucket`."""
     (source,) = re.findall(r'^    python -c "(.*)"$', request.param.read_text(), re.MULTILINE)
     port = free_port()
     command = [sys.executable, "-W", "error", "-c", source.replace("9100", str(port))]
@@ -126,7 +126,7 @@ def test_a_cron_job_counts_on_from_run_to_run(environment: dict[str, str], tmp_p
 
 
 def test_the_alert_rules_of_the_cron_job_are_rules(tmp_path: Path) -> None:
-    """Prometheus reads the rules that the docstring shows."""
+    """Prometheus reads the rules of the docstring."""
     rules = re.findall(r"^    (?:- alert|  expr): .*\n", JOB.read_text(), re.MULTILINE)
     (tmp_path / "rules.yml").write_text("groups:\n- name: jobs\n  rules:\n" + "".join(rules))
     checked = subprocess.check_output(["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, text=True, timeout=60)
@@ -185,7 +185,7 @@ def test_a_function_that_is_killed_once_it_returned(environment: dict[str, str],
 
 @pytest.mark.parametrize("example", [JOB, HANDLER], ids=lambda path: path.parent.name)
 def test_what_no_living_process_renews_does_not_expire(example: Path, redis_server: RedisServer, tmp_path: Path) -> None:
-    """Metrics of programs that run for seconds stay in Redis until somebody deletes them."""
+    """Metrics of programs that run for seconds stay in Redis until they are deleted."""
     (tmp_path / "input").write_text('{"items": []}')
     run([example, "input"], environment_with(PDC_REDIS_URL=redis_server.url), tmp_path)
     with redis_server.client() as client:
@@ -196,7 +196,7 @@ def test_what_no_living_process_renews_does_not_expire(example: Path, redis_serv
 def test_celery_tasks_are_counted_whatever_becomes_of_their_process(
     environment: dict[str, str], tmp_path: Path, scrape: Scrape, redis_server: RedisServer
 ) -> None:
-    """Tasks count once that succeed, fail, are tried again or stopped; in processes that end after two, or with the worker.
+    """Tasks that succeed, fail, retry or stop count once, in processes that end after two tasks or with the worker.
 
     One worker sends nothing before its processes end, the other one sends all the time.
     """
@@ -260,7 +260,7 @@ for thread in threads:
 
 @pytest.mark.parametrize("scrape", [TASKS], ids=["celery_worker"], indirect=True)
 def test_celery_attempts_that_overlap_are_timed_each(environment: dict[str, str], tmp_path: Path, scrape: Scrape) -> None:
-    """An attempt that starts in another thread before the one before has ended, with the same id, spoils neither's time."""
+    """An attempt that starts in another thread before the previous one has ended, with the same id, is timed apart."""
     ended = run(["-c", SAME_TASK_TWICE], {**environment, "PYTHONPATH": f"{ROOT}:{TASKS.parent}"}, tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert scrape() == {

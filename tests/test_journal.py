@@ -1,4 +1,4 @@
-"""Journals: the next process of the host sends the updates that a killed one had not sent, once."""
+"""Journals: the next process of the host sends the unsent updates of a killed one, once."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ print(json.dumps([acknowledged[0], found]))
 def test_what_was_acknowledged_before_a_kill_is_counted(
     storage: dict[str, Any], run_script: Run, tmp_path: Path, interval: float
 ) -> None:
-    """Fifty processes that are killed at any moment lose nothing: what is in flight at that moment is in or out."""
+    """Fifty processes, killed at any moment, lose no acknowledged update; an update in flight is in or out."""
     acknowledged, found = json.loads(run_script(COUNT.format(rounds=50, interval=interval), storage=storage).stdout)
     assert acknowledged > 1000
     for name in ("hits_total", "wait_count", "wait_bucket2.0", "size_count", "level", "each"):
         assert acknowledged <= found[name] <= acknowledged + 50
     assert acknowledged <= found["latest"] <= acknowledged + 1
     assert found["wait_sum"] == pytest.approx(1.5 * found["wait_count"], abs=1.5 * 50)
-    assert not any(any(path.read_bytes()[:8]) for path in (tmp_path / "journals").iterdir())  # but for some just begun
+    assert not any(any(path.read_bytes()[:8]) for path in (tmp_path / "journals").iterdir())  # except some that had just begun
 
 
 @pytest.mark.parametrize("reply", ["lost", "never sent"])
 def test_a_batch_in_flight_counts_once(journal: Journal, reply: str) -> None:
-    """Killed after the storage applied a batch, or before, and with more that came since: all count once."""
+    """A batch in flight and later updates count once, whether the process was killed before or after the storage applied it."""
     journal.leave(f"""
         storage = pdc.config.DEFAULT.storage
         apply = storage.apply
@@ -104,7 +104,7 @@ def test_a_batch_in_flight_counts_once(journal: Journal, reply: str) -> None:
 
 
 def test_what_an_outage_left_is_sent_by_the_next_process(run_script: Run, tmp_path: Path) -> None:
-    """A script that ends while the storage is away, written through, leaves its updates to one that runs later."""
+    """A script that ends in an outage, written through, leaves its updates to a later one."""
     options = {"sqlite": str(tmp_path / "later" / "metrics.db"), "journal": str(tmp_path / "journals")}
     source = "setup()\nhits = pdc.Counter('hits', 'Hits.')\nfor _ in range(3): hits.inc()"
     assert "metrics that could not be sent wait in" in run_script(source, storage=options).stderr
@@ -116,7 +116,7 @@ def test_what_an_outage_left_is_sent_by_the_next_process(run_script: Run, tmp_pa
 
 
 def test_a_living_process_keeps_its_journal(journal: Journal) -> None:
-    """Nobody sends what a process has that lives, even a stopped one; killed, it has left that, though a child lives on."""
+    """No process sends the journal of a living one, even a stopped one; after a kill it is sent, though a child lives on."""
     source = f"""
 import os, pdc, signal, time
 pdc.setup(**{ {**journal.options, "flush_interval": 600}!r})
@@ -180,7 +180,7 @@ hits.labels("/old").inc()
 
 
 def test_metrics_of_every_kind_outlive_a_kill(journal: Journal) -> None:
-    """Gauges, texts, resets and removals of the last interval are sent in their order; live values go with the process."""
+    """Gauges, texts, resets and removals of the last interval are sent in their order; live values end with the process."""
     journal.leave(EVERY_KIND)
     assert journal.send() == {("/old",): 1.0, ("/kept",): 9.0}
     shown = set(pdc.generate_latest().decode().splitlines())
@@ -205,7 +205,7 @@ def test_metrics_of_every_kind_outlive_a_kill(journal: Journal) -> None:
 def test_the_latest_value_is_shown_after_a_start_of_the_host(
     journal: Journal, longer_up: float, earlier: float, latest: str
 ) -> None:
-    """A value in a journal was set when it was by the time of day, however long the host had been up; never in the future."""
+    """A value in a journal has the time of day when it was set, for any uptime of the host; never a time in the future."""
     declared = "recent = pdc.Gauge('recent', 'Latest.', multiprocess_mode='mostrecent')\n"
     journal.leave(f"{declared}recent.set(2)\npdc.shutdown()")
     began = time.monotonic()
@@ -222,7 +222,7 @@ def test_the_latest_value_is_shown_after_a_start_of_the_host(
 
 
 def test_values_that_were_counted_since_are_not_sent_again(journal: Journal) -> None:
-    """A day after a kill the storage has counted the values of the process as it knew them: what is older stays out."""
+    """A day after a kill the storage has folded the values it knew of the process: the journal's older ones are not sent."""
     journal.leave("""
         total = pdc.Gauge("total", "Of all processes.", multiprocess_mode="sum")
         total.set(5)
@@ -249,7 +249,7 @@ def test_values_that_were_counted_since_are_not_sent_again(journal: Journal) -> 
 def test_what_was_on_the_way_an_hour_ago_is_dropped(
     journal: Journal, caplog: pytest.LogCaptureFixture, stop: str, age: int, expected: float
 ) -> None:
-    """Nobody knows any more whether the storage had that, so it cannot count twice; it is sent where sending had failed."""
+    """After so long the storage may have forgotten that it had the batch, so it could count twice; a failed one is sent."""
     journal.leave(f"""
         hits.labels("/").inc(1)
         pdc.flush()

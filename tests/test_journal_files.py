@@ -28,12 +28,12 @@ from pdc.delivery.journal.layout import OWNER
 def test_who_starts_removes_journals_that_nobody_sends(
     journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
 ) -> None:
-    """Journals of other storages older than 30 days go, with one line in the log; younger, locked and other files stay."""
+    """At start-up unused journals older than 30 days go, with one line in the log; younger, locked and other files stay."""
     for _ in range(3):
         journal.leave('hits.labels("/").inc()', redis_prefix="gone" if "redis" in journal.options else "")
     old, older, young = sorted(journal.folder.iterdir())
     for number, path in enumerate((old, older, young)):
-        path.rename(path.with_name(f"{number:016x}{path.name[16:]}"))  # of a storage that nobody uses
+        path.rename(path.with_name(f"{number:016x}{path.name[16:]}"))  # of a storage without users
     old, older, young = sorted(journal.folder.iterdir())
     older = older.rename(older.with_suffix(".damaged"))
     (locked := journal.folder / "locked.journal").touch()
@@ -54,7 +54,7 @@ def test_who_starts_removes_journals_that_nobody_sends(
 def test_without_a_folder_for_temporary_files_all_is_in_memory(
     run_script: Run, redis_server: RedisServer, interval: float
 ) -> None:
-    """Where nothing may be written, as on a read-only root, an application counts; the log says once why there is none."""
+    """Without a writable folder, as on a read-only root, an application counts; the log gives the reason once."""
     source = f"""
 import logging, tempfile, time
 
@@ -91,12 +91,12 @@ def test_a_journal_grows_with_its_series(journal: Journal) -> None:
         """)
     found = journal.send()
     assert found.pop(("x" * 200_000,)) == 7.0
-    found.pop(("0",), None)  # it counted nothing
+    found.pop(("0",), None)  # it counted no update
     assert found == {(str(number),): float(number) for number in range(1, 3000)}
 
 
 def test_series_that_are_removed_leave_the_journal(journal: Journal) -> None:
-    """What was removed is not sent, its room is used again, and whoever still holds it counts in vain."""
+    """A removed series is not sent, its room is used again, and updates of its child count nothing."""
     journal.leave(
         """
         for number in range(20000):
@@ -128,7 +128,7 @@ def test_series_that_are_removed_leave_the_journal(journal: Journal) -> None:
 def test_a_journal_that_cannot_be_read_is_set_aside(
     journal: Journal, caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes], reason: str
 ) -> None:
-    """A file that is no journal, or not all of one, is renamed and logged; nothing of it is sent, and others are."""
+    """A file that is no journal, or not a whole one, is renamed and logged; nothing of it is sent, and others are."""
     journal.leave('hits.labels("/").inc(5)\nhits.labels("/b").inc(6)')
     (path,) = [path for path in journal.folder.iterdir() if b"hits" in path.read_bytes()]
     path.write_bytes(damage(path.read_bytes()))
@@ -140,7 +140,7 @@ def test_a_journal_that_cannot_be_read_is_set_aside(
 
 
 def test_without_a_folder_updates_are_in_memory(journal: Journal) -> None:
-    """Where the folder cannot be made or is not the user's own, the log says so once, and updates are sent as ever."""
+    """Where the folder cannot be made or is another user's, the log reports it once, and updates are sent as before."""
     journal.folder.write_text("no folder")
     messages = journal.leave('hits.labels("/").inc(5)\npdc.flush()')
     assert messages.count("there is no journal") == 1
@@ -152,7 +152,7 @@ def test_without_a_folder_updates_are_in_memory(journal: Journal) -> None:
 
 
 def test_a_journal_takes_few_descriptors_and_little_room(journal: Journal) -> None:
-    """Thousands of histograms take a handful of descriptors; a journal of one series takes two pages on the disk at most."""
+    """Thousands of histograms use a handful of descriptors; a journal of one series uses two pages on the disk at most."""
     journal.leave(
         """
         hits.labels("/").inc()
@@ -173,7 +173,7 @@ def test_a_journal_takes_few_descriptors_and_little_room(journal: Journal) -> No
 
 @pytest.mark.parametrize("limit", ["FSIZE, (300_000, 300_000)", "AS, (size() + 3_000_000,) * 2"])
 def test_limits_of_files_and_memory_make_a_smaller_journal(journal: Journal, limit: str) -> None:
-    """Where a file or the memory of a process may not be that long, the journal is shorter; what finds no room is in memory."""
+    """A limit on the length of a file or on memory makes the journal shorter; series without room in it are in memory."""
     # The memory holds half of a first journal, and one arena of Python's allocator.
     messages = journal.leave(f"""
         import resource
@@ -190,7 +190,7 @@ def test_limits_of_files_and_memory_make_a_smaller_journal(journal: Journal, lim
 
 
 def test_a_full_disk_leaves_updates_in_memory(journal: Journal) -> None:
-    """What finds no room in the journal is sent as ever."""
+    """Series without room in the journal are sent as before."""
     messages = journal.leave("""
         import errno
         def full(*_):
@@ -220,7 +220,7 @@ def test_file_systems_that_cannot_reserve_room_are_written_to(journal: Journal) 
 
 
 def test_descriptors_that_others_close_are_theirs(journal: Journal) -> None:
-    """A program that closes all descriptors keeps the files that get their numbers, and nobody counts its updates twice."""
+    """A program that closes all descriptors keeps the files that get their numbers, and no update counts twice."""
     journal.leave(f"""
         import gc, subprocess, sys, time
         pdc.flush()
@@ -256,7 +256,7 @@ def test_descriptors_that_others_close_are_theirs(journal: Journal) -> None:
 
 @pytest.mark.parametrize("detach", [True, False])
 def test_a_daemon_counts_exactly(journal: Journal, tmp_path: Path, detach: bool) -> None:
-    """python-daemon closes all that is open, again and again other processes look for journals, and each update counts once."""
+    """python-daemon closes all descriptors, again and again other processes look for journals, and each update counts once."""
     source = f"""
 import os, pathlib, time, daemon, pdc
 pdc.setup(**{ {**journal.options, "flush_interval": 0.05}!r})
@@ -300,7 +300,7 @@ with daemon.DaemonContext(detach_process={detach}, working_directory={str(tmp_pa
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_a_journal_that_is_deleted_is_begun_anew(journal: Journal, what: str) -> None:
-    """What a cleaner deleted while its process lives is there again with the next batch, with all that is pending."""
+    """A journal that a cleaner deleted while its process lives is written again with the next batch, with pending updates."""
     delete = f"""
         import pathlib, shutil
         def delete():
@@ -331,7 +331,7 @@ def test_a_journal_that_is_deleted_is_begun_anew(journal: Journal, what: str) ->
 
 
 def test_a_journal_stays_young(journal: Journal) -> None:
-    """The time of a file that is in use is renewed, so that those who delete old files spare it."""
+    """The time of a file in use is renewed, so that cleaners of old files spare it."""
     journal.leave(f"""
         hits.labels("/").inc(5)
         (entry,) = os.scandir({str(journal.folder)!r})
@@ -345,7 +345,7 @@ def test_a_journal_stays_young(journal: Journal) -> None:
 def test_locks_that_fail_stop_nothing(
     journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a journal of a dead process cannot be locked for now, it waits, and all else is sent."""
+    """Where a journal of a dead process cannot be locked for now, it waits, and everything else is sent."""
     journal.leave('hits.labels("/").inc(5)')
 
     def fail(*_: Any) -> None:
@@ -364,7 +364,7 @@ def test_locks_that_fail_stop_nothing(
 def test_a_process_that_drops_its_privileges_has_a_journal_of_the_new_user(
     run_script: Run, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Its former journal, which it cannot remove any more, has nothing to send and goes with the next process of that user."""
+    """Its former journal, which it may no longer remove, has nothing to send and goes with that user's next process."""
     folder = Path(tempfile.gettempdir())
     database = folder / "data" / "metrics.db"
     database.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Journals over a storage in memory: processes are killed, or taken for dead, at any step."""
+"""Journals over a storage in memory: processes are killed, or lose their lease, at any step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pdc.storage import MOST_ENTRIES, Batch, Kind, Outcome, StorageError
 def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Path, registry: CollectorRegistry) -> None:
     """After each bytecode of updates and flushes, storage and journal together hold all updates that ended.
 
-    That in progress is in or out; what is sent again does not count again.
+    The update in progress is in or out; a batch that is sent again does not count again.
     """
     buffer, model, journals = Buffer(), Model(), Journals(tmp_path, "model")
     modules = {
@@ -71,7 +71,7 @@ def test_a_kill_between_any_two_steps_leaves_an_update_whole_or_out(tmp_path: Pa
         lambda: hits.labels("/c").inc(math.inf),
         buffer.flush,
     ]
-    buffer.flush()  # from here on there is a journal
+    buffer.flush()  # the journal exists from here on
     (path,) = tmp_path.iterdir()
 
     def left() -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _content(path: Path) -> bytes:
 
 
 def _states_during(update: Callable[[], Any], path: Path, model: Model) -> list[tuple[bytes, Model]]:
-    """The different states of the journal and the storage after each bytecode of pdc that an update runs."""
+    """The distinct states of the journal and the storage after each bytecode of pdc in an update."""
     states: dict[tuple[bytes, int], Model] = {}
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -135,7 +135,7 @@ def _states_during(update: Callable[[], Any], path: Path, model: Model) -> list[
 
 
 def test_journals_are_sent_in_the_order_in_which_they_were_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of processes that died one after the other, the last one has the last word, whatever their ids."""
+    """Of processes that died one after the other, the last one sets the value, whatever their ids."""
     journals, model, sent = Journals(tmp_path, "model"), Model(), []
     for writer in ("20-b", "100-c", "3-a"):
         journals.open(writer, 0, in_flight=False)
@@ -151,7 +151,7 @@ def test_journals_are_sent_in_the_order_in_which_they_were_begun(tmp_path: Path,
 
 
 def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """Killed after a batch of it, that is not sent again by the next one, also when the storage has forgotten it by then."""
+    """A batch sent before its sender was killed is not sent again, also when the storage has forgotten it by then."""
     buffer, model = Buffer(), Model()
     hits = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", registry=registry)
     buffer.attach(model, 3600.0, None, thread=threading.get_ident(), journals=Journals(tmp_path / "own", "model"))
@@ -159,7 +159,7 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "apply", model.read)
         with pytest.raises(StorageError):
-            buffer.flush()  # in flight from now on
+            buffer.flush()  # in flight from here on
     hits.inc(7)
     (path,) = (tmp_path / "own").iterdir()
     left = tmp_path / path.name
@@ -191,7 +191,7 @@ def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: Collect
 
 
 def test_a_journal_of_many_series_is_sent_in_batches(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """They are as small as those of a living process; after an outage amid them, none is sent that had been sent before."""
+    """Batches are as small as those of a living process; after an outage amid them, no batch is sent twice."""
     buffer, model = Buffer(), Model()
     hits = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", ["n"], registry=registry)
     buffer.attach(model, 3600.0, None, thread=threading.get_ident(), journals=Journals(tmp_path / "own", "model"))
@@ -224,7 +224,7 @@ def test_a_journal_of_many_series_is_sent_in_batches(tmp_path: Path, registry: C
 def test_who_was_taken_for_dead_goes_on(
     tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, storage_fails: bool, expected: float
 ) -> None:
-    """A process that lost its lock to another namespace, which sends its journal, does not send that, too."""
+    """A process that lost its lock to another namespace, whose sender sends its journal, does not send that, too."""
     monkeypatch.setattr("pdc.delivery.journal.writer.life", lambda _: "")
     buffer, model = Buffer(), OfSeveral()
     kinds = {name: type(name, (getattr(pdc, name),), {"buffer": buffer}) for name in ("Counter", "Gauge", "Info")}
@@ -261,7 +261,7 @@ def test_who_was_taken_for_dead_goes_on(
 
 
 def _close_descriptors_of(path: Path) -> None:
-    """Close what this process has open of the file, as a daemon does."""
+    """Close this process's descriptors of the file, as a daemon does."""
     for number in map(int, os.listdir("/dev/fd")):  # noqa: PTH208 - Path("/dev/fd") iterates while it is open
         with contextlib.suppress(OSError):
             if os.path.samestat(os.fstat(number), path.stat()):

@@ -1,4 +1,4 @@
-"""Limits of the series of a metric, which hold in the storage: how many there may be, and how long idle ones stay."""
+"""Limits of the series of a metric, which the storage enforces: their number, and the time that idle ones stay."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shown(pattern: str = r"hits_total") -> dict[str, float]:
 
 
 def series_in_storage() -> tuple[set[str | None], float]:
-    """The series of the metric in the storage, and how many it says there are."""
+    """The series of the metric in the storage, and the number that it keeps."""
     fields = config.read(config.DEFAULT).metrics["hits"]
     return {series_of(field) for field in fields if not field.startswith("#")}, float(fields["#series"])
 
@@ -50,7 +50,7 @@ def series_in_storage() -> tuple[set[str | None], float]:
 @INTERVALS
 @pytest.mark.parametrize("own", [True, False], ids=["metric", "setup"])
 def test_the_limit_holds_over_processes(storage: dict[str, Any], interval: float, own: bool) -> None:
-    """Ten processes, one after the other, make the series that there may be and one for all others; each update counts."""
+    """Ten processes, one after the other, make the allowed series and one for all others; each update counts."""
     for process in range(10):
         pdc.shutdown()
         pdc.setup(**storage, flush_interval=interval, max_series=None if own else 5)
@@ -66,7 +66,7 @@ def test_the_limit_holds_over_processes(storage: dict[str, Any], interval: float
 
 
 def test_series_of_every_kind_share_one_over_the_limit(storage: dict[str, Any]) -> None:
-    """What goes to the series for the others is added, set and observed there, with its buckets and exemplars."""
+    """The series of the others adds, sets and observes their updates, with its buckets and exemplars."""
     for pages in (["a"], ["b", "le", "c"]):
         registry = CollectorRegistry()
         pdc.shutdown()
@@ -108,7 +108,7 @@ def test_series_of_every_kind_share_one_over_the_limit(storage: dict[str, Any]) 
 
 @pytest.mark.parametrize("mode", ["sum", "min", "max", "mostrecent", "livesum"])
 def test_the_limit_holds_for_the_dead(storage: dict[str, Any], mode: Any) -> None:
-    """Of gauges with a value per process, so many stay of processes that end, and one for all others."""
+    """Of gauges with a value per process, the allowed number of ended processes stay, and one for all others."""
 
     def work(process: int) -> None:
         registry = CollectorRegistry()
@@ -130,13 +130,13 @@ def test_the_limit_holds_for_the_dead(storage: dict[str, Any], mode: Any) -> Non
         return
     kept = {f'{{page="{page}"}}' for page in ("known", "0-b", OVERFLOW)}
     assert kept <= set(found)
-    assert len(found) == 5  # which ones of process 1 and 3 stay depends on the order in which values are folded
+    assert len(found) == 5  # the order in which values are folded decides which ones of process 1 and 3 stay
     values = {"sum": (21, 2 * 18 + 2 - 4), "min": (1, 2), "max": (6, 6), "mostrecent": (6, 6)}
     assert (found['{page="known"}'], found[f'{{page="{OVERFLOW}"}}']) == values[mode]
 
 
 def test_series_that_are_removed_make_room(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """The storage counts its series exactly, whatever is made, removed by all or some labels, refused and made again."""
+    """The storage counts its series exactly, after creation, removal by all or some labels, refusal and new creation."""
     pdc.setup(**storage, max_series=6, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["page", "zone"], registry=registry)
     chance = random.Random(13)
@@ -156,7 +156,7 @@ def test_series_that_are_removed_make_room(storage: dict[str, Any], registry: Co
 
 
 def test_a_limit_counts_what_was_there_before(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """A metric that had no limit has one from the next flush on; its series stay."""
+    """A metric without a limit gets one with the next flush; its series stay."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry)
     for page in range(20):
@@ -173,7 +173,7 @@ def test_a_limit_counts_what_was_there_before(storage: dict[str, Any], registry:
 
 
 def test_a_batch_that_comes_again_is_refused_once(storage: dict[str, Any]) -> None:
-    """What was over the limit counts once, however often its batch comes, and the storage says how many series that were."""
+    """A series over the limit counts once, however often its batch arrives, and the storage reports how many were refused."""
     pdc.setup(**storage)
     store, labels = config.DEFAULT.required(), [f'{{"page":"{page}"}}' for page in "abcd"]
     limits = Limits(2, '{"page":"o"}')
@@ -189,7 +189,7 @@ def test_a_batch_that_comes_again_is_refused_once(storage: dict[str, Any]) -> No
 def test_what_a_killed_process_left_keeps_to_the_limit(
     storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]], registry: CollectorRegistry
 ) -> None:
-    """Its journal is sent under the limit that it had."""
+    """The journal of a killed process is sent under the limit of that process."""
     script = """
     import os, signal
     setup(flush_interval=3600, max_series=2)
@@ -209,7 +209,7 @@ def test_what_a_killed_process_left_keeps_to_the_limit(
 
 
 def test_http_metrics_keep_to_their_option(storage: dict[str, Any]) -> None:
-    """PDC_MAX_SERIES holds in the storage, whatever workers there were; PDC_EXPIRE_SERIES is a limit of all metrics."""
+    """PDC_MAX_SERIES holds in the storage, for any number of workers; PDC_EXPIRE_SERIES is a limit of all metrics."""
     place: dict[str, Any] = {"redis_url": storage.get("redis"), "sqlite_path": storage.get("sqlite")}
     for worker in range(4):
         once.forget()  # the metrics of the process before
@@ -228,7 +228,7 @@ def test_http_metrics_keep_to_their_option(storage: dict[str, Any]) -> None:
 
 
 def test_a_child_says_whether_it_is_a_series_of_its_own(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """`bounded` gives the child of `labels`, and false for what several share: over the limit, or spelled in several ways."""
+    """`bounded` gives the child of `labels`, and False if series share it: over the limit, or with several spellings."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry, max_series=2)
     for page, is_own in (("a", True), ("\ud800", False), ("b", False), ("a", True), ("\ufffd", True)):
@@ -241,7 +241,7 @@ def test_a_child_says_whether_it_is_a_series_of_its_own(storage: dict[str, Any],
 @INTERVALS
 @pytest.mark.parametrize("mode", ["shared", "livesum", "all"])
 def test_an_adder_adds_to_its_gauge(storage: dict[str, Any], interval: float, mode: Any, registry: CollectorRegistry) -> None:
-    """The function that `adder` gives changes the gauge as `inc` and `dec` do."""
+    """The function of `adder` changes the gauge as `inc` and `dec` do."""
     pdc.setup(**storage, flush_interval=interval)
     level = pdc.Gauge("level", "Level.", registry=registry, multiprocess_mode=mode)
     add = level.adder()
@@ -254,7 +254,7 @@ def test_an_adder_adds_to_its_gauge(storage: dict[str, Any], interval: float, mo
 def test_updates_over_the_limit_are_told(
     storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`pdc_series_refused_total` counts them, and the log says once which metric it is."""
+    """`pdc_series_refused_total` counts them, and the log names their metric once."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry, max_series=1)
     for page in "abcab":
@@ -279,7 +279,7 @@ def test_updates_over_the_limit_are_told(
 def test_a_wrong_limit_is_refused(
     limits: dict[str, Any], message: str, storage: dict[str, Any], registry: CollectorRegistry
 ) -> None:
-    """The message says what is taken, wherever the limit is given, and the metric is not there."""
+    """The message names the accepted values, wherever the limit is given, and the metric does not exist."""
     for call in (
         lambda: pdc.setup(**storage, **limits),
         lambda: pdc.Counter("hits", "Hits.", ["page"], registry=registry, **limits),
@@ -290,13 +290,13 @@ def test_a_wrong_limit_is_refused(
     assert list(registry.collect()) == []
 
 
-# Series that nobody updates
+# Idle series
 
 EXPIRE = 0.6
 
 
 def wait_for_sweep(condition: Callable[[], Any]) -> None:
-    """Flush until something is as it should be: whoever flushes removes idle series."""
+    """Flush until the condition holds: every flush removes idle series."""
 
     def flushed() -> Any:
         pdc.flush()
@@ -310,7 +310,7 @@ def wait_for_sweep(condition: Callable[[], Any]) -> None:
 def test_idle_series_go_and_start_anew(
     storage: dict[str, Any], registry: CollectorRegistry, interval: float, own: bool
 ) -> None:
-    """A series that is updated stays; one that is not goes, and comes back with its next update, from 0 and created then."""
+    """An updated series stays. An idle one goes, and returns with its next update, from 0 and with that creation time."""
     pdc.setup(**storage, flush_interval=interval, expire_series=None if own else EXPIRE)
     own_limit = EXPIRE if own else None
     hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry, expire_series=own_limit)
@@ -375,13 +375,13 @@ def send(store: Storage, sequence: int, *operations: Operation, writer: str = "1
 
 
 def grow_old(store: Storage, sequence: int, *pages: object, writer: str = "9-z") -> None:
-    """Let series be as if nobody had updated them for long, and let the next batch look for idle ones."""
+    """Make series look idle for long, and let the next batch search for idle ones."""
     old = [Operation(Kind.SET, f"#updated{labels_of(page)}", "0 1.0") for page in pages]
     send(store, sequence, *old, Operation(Kind.SET, "#sweep", 1.0), writer=writer, limits=Limits())
 
 
 def stored(store: Storage) -> dict[str, dict[str, float]]:
-    """The numbers of each series, by how their fields begin."""
+    """The numbers of each series, by the prefix of their fields."""
     found: dict[str, dict[str, float]] = {}
     for field, value in store.read().metrics["hits"].items():
         if field.startswith("_") and (labels := series_of(field)) is not None:
@@ -390,7 +390,7 @@ def stored(store: Storage) -> dict[str, dict[str, float]]:
 
 
 def test_only_idle_series_go(another: Callable[[], Storage]) -> None:
-    """However many there are, all of what is idle goes by one batch, with its bookkeeping, and nothing else."""
+    """One batch removes all idle series, whatever their number, with their bookkeeping, and nothing else."""
     store = another()
     send(store, 1, *(each for page in range(60) for each in observation(page)))
     grow_old(store, 1, *range(0, 60, 2))
@@ -407,7 +407,7 @@ def test_only_idle_series_go(another: Callable[[], Storage]) -> None:
 def test_series_that_are_updated_while_others_go_are_whole(
     another: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between any two steps of a sweep others update idle series: each is as it was with the update, or new with it."""
+    """Between any two steps of a sweep others update idle series: each is complete with the update, or new with it."""
     store, other, chance = another(), another(), random.Random(5)
     send(store, 1, *(each for page in range(30) for each in observation(page)))
     sequence, updates = 1, dict.fromkeys(range(30), 0)
@@ -435,7 +435,7 @@ def test_series_that_are_updated_while_others_go_are_whole(
 
 
 def test_a_batch_that_comes_again_brings_no_idle_series_back(another: Callable[[], Storage]) -> None:
-    """A duplicate of a batch that was applied adds nothing to a series that went meanwhile."""
+    """A duplicate of an applied batch adds nothing to a series that went meanwhile."""
     store = another()
     send(store, 1, *observation("a"))
     grow_old(store, 1, "a")
@@ -447,7 +447,7 @@ def test_a_batch_that_comes_again_brings_no_idle_series_back(another: Callable[[
 
 
 def test_series_from_before_have_the_whole_time(another: Callable[[], Storage]) -> None:
-    """A series that was last updated when its metric had no such limit is as if it were updated when that is seen first."""
+    """A series last updated before its metric had such a limit counts as updated when the limit is first seen."""
     store = another()
     send(store, 1, *observation("a")[:-1], limits=Limits())
     send(store, 2)
@@ -458,7 +458,7 @@ def test_series_from_before_have_the_whole_time(another: Callable[[], Storage]) 
 
 
 def test_idle_series_make_room(another: Callable[[], Storage]) -> None:
-    """Where the number of series is limited, too, new ones take the place of idle ones."""
+    """Where the number of series is limited, too, new series replace idle ones."""
     store, limits = another(), Limits(2, labels_of(OVERFLOW), 1000.0)
     send(store, 1, *observation("a"), *observation("b"), *observation("c"), limits=limits)
     assert set(stored(store)) == set(map(labels_of, ("a", "b", OVERFLOW)))
@@ -473,7 +473,7 @@ def test_idle_series_make_room(another: Callable[[], Storage]) -> None:
 def test_gauges_that_are_idle_stay_away(
     storage: dict[str, Any], registry: CollectorRegistry, interval: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An idle gauge goes though its process lives and tells again what it has; with its next update it is back."""
+    """An idle gauge goes though its process lives and renews its value; with its next update it is back."""
     monkeypatch.setattr("pdc.delivery.flusher.BEAT_SECONDS", 0.05)
     pdc.setup(**storage, flush_interval=interval, expire_series=EXPIRE)
     modes: Any = ("livesum", "sum", "mostrecent", "all", "shared")
@@ -483,7 +483,7 @@ def test_gauges_that_are_idle_stay_away(
     for gauge in gauges:
         gauge.labels("idle").set(7)
     assert len(shown(r"g_\w+")) > 0
-    wait_until(lambda: not shown(r"g_\w+"))  # nobody updates anything, or flushes
+    wait_until(lambda: not shown(r"g_\w+"))  # no thread updates or flushes
     time.sleep(0.3)
     assert shown(r"g_\w+") == {}
     assert shown("computed") == {'{page="a"}': 5}
@@ -493,7 +493,7 @@ def test_gauges_that_are_idle_stay_away(
 
 
 def test_metrics_without_labels_stay(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """Only series with labels go; a metric without is always shown, as in prometheus_client."""
+    """Only series with labels go; a metric without labels is always shown, as in prometheus_client."""
     pdc.setup(**storage, expire_series=0.1)
     pdc.Counter("hits", "Hits.", registry=registry).inc(3)
     labelled = pdc.Info("version", "Version.", ["page"], registry=registry)
@@ -508,7 +508,7 @@ def test_metrics_without_labels_stay(storage: dict[str, Any], registry: Collecto
 
 
 def test_what_is_taken_once_more_is_an_update_again(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """Where an exception kept what was taken from making a batch, the next one tells of the update, too, and no other one."""
+    """An exception between drain and batch keeps the mark of an update: the next drain has it, and only that one."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600, expire_series=1000)
     hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry)
     pdc.flush()
@@ -523,7 +523,7 @@ def test_what_is_taken_once_more_is_an_update_again(tmp_path: Path, registry: Co
 def test_what_a_killed_process_had_not_sent_is_an_update(
     storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]], registry: CollectorRegistry
 ) -> None:
-    """What comes from its journal counts as updated when it is sent, however long the series was idle."""
+    """An update from a journal counts as new when it is sent, however long the series was idle."""
     script = """
     import os, signal
     setup(flush_interval=3600, expire_series=1000)
@@ -545,7 +545,7 @@ def test_what_a_killed_process_had_not_sent_is_an_update(
 
 
 def test_idle_gauges_of_hundreds_of_processes_go(another: Callable[[], Storage], storage: dict[str, Any]) -> None:
-    """Where the fields of a series cannot be named, since nothing tells how they begin, they are found."""
+    """Fields of a series that cannot be named, since their prefix is unknown, are found by a search."""
     store = another()
     for number in range(120):
         values = [Operation(Kind.STAMP, f"#sum:{number}-a:{labels_of(page)}", Stamped(1.0, 1.0)) for page in "abc"]

@@ -46,7 +46,7 @@ UPDATES: dict[str, Callable[[Any], object]] = {
 
 
 def make(kind: str, *arguments: Any, module: Any = pdc, **options: Any) -> Any:
-    """A metric of that type called `m`."""
+    """A metric of that type with the name `m`."""
     if kind == "Enum":
         options.setdefault("states", ["on", "off"])
     return getattr(module, kind)("m", "Help", *arguments, **options)
@@ -60,7 +60,7 @@ def ready(request: pytest.FixtureRequest, storage: dict[str, Any]) -> None:
 
 @pytest.fixture
 def without_created() -> Iterator[None]:
-    """Have no `_created` series."""
+    """Disable `_created` series."""
     prometheus_client.disable_created_metrics()
     yield
     prometheus_client.enable_created_metrics()
@@ -68,7 +68,7 @@ def without_created() -> Iterator[None]:
 
 @pytest.fixture
 def start_script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a script that stays alive until it is sent a line, or killed."""
+    """Start a script that lives until it gets a line, or is killed."""
     started: list[subprocess.Popen[str]] = []
 
     def start(source: str, storage: dict[str, Any]) -> subprocess.Popen[str]:
@@ -110,7 +110,7 @@ def start_script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]
 )
 @pytest.mark.usefixtures("ready")
 def test_wrong_arguments_are_refused(registry: CollectorRegistry, kind: str, options: dict[str, Any], message: str) -> None:
-    """What prometheus_client refuses is refused, and leaves nothing in the registry and the storage."""
+    """Arguments that prometheus_client refuses are refused, and change neither the registry nor the storage."""
     with pytest.raises(ValueError, match=message):
         make(kind, registry=registry, **options)
     assert pdc.generate_latest(registry) == b""
@@ -120,7 +120,7 @@ def test_wrong_arguments_are_refused(registry: CollectorRegistry, kind: str, opt
 @pytest.mark.parametrize("labelnames", [(), ("path",)])
 @pytest.mark.usefixtures("ready", "without_created")
 def test_series_show_before_their_first_update(registry: CollectorRegistry, kind: str, labelnames: tuple[str, ...]) -> None:
-    """Metrics without labels, and series that `labels()` named, are shown at once; a parent shows help and type."""
+    """Metrics without labels, and series of `labels()`, are shown at once; a parent shows help and type."""
     reference = CollectorRegistry()
     parent = make(kind, labelnames, "ns", "sub", registry=registry)
     in_memory = make(kind, labelnames, "ns", "sub", registry=reference, module=prometheus_client)
@@ -134,7 +134,7 @@ def test_series_show_before_their_first_update(registry: CollectorRegistry, kind
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.usefixtures("ready")
 def test_a_parent_refuses_updates(registry: CollectorRegistry, kind: str) -> None:
-    """An update of a metric with labels, but without their values, is a ValueError that says what is missing."""
+    """An update of a metric with labels, but without their values, is a ValueError that names the missing labels."""
     parent = make(kind, ["path"], registry=registry)
     with pytest.raises(ValueError, match="missing label values"):
         UPDATES[kind](parent)
@@ -185,7 +185,7 @@ def test_values_of_labels_are_their_text(registry: CollectorRegistry) -> None:
 def test_wrong_labels_are_refused(
     registry: CollectorRegistry, tmp_path: Path, kind: str, call: Callable[[Any], object], error: type[Exception], message: str
 ) -> None:
-    """Labels that are not those of the metric are refused, and nothing is removed."""
+    """Labels other than the metric's are refused, and nothing is removed."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     parent = make(kind, ["a", "b"], registry=registry)
     parent.labels("a", "b")
@@ -273,7 +273,7 @@ def test_texts_that_no_format_carries_are_mended(registry: CollectorRegistry) ->
 
 @pytest.mark.usefixtures("ready")
 def test_a_nan_is_in_the_sum_and_in_no_bucket(registry: CollectorRegistry) -> None:
-    """A NaN that is observed makes the sum NaN, and counts in a summary, but not in a histogram."""
+    """An observed NaN makes the sum NaN, and counts in a summary, but not in a histogram."""
     make("Histogram", registry=registry, buckets=[1]).observe(float("nan"))
     pdc.Summary("s", "Help", registry=registry).observe(float("nan"))
     assert re.sub("(?m)^#.*\n|.*_created.*\n", "", pdc.generate_latest().decode()) == (
@@ -294,7 +294,7 @@ def test_zero_keeps_its_sign_as_in_ieee_754(registry: CollectorRegistry) -> None
 
 @pytest.mark.usefixtures("ready")
 def test_children_have_what_a_subclass_sets(registry: CollectorRegistry) -> None:
-    """Attributes that a subclass sets before or after it calls the constructor are those of its children too."""
+    """Attributes that a subclass sets before or after it calls the constructor are those of its children, too."""
 
     class Owned(pdc.Counter):
         def __init__(self, name: str) -> None:
@@ -343,7 +343,7 @@ def test_a_removal_reaches_other_processes(
     registry: CollectorRegistry,
     run_script: RunScript,
 ) -> None:
-    """Series that one process removes are gone for all, and start again with the next update."""
+    """A series removed by one process is gone for all, and starts again with the next update."""
     pdc.setup(**storage)
     parent = make(kind, ["a", "b"], registry=registry)
     children = {values: parent.labels(*values) for values in (("1", "2"), ("1", "3"), ("2", "3"))}
@@ -363,7 +363,7 @@ def test_a_removal_reaches_other_processes(
 
 @pytest.mark.usefixtures("ready")
 def test_a_child_that_was_removed_is_inert(registry: CollectorRegistry) -> None:
-    """Who holds a child after its removal updates it in vain; `labels` gives a new one."""
+    """Updates of a removed child count nothing; `labels` gives a new one."""
     parent = make("Counter", ["path"], registry=registry)
     held = parent.labels("/")
     held.inc(3)
@@ -430,7 +430,7 @@ def test_processes_share_every_type(storage: dict[str, Any], registry: Collector
 def test_created_is_the_time_of_the_first_process(
     kind: str, storage: dict[str, Any], registry: CollectorRegistry, run_script: RunScript
 ) -> None:
-    """Processes that come later leave the time of creation as it is; where it is disabled it is not shown."""
+    """Later processes keep the time of creation; it is hidden where it is disabled."""
     earliest = time.time()
     pdc.setup(**storage, flush_interval=3600)
     metric = make(kind, registry=registry)
@@ -455,7 +455,7 @@ def test_created_is_the_time_of_the_first_process(
 @pytest.mark.usefixtures("without_created")
 @pytest.mark.parametrize("kind", ["Counter", "Summary", "Histogram"])
 def test_no_creation_is_stored_while_none_is_shown(storage: dict[str, Any], registry: CollectorRegistry, kind: str) -> None:
-    """While created series are disabled, storages need no room for them; the next update after that is where they begin."""
+    """Without created series, storages keep no creation time; the first update after they are enabled sets it."""
     pdc.setup(**storage)
     metric = make(kind, registry=registry)
     UPDATES[kind](metric)
@@ -469,7 +469,7 @@ def test_no_creation_is_stored_while_none_is_shown(storage: dict[str, Any], regi
 
 
 def test_series_that_start_again_are_created_anew(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """After `pdc.clear()`, or in the storage of another `setup`, counting starts at zero, so it is created then."""
+    """After `pdc.clear()`, or in the storage of another `setup`, counting starts at zero, with a new creation time."""
     pdc.setup(**storage)
     counter = make("Counter", registry=registry)
     counter.inc()
@@ -496,9 +496,9 @@ def test_gauge_modes_over_processes(
     start_script: Callable[..., subprocess.Popen[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each mode merges the values of processes as prometheus_client does; the live ones count who lives.
+    """Each mode merges the values of processes as prometheus_client does; the live modes count living ones.
 
-    A process that exits goes at once, one that is killed when its lease is over.
+    A process that exits goes at once, a killed one when its lease is over.
     """
     pdc.setup(**storage)
 
@@ -536,7 +536,7 @@ def test_gauge_modes_over_processes(
 def test_a_function_is_the_value_of_a_gauge(
     mode: Any, storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The function is called for every scrape and flush; other updates do nothing; where it fails the value stays."""
+    """The function is called for every scrape and flush; other updates do nothing; on an error the value stays."""
     pdc.setup(**storage, flush_interval=3600)
     gauge = pdc.Gauge("m", "Help", ["path"], registry=registry, multiprocess_mode=mode)
     values: list[Any] = [2, 3]
@@ -571,7 +571,7 @@ def test_functions_of_processes_are_merged(
 def test_sets_and_incs_of_a_gauge_keep_their_order(
     storage: dict[str, Any], registry: CollectorRegistry, run_script: RunScript
 ) -> None:
-    """`inc` adds to what was set before, by whichever process, and `set` forgets it."""
+    """`inc` adds to the last `set` of any process, and `set` forgets earlier additions."""
     pdc.setup(**storage, flush_interval=3600)
     gauge = make("Gauge", registry=registry)
     for expected in (12.0, 1.5):
@@ -588,7 +588,7 @@ def test_sets_and_incs_of_a_gauge_keep_their_order(
 
 @pytest.mark.parametrize("mode", ["shared", "sum", "all"])
 def test_clear_starts_again(mode: Any, storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """`pdc.clear()` deletes everything: what has no labels shows zero, the rest comes back with its next update."""
+    """`pdc.clear()` deletes everything: metrics without labels show zero, series with labels return with their next update."""
     pdc.setup(**storage)
     by_hand = pdc.redis if "redis" in storage else pdc.sqlite
     counter, tied = make("Counter", registry=registry), by_hand.Counter("tied", "Help", registry=registry)
@@ -627,7 +627,7 @@ def test_one_process_uses_both_storages(
 def test_setup_again_moves_to_another_storage(
     interval: float, storage: dict[str, Any], registry: CollectorRegistry, tmp_path: Path
 ) -> None:
-    """What is pending goes to the storage before; metrics are declared in the new one, and count there from zero."""
+    """Pending updates go to the storage before; metrics are declared in the new one, and count there from zero."""
     pdc.setup(**storage, flush_interval=interval)
     counter, labelled = make("Counter", registry=registry), pdc.Gauge("g", "Help", ["path"], registry=registry)
     counter.inc(3)
@@ -659,7 +659,7 @@ def test_metrics_may_be_declared_before_setup(storage: dict[str, Any], registry:
 
 
 def test_an_update_before_setup_says_what_to_call(registry: CollectorRegistry, storage: dict[str, Any]) -> None:
-    """With nothing set up an update, a read and a flush of nothing name `setup`; the update is not counted later."""
+    """With nothing set up an update, a read and an empty flush name `setup`; the update is not counted later."""
     counter = make("Counter", registry=registry)
     for call in (
         counter.inc,
@@ -680,7 +680,7 @@ def test_an_update_before_setup_says_what_to_call(registry: CollectorRegistry, s
 
 @pytest.mark.usefixtures("ready")
 def test_context_managers_and_decorators(registry: CollectorRegistry) -> None:
-    """Exceptions are counted, calls in progress are tracked, and durations observed, around blocks and functions."""
+    """Around blocks and functions, exceptions are counted, calls in progress tracked, and durations observed."""
     exceptions, progress = pdc.Counter("failures", "Help", registry=registry), pdc.Gauge("progress", "Help", registry=registry)
     last = pdc.Gauge("last", "Help", registry=registry)
     summary = pdc.Summary("s", "Help", registry=registry)
@@ -738,7 +738,7 @@ def test_an_ordinary_registry_holds_the_metrics(registry: CollectorRegistry) -> 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.usefixtures("ready")
 def test_a_duplicate_is_refused_and_leaves_the_storage_alone(registry: CollectorRegistry, kind: str) -> None:
-    """A second metric of the same name in a registry is an error; the first one goes on as it was."""
+    """A second metric of the same name in a registry is an error; the first one continues unchanged."""
     metric = make("Counter", ["path"], registry=registry)
     metric.labels("/").inc(2)
     before = pdc.generate_latest()
@@ -752,7 +752,7 @@ def test_a_duplicate_is_refused_and_leaves_the_storage_alone(registry: Collector
 @pytest.mark.parametrize("before", TYPES)
 @pytest.mark.parametrize("after", TYPES)
 def test_a_metric_may_change_its_type(before: str, after: str, storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """A program whose new version gives a name to another type counts on, whatever the old version left."""
+    """A program whose new version gives a name to another type counts on, whatever the old version stored."""
     pdc.setup(**storage)
     UPDATES[before](make(before, registry=None))
     pdc.shutdown()
@@ -768,7 +768,7 @@ def test_a_metric_may_change_its_type(before: str, after: str, storage: dict[str
 
 
 def test_a_gauge_may_change_its_mode(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """A gauge with a value for each process shows nothing of the time when it had one for all."""
+    """A gauge with a value for each process shows nothing from the time when all shared one."""
     pdc.setup(**storage)
     make("Gauge", ["path"], registry=None).labels("/").set(5)
     pdc.shutdown()
@@ -780,7 +780,7 @@ def test_a_gauge_may_change_its_mode(storage: dict[str, Any], registry: Collecto
 
 @pytest.mark.parametrize("mode", ["sum", "shared"])
 def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, tmp_path: Path, mode: Any) -> None:
-    """A gauge adds what all threads of a process add, also while another one sends that."""
+    """A gauge adds the changes of all threads of a process, also while another one flushes."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
     gauge = pdc.Gauge("level", "Help", registry=registry, multiprocess_mode=mode)
     gauge.set(7)
@@ -804,11 +804,11 @@ def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, t
 
 
 class Lazy(UserString):
-    """A text that is no `str`, as those that Django translates when they are read."""
+    """A text that is no `str`, such as those that Django translates at each read."""
 
 
 class NoText:
-    """Something that looks like a text but cannot be made one."""
+    """An object that looks like a text but cannot be made one."""
 
     def encode(self) -> bytes:
         """Look like a text."""
@@ -820,10 +820,10 @@ class NoText:
 
 @pytest.mark.usefixtures("ready")
 def test_texts_that_are_no_str_are_taken(registry: CollectorRegistry) -> None:
-    """Help that is translated when it is read, and other texts that are no `str`, show as prometheus_client shows them."""
+    """Help that is translated at each read, and other texts that are no `str`, show as in prometheus_client."""
     for documentation in (Lazy("Help"), Colour.RED):
         reference = CollectorRegistry()
-        prometheus_client.Gauge("ns_m_bytes", documentation, registry=reference)  # type: ignore[arg-type]  # what is tested
+        prometheus_client.Gauge("ns_m_bytes", documentation, registry=reference)  # type: ignore[arg-type]  # the tested call
         options: dict[str, Any] = {"namespace": Lazy("ns"), "unit": Lazy("bytes"), "subsystem": None}
         gauge = pdc.Gauge(Lazy("m"), documentation, registry=registry, **options)  # type: ignore[arg-type]  # the same
         assert pdc.generate_latest() == prometheus_client.generate_latest(reference)
@@ -853,7 +853,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 
 
 def test_what_is_no_text_is_refused_and_leaves_nothing(registry: CollectorRegistry, tmp_path: Path) -> None:
-    """A constructor that raises leaves the registry, the buffer and the storage as they were; other metrics count on."""
+    """A constructor that raises leaves the registry, the buffer and the storage unchanged; other metrics count on."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     good = pdc.Counter("good", "Help", registry=registry)
     good.inc(20)
@@ -871,7 +871,7 @@ def test_what_is_no_text_is_refused_and_leaves_nothing(registry: CollectorRegist
 def test_a_declaration_that_is_interrupted_can_be_made_again(
     storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where Ctrl-C comes while a metric is declared, the registry does not have it, and its name is free."""
+    """After Ctrl-C in the declaration of a metric, the registry does not have it, and its name is free."""
     pdc.setup(**storage)
 
     def interrupt(_: object) -> None:
@@ -915,7 +915,7 @@ def test_children_own_what_the_constructor_of_a_subclass_makes(registry: Collect
 
 @pytest.fixture
 def without_collector() -> Iterator[None]:
-    """Have no garbage collector, so that only references say what lives."""
+    """Disable the garbage collector, so that only references keep objects alive."""
     gc.disable()
     yield
     gc.enable()
@@ -923,7 +923,7 @@ def without_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ready", "without_collector")
 def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry, tmp_path: Path) -> None:
-    """What it counted is sent; `clear` and `setup` do not declare it again, nor does it wait for the garbage collector."""
+    """The counts of a dropped metric are sent; `clear` and `setup` do not declare it again, without garbage collection."""
     known = []
     for kind, labelnames in product(TYPES, ((), ("path",))):
         metric = make(kind, labelnames, registry=registry)
@@ -938,7 +938,7 @@ def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry
         assert shown() == {}
     other = pdc.Counter("other", "Help", registry=registry)
     if FREE_THREADED:
-        gc.collect()  # there a `threading.local` is in a cycle, and so is the cell that it has
+        gc.collect()  # there a `threading.local` is in a cycle, and so is its cell
     assert [reference for reference in known if reference() is not None] == []
     pdc.clear()
     assert shown() == {"other_total": 0.0}
@@ -951,7 +951,7 @@ def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize("interval", [0, 3600])
 def test_updates_of_a_metric_that_nobody_has_are_sent(interval: float, storage: dict[str, Any]) -> None:
-    """Who drops a metric, or holds only a child of it, loses no update, also of a text."""
+    """An update is sent though the program dropped its metric, or holds only a child, also an update of a text."""
     pdc.setup(**storage, flush_interval=interval)
     for _ in range(3):
         pdc.Counter("m", "Help", registry=None).inc(2)
@@ -967,7 +967,7 @@ def test_updates_of_a_metric_that_nobody_has_are_sent(interval: float, storage: 
 
 @pytest.mark.usefixtures("ready")
 def test_what_is_declared_last_counts(registry: CollectorRegistry) -> None:
-    """Of two metrics of one name both count; help and functions are those of the one declared last, of those that live."""
+    """Of two metrics of one name both count; help and functions come from the last one declared that still lives."""
     first = pdc.Gauge("m", "First.", registry=None)
     calls: list[int] = []
     first.set_function(lambda: calls.append(1) or 1.0)  # type: ignore[func-returns-value]  # None or 1.0
@@ -991,7 +991,7 @@ def test_what_is_declared_last_counts(registry: CollectorRegistry) -> None:
 
 @pytest.mark.usefixtures("ready")
 def test_a_gauge_that_was_unregistered_leaves_its_value_to_its_successor(registry: CollectorRegistry) -> None:
-    """The function of a gauge that somebody still holds does not overwrite what its successor of the same name was set to."""
+    """The function of a replaced gauge that is still held does not overwrite a value of its successor of the same name."""
     held = make("Gauge", registry=registry)
     held.set_function(lambda: 1)
     assert shown() == {"m": 1.0}
@@ -1005,7 +1005,7 @@ def test_a_gauge_that_was_unregistered_leaves_its_value_to_its_successor(registr
 
 @pytest.mark.usefixtures("ready")
 def test_each_function_is_called_once_per_scrape(registry: CollectorRegistry) -> None:
-    """However many metrics a registry has, and however it is scraped, a scrape calls each function once."""
+    """A scrape calls each function once, however it is made and however many metrics a registry has."""
     calls: list[str] = []
 
     def call(name: str) -> float:
@@ -1032,7 +1032,7 @@ def test_each_function_is_called_once_per_scrape(registry: CollectorRegistry) ->
 
 @pytest.mark.usefixtures("ready")
 def test_functions_read_and_update_any_metric(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
-    """Functions may read each other, themselves and all there is, and update what they like; the scrape ends."""
+    """Functions may read each other, themselves and all metrics, and update any metric; the scrape ends."""
     counter = pdc.Counter("reads", "Help", registry=registry)
     calls: list[str] = []
 
@@ -1061,7 +1061,7 @@ def test_functions_read_and_update_any_metric(registry: CollectorRegistry, caplo
 
 @pytest.mark.usefixtures("ready")
 def test_the_error_of_a_function_is_no_outage(registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
-    """A function that fails, also with an error of a storage, is in the log by itself; the storage is up all the while."""
+    """A function that fails, also with an error of a storage, is in the log by itself; the storage counts as up."""
 
     def fail() -> float:
         raise pdc.StorageError("that of the function")
@@ -1083,7 +1083,7 @@ def test_the_error_of_a_function_is_no_outage(registry: CollectorRegistry, caplo
 def test_functions_end_the_application_but_not_the_background_thread(
     error: type[BaseException], storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is no `Exception` reaches who scrapes; where nobody does, it is logged, and the thread goes on to send."""
+    """A BaseException reaches the caller of a scrape; in the background thread it is logged, and the thread sends on."""
     monkeypatch.setattr("pdc.delivery.flusher.BEAT_SECONDS", 0.05)
     pdc.setup(**storage, flush_interval=0.05)
     background: list[str] = []

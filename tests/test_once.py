@@ -26,7 +26,7 @@ def test_a_function_runs_once_for_its_arguments_until_all_is_forgotten() -> None
 
 
 def test_a_warning_is_logged_once_for_each_of_the_last_arguments(caplog: pytest.LogCaptureFixture) -> None:
-    """Endless arguments take no endless memory: a warning comes again when as many others came since."""
+    """Endless arguments take no endless memory: a warning returns after as many others."""
 
     @once.once_each(2)
     def warn(name: str) -> None:

@@ -18,7 +18,7 @@ from pdc.options import OptionError, Options
 
 
 async def a_coroutine(_: object) -> str:
-    """What is no label: nobody would await it."""
+    """An invalid label: no caller would await it."""
     return "me"
 
 
@@ -48,7 +48,7 @@ async def a_coroutine(_: object) -> str:
     ],
 )
 def test_an_option_comes_from_the_environment_or_the_settings(name: str, text: str, expected: object) -> None:
-    """An option is parsed from an environment variable; a setting, text or value, goes before it."""
+    """An option is parsed from an environment variable; a setting, text or value, precedes it."""
     read = getattr(Options.load({}, {f"PDC_{name}": text}), name.lower())
     assert read == expected
     assert getattr(Options.load({f"PDC_{name}": read}, {f"PDC_{name}": "!"}), name.lower()) == expected
@@ -81,13 +81,13 @@ def test_an_option_comes_from_the_environment_or_the_settings(name: str, text: s
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(name: str, value: object) -> None:
-    """The error quotes the option, the value and what is allowed."""
+    """The error quotes the option, the value and the allowed values."""
     with pytest.raises(OptionError, match=rf"PDC_{name} must be .+, got {re.escape(repr(value))}"):
         Options.load({f"PDC_{name}": value}, {})
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
-    """A misspelt option is an error that names the right one; settings of others are none of our business."""
+    """A misspelt option is an error that names the right one; settings of others are ignored."""
     with pytest.raises(OptionError, match="unknown option PDC_REDIS_ULR; did you mean PDC_REDIS_URL"):
         Options.load({"PDC_REDIS_ULR": "redis://localhost", "DEBUG": True}, {})
 
@@ -112,13 +112,13 @@ def test_an_environment_variable_that_is_close_to_an_option_is_refused(name: str
 
 
 def test_an_environment_variable_unlike_all_options_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """An unknown environment variable may belong to another program: the log tells of it, and of all that there are."""
+    """An unknown environment variable may belong to another program: the log names it, and all known ones."""
     Options.load({}, {"PDC_WORKSHOP": "1"})
     assert "PDC_WORKSHOP; there are PDC_REDIS_URL" in caplog.text
 
 
 def test_variables_of_kubernetes_and_of_other_extensions_are_none_of_ours(caplog: pytest.LogCaptureFixture) -> None:
-    """Kubernetes names services in variables, which may begin with PDC_; options that only Django has are for it."""
+    """Kubernetes names services in variables, which may begin with PDC_; options of Django are for Django only."""
     environ = {
         "PDC_REDIS_SERVICE_HOST": "10.0.0.1",
         "PDC_REDIS_SERVICE_PORT": "6379",
@@ -141,7 +141,7 @@ def test_an_empty_environment_variable_is_not_given(text: str) -> None:
 
 
 def test_a_prefix_without_a_redis_is_refused(tmp_path: Path) -> None:
-    """A file has no prefix: it is an error, also where no storage is named; one that is set up already may have it."""
+    """A file has no prefix: one is an error, also without a storage; a storage that is already set up may have it."""
     message = "PDC_REDIS_PREFIX='shop' needs PDC_REDIS_URL, which is not given: "
     with pytest.raises(OptionError, match=f"{message}remove PDC_SQLITE_PATH"):
         Options(sqlite_path=str(tmp_path / "metrics.db"), redis_prefix="shop").setup()
@@ -152,14 +152,14 @@ def test_a_prefix_without_a_redis_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_token_in_the_environment_is_refused() -> None:
-    """A token that is set but empty would let everybody in: it is an error, not one that is not given."""
+    """A token that is set but empty would admit every client: it is an error, not a missing token."""
     with pytest.raises(OptionError, match=r"PDC_METRICS_TOKEN must be the bearer token .*, not empty, got "):
         Options.load({}, {"PDC_METRICS_TOKEN": ""})
 
 
 @pytest.mark.parametrize("name", ["PDC_REDIS_URL", "PDC_SQLITE_PATH", "PDC_METRICS_TOKEN"])
 def test_an_empty_setting_is_refused(name: str) -> None:
-    """A setting that somebody gave and that is empty is an error: the program would go on with another one."""
+    """A setting that is given but empty is an error: the program would run with another value."""
     with pytest.raises(OptionError, match=f"{name} must be "):
         Options.load({name: ""}, {})
 
@@ -179,7 +179,7 @@ def test_an_empty_setting_is_refused(name: str) -> None:
     ],
 )
 def test_a_wrong_value_is_shown_without_secrets(name: str, value: Any) -> None:
-    """The error names the option and what is allowed; it never quotes a token or a password, nor does what caused it."""
+    """The error names the option and the allowed values; neither it nor its cause quotes a token or a password."""
     with pytest.raises(OptionError, match=f"{name} must be .*, got ") as refused:
         Options.load({name: value}, {})
     assert "s3cret" not in "".join(traceback.format_exception(refused.value)).replace(repr(value), "")
@@ -195,7 +195,7 @@ def test_two_storages_are_refused_without_showing_the_url() -> None:
 
 
 def test_a_storage_that_is_replaced_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A process has one storage: options that replace another one's say so, those of the same one do not."""
+    """A process has one storage: options that replace another one's are logged, options of the same one are not."""
     for name in ("a.db", "a.db", "b.db"):
         Options(sqlite_path=str(tmp_path / name)).setup()
     expected = (

@@ -1,4 +1,4 @@
-"""The package as a whole: what it says of itself, what it ships, what it imports."""
+"""The package as a whole: its metadata, its files and its imports."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def requirements() -> set[str]:
-    """What the distribution requires, with the extra that each requirement belongs to."""
+    """The requirements of the distribution, each with its extra."""
     return {re.sub(r"\s|'|\"", "", requirement) for requirement in metadata.requires(DISTRIBUTION) or []}
 
 
 def test_the_metadata_of_the_installed_distribution_is_that_of_the_checkout() -> None:
-    """The version, the name of the licence and the oldest Python of the metadata are those of pyproject.toml."""
+    """The version, the name of the licence and the oldest Python of the metadata match pyproject.toml."""
     about = metadata.metadata(DISTRIBUTION)
     assert f'version = "{about["Version"]}"' in PYPROJECT
     assert f'license = "{about["License-Expression"]}"' in PYPROJECT
@@ -58,7 +58,7 @@ def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
 
 
 def test_the_readme_links_work_on_a_package_index() -> None:
-    """Each link of the README is absolute, and those to this repository lead to files that are there, and to their sections."""
+    """Each link of the README is absolute, and links to this repository lead to existing files and sections."""
     homepage = dict(each.split(", ") for each in metadata.metadata(DISTRIBUTION).get_all("Project-URL") or ())["Homepage"]
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert links
@@ -118,7 +118,7 @@ def test_every_script_of_redis_names_its_twin_in_sqlite(script: str) -> None:
 
 
 def test_the_name_of_version_2_says_what_to_import(tmp_path: Path) -> None:
-    """Importing what version 2 was imported as raises an ImportError that names `pdc` and the documentation."""
+    """An import of version 2's name raises an ImportError that names `pdc` and the documentation."""
     (tmp_path / "prometheus_distributed_client").symlink_to(ROOT / "pdc" / "prometheus_distributed_client")
     for name in ("prometheus_distributed_client", "prometheus_distributed_client.redis"):
         command = [sys.executable, "-c", f"import {name}"]
@@ -137,7 +137,7 @@ def test_importing_pdc_imports_no_driver_and_no_framework(module: str, tmp_path:
 
 
 def test_setup_of_redis_without_redis_py_names_the_extra(tmp_path: Path) -> None:
-    """Where redis-py is not installed, setup(redis=...) raises an ImportError that says what to install."""
+    """Where redis-py is not installed, setup(redis=...) raises an ImportError that names the extra."""
     source = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -156,7 +156,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("framework", ["flask", "django", "starlette"])
 def test_an_extension_without_its_framework_names_the_extra(framework: str, tmp_path: Path) -> None:
-    """Where the framework is not installed, importing its extension says what to install."""
+    """Where the framework is not installed, the import of its extension names the extra."""
     source = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -204,7 +204,7 @@ def test_a_constructor_of_the_user_shows_its_own_arguments() -> None:
 
 
 def test_functions_that_take_options_show_them() -> None:
-    """Whoever takes options as keywords shows each with its default."""
+    """Functions that accept options as keywords show each with its default."""
     for function in (pdc.setup_from_environ, pdc_starlette.instrument, pdc_starlette.PrometheusMiddleware):
         shown = inspect.signature(function).parameters
         for option in dataclasses.fields(Options):
@@ -212,11 +212,11 @@ def test_functions_that_take_options_show_them() -> None:
 
 
 def test_type_checkers_know_all_names() -> None:
-    """A name that does not exist and a wrong mode are errors, also of mypy: else `make lint` wants no ignore here."""
+    """An unknown name and a wrong mode are errors, also for mypy: otherwise `make lint` wants no ignore here."""
     with pytest.raises(AttributeError, match="module 'pdc' has no attribute 'nonsense'"):
-        _ = pdc.nonsense  # type: ignore[attr-defined] # what is tested
+        _ = pdc.nonsense  # type: ignore[attr-defined] # the tested name
     with pytest.raises(ValueError, match="Invalid multiprocess mode: none"):
-        pdc.Gauge("g", "Help.", registry=None, multiprocess_mode="none")  # type: ignore[arg-type] # what is tested
+        pdc.Gauge("g", "Help.", registry=None, multiprocess_mode="none")  # type: ignore[arg-type] # the tested mode
 
 
 def test_the_readme_has_at_most_100_lines() -> None:
@@ -252,7 +252,7 @@ def test_the_workflow_runs_what_the_makefile_has() -> None:
 
 
 def test_each_ignore_of_mypy_has_its_reason() -> None:
-    """Beside each `type: ignore` stands why it is there."""
+    """Each `type: ignore` has its reason beside it."""
     files = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
     lines = [(path.name, line.strip()) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line for line in lines if re.search(r"# type: ignor[e](?!\[[a-z, -]+\] +# \w)", line[1])] == []

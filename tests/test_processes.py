@@ -14,7 +14,7 @@ from helpers import SHORT_INTERVALS, Run, shown
 
 import pdc
 
-# Python warns of every fork of a process with threads, from 3.12 on; here they are what is tested. And redis-py drops the
+# Python warns of every fork of a process with threads, from 3.12 on; these tests make such forks. And redis-py drops the
 # connections that a child inherits without closing them.
 FORKS = """
 import warnings
@@ -30,7 +30,7 @@ def totals(storage: dict[str, Any]) -> dict[str, float]:
 
 
 def run_quietly(run_script: Run, source: str, storage: dict[str, Any]) -> str:
-    """Run the script; it must succeed, and neither raise in a thread nor log a warning."""
+    """Run the script, which must succeed without exceptions in threads and without warnings in the log."""
     result = run_script(FORKS + source, storage=storage, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
@@ -102,7 +102,7 @@ assert [worker.exitcode for worker in workers] == [0] * 8
 def test_a_process_that_ends_leaves_its_counts(
     storage: dict[str, Any], run_script: Run, interval: float, end: str, code: int
 ) -> None:
-    """However a script ends, what it counted is in the storage; handlers of atexit may count too."""
+    """The counts of a script are in the storage, however it ends; handlers of atexit may count, too."""
     source = f"""
 import atexit, sys, threading
 hits = pdc.Counter("hits", "Hits.")
@@ -111,14 +111,14 @@ setup(flush_interval={interval})
 hits.inc()
 {end}
 """
-    if code == 1:  # or whatever this interpreter makes of an exception
+    if code == 1:  # or the result of another exception in this interpreter
         code = subprocess.run([sys.executable, "-c", end], capture_output=True, timeout=60, check=False).returncode
     assert run_script(source, storage=storage, check=False).returncode == code
     assert totals(storage) == {"hits_total": 12.0 if "Thread" in end else 11.0}
 
 
 def test_a_first_update_at_exit_is_counted(storage: dict[str, Any], run_script: Run) -> None:
-    """An update from a handler of atexit counts even where it is the first, whichever handler comes first."""
+    """The first update of a process counts even in a handler of atexit, in any order of handlers."""
     source = """
 import atexit
 late = []
@@ -179,7 +179,7 @@ with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context({meth
 def test_children_begin_with_nothing_pending(
     storage: dict[str, Any], run_script: Run, tmp_path: Path, way: str, interval: float
 ) -> None:
-    """Of a parent with 10 pending and three children that count 1 each, 13 are counted, however the children are made."""
+    """Of a parent with 10 pending and three children that count 1 each, 13 are counted, for each kind of child."""
     (tmp_path / "work.py").write_text(
         """
 import multiprocessing
@@ -283,7 +283,7 @@ print(os.waitpid(child, 0)[1] + 1)
 
 
 def test_connections_are_not_shared_with_children(storage: dict[str, Any], run_script: Run) -> None:
-    """A child has no open file of the database, and connections of its own; those of the parent stay usable."""
+    """A child has no open file of the database, and has its own connections; those of the parent stay usable."""
     connected = "pdc.get_redis_conn().client_id()" if "redis" in storage else "os.getpid()"
     source = f"""
 import os, sys

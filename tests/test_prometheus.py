@@ -42,14 +42,14 @@ PATIENT_CLIENTS = 2
 
 SCRAPED = "(timestamp(up) and up == 1)"
 RECENT = f"{20 * SCRAPE_SECONDS:g}s"
-"""What a series was last within so long stands for what it is: on a busy machine, scrapes may time out."""
+"""The last value of a series within so long is its value: on a busy machine, scrapes may time out."""
 IN_PROGRESS = f"sum by (shop) (last_over_time(http_requests_in_progress[{RECENT}]))"
 Series = tuple[str, ...]
 """The values of labels, of which the first is always the shop."""
 
 
 class Request(NamedTuple):
-    """What is sent, and the series of http_requests_total that counts it, with the route as Flask and Django write it."""
+    """A request, and the series of http_requests_total that counts it, with the route as Flask and Django write it."""
 
     method: str
     path: str
@@ -97,7 +97,7 @@ PATIENT = [*[streamed(15)] * 30, *[slow(1100)] * 8]
 
 
 class Answer(NamedTuple):
-    """What a client saw of a request."""
+    """The answer that a client got."""
 
     request: Request
     status: str
@@ -107,7 +107,7 @@ class Answer(NamedTuple):
 
 
 class Shop:
-    """One of the example applications under Gunicorn, as its own configuration has it."""
+    """One of the example applications under Gunicorn, with its own configuration."""
 
     def __init__(self, name: str, folder: Path, redis_url: str) -> None:
         self.name = name
@@ -127,7 +127,7 @@ class Shop:
             )
 
     def is_up(self) -> bool:
-        """Whether it answers."""
+        """True if it answers."""
         assert self.process.poll() is None, self.log.read_text()
         try:
             return self.ask(METRICS).status == "200"
@@ -170,7 +170,7 @@ class Shop:
         self.victim = self.stream.headers["X-Worker"]
 
     def strike(self, prometheus: Prometheus, began: float) -> None:
-        """Kill the worker that has the request in progress, right after a scrape, which it might otherwise be answering."""
+        """Kill the worker with the request in progress, right after a scrape, which it might otherwise be answering."""
         wait_until(lambda: prometheus.query(SCRAPED).get((self.name,), 0) > began, 30)
         self.killed = time.time()
         os.kill(int(self.victim), signal.SIGKILL)
@@ -208,7 +208,7 @@ class Prometheus:
         self.process = subprocess.Popen(["prometheus", *options, "--log.level=error"], cwd=folder)
 
     def query(self, expression: str, *labels: str) -> dict[Series, float]:
-        """The values of an expression by shop and these labels; nothing while Prometheus starts."""
+        """The values of an expression by shop and these labels; empty while Prometheus starts."""
         try:
             answer = requests.get(self.url, {"query": expression}, timeout=10).json()
         except (requests.ConnectionError, requests.JSONDecodeError):  # while it starts it answers nothing, or in plain text
@@ -221,7 +221,7 @@ class Prometheus:
         """Wait until the expression has these values."""
         with suppress(AssertionError):
             wait_until(lambda: self.query(expression) == expected, 30)
-        assert self.query(expression) == expected  # where it has not, this shows what it has
+        assert self.query(expression) == expected  # on a failure, this shows the actual values
 
     def wait_for_scrapes(self, moment: float) -> None:
         """Wait until every shop was scraped after this moment."""
@@ -229,7 +229,7 @@ class Prometheus:
 
 
 class Run(NamedTuple):
-    """What happened, and when by the clock that Prometheus uses too."""
+    """The events, with their times on the clock of Prometheus."""
 
     prometheus: Prometheus
     shops: list[Shop]
@@ -244,12 +244,12 @@ class Run(NamedTuple):
         return f"[{round((self.ended - self.began) * 1000)}ms] @ {self.ended:.3f}"
 
     def gained(self, metric: str, *labels: str) -> dict[Series, float]:
-        """What series gained between the beginning and the end: exactly, where `increase` estimates."""
+        """The exact increase of series between the beginning and the end, which `increase` estimates."""
         difference = " - ".join(f"last_over_time({metric}[{RECENT}] @ {moment:.3f})" for moment in (self.ended, self.began))
         return self.prometheus.query(f"sum by (shop, {', '.join(labels)}) ({difference})", *labels)
 
     def sent(self, *positions: int) -> Counter[Series]:
-        """How many requests were answered, by these positions of their series."""
+        """The number of answered requests, by these positions of their series."""
         series = [shop.series(answer) for shop in self.shops for answer in shop.answers]
         return Counter(tuple(one[position] for position in (0, *positions)) for one in series)
 
@@ -261,7 +261,7 @@ def everywhere(value: float) -> dict[Series, float]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """All that happens, once for all tests."""
+    """The whole run, once for all tests."""
     folder = tmp_path_factory.mktemp("prometheus")
     redis_server = RedisServer(folder)
     shops = []
@@ -283,7 +283,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def happen(prometheus: Prometheus, shops: list[Shop]) -> Run:
-    """Warm the shops up, kill a busy worker of each, send all kinds of requests, and wait for the dead to be forgotten."""
+    """Warm the shops up, kill a busy worker of each, send all kinds of requests, and wait until the dead are forgotten."""
     for shop in shops:
         wait_until(shop.is_up, 30)
     with ThreadPoolExecutor(len(shops)) as pool:
@@ -297,13 +297,13 @@ def happen(prometheus: Prometheus, shops: list[Shop]) -> Run:
         list(pool.map(Shop.go_on, shops))
         answered = time.time()
     prometheus.wait_for_scrapes(answered + 2 * FLUSH_SECONDS)  # by then everything must have been counted
-    with suppress(AssertionError):  # the tests look at what there is
+    with suppress(AssertionError):  # the tests read this window
         wait_until(lambda: prometheus.query(IN_PROGRESS) == everywhere(0), 2 * LEASE_SECONDS)
     return Run(prometheus, shops, began, killed, answered, time.time())
 
 
 def test_every_request_is_counted_once(run: Run) -> None:
-    """Of every series of every application, Prometheus counts exactly what was sent, and no counter is ever reset."""
+    """Of every series of every application, Prometheus counts exactly the sent requests, and no counter is ever reset."""
     for shop in run.shops:
         assert [answer for answer in shop.answers if answer.status != answer.request.status] == []
     assert run.gained("http_requests_total", "method", "route", "status") == run.sent(1, 2, 3)
@@ -317,7 +317,7 @@ def test_every_request_is_counted_once(run: Run) -> None:
 
 @pytest.mark.parametrize("label", ["method", "route", "status"])
 def test_increase_agrees_with_what_was_sent(run: Run, label: str) -> None:
-    """What `increase` says is never less than what was sent, nor more than it extrapolates: 1.1 scrapes at either end."""
+    """`increase` is never below the sent number, nor above its extrapolation: 1.1 scrapes at either end."""
     found = run.prometheus.query(f"sum by (shop, {label}) (increase(http_requests_total{run.window}))", label)
     sent = run.sent(["method", "route", "status"].index(label) + 1)
     most = 1 + 2 * 1.1 * SCRAPE_SECONDS / (run.ended - run.began - 2 * SCRAPE_SECONDS)
@@ -327,7 +327,7 @@ def test_increase_agrees_with_what_was_sent(run: Run, label: str) -> None:
 
 @pytest.mark.parametrize(("quantile", "least", "most"), [(0.2, 0, 0.25), (0.5, 0.25, 1), (0.9, 1, 2.5), (0.95, 1, 2.5)])
 def test_quantiles_agree_with_the_durations(run: Run, quantile: float, least: float, most: float) -> None:
-    """A third of the answers 200 came at once, half took 0.3 s, a seventh 1.1 s: each quantile is where it must be."""
+    """A third of the answers 200 came at once, half took 0.3 s, a seventh 1.1 s: the quantiles agree."""
     buckets = f'increase(http_request_duration_seconds_bucket{{status="200"}}{run.window})'
     found = run.prometheus.query(f"histogram_quantile({quantile}, sum by (shop, le) ({buckets}))")
     assert found.keys() == everywhere(0).keys()
@@ -335,7 +335,7 @@ def test_quantiles_agree_with_the_durations(run: Run, quantile: float, least: fl
 
 
 def test_durations_are_those_of_the_whole_answer(run: Run) -> None:
-    """The seconds of each route are those that the application slept, to the end of streams, up to those that clients saw."""
+    """The seconds of each route lie between the sleep of the application, to the end of streams, and the times of clients."""
     slept: defaultdict[Series, float] = defaultdict(float)
     seen: defaultdict[Series, float] = defaultdict(float)
     for shop in run.shops:
@@ -350,7 +350,7 @@ def test_durations_are_those_of_the_whole_answer(run: Run) -> None:
 
 
 def test_made_up_paths_and_methods_are_one_series_each(run: Run) -> None:
-    """500 paths that match nothing are one series, 50 methods that nobody knows another, in Prometheus as in the text."""
+    """500 unmatched paths are one series, 50 unknown methods another, in Prometheus as in the text."""
     for series, count in (('route="<unmatched>"', 500), ('method="<other>"', 50)):
         selector = f"http_requests_total{{{series}}}"
         assert run.prometheus.query(f"count by (shop) (last_over_time({selector}{run.window}))") == everywhere(1)
@@ -361,7 +361,7 @@ def test_made_up_paths_and_methods_are_one_series_each(run: Run) -> None:
 
 
 def test_a_killed_worker_is_forgotten(run: Run) -> None:
-    """What a worker had in progress when it was killed is shown no longer than its lease; what it had answered stays."""
+    """Requests in progress of a killed worker are shown no longer than its lease; its answered requests stay."""
     for shop in run.shops:
         assert shop.victim in {answer.worker for answer in shop.warm_up}
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
@@ -379,8 +379,8 @@ def test_a_killed_worker_is_forgotten(run: Run) -> None:
 
 
 def test_no_scrape_fails_and_all_workers_agree(run: Run) -> None:
-    """Scrapes succeed whatever happens; at the end all workers, also one that is new, show the same but for their own state."""
-    in_time = f"scrape_duration_seconds < {0.9 * SCRAPE_SECONDS:g}"  # one that takes longer times out: the machine is busy
+    """All scrapes succeed; at the end all workers, also a new one, show the same, except for their own state."""
+    in_time = f"scrape_duration_seconds < {0.9 * SCRAPE_SECONDS:g}"  # a longer one times out: the machine is busy
     window = run.window.replace("]", f":{SCRAPE_SECONDS:g}s]")
     assert run.prometheus.query(f"last_over_time((up == 1 and {in_time}){window})") == everywhere(1)
     assert run.prometheus.query(f"last_over_time((up == 0 and {in_time}){window})") == {}

@@ -74,26 +74,26 @@ class Declaration:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that a program does to one of its metrics."""
+    """An update or removal of one of a program's metrics."""
 
     metric: int
     action: str
     values: tuple[str, ...]
     arguments: tuple[Any, ...] = ()
     held: bool = False
-    """Whether the child is the one that the program got first, which may have been removed since."""
+    """True if the child is the first one that the program got, which may have been removed since."""
 
 
 @dataclass
 class Program:
-    """Metrics, and what is done to them; the clock advances by one second a step."""
+    """Metrics and the steps on them; the clock advances by one second a step."""
 
     declarations: list[Declaration]
     steps: list[Step]
     flushes: set[int] = field(default_factory=set)
 
     def run(self, module: ModuleType, clock: list[float], shown: Callable[[str], str]) -> CollectorRegistry:
-        """Run the program on `pdc` or on prometheus_client, which gets texts as they are to be shown."""
+        """Run the program on `pdc` or on prometheus_client, which gets texts in the form in which they are shown."""
         clock[0] = 1_700_000_000.5
         registry = CollectorRegistry()
         metrics = [declaration.make(module, registry) for declaration in self.declarations]
@@ -122,7 +122,7 @@ class Program:
                 getattr(first if step.held else child, step.action)(*arguments)
 
     def sorted_by(self, families: Iterable[Metric]) -> Iterator[Metric]:
-        """The families, with their series sorted by label values, as pdc does."""
+        """The families, with their series sorted by label values, as in pdc."""
         for declaration, family in zip(self.declarations, families, strict=True):
             family.samples.sort(key=partial(label_values, sorted(declaration.labelnames)))
             yield family
@@ -250,7 +250,7 @@ def bench(
     clock = [0.0]
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: clock[0])
-        patched.setattr(Buffer, "_start_thread", lambda _: None)  # programs are flushed when they say so
+        patched.setattr(Buffer, "_start_thread", lambda _: None)  # programs flush by their own steps
         yield Bench(storages, clock)
 
 
@@ -275,14 +275,14 @@ def check(registry: Collector, expected: list[Metric]) -> None:
 @quietly(60)
 @given(program=programs(any_number))
 def test_write_through_renders_as_in_memory(bench: Bench, program: Program) -> None:
-    """With flush_interval=0 a program shows what it shows in memory, whatever floats it counts."""
+    """With flush_interval=0 a program renders as in memory, for any floats."""
     check(*bench.run(program))
 
 
 @quietly(60)
 @given(program=programs(exact_number))
 def test_buffered_renders_as_in_memory(bench: Bench, program: Program) -> None:
-    """With a buffer that is flushed at any time a program shows what it shows in memory."""
+    """With a buffer, flushed at any time, a program renders as in memory."""
     check(*bench.run(program, flush_interval=3600))
 
 
@@ -302,7 +302,7 @@ def _exemplar(exemplar: Exemplar | None) -> tuple[Any, ...]:
 @quietly(50)
 @given(program=programs(valid_number, st.sampled_from(["", "a b", "é☃😀", "{},= # 1"]), BOUNDS))
 def test_the_parsers_of_prometheus_client_read_back_what_was_counted(bench: Bench, program: Program) -> None:
-    """Both formats are parsed into the very samples that prometheus_client holds.
+    """Both formats are parsed into exactly the samples that prometheus_client holds.
 
     Its parser of OpenMetrics takes neither quotes in an exemplar nor a histogram with negative bounds.
     """
@@ -314,7 +314,7 @@ def test_the_parsers_of_prometheus_client_read_back_what_was_counted(bench: Benc
 
 
 def test_promtool_accepts_every_type(bench: Bench) -> None:
-    """`promtool check metrics` finds nothing to say about metrics of all types with hostile labels."""
+    """`promtool check metrics` finds no fault in metrics of all types with hostile labels."""
     names = ("shop_sales_total", "shop_stock", "shop_basket_bytes", "shop_wait_seconds", "shop_build", "shop_state")
     updates = (("inc", 2), ("set", -1.5), ("observe", 3), ("observe", 0.25), ("info", {"host": '"'}), ("state", STATES[2]))
     options: list[dict[str, Any]] = [{}, {}, {}, {}, {}, {"states": STATES}]
@@ -330,7 +330,7 @@ def test_promtool_accepts_every_type(bench: Bench) -> None:
 def test_exemplars_show_in_another_process(
     storage: dict[str, Any], registry: CollectorRegistry, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """What a process that declared nothing serves as OpenMetrics has the exemplars of others, the last of each bucket."""
+    """A process without metrics serves the exemplars of others as OpenMetrics, the last one of each bucket."""
     pdc.setup(**storage)
     counter = pdc.Counter("sales", "Help", ["path"], registry=registry)
     counter.labels("/").inc(2, {"trace_id": "a\ud800"})

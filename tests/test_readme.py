@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_every_python_block_is_run_here() -> None:
-    """The README has six blocks of Python: those that the tests below run."""
+    """The README has six blocks of Python: the tests below run them."""
     assert README.count("```python\n") == 6
 
 
@@ -32,7 +32,7 @@ def test_the_redis_block_prints_what_it_counted_and_stores_what_the_readme_shows
 
 
 def test_the_sqlite_block_prints_a_histogram_and_clears_the_table(tmp_path: Path) -> None:
-    """One observation is rendered; after the DELETE the file is still there and another process finds no sample in it."""
+    """One observation is rendered; after the DELETE the file still exists and another process finds no sample in it."""
     printed = run_block(block(README, "python", of="SQLite"), tmp_path)
     assert 'latency_seconds_bucket{le="0.1"} 1.0' in printed
     assert "latency_seconds_count 1.0" in printed

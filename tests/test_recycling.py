@@ -1,4 +1,4 @@
-"""Processes that come and go: what a storage holds and a scrape shows depends on those alive, and on what the dead counted."""
+"""Processes that come and go: a storage and a scrape depend on the living, and on the counts of the dead."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ WRITERS = 10_000
 
 
 class Sized:
-    """A storage, and how many bytes it takes."""
+    """A storage, and its size in bytes."""
 
     def __init__(self, storage: Storage, size: Callable[[], int]) -> None:
         self.storage = storage
@@ -72,7 +72,7 @@ def sized(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sized]:
 
 
 def redis_bytes(client: redis.Redis) -> int:
-    """The memory of all keys. Redis gives back the room of a hash that has shrunk bit by bit, while the hash is used."""
+    """The memory of all keys. Redis frees the room of a hash that has shrunk bit by bit while the hash is used."""
     keys = list(client.scan_iter(count=1000))
     with client.pipeline(transaction=False) as pipeline:
         for key in (key for key in keys if b"#" not in key):
@@ -83,12 +83,12 @@ def redis_bytes(client: redis.Redis) -> int:
 
 
 def value_of(number: int) -> float:
-    """What the process of that number sets a gauge to; sums of them are exact."""
+    """The gauge's value in the process of that number; sums of these values are exact."""
     return float(number * 7919 % 1000 - 500)
 
 
 def updates(writer: str, number: int, gauges: list[Family]) -> list[Update]:
-    """What a process does in its short life: set a series of some gauges, and count or observe."""
+    """The updates of a process in its short life: set a series of some gauges, and count or observe."""
     bucket = f'_bucket:{{"le":"{HISTOGRAM.bounds[number % 3 % 2]}"}}'
     counted = (COUNTER, "_total:{}") if number % 2 else (HISTOGRAM, bucket)
     family_operations = [(counted[0], [Operation(Kind.ADD, counted[1], 1.0)])]
@@ -100,7 +100,7 @@ def updates(writer: str, number: int, gauges: list[Family]) -> list[Update]:
 
 
 def live_and_die(storage: Storage, number: int, gauges: list[Family]) -> None:
-    """Write as a process of that number, and leave if the number is even; others are never seen again."""
+    """Write as a process of that number, and deregister if the number is even; others are never seen again."""
     writer = f"{number}-w"
     changes = updates(writer, number, gauges)
     storage.apply(Batch(writer, 1, changes))
@@ -109,7 +109,7 @@ def live_and_die(storage: Storage, number: int, gauges: list[Family]) -> None:
 
 
 def after_a_day(storage: Storage, monkeypatch: pytest.MonkeyPatch, sequence: int) -> Snapshot:
-    """What is stored when a process has written after a day; it leaves then."""
+    """The stored fields after a process has written a day later, and deregistered."""
     changes = [*updates(ALIVE, WRITERS, GAUGES), Update(COUNTER.name, COUNTER.meta, [])]
     with monkeypatch.context() as patch:
         hasten(patch, **AT_ONCE)
@@ -134,10 +134,10 @@ def merged_by_prometheus_client(mode: str, numbers: Iterator[int]) -> dict[str, 
 def test_ten_thousand_writers_leave_no_trace(sized: Sized, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 10,000 processes, half of them killed, the fields, the size and the scrape are those after a few.
 
-    Numbers are what all of them counted, and gauges what the multiprocess mode of prometheus_client shows.
+    Counters have the counts of all of them, and gauges the values of prometheus_client's multiprocess mode.
     """
     storage = sized.storage
-    few = 6 * len(GAUGES)  # of each mode and path one that leaves and one that is killed
+    few = 6 * len(GAUGES)  # for each mode and path one that deregisters and one that is killed
     for number in range(few):
         live_and_die(storage, number, [GAUGES[number % len(GAUGES)]])
     before, size = after_a_day(storage, monkeypatch, 1).metrics, sized.size()
@@ -186,7 +186,7 @@ def test_forty_processes_leave_as_much_as_five(
     run_script: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Real processes that exit leave their counts and one value of all; those that are killed do a day later."""
+    """Real processes that exit leave their counts and one value of all; killed ones do a day later."""
     shown = []
     for count in (5, 35):
         run_script(PROCESSES.replace("COUNT", str(count)), storage=storage)
@@ -208,7 +208,7 @@ def test_forty_processes_leave_as_much_as_five(
 
 
 def test_a_process_that_sets_up_again_counts_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """Another `setup`, also with the same storage, is no end of the process; `shutdown` is, and a new one begins."""
+    """Another `setup`, also with the same storage, does not end the process; `shutdown` does, and a new one begins."""
     pdc.setup(**storage)
     level = pdc.Gauge("level", "Of each process.", registry=registry, multiprocess_mode="sum")
     level.set(5)
@@ -226,7 +226,7 @@ def test_a_process_that_sets_up_again_counts_once(storage: dict[str, Any], regis
 def test_a_process_that_slept_is_back_with_its_numbers(
     storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When others have forgotten a process for an hour, its next update brings back its live values and doubles nothing."""
+    """After others forgot a process for an hour, its next update restores its live values and doubles nothing."""
     pdc.setup(**storage, flush_interval=3600)
     modes: Any = ("all", "sum", "livesum", "livemax")
     gauges = [pdc.Gauge(mode, "Of each process.", registry=registry, multiprocess_mode=mode) for mode in modes]
@@ -246,7 +246,7 @@ def test_a_process_that_slept_is_back_with_its_numbers(
 
 
 def test_an_update_after_the_goodbye_counts_alone(storage: dict[str, Any], run_script: Run) -> None:
-    """A handler of atexit that runs after pdc has left adds to what was folded."""
+    """The update of an atexit handler after pdc's deregistration adds to the folded values."""
     source = """
 import atexit
 late = []
@@ -281,7 +281,7 @@ for number in range(16):
 
 
 def test_short_lived_processes_leave_short_marks_only(storage: dict[str, Any], run_script: Run) -> None:
-    """Wherever its thread is when a process ends, no live value of it is left, and its marks go within half a minute."""
+    """Wherever its thread is when a process ends, no live value stays, and its marks go within half a minute."""
     run_script(SHORT_LIVED, storage=storage)
     pdc.setup(**storage)
     snapshot = pdc.config.read(pdc.config.DEFAULT)

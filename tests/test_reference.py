@@ -1,4 +1,4 @@
-"""docs/reference.md: its tables are those that the code gives."""
+"""docs/reference.md: its tables match the code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PUBLIC = (
 
 
 def default(value: object) -> str:
-    """The default as an environment variable would set it; nothing for an empty one."""
+    """The default in the form of an environment variable; empty for an empty one."""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     values = value if isinstance(value, tuple) else () if value in (None, "", {}) else (value,)
@@ -38,7 +38,7 @@ def row(option: Field[Any]) -> str:
 
 @pytest.mark.parametrize("of_django", [False, True])
 def test_the_reference_has_all_options(of_django: bool) -> None:
-    """Each option has its row: name, default, meaning and what is allowed, as its declaration has them."""
+    """Each option has its row: name, default, meaning and allowed values, as in its declaration."""
     chosen = [option for option in fields(DjangoOptions) if (option.name not in SHARED) == of_django]
     table = "\n".join(["| Option | Default | Meaning | Allowed |", "|---|---|---|---|", *map(row, chosen)])
     assert f"\n\n{table}\n\n" in REFERENCE, f"expected docs/reference.md to have\n{table}"

@@ -1,4 +1,4 @@
-"""Rendering: what is put together from parts is what prometheus_client renders, also when layouts are used again."""
+"""Rendering: text that is put together from parts is the text of prometheus_client, also when layouts are used again."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def stored_metrics(draw: st.DrawFn) -> Metrics:
 
 
 def rendered(renderer: Renderer, metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:
-    """What the renderer makes of the metrics, of which it gets a copy."""
+    """The renderer's text of the metrics, of which it gets a copy."""
     return renderer.render(Snapshot(NOW, {name: dict(fields) for name, fields in metrics.items()}), encoder, lambda _: others)
 
 
 def expected(metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:
-    """What prometheus_client's encoder makes of them."""
+    """The text of prometheus_client's encoder."""
     shown: Iterable[Metric] = [*families(metrics, NOW, Page(encoder.escaping)), *others]
     encode: Any = openmetrics.generate_latest if encoder.openmetrics else text.generate_latest
     return bytes(encode(Collected(shown), escaping=encoder.escaping))
@@ -100,7 +100,7 @@ def test_text_is_that_of_prometheus_client(metrics: Metrics, encoder: Encoder, o
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_layouts_follow_the_fields(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Series that come and go, other help, the order of fields, creation times and formats show in the next text."""
+    """Created and removed series, other help, the order of fields, creation times and formats show in the next text."""
     renderer = Renderer()
     meta = Family("m", "counter", "Help").meta
     one: dict[str, Any] = {META: meta, '_total:{"a":"1"}': 1.0, '_created:{"a":"1"}': 5.0}
@@ -144,7 +144,7 @@ def test_large_families_are_sorted_and_whole(count: int) -> None:
 
 
 def test_other_families_come_last() -> None:
-    """What a registry has beside the storage stands after it, before the end."""
+    """The other collectors of a registry follow the storage, before the end."""
     metric = Metric("other", "Help", "gauge")
     metric.add_sample("other", {}, 1.0)
     for encoder in ENCODERS:

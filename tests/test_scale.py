@@ -1,4 +1,4 @@
-"""Metrics of any size: what is done in pieces, so that others have their turns, and looks whole nevertheless."""
+"""Metrics of any size: work goes in pieces, so that others have their turns, and still looks whole."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ META = f'{{"documentation":"{"long " * 20}"}}'
 
 
 class OtherClient(redis.Redis):
-    """A client of a class that is not redis-py's own, which is used as it is: it parses replies."""
+    """A client that does not derive from redis-py's, which is used as it is: it parses replies."""
 
 
 @pytest.fixture(params=["sqlite", "redis", "redis-client"])
@@ -80,7 +80,7 @@ def observation(number: int, bound: str, amount: float = 1.0) -> list[Operation]
 
 
 def histograms(count: int) -> list[Operation]:
-    """Observations in every bucket of so many series, with the fields that go with them."""
+    """Observations in every bucket of that many series, with the fields that belong to them."""
     operations = [each for number in range(count) for bound in BOUNDS for each in observation(number, bound)]
     return operations + [Operation(Kind.INIT, f"_created:{labels(number)}", 1.0) for number in range(count)]
 
@@ -91,7 +91,7 @@ def send(storage: Storage, sequence: int, *operations: Operation, writer: str = 
 
 
 def stored(storage: Storage) -> dict[str, dict[str, float]]:
-    """The numbers of each user's series, by what they are."""
+    """The numbers of each user's series, by kind."""
     found: dict[str, dict[str, float]] = {}
     for field, value in storage.read().metrics.get("m", {}).items():
         start, brace, rest = field.partition("{")
@@ -107,7 +107,7 @@ def removals(*numbers: int) -> list[Operation]:
 
 
 def test_removals_take_their_series_and_no_other(another: Open) -> None:
-    """However many series there are and go, by all labels or by some, the others stay as they were."""
+    """Removals by all labels or by some leave the other series unchanged, whatever their number."""
     storage, random_numbers = another(), random.Random(1)
     send(storage, 1, *histograms(60))
     before = stored(storage)
@@ -120,7 +120,7 @@ def test_removals_take_their_series_and_no_other(another: Open) -> None:
 
 
 def test_a_removal_has_the_values_of_all_processes(another: Open) -> None:
-    """The series is removed with the values of every process, the dead among them, whoever removes it."""
+    """The series is removed with the values of every process, also dead ones, whichever process removes it."""
     storage = another()
     for number, writer in enumerate(("1-a", "2-b", "3-c", "4-d")):
         values = [Operation(Kind.STAMP, f"#sum:{writer}:{labels(user)}", Stamped(1.0, 1.0)) for user in range(3)]
@@ -133,7 +133,7 @@ def test_a_removal_has_the_values_of_all_processes(another: Open) -> None:
 
 
 def test_a_removal_in_pieces_is_done_once(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was cut short is done again with its batch; a duplicate of a batch that was applied removes nothing."""
+    """A removal that was cut short is repeated with its batch; a duplicate of an applied batch removes nothing."""
     storage, other = another(), another()
     send(storage, 1, *histograms(30))
     pieces = 0
@@ -232,7 +232,7 @@ print(cut)
 
 
 def test_a_process_that_is_killed_amid_a_removal(storage: dict[str, Any], run_script: Run) -> None:
-    """The next process finishes it, and series that were counted again have exactly what came after."""
+    """The next process finishes it, and series that were counted again have exactly the later counts."""
     run_script(KILLED.format(rounds=3), storage=storage)
 
 
@@ -241,7 +241,7 @@ def test_a_process_that_is_killed_amid_a_removal(storage: dict[str, Any], run_sc
 def test_no_transaction_removes_many_fields(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: list[Operation], most_stems: int
 ) -> None:
-    """SQLite's write lock is held for a bounded number of statements, whatever is removed, from however many processes."""
+    """SQLite's write lock is held for a bounded number of statements, whatever is removed, for any number of processes."""
     set_constants(monkeypatch, MOST_STEMS=most_stems)
     connection = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
     storage = SqliteStorage(connection)
@@ -264,7 +264,7 @@ def test_no_transaction_removes_many_fields(
     ("operations", "searches"), [(removals(*range(100)), 0), ([Operation(Kind.DELETE, '{"a":"1"}')], 10)], ids=["all", "some"]
 )
 def test_no_call_of_redis_removes_many_fields(redis_server: RedisServer, operations: list[Operation], searches: int) -> None:
-    """A call removes a bounded number of fields, and looks at a bounded number; by all labels, nothing is searched."""
+    """A call removes a bounded number of fields, and reads a bounded number; by all labels, no field is searched."""
     storage = RedisStorage(redis_server.url, "test")
     send(storage, 1, *histograms(100))
     calls: list[int] = []
@@ -294,7 +294,7 @@ INDEXES = {
 
 @pytest.mark.parametrize("index", INDEXES)
 def test_without_an_index_of_use_a_metric_is_searched(redis_server: RedisServer, index: str) -> None:
-    """Where nothing tells which fields a series has, or too many are possible, a removal by all labels finds them."""
+    """Where the fields of a series are unknown, or too many are possible, a removal by all labels finds them."""
     storage = RedisStorage(redis_server.url, "test")
     send(storage, 1, *histograms(30))
     with redis_server.client() as client:
@@ -307,7 +307,7 @@ def test_without_an_index_of_use_a_metric_is_searched(redis_server: RedisServer,
 
 
 def test_a_metric_without_an_index_is_given_one(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search for writers to forget enters what was there, and writers what they add meanwhile; then fields are named."""
+    """A search for writers to forget indexes the existing fields, and writers index their own; then fields are named."""
     storage, other = RedisStorage(redis_server.url, "test"), RedisStorage(redis_server.url, "test")
     with redis_server.client() as client:
         client.hset("prometheus_test_m", mapping={"#prefix": "test", "#meta": META})
@@ -335,7 +335,7 @@ def test_a_metric_without_an_index_is_given_one(redis_server: RedisServer, monke
 
 
 def test_fields_of_others_are_entered_where_they_are_found(redis_server: RedisServer) -> None:
-    """A series is removed by some labels with the fields that others, who keep no index, have added to it meanwhile."""
+    """A removal by some labels also takes fields that others without an index have added meanwhile."""
     storage = RedisStorage(redis_server.url, "test")
     send(storage, 1, *observation(0, "0.1"), *observation(1, "0.1"))
     with redis_server.client() as client:
@@ -351,7 +351,7 @@ def test_fields_of_others_are_entered_where_they_are_found(redis_server: RedisSe
 def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
     another: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is observed, created and removed between two pieces, no series shows a part of it, and no count goes back."""
+    """Amid observations, creations and removals between pieces, each series is shown whole, and no count decreases."""
     storage, other, random_numbers = another(), another(), random.Random(2)
     send(storage, 1, *(each for user in range(40) for each in observation(user, BOUNDS[0])))
     sequence = 0
@@ -385,7 +385,7 @@ def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
 
 
 def test_processes_that_come_and_go_while_a_large_metric_is_read(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value that is folded into that of the dead between two pieces counts once, also that of one who came meanwhile."""
+    """A value that is folded into the value of the dead between two pieces counts once, also one of a new process."""
     storage, other = another(), another()
     writers = [f"{number}-a" for number in range(12)]
     come = 0
@@ -416,7 +416,7 @@ def test_processes_that_come_and_go_while_a_large_metric_is_read(another: Open, 
 
 
 def test_a_removal_looks_at_no_other_series(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """By all labels, a child is found without a look at the others, however many there are."""
+    """A removal by all labels finds a child without a look at the other series, whatever their number."""
 
     class Children(dict[Any, Any]):
         def __iter__(self) -> Iterator[Any]:
@@ -434,7 +434,7 @@ def test_a_removal_looks_at_no_other_series(tmp_path: Path, registry: CollectorR
 def test_removals_of_a_metric_are_sent_together(
     storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hundreds of removals are one pass over the metric, and updates that follow them start again."""
+    """Hundreds of removals are one pass over the metric, and later updates start the series again."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["path", "by"], registry=registry)
     for number in range(600):
@@ -462,7 +462,7 @@ def test_removals_of_a_metric_are_sent_together(
 
 
 def test_labels_are_spelled_as_json(another: Open) -> None:
-    """However labels are named, their series is found among the fields of its buckets, and the other way round."""
+    """A series with any label names is found among the fields of its buckets, and the other way round."""
     random_numbers = random.Random(3)
     names = ["a", "kz", "l", "lD", "ld", "lea", "lf", "le_", "z", "A", "", 'l"', '"', "\\", "é", "lé", "a.b"]
     values = ["", ",", '"', "\\", '{"le":"1"', ',"le":"1",', "é", "le", "x" * 9]

@@ -1,6 +1,6 @@
 """The middleware for Starlette and FastAPI, over equivalent applications of both, and under a real Gunicorn."""
 
-# ruff: noqa: ARG001 - views, handlers and applications take what the framework gives them
+# ruff: noqa: ARG001 - views, handlers and applications accept the arguments of the framework
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ async def fine(request: Request) -> Response:
 
 
 async def fail(request: Request) -> Response:
-    """Raise what no view should."""
+    """Raise an exception that no view should raise."""
     raise KeyError(request.url.path)
 
 
 def add(app: Any, path: str, view: View, methods: list[str] | None = None) -> None:
-    """Add a route as the framework of the application or router would have it."""
+    """Add a route in the way of the framework of the application or router."""
     if isinstance(app, (FastAPI, APIRouter)):
         app.add_api_route(path, view, methods=methods or ["GET"], response_model=None)
     else:
@@ -82,7 +82,7 @@ def framework(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    """Options for a storage of the test's own, written through."""
+    """Options for the storage of one test, written through."""
     return {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
 
 
@@ -101,7 +101,7 @@ def make_app(framework: str, options: dict[str, Any]) -> Make:
 
 
 def client(app: ASGI, **more: Any) -> TestClient:
-    """A client that neither raises what the application raises nor follows redirects."""
+    """A client that neither raises the application's exceptions nor follows redirects."""
     return TestClient(app, raise_server_exceptions=False, follow_redirects=False, **more)
 
 
@@ -116,14 +116,14 @@ def stored(name: str) -> dict[tuple[str, ...], float]:
 
 
 def requests() -> dict[tuple[str, ...], float]:
-    """The requests that were counted, when nothing is in progress."""
+    """The counted requests, when none is in progress."""
     assert set(stored("http_requests_in_progress").values()) <= {0.0}
     assert stored("http_requests_total") == stored("http_request_duration_seconds_count")
     return stored("http_requests_total")
 
 
 def scope(path: str, method: str = "GET", **more: Any) -> dict[str, Any]:
-    """The scope of a request as a server makes it."""
+    """The scope of a request, in a server's form."""
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -148,11 +148,11 @@ async def never() -> Message:
 
 
 async def ignore(_: Message) -> None:
-    """Send into the void."""
+    """Discard the message."""
 
 
 class ScopeCopy:
-    """A middleware that hands on a copy of the scope."""
+    """A middleware that passes on a copy of the scope."""
 
     def __init__(self, app: ASGI) -> None:
         self.app = app
@@ -174,7 +174,7 @@ class TooMany:
 
 
 class Swallow(BaseHTTPMiddleware):
-    """A middleware that makes answers of exceptions."""
+    """A middleware that turns exceptions into answers."""
 
     async def dispatch(self, request: Request, call_next: Any) -> Response:
         """Answer."""
@@ -185,7 +185,7 @@ class Swallow(BaseHTTPMiddleware):
 
 
 def test_requests_are_counted_by_method_route_and_status(make_app: Make, framework: str) -> None:
-    """Every request counts once under the template of its path, whatever its method; redirects to a slash have no route."""
+    """Every request counts once under the template of its path, with any method; redirects to a slash have no route."""
     app = make_app()
     add(app, "/users/{id}", fine, ["GET", "POST"])
     web = client(app)
@@ -211,7 +211,7 @@ def test_requests_are_counted_by_method_route_and_status(make_app: Make, framewo
 def test_templates_have_the_prefixes_of_routers_and_mounts(
     make_app: Make, framework: str, inner: list[Middleware], root_path: str, before: str
 ) -> None:
-    """A template has every prefix as it is written and never that of a proxy, whatever middlewares make of the scope."""
+    """A template has every prefix as it is written and never that of a proxy, whatever middlewares do with the scope."""
     new = APIRouter if framework == "fastapi" else Router
     leaf, branch, part = new(), new(), Starlette(routes=[Route("/{id}", fine)])
     add(leaf, "/items/{name:path}", fine)
@@ -232,14 +232,14 @@ def test_templates_have_the_prefixes_of_routers_and_mounts(
 
 
 async def raw(scope: Message, receive: Any, send: Any) -> None:
-    """An application that knows nothing of Starlette, and sends no headers."""
+    """An application without Starlette, which sends no headers."""
     await send({"type": "http.response.start", "status": 200})
     await send({"type": "http.response.body", "body": b"raw"})
 
 
 @pytest.mark.parametrize("inner", [[], [Middleware(ScopeCopy)], [Middleware(TooMany)]])
 def test_one_view_may_have_several_routes(make_app: Make, inner: list[Middleware]) -> None:
-    """Where a view has several templates, the first that matches path and method counts."""
+    """Of several templates of a view, the first that matches path and method counts."""
     app = make_app({"/users/me": fine, "/users/{id}": fine}, inner)
     add(app, "/users/{name}", fine, ["PUT"])
     for method, path in [("GET", "/users/7"), ("GET", "/users/me"), ("PUT", "/users/me"), ("PATCH", "/users/7")]:
@@ -266,7 +266,7 @@ def test_routes_may_be_added_late(make_app: Make) -> None:
 
 
 def test_hosts_have_routes(make_app: Make) -> None:
-    """The template of a route that is for one host is that of its path."""
+    """The template of a route for one host is that of its path."""
     app = make_app()
     app.router.routes.append(Host("api.example.org", Router([Route("/things/{id}", fine)])))
     client(app, base_url="http://api.example.org").get("/things/1")
@@ -275,7 +275,7 @@ def test_hosts_have_routes(make_app: Make) -> None:
 
 
 def sorry(request: Request, error: Exception) -> Response:
-    """Handle an exception, in a thread."""
+    """Handle an exception in a thread."""
     return PlainTextResponse("sorry", 418)
 
 
@@ -294,7 +294,7 @@ async def sorry_async(request: Request, error: Exception) -> Response:
     ("handled", "status"), [(None, "500"), (sorry, "418"), (sorry_async, "418"), (Swallow, "418"), (Exception, "500")]
 )
 def test_exceptions_are_counted_whether_handled_or_not(make_app: Make, handled: Any, status: str, copied: bool) -> None:
-    """An exception that leaves a view counts once, whoever makes what answer of it."""
+    """An exception that leaves a view counts once, whichever handler answers it."""
     inner = [Middleware(ScopeCopy)] if copied else []
     app = make_app({"/broken/{id}": fail}, inner + ([Middleware(Swallow)] if handled is Swallow else []))
     if handled in (sorry, sorry_async):
@@ -358,7 +358,7 @@ def test_input_that_fastapi_refuses_is_no_exception(options: dict[str, Any]) -> 
 
     @app.get("/number/{number}")
     async def number(number: int) -> int:
-        return "no number"  # type: ignore[return-value]  # what is tested
+        return "no number"  # type: ignore[return-value]  # the tested value
 
     for path in ("/number/x", "/number/1"):
         client(app).get(path)
@@ -397,14 +397,14 @@ async def broken_stream(request: Request) -> Response:
 
 
 def test_a_failure_in_mid_stream_is_an_exception(make_app: Make) -> None:
-    """When a stream breaks the status was sent already; the exception is counted."""
+    """A stream that breaks keeps the status that was sent already; the exception is counted."""
     client(make_app({"/stream": broken_stream})).get("/stream")
     assert stored("http_exceptions_total") == {("KeyError", "GET", "/stream"): 1.0}
     assert requests() == {("GET", "/stream", "200"): 1.0}
 
 
 async def endless(request: Request) -> Response:
-    """Stream for as long as anyone listens."""
+    """Stream until the client disconnects."""
 
     async def chunks() -> AsyncIterator[str]:
         while True:
@@ -423,7 +423,7 @@ async def upload(request: Request) -> Response:
 @pytest.mark.parametrize("spec_version", ["2.0", "2.4"])
 @pytest.mark.parametrize("inner", [[], [Middleware(Swallow)]])
 def test_a_client_that_goes_away_is_a_499(make_app: Make, path: str, spec_version: str, inner: list[Middleware]) -> None:
-    """When a client leaves while it sends or is sent a body the status is 499, and nothing else is to blame."""
+    """A client that disconnects while it sends or receives a body is status 499, and causes no exception."""
     app = make_app({"/endless": endless}, inner)
     add(app, "/upload", upload, ["GET"])
     sent: list[Message] = []
@@ -442,7 +442,7 @@ def test_a_client_that_goes_away_is_a_499(make_app: Make, path: str, spec_versio
         asgi = {"version": "3.0", "spec_version": spec_version}
         try:
             await app(scope(path, asgi=asgi), receive, send)
-        except Exception as error:  # noqa: BLE001 - what reaches the server differs from one version to the next
+        except Exception as error:  # noqa: BLE001 - the exception that reaches the server differs between versions
             assert isinstance(error, (OSError, ClientDisconnect)), error  # noqa: PT017
 
     asyncio.run(run())
@@ -473,7 +473,7 @@ def test_a_request_that_is_cancelled_is_a_499(make_app: Make) -> None:
 
 @pytest.mark.parametrize("length", [b"many", b"-1", "²".encode("latin-1")])
 def test_a_malformed_length_is_no_matter(make_app: Make, length: bytes) -> None:
-    """A Content-Length that is no number, asked or answered, breaks nothing; bodies are measured as they pass."""
+    """A Content-Length that is no number, in request or response, breaks nothing; the passing bodies are measured."""
 
     async def odd(request: Request) -> Response:
         response = Response(await request.body())
@@ -506,7 +506,7 @@ def test_a_file_that_the_server_sends_is_counted(make_app: Make) -> None:
 
 
 def test_websockets_are_counted_apart(make_app: Make) -> None:
-    """A WebSocket counts when it is accepted, is in progress until it ends, and is never a request; one refused is nothing."""
+    """A WebSocket counts once accepted, is in progress until it ends, and is never a request; a refused one is not counted."""
 
     async def echo(websocket: WebSocket) -> None:
         await websocket.accept()
@@ -559,7 +559,7 @@ def page(app: ASGI, path: str = "/metrics", **headers: str) -> Any:
 
 @pytest.mark.parametrize("path", ["/metrics", "/internal/metrics", "/sub/metrics"])
 def test_scrapes_are_not_counted_wherever_they_are(make_app: Make, path: str) -> None:
-    """The page is no request, whether it is where the option says or mounted by hand, in the application or below."""
+    """The page is no request, whether at the path of the option or mounted by hand, in the application or below."""
     app = make_app({"/": fine}, metrics_path=path if path == "/metrics" else None)
     if path == "/internal/metrics":
         add(app, path, metrics)
@@ -576,7 +576,7 @@ def test_scrapes_are_not_counted_wherever_they_are(make_app: Make, path: str) ->
 
 
 def test_the_page_is_before_routes_for_every_path(make_app: Make) -> None:
-    """The page answers GET, HEAD and OPTIONS, also where the application has a route for whatever comes."""
+    """The page answers GET, HEAD and OPTIONS, also where the application has a route for every path."""
     web = client(make_app({"/{anything:path}": fine}))
     statuses = {method: web.request(method, "/metrics").status_code for method in ("GET", "HEAD", "OPTIONS", "POST")}
     assert statuses == {"GET": 200, "HEAD": 200, "OPTIONS": 200, "POST": 405}
@@ -594,7 +594,7 @@ def test_the_page_negotiates_and_asks_for_the_token(make_app: Make) -> None:
 
 
 def test_the_page_reads_the_storage_in_a_thread(make_app: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop goes on while the storage is read."""
+    """The event loop runs on while the storage is read."""
     threads: list[int] = []
     answer = Scrape.answer
 
@@ -614,7 +614,7 @@ def test_the_page_reads_the_storage_in_a_thread(make_app: Make, monkeypatch: pyt
 
 
 def test_a_storage_that_cannot_be_read_is_a_503(make_app: Make) -> None:
-    """Without its storage the application answers requests, and the metrics page says what is wrong."""
+    """Without its storage the application answers requests, and the metrics page gives the reason."""
     app = make_app({"/": fine}, sqlite_path="/nonexistent/metrics.db")
     assert client(app).get("/").status_code == 200
     answer = page(app)
@@ -623,7 +623,7 @@ def test_a_storage_that_cannot_be_read_is_a_503(make_app: Make) -> None:
 
 
 def test_the_page_needs_the_middleware() -> None:
-    """Without the middleware the page says what to add."""
+    """Without the middleware the page names it as the remedy."""
     app = Starlette(routes=[Route("/metrics", metrics)])
     with pytest.raises(RuntimeError, match=r"add_middleware\(PrometheusMiddleware\)"):
         TestClient(app).get("/metrics")
@@ -644,7 +644,7 @@ def test_options_are_keywords(make_app: Make) -> None:
 
 
 def test_options_come_from_the_environment(framework: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no keyword comes from an environment variable."""
+    """Options that are no keywords come from environment variables."""
     monkeypatch.setenv("PDC_NAMESPACE", "shop")
     app = (FastAPI if framework == "fastapi" else Starlette)()
     app.add_middleware(PrometheusMiddleware, **options)
@@ -687,7 +687,7 @@ def test_the_middleware_can_be_switched_off(make_app: Make) -> None:
 
 
 def test_either_event_loop_will_do(make_app: Make) -> None:
-    """Requests, WebSockets and scrapes work on trio as they do on asyncio."""
+    """Requests, WebSockets and scrapes work on trio as on asyncio."""
 
     async def echo(socket: WebSocket) -> None:
         await socket.accept()
@@ -719,7 +719,7 @@ def test_applications_share_metrics_and_count_once(make_app: Make) -> None:
 
 
 def test_an_application_may_be_wrapped(framework: str, options: dict[str, Any]) -> None:
-    """The middleware may also be around an application, mounted or not; exceptions that it answers are seen."""
+    """The middleware may also wrap an application, mounted or not; exceptions that the application answers are counted."""
     app = (FastAPI if framework == "fastapi" else Starlette)()
     app.add_exception_handler(KeyError, sorry)
     add(app, "/broken/{id}", fail)
@@ -736,7 +736,7 @@ def test_an_application_may_be_wrapped(framework: str, options: dict[str, Any]) 
 
 
 def test_lifespan_passes_through(framework: str, options: dict[str, Any]) -> None:
-    """Start and end of the application are its own, with the state it gives."""
+    """Start and end of the application are its own, with its state."""
     events = []
 
     @asynccontextmanager
@@ -758,7 +758,7 @@ def test_lifespan_passes_through(framework: str, options: dict[str, Any]) -> Non
 
 
 def test_nothing_is_lost_when_uvicorn_is_told_to_stop(framework: str, tmp_path: Path) -> None:
-    """Uvicorn ends by the signal it was sent, without exit handlers; what was pending is in the storage by then."""
+    """Uvicorn ends by the signal it got, without exit handlers; pending updates are in the storage by then."""
     name = {"fastapi": "fastapi.FastAPI", "starlette": "starlette.applications.Starlette"}[framework]
     module, _, kind = name.rpartition(".")
     source = f"""

@@ -1,4 +1,4 @@
-"""The contract of a storage, over each of them, and what the storages of Redis and SQLite do by themselves."""
+"""The contract of a storage, over each of them, and the own behaviour of the storages of Redis and SQLite."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.RedisClu
 
 @pytest.fixture(params=["sqlite", "sqlite-connection", *REDIS_CLIENTS, "redis-cluster"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    """A storage of each kind, with nothing in it."""
+    """A storage of each kind, empty."""
     storage: Storage
     if request.param == "sqlite":
         storage = SqliteStorage(tmp_path / "metrics.db")
@@ -68,7 +68,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
         storage.close()
     elif request.param == "sqlite-connection":
         connection = sqlite3.connect(tmp_path / "metrics.db")
-        connection.row_factory = lambda _, row: {"row": row}  # whatever the application likes its rows to be
+        connection.row_factory = lambda _, row: {"row": row}  # the application may choose any form of its rows
         yield SqliteStorage(connection)
         connection.close()
     elif request.param == "redis-cluster":
@@ -108,7 +108,7 @@ A, B = series("_total", path="/", method="GET"), series("_total", path="/b", met
 SERIES = [series(suffix, path="/") for suffix in ("", "_created", "_count", "_info", "#exemplar_total")] + [
     series(suffix, le=le, path="/") for suffix in ("_bucket", "#exemplar_bucket") for le in ("0.1", "2.5", "+Inf")
 ]
-"""Fields of one series, of whatever types and bounds the metric has had."""
+"""Fields of one series, of all types and bounds that the metric has had."""
 EVERY_KIND: dict[str, tuple[list[list[Operation]], dict[str, str]]] = {
     "init creates": ([[Operation(Kind.INIT, A, 1.5)]], {A: "1.5"}),
     "init keeps": ([[Operation(Kind.ADD, A, 2.0)], [Operation(Kind.INIT, A, 0.0)]], {A: "2.0"}),
@@ -169,7 +169,7 @@ EVERY_KIND: dict[str, tuple[list[list[Operation]], dict[str, str]]] = {
 
 @pytest.mark.parametrize("case", EVERY_KIND)
 def test_operations(store: Storage, case: str) -> None:
-    """Every kind of operation does what its documentation says, in the documented order, and once however often applied."""
+    """Every kind of operation does what its documentation states, in the documented order, and once however often applied."""
     batches, expected = EVERY_KIND[case]
     for sequence, operations in enumerate(batches, 1):
         outcomes = [store.apply(batch(sequence, *operations)) for _ in range(2)]
@@ -195,14 +195,14 @@ SPECIAL = [
 
 @pytest.mark.parametrize("values", SPECIAL, ids=lambda values: f"{len(values)}:{values[0]!r}")
 def test_sums_are_those_of_ieee_doubles(store: Storage, values: list[float]) -> None:
-    """Adding gives bit for bit what Python gets, and what is set comes back as it was."""
+    """Additions give bit for bit the result of Python, and a set value comes back unchanged."""
     for sequence, value in enumerate(values, 1):
         store.apply(batch(sequence, Operation(Kind.ADD, A, value), Operation(Kind.SET, B, value)))
     assert numbers(store.read()) == {A: repr(reduce(add, values, 0.0)), B: repr(values[-1])}
 
 
 def test_texts_come_back_as_they_were(store: Storage) -> None:
-    """A field may hold any text, and a field may have any labels."""
+    """A field may hold any text, and may have any labels."""
     text, field = 'a "quoted" \\ \n é 🎉 \x00 12', series("_info", é='a{"b":1}')
     store.apply(batch(1, Operation(Kind.SET, field, text)))
     assert store.read().metrics["m"][field] == text
@@ -211,7 +211,7 @@ def test_texts_come_back_as_they_were(store: Storage) -> None:
 
 
 def test_stamps_tell_when_a_number_was_set(store: Storage) -> None:
-    """A stamp keeps the number, and the time it was set by the storage's clock; 0 for never."""
+    """A stamp keeps the number, and the time of its set by the storage's clock; 0 for never."""
     set_at = time.monotonic() - 100
     stamps = {"#sum:1-a:{}": Stamped(-1.5, set_at), "#sum:2-b:{}": Stamped(math.inf, None)}
     store.apply(batch(1, *(Operation(Kind.STAMP, field, stamp) for field, stamp in stamps.items())))
@@ -225,12 +225,12 @@ def test_stamps_tell_when_a_number_was_set(store: Storage) -> None:
 
 
 def hasten(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
-    """Let the storages count so many seconds where they count more."""
+    """Let the storages count so many seconds where they normally count more."""
     set_constants(monkeypatch, **seconds)
 
 
 AT_ONCE = {"FORGET_WRITER_SECONDS": 0.0, "FORGET_VALUES_SECONDS": 0.0}
-"""Whoever does not write is forgotten with the next batch of another writer."""
+"""A writer without a batch is forgotten with the next batch of another writer."""
 
 
 def stamps(number: float, *modes: str, writer: str = "1-a", age: float = 10.0) -> list[Operation]:
@@ -246,12 +246,12 @@ def own(fields: Mapping[str, Any]) -> dict[str, float]:
 
 
 def marks(fields: Mapping[str, Any]) -> dict[str, Mark]:
-    """What a metric keeps of each writer."""
+    """The marks that a metric keeps of each writer."""
     return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
 
 
 def test_values_of_a_writer_that_deregisters_are_dropped_or_folded(store: Storage) -> None:
-    """The live value goes and others are folded into those of the dead; what the living hold, and totals, stay."""
+    """Live values of a writer that deregisters go, others are folded into those of the dead; other values and totals stay."""
     modes = ("live", *FOLDED)
     for writer, number, age in (("1-a", 3.0, 10.0), ("2-b", 5.0, 30.0), ("3-c", 4.0, 20.0)):
         store.apply(batch(1, *stamps(number, *modes, writer=writer, age=age), Operation(Kind.ADD, A, 1.0), writer=writer))
@@ -265,7 +265,7 @@ def test_values_of_a_writer_that_deregisters_are_dropped_or_folded(store: Storag
 
 
 def test_a_value_is_folded_once(store: Storage) -> None:
-    """Whatever batch of a writer that has left comes again, nothing is folded again or comes back."""
+    """A duplicate batch of a deregistered writer neither folds a value again nor restores it."""
     first, second = batch(1, *stamps(3.0, "sum", "live")), batch(2, *stamps(4.0, "sum", "live"))
     last = batch(3, *stamps(5.0, "sum", "live"), final=True)
     for one in (first, second, first, last, last, second, first, last):
@@ -274,7 +274,7 @@ def test_a_value_is_folded_once(store: Storage) -> None:
 
 
 def test_a_late_goodbye_of_a_writer_that_is_back_changes_nothing(store: Storage) -> None:
-    """The batch with which a writer left is a duplicate like others, when the writer has written again."""
+    """The deregistration of a writer that has since written again is a duplicate like others."""
     goodbye = batch(2, final=True)
     for one in (batch(1, *stamps(3.0, "live")), goodbye, batch(3, *stamps(4.0, "live")), goodbye):
         store.apply(one)
@@ -282,7 +282,7 @@ def test_a_late_goodbye_of_a_writer_that_is_back_changes_nothing(store: Storage)
 
 
 def test_values_of_several_series_are_folded_apart(store: Storage) -> None:
-    """Each series has its own value of the dead; a series that is removed takes it along."""
+    """Each series has its own value of the dead, which its removal also removes."""
     for writer in ("1-a", "2-b"):
         for sequence, labels in enumerate(('{"path":"/"}', '{"path":"a:b"}'), 1):
             store.apply(batch(sequence, Operation(Kind.STAMP, f"#sum:{writer}:{labels}", Stamped(0.5, 1.0)), writer=writer))
@@ -293,7 +293,7 @@ def test_values_of_several_series_are_folded_apart(store: Storage) -> None:
 
 
 def test_the_dead_are_merged_as_the_living(store: Storage) -> None:
-    """Folded numbers are bit for bit what prometheus_client merges of the same processes."""
+    """Folded numbers are bit for bit those that prometheus_client merges of the same processes."""
     pairs = list(product([math.nan, -math.inf, 0.1, -0.0], [math.nan, math.inf, 0.2, 1e-20]))
     for case, pair in enumerate(pairs):
         for sequence, (value, writer) in enumerate(zip(pair, ("1-a", "2-b"), strict=True)):
@@ -308,7 +308,7 @@ def test_the_dead_are_merged_as_the_living(store: Storage) -> None:
 
 
 def test_all_values_stay_when_their_writer_leaves(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value of the mode ``all`` is there till its writer, who left or was killed, is forgotten."""
+    """A value of the mode ``all`` stays until its writer, deregistered or killed, is forgotten."""
     for writer in ("1-a", "2-b"):
         store.apply(batch(1, *stamps(3.0, "all", writer=writer), writer=writer))
     for _ in range(2):
@@ -323,7 +323,7 @@ def test_all_values_stay_when_their_writer_leaves(store: Storage, monkeypatch: p
 
 
 def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next batch of any writer forgets the marks and the live values of those not seen for long."""
+    """The next batch of any writer removes the marks and live values of writers not seen for long."""
     store.apply(batch(1, *stamps(1.0, "live"), Operation(Kind.ADD, A, 1.0)))
     store.apply(batch(1, *stamps(1.0, "live", "sum", writer="2-b"), writer="2-b"))
     hasten(monkeypatch, **{**AT_ONCE, "FORGET_VALUES_SECONDS": 60.0})
@@ -338,19 +338,19 @@ def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: py
 
 
 def test_it_is_searched_for_those_to_forget_now_and_then(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches between two searches for writers to forget do not search, even if there are some."""
+    """Batches between two searches for writers to forget do not search, even if there are such writers."""
     for one in (batch(1), batch(2, final=True)):
         store.apply(one)
     hasten(monkeypatch, FORGET_WRITER_SECONDS=3500.0)  # less than an hour, of which the mark has half a minute left
     store.apply(batch(1, writer="2-b"))
     assert set(marks(store.read().metrics["m"])) == {"1-a", "2-b"}
-    hasten(monkeypatch, FORGET_WRITER_SECONDS=50.0)  # less than is left till the next search
+    hasten(monkeypatch, FORGET_WRITER_SECONDS=50.0)  # less than the time until the next search
     store.apply(batch(2, writer="2-b"))
     assert set(marks(store.read().metrics["m"])) == {"2-b"}
 
 
 def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that itself was not seen for long counts once, and its live value of now stays."""
+    """A returning writer that was not seen for long counts once, and its present live value counts."""
     for one in (1, 2, 2):
         store.apply(batch(one, *stamps(1.0, "live"), Operation(Kind.ADD, A, 1.0)))
         hasten(monkeypatch, **AT_ONCE)
@@ -360,7 +360,7 @@ def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monk
 
 
 def test_bookkeeping_that_is_damaged_counts_as_none(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What somebody writes into the fields of pdc's own neither stops batches nor what is known of others."""
+    """Foreign data in the fields of pdc's own neither stops batches nor harms the marks of others."""
     damaged = [("1-a", "#mark:1-a"), ("1-a", "#search"), ("2-b", "#mark:2-b"), ("3-c", "#sum:3-c:{}"), ("4-d", "#sum::{}")]
     hasten(monkeypatch, **AT_ONCE)
     for sequence, (writer, field) in enumerate(damaged):
@@ -376,7 +376,7 @@ def test_bookkeeping_that_is_damaged_counts_as_none(store: Storage, monkeypatch:
 
 
 def test_a_mark_stays_until_duplicates_have_arrived(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a writer sent comes again after it left and is not counted; then its mark goes, too."""
+    """A batch of a deregistered writer that comes again is not counted; then its mark goes, too."""
     hasten(monkeypatch, FINAL_MARK_SECONDS=0.2)
     first = batch(1, Operation(Kind.ADD, A, 1.0))
     for one in (first, batch(2, final=True), first, batch(1, writer="2-b")):
@@ -389,7 +389,7 @@ def test_a_mark_stays_until_duplicates_have_arrived(store: Storage, monkeypatch:
 
 
 def test_metadata_is_that_of_the_last_declaration(store: Storage) -> None:
-    """The metadata is stored where there is none, and replaced by who declares it."""
+    """The metadata is stored where it is missing, and replaced by each declaration."""
     for number, declare, expected in ((1, False, "1"), (2, False, "1"), (3, True, "3")):
         store.apply(Batch("1-a", number, [update(meta=str(number), declare=declare)]))
         assert store.read().metrics["m"]["#meta"] == expected
@@ -406,7 +406,7 @@ def test_a_batch_may_be_huge(store: Storage) -> None:
 
 
 def test_metrics_are_read_by_name_and_deleted_together(store: Storage) -> None:
-    """A read gives the metrics that are asked for and are there; after `delete` and `close` the storage begins again."""
+    """A read gives the requested metrics that exist; after `delete` and `close` the storage begins again."""
     assert store.read().metrics == {}
     store.apply(Batch("1-a", 1, [update(Operation(Kind.ADD, A, 1.0), name=name) for name in ("one", "two", "three_")]))
     assert set(store.read().metrics) == {"one", "two", "three_"}
@@ -420,7 +420,7 @@ def test_metrics_are_read_by_name_and_deleted_together(store: Storage) -> None:
 
 
 def test_several_storages_see_the_same(tmp_path: Path, redis_server: RedisServer) -> None:
-    """What one client of a database wrote, any other reads, whatever its protocol, parser and encoding."""
+    """Any client of a database reads the batches of another one, whatever its protocol, parser and encoding."""
     clients = [redis_server.client(**options) for options in REDIS_CLIENTS.values()]
     groups: list[list[Storage]] = [
         [RedisStorage(client, "test") for client in clients],
@@ -436,7 +436,7 @@ def test_several_storages_see_the_same(tmp_path: Path, redis_server: RedisServer
         client.close()
 
 
-# What stands in the databases
+# The content of the databases
 
 
 def declared(registry: CollectorRegistry) -> pdc.Counter:
@@ -510,17 +510,17 @@ def test_the_format_in_sqlite(tmp_path: Path, registry: CollectorRegistry) -> No
 
 
 def calls(client: Any, command: str) -> int:
-    """How often clients and scripts have called a command."""
+    """The number of calls of a command by clients and scripts."""
     stats: dict[str, dict[str, int]] = client.info("commandstats")
     return stats.get(f"cmdstat_{command}", {"calls": 0})["calls"]
 
 
 @pytest.mark.parametrize("metrics", [1, 3])
 def test_a_batch_is_one_script(redis_server: RedisServer, registry: CollectorRegistry, metrics: int) -> None:
-    """However many updates there were, of however many series; a read takes one call per metric, and writes nothing."""
+    """A batch is one script, for any number of updates and series; a read takes one call per metric, and writes nothing."""
     pdc.setup(redis=redis_server.url, flush_interval=60)
     histograms = [pdc.Histogram(f"h{number}", "Seconds.", ["route"], registry=registry) for number in range(metrics)]
-    for _ in range(2):  # then the index has what times batches, too
+    for _ in range(2):  # then the index also has the metrics of batches
         for histogram in histograms:
             histogram.labels("/").observe(1)
         pdc.flush()
@@ -538,7 +538,7 @@ def test_a_batch_is_one_script(redis_server: RedisServer, registry: CollectorReg
 
 
 def test_writes_renew_expiry_and_reads_do_not(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """A write of a metric renews its expiry in the same call, without `redis_expire` there is none, a read changes nothing."""
+    """A write of a metric renews its expiry in the same call, without `redis_expire` it has none, a read changes nothing."""
     counter = pdc.Counter("requests", "Requests.", registry=registry)
     key, index = "prometheus_test_requests", "prometheus#test"
     with redis_server.client() as client:
@@ -556,7 +556,7 @@ def test_writes_renew_expiry_and_reads_do_not(redis_server: RedisServer, registr
 
 
 def test_idle_metrics_live_as_long_as_their_process(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """The background thread renews the expiry of metrics that nobody updates, however short it is."""
+    """The background thread renews the expiry of metrics without updates, however short it is."""
     pdc.setup(redis=redis_server.url, redis_prefix="test", redis_expire=1)
     pdc.Counter("requests", "Requests.", registry=registry).inc()
     with redis_server.client() as client:
@@ -570,7 +570,7 @@ def test_idle_metrics_live_as_long_as_their_process(redis_server: RedisServer, r
 def test_a_metric_is_listed_as_long_as_its_own_expiry_says(
     redis_server: RedisServer, registry: CollectorRegistry, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    """A program whose metrics expire soon takes none from the scrape that another one keeps for longer."""
+    """A program with a short expiry hides no metric of another one with a longer expiry."""
     for name, expire in (("kept", None), ("short", 0.3)):
         run_script(f"setup(redis_expire={expire}); pdc.Gauge({name!r}, 'Help.').set(5)", storage={"redis": redis_server.url})
     pdc.setup(redis=redis_server.url, redis_expire=1)
@@ -589,7 +589,7 @@ def test_a_metric_is_listed_as_long_as_its_own_expiry_says(
 def test_marks_of_idle_metrics_are_renewed(
     storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process is known to every metric while it lives, also to one that nobody updates and that does not expire."""
+    """Every metric keeps the mark of a living process, also without updates and without an expiry."""
     monkeypatch.setattr(config, "FORGET_WRITER_SECONDS", 0.3)
     for_ever: dict[str, Any] = {"redis_expire": None} if "redis" in storage else {}
     pdc.setup(**storage, **for_ever)
@@ -609,7 +609,7 @@ def test_prefixes_that_spell_the_same_key_do_not_mix(
     caplog: pytest.LogCaptureFixture,
     run_script: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    """The second of two programs with one key is refused: logged once, told by every flush, and nothing is mixed."""
+    """The second of two programs with one key is refused: logged once, raised by every flush, and nothing is mixed."""
     first = {"redis": redis_server.url, "redis_prefix": "app"}
     run_script("setup(); pdc.Counter('a_b', 'Of the first.').inc(5)", storage=first)
     refused = pdc.Counter("b", "Of the second.", registry=registry)
@@ -633,7 +633,7 @@ def test_prefixes_that_spell_the_same_key_do_not_mix(
 
 @pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 def test_a_key_of_another_type_is_refused(redis_server: RedisServer, registry: CollectorRegistry, interval: float) -> None:
-    """A metric whose key holds something else waits, the others go on; scrapes are a 503 until the key is free, then exact."""
+    """A metric whose key has another type waits, the others continue; scrapes are a 503 until the key is free, then exact."""
     with redis_server.client() as client:
         client.set("prometheus_test_b", "precious")
         pdc.setup(redis=redis_server.url, redis_prefix="test", flush_interval=interval)
@@ -658,7 +658,7 @@ def test_a_key_of_another_type_is_refused(redis_server: RedisServer, registry: C
 
 
 def test_who_only_reads_hears_of_a_key_of_another_type(redis_server: RedisServer) -> None:
-    """A scrape that would leave out a metric, since its key became something else, is a 503 that names it."""
+    """A scrape that would omit a metric, since its key got another type, is a 503 that names it."""
     pdc.setup(redis=redis_server.url, redis_prefix="test")
     pdc.Counter("b", "Letters.", registry=None).inc()
     pdc.shutdown()
@@ -672,7 +672,7 @@ def test_who_only_reads_hears_of_a_key_of_another_type(redis_server: RedisServer
 
 @pytest.mark.parametrize("command", ["SET prometheus#test text", "LPUSH prometheus#test text"])
 def test_an_index_of_another_type_is_an_error(redis_server: RedisServer, command: str, registry: CollectorRegistry) -> None:
-    """Where the key of the index holds something else, a flush and a read say so, and nothing is lost once it is gone."""
+    """Where the key of the index has another type, a flush and a read report it, and no update is lost once it is gone."""
     counter = pdc.Counter("requests", "Requests.", registry=registry)
     with redis_server.client() as client:
         client.execute_command(*command.split())
@@ -686,7 +686,7 @@ def test_an_index_of_another_type_is_an_error(redis_server: RedisServer, command
     assert "requests_total 1.0" in pdc.generate_latest().decode()
 
 
-# Storages that lose what they hold
+# Storages that lose their data
 
 
 def _redis(*command: str) -> Callable[[dict[str, Any]], None]:
@@ -726,7 +726,7 @@ DAMAGES = [
 def test_what_a_storage_loses_comes_back(
     storage: dict[str, Any], lost: str, damage: Callable[[dict[str, Any]], None], by: str, registry: CollectorRegistry
 ) -> None:
-    """With the next flush of what was lost, or the next scrape, all metadata is back, and metrics without labels are at 0."""
+    """The next flush of lost metrics, or the next scrape, restores all metadata, and metrics without labels are at 0."""
     pdc.setup(**storage, flush_interval=60)
     counter = pdc.Counter("requests", "Requests.", registry=registry)
     labelled = pdc.Counter("hits", "Hits.", ["route"], registry=registry)
@@ -754,7 +754,7 @@ def test_what_a_storage_loses_comes_back(
 
 
 def test_a_redis_that_starts_again_empty(own_redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """After a restart that lost all data and all scripts, updates count from there on, and all metrics are there."""
+    """After a restart that lost all data and all scripts, updates count from there on, and all metrics exist."""
     pdc.setup(redis=own_redis_server.url)
     counter = pdc.Counter("requests", "Requests.", registry=registry)
     pdc.Gauge("idle", "Nobody sets this one.", registry=registry)

@@ -1,4 +1,4 @@
-"""Storages that are down, full, broken or forbidden: the application goes on, operators are told, nothing is lost."""
+"""Storages that are down, full, broken or forbidden: the application goes on, the log reports it, no update is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pdc.storage import StorageError
 
 
 class Application:
-    """Some metrics that are updated whatever the storage does."""
+    """Some metrics with updates in any state of the storage."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
@@ -33,7 +33,7 @@ class Application:
         self.rounds = 0
 
     def update(self, times: int = 10) -> None:
-        """Update all; none of this may raise."""
+        """Update all; no update may raise."""
         for _ in range(times):
             self.rounds += 1
             self.hits.labels("/").inc(2)
@@ -43,7 +43,7 @@ class Application:
             self.level.inc(0.5)
 
     def check(self) -> None:
-        """Assert that the storage has it all."""
+        """Assert that the storage has all updates."""
         pdc.flush()
         lines = pdc.generate_latest().decode().splitlines()
         expected = {
@@ -61,7 +61,7 @@ class Application:
 
 @contextmanager
 def told(caplog: pytest.LogCaptureFixture, *starts: str) -> Iterator[None]:
-    """Assert that the log gets lines with these beginnings meanwhile, and no others."""
+    """Assert that the log gets exactly the lines with these beginnings meanwhile."""
     caplog.clear()
     yield
     wait_until(lambda: len(caplog.messages) >= len(starts))  # the background thread may be the one that logs
@@ -71,7 +71,7 @@ def told(caplog: pytest.LogCaptureFixture, *starts: str) -> Iterator[None]:
 
 
 def refuse(*words: str) -> str:
-    """Assert that flush and scrape say what is wrong in these words, and return what flush says."""
+    """Assert that flush and scrape fail with these words, and return the flush's message."""
     with pytest.raises(StorageError) as flushed:
         pdc.flush()
     with pytest.raises(StorageError) as scraped:
@@ -88,7 +88,7 @@ def refuse(*words: str) -> str:
 def test_a_redis_that_stops_and_starts_again(
     own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
-    """Metrics are made and updated before Redis is up, and again while it is down; then all is there, each time one line."""
+    """Metrics are made and updated before Redis is up, and again while it is down; later all are stored, with one line each."""
     own_redis_server.stop()
     for _ in range(2):
         with told(caplog, DOWN):
@@ -136,7 +136,7 @@ def test_a_server_that_never_answers(registry: CollectorRegistry, caplog: pytest
 def test_a_wrong_password_is_not_shown(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, user: str
 ) -> None:
-    """Neither the error nor the log shows the password; with the right one all is there."""
+    """Neither the error nor the log shows the password; with the right one all updates are stored."""
     server = RedisServer(tmp_path)
     with server.client() as client:
         client.config_set("requirepass", "right-s3cret")
@@ -155,7 +155,7 @@ def test_a_wrong_password_is_not_shown(
 
 
 def test_a_redis_out_of_memory(own_redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """While Redis has no memory, updates wait; what it holds can be read by who has nothing to send."""
+    """While Redis has no memory, updates wait; a process with nothing to send can read the stored data."""
     pdc.setup(redis=own_redis_server.url)
     application = Application(registry)
     application.update()
@@ -170,7 +170,7 @@ def test_a_redis_out_of_memory(own_redis_server: RedisServer, registry: Collecto
 def test_a_replica_can_be_scraped_but_not_written(
     own_redis_server: RedisServer, tmp_path: Path, registry: CollectorRegistry, run_script: Run
 ) -> None:
-    """A process that declares nothing scrapes a read-only replica; one that declares is told to use the primary."""
+    """A process without metrics scrapes a read-only replica; one with metrics gets an error that names the primary."""
     pdc.setup(redis=own_redis_server.url)
     application = Application(registry)
     application.update()
@@ -196,7 +196,7 @@ def test_a_replica_can_be_scraped_but_not_written(
 def test_a_folder_that_is_missing(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
-    """The error names the file and says to look at the folder; once it is made, all is there."""
+    """The error names the file and the folder to check; once the folder exists, all updates are stored."""
     path = tmp_path / "missing" / "metrics.db"
     with told(caplog, DOWN, UP):
         pdc.setup(sqlite=path, flush_interval=interval)
@@ -221,7 +221,7 @@ def test_a_folder_that_is_missing(
 def test_a_file_that_is_no_database(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float, content: bytes, remedy: str
 ) -> None:
-    """The file is never overwritten, and only a damaged database should be moved away; then all is there, in a new file."""
+    """The file is never overwritten, and the remedy is to move a damaged database away; a new file then has all updates."""
     path = tmp_path / "metrics.db"
     path.write_bytes(content)
     with told(caplog, DOWN, UP):
@@ -238,7 +238,7 @@ def test_a_file_that_is_no_database(
     "columns", ["id INTEGER, name TEXT", "id INTEGER, value TEXT NOT NULL", "metric_key TEXT, subkey TEXT"]
 )
 def test_a_table_of_another_program(tmp_path: Path, registry: CollectorRegistry, columns: str) -> None:
-    """A table `metrics` with other columns stays as it is, and the error says whose path that is."""
+    """A table `metrics` with other columns stays unchanged, and the error names the path."""
     with closing(sqlite3.connect(tmp_path / "shop.db")) as connection, connection:
         connection.execute(f"CREATE TABLE metrics ({columns})")
         connection.execute("INSERT INTO metrics VALUES (1, 'theirs')")
@@ -253,7 +253,7 @@ def test_a_table_of_another_program(tmp_path: Path, registry: CollectorRegistry,
 
 
 def test_a_file_that_is_corrupted_later(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """Where the file of a running process is damaged, flush and scrape say so; moved away, counting goes on in a new one."""
+    """Where the file of a running process is damaged, flush and scrape report it; once moved, a new one has later counts."""
     path = tmp_path / "metrics.db"
     pdc.setup(sqlite=path)
     application = Application(registry)
@@ -276,14 +276,14 @@ def test_a_file_that_is_corrupted_later(tmp_path: Path, registry: CollectorRegis
 def test_a_disk_that_is_full(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
-    """While there is no space left, updates wait in memory; with space again all is there, the order of set and add kept."""
+    """While the disk is full, updates wait in memory; with space again all are stored, in the order of set and add."""
     connection = sqlite3.connect(tmp_path / "metrics.db", check_same_thread=False)
     pdc.setup(sqlite=connection, flush_interval=interval)
     application = Application(registry)
     application.update()
     pdc.flush()
     with told(caplog, DOWN, UP):
-        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the size that the file has
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite uses the present size of the file
         for number in range(500):
             application.hits.labels(f"/{number}").inc()
         application.update()
@@ -300,7 +300,7 @@ def test_a_disk_that_is_full(
 def test_a_database_that_another_program_holds(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where another program holds the write lock for long, updates wait in memory and a flush tells."""
+    """Where another program holds the write lock for long, updates wait in memory and a flush reports it."""
     monkeypatch.setattr("pdc.storage.sqlite.database.BUSY_SECONDS", 0.05)
     pdc.setup(sqlite=tmp_path / "metrics.db")
     application = Application(registry)
@@ -324,7 +324,7 @@ def test_a_database_that_another_program_holds(
     ],
 )
 def test_a_database_that_may_not_be_written(run_script: Run, forbidden: str, remedy: str, interval: float) -> None:
-    """A user who may read but not write is told to look at the permissions; updates never raise; later all is there."""
+    """A user without write permission gets an error that names the permissions; updates never raise, and are stored later."""
     with TemporaryDirectory() as folder:
         database = Path(folder) / "metrics.db"
         if forbidden == "file":
@@ -365,7 +365,7 @@ print(pdc.generate_latest().decode())
 
 
 def test_a_scrape_makes_no_file(tmp_path: Path) -> None:
-    """Before the first write a scrape is empty, and leaves the folder as it was; without a folder it is refused."""
+    """Before the first write a scrape is empty, and leaves the folder unchanged; without a folder it is refused."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     assert pdc.generate_latest() == b""
     assert list(tmp_path.iterdir()) == []
@@ -375,7 +375,7 @@ def test_a_scrape_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_a_user_who_may_only_read_can_scrape(run_script: Run, registry: CollectorRegistry) -> None:
-    """While a writer has the file open, whoever may read it can scrape; after that the error says why not."""
+    """While a writer has the file open, a user with read permission can scrape; afterwards the error gives the reason."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a & b%20?.db"
         Path(folder).chmod(0o755)
@@ -404,7 +404,7 @@ except pdc.StorageError as error:
     "target", [{"sqlite": "missing/metrics.db"}, {"redis": "redis://127.0.0.1:1/0"}], ids=["sqlite", "redis"]
 )
 def test_a_script_that_ends_in_an_outage(run_script: Run, interval: float, target: dict[str, str]) -> None:
-    """It ends as it would without metrics, and the log says where they wait; without a journal, that they are lost."""
+    """It ends as without metrics, and the log names the place of its updates; without a journal, their loss."""
     for journal, expected in (
         (True, "metrics that could not be sent wait in"),
         (False, "metrics that could not be sent are lost"),
@@ -423,7 +423,7 @@ def test_a_script_that_ends_in_an_outage(run_script: Run, interval: float, targe
 def test_a_reader_that_stays(
     tmp_path: Path, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log says once that a reader keeps the file `-wal` long; once that is gone, the file is short again."""
+    """The log reports once that a reader keeps the file `-wal` long; after the reader ends, the file is short again."""
     monkeypatch.setattr("pdc.storage.sqlite.wal.MOST_WAL_BYTES", 100_000)
     monkeypatch.setattr("pdc.storage.sqlite.wal.SHORTEN_SECONDS", 0.0)
     pdc.setup(sqlite=tmp_path / "metrics.db")
@@ -444,7 +444,7 @@ def test_a_reader_that_stays(
 
 
 def test_a_long_log_is_cut(tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a look at it by pdc, SQLite cuts the file `-wal` once it is all in the database."""
+    """Without a check by pdc, SQLite cuts the file `-wal` once it is all in the database."""
     monkeypatch.setattr("pdc.storage.sqlite.database.WAL_BYTES", 100_000)
     pdc.setup(sqlite=tmp_path / "metrics.db")
     hits = pdc.Counter("hits", "Hits.", registry=registry)
@@ -459,7 +459,7 @@ def test_a_long_log_is_cut(tmp_path: Path, registry: CollectorRegistry, monkeypa
 def test_a_log_that_is_deleted(
     tmp_path: Path, registry: CollectorRegistry, run_script: Run, caplog: pytest.LogCaptureFixture, interval: float
 ) -> None:
-    """Where a cleaner deletes the file `-wal`, nothing is lost, and other processes see what is counted from then on."""
+    """Where a cleaner deletes the file `-wal`, no update is lost, and other processes see later updates."""
     storage = {"sqlite": str(tmp_path / "metrics.db")}
     pdc.setup(sqlite=storage["sqlite"], flush_interval=interval)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
@@ -474,7 +474,7 @@ def test_a_log_that_is_deleted(
     assert sum("-wal was deleted while it was in use" in message for message in caplog.messages) == 3
 
 
-# What others wrote
+# Foreign data
 
 NO_TEXTS: dict[str, tuple[str, ...]] = {
     "a field": ("hits", r"\xff", "1"),
@@ -492,7 +492,7 @@ def _bytes(text: str) -> bytes:
 @pytest.mark.parametrize("client", ["bytes", "text", "another class"])
 @pytest.mark.parametrize("case", NO_TEXTS)
 def test_what_is_no_text_in_redis(redis_server: RedisServer, registry: CollectorRegistry, case: str, client: str) -> None:
-    """Bytes that are no text are valid text or a 503 that names the metric, whatever the client; updates go on."""
+    """Bytes that are no text are valid text or a 503 that names the metric, for any client; updates continue."""
     kind: Any = type("Redis", (redis.Redis,), {}) if client == "another class" else redis.Redis
     name, *field = map(_bytes, NO_TEXTS[case])
     with redis_server.client() as other, kind.from_url(redis_server.url, decode_responses=client != "bytes") as ours:
@@ -542,7 +542,7 @@ BLOBS: dict[str, tuple[str, str, str]] = {
 
 @pytest.mark.parametrize("case", BLOBS)
 def test_what_is_no_text_in_sqlite(tmp_path: Path, registry: CollectorRegistry, case: str) -> None:
-    """A BLOB, and text that is none, is valid text or a 503 that names the metric; updates go on."""
+    """A BLOB, or invalid text, is valid text or a 503 that names the metric; updates continue."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     hits, others = (pdc.Counter(each, "Help.", registry=registry) for each in ("hits", "others"))
     hits.inc()

@@ -1,4 +1,4 @@
-"""Threads of one process, with the GIL and without: no update is lost, and no series is more than one."""
+"""Threads of one process, with the GIL and without: no update is lost, and no series is duplicated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_threads(count: int, work: Callable[[], object]) -> None:
 
 @pytest.fixture
 def _switching() -> Iterator[None]:
-    """Switch between threads as often as can be, where there is a GIL."""
+    """Switch between threads as often as possible, where there is a GIL."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -45,7 +45,7 @@ def _switching() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_switching")
 def test_what_threads_add_is_counted_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """Counters, summaries and histograms count what all threads add, while another one sends that."""
+    """Counters, summaries and histograms count the updates of all threads, while another one flushes."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Help", registry=registry)
     size = pdc.Summary("size", "Help", ["way"], registry=registry)
@@ -70,7 +70,7 @@ def test_what_threads_add_is_counted_once(storage: dict[str, Any], registry: Col
 
 
 def test_a_removal_takes_what_every_thread_added(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """A series that is removed begins at 0, and who holds the old one updates it in vain, in any thread."""
+    """A removed series begins at 0 again, and updates of its old child count nothing, in any thread."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Help", ["way"], registry=registry)
     old = hits.labels("in")
@@ -84,7 +84,7 @@ def test_a_removal_takes_what_every_thread_added(storage: dict[str, Any], regist
 
 
 def test_a_reset_takes_what_every_thread_added(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """A counter that is reset begins at 0, whichever threads counted before, and goes on in all of them."""
+    """A counter that is reset begins at 0, whichever threads counted before, and continues in all of them."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Help", registry=registry)
     in_threads(3, hits.inc)
@@ -105,7 +105,7 @@ def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: Collecto
 
 
 def test_exemplars_of_threads_are_kept(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """An exemplar that any thread gave is shown, whether others gave one or not."""
+    """An exemplar of any thread is shown, with and without exemplars of others."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
     hits = pdc.Counter("hits", "Help", registry=registry)
     latency = pdc.Histogram("latency", "Help", registry=registry)
@@ -119,7 +119,7 @@ def test_exemplars_of_threads_are_kept(tmp_path: Path, registry: CollectorRegist
 
 
 def test_a_parent_refuses_updates_of_any_thread(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """A metric with labels says what is missing also in a thread that did not declare it."""
+    """The error of a metric with labels names the missing ones also in a thread that did not declare it."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
     hits = pdc.Counter("hits", "Help", ["way"], registry=registry)
     errors: list[str] = []
@@ -135,7 +135,7 @@ def test_a_parent_refuses_updates_of_any_thread(tmp_path: Path, registry: Collec
 
 
 def test_scrapes_at_once_show_the_same(storage: dict[str, Any], registry: CollectorRegistry) -> None:
-    """Threads that scrape at once, in two formats, get what one alone gets."""
+    """Threads that scrape at once, in two formats, get the same as one alone."""
     pdc.setup(**storage, flush_interval=3600)
     latency = pdc.Histogram("latency", "Help", ["way"], registry=registry)
     for number in range(20):
@@ -153,13 +153,13 @@ def test_scrapes_at_once_show_the_same(storage: dict[str, Any], registry: Collec
 
 
 def body(scrape: Scrape) -> bytes:
-    """What a scrape shows, but for what changes with time."""
+    """The content of a scrape without its changing times."""
     lines = scrape.answer().body.splitlines()
     return b"\n".join(line for line in lines if b"pdc_" not in line)
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
-    """The code and all that is defined in it."""
+    """The code and all code defined in it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -168,7 +168,7 @@ def codes(code: CodeType) -> Iterator[CodeType]:
 
 @pytest.mark.parametrize("module", [cells, metrics, health, http, exposition], ids=lambda module: module.__name__)
 def test_no_handler_runs_in_a_turn(module: Any) -> None:
-    """Between `alone` and `together` is no instruction at which Python runs handlers, switches threads, or ends."""
+    """Between `alone` and `together` Python runs no handler, switches no thread, and does not end."""
     source = Path(module.__file__).read_text(encoding="utf-8")
     turns = 0
     for code in codes(compile(source, module.__file__, "exec")):
@@ -206,7 +206,7 @@ def test_a_turn_is_one_threads_at_a_time() -> None:
 
 
 def test_a_python_that_is_named_and_missing_fails_the_check() -> None:
-    """`check_pythons.py` says which named Python is missing, and fails."""
+    """`check_pythons.py` names the missing Python, and fails."""
     command = [sys.executable, "tests/check_pythons.py", "--pythons", "python9.99", "--", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "python9.99: missing" in done.stdout) == (1, True)

@@ -1,4 +1,4 @@
-"""Redis as it is run in earnest: clusters, sentinels, replicas, users with few rights, TLS."""
+"""Redis in production: clusters, sentinels, replicas, users with few rights, TLS."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from pdc.storage.redis import client as redis_client
 pytestmark = pytest.mark.xdist_group("topologies")
 
 REMOVED = 2000
-"""Series, in more pieces than one."""
+"""The number of series, which take more pieces than one."""
 SECRET = "s3cret"
 RULES = dict(re.findall(r"^ +ACL SETUSER (\S+) on >secret (.*)$", (ROOT / "docs" / "redis.md").read_text(), re.MULTILINE))
 """The rights of each user in the documentation."""
@@ -69,7 +69,7 @@ def topology(request: pytest.FixtureRequest) -> Iterator[Topology]:
 
 
 def check(result: Run) -> None:
-    """Assert that the application noticed nothing, that scrapes were answered, and that nothing is counted twice."""
+    """Assert that no update raised, that scrapes were answered, and that nothing is counted twice."""
     lines = [line for line in result.stderr.splitlines() if "has metrics without redis_prefix" not in line]  # of other tests
     assert all(line.startswith((DOWN, UP)) for line in lines), result.stderr
     assert HTTPStatus.OK in result.answers
@@ -78,14 +78,14 @@ def check(result: Run) -> None:
 
 
 def test_a_primary_that_hands_over(topology: Topology) -> None:
-    """Where a replica takes over that has all, nothing is lost."""
+    """A replica that takes over with all data loses nothing."""
     result = failover.run(topology, topology.hand_over)
     check(result)
     assert result.lost == 0
 
 
 def test_a_primary_that_is_killed(topology: Topology) -> None:
-    """What its replica had not received is lost, though it was acknowledged, and nothing else."""
+    """Only acknowledged updates that the replica had not received are lost."""
     result = failover.run(topology, lambda: topology.kill(LAG_SECONDS))
     check(result)
     assert 0 < result.lost < result.acknowledged / 2
@@ -95,7 +95,7 @@ def test_a_primary_that_is_killed(topology: Topology) -> None:
 def test_a_primary_that_goes_amid_a_removal(
     topology: Topology, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """The replica finishes it, and series that were counted again have exactly what came after."""
+    """The replica finishes it, and series that were counted again have exactly the later counts."""
     ways: dict[str, Callable[[], None]] = {"hand_over": topology.hand_over, "kill": partial(topology.kill, LAG_SECONDS)}
     wait = pdc.Histogram(_name_beside_index(topology), "Wait.", ["user"], buckets=[1, 2], registry=registry)
     with topology.client() as client:
@@ -131,7 +131,7 @@ def test_a_primary_that_goes_amid_a_removal(
 
 
 def _name_beside_index(topology: Topology) -> str:
-    """The name of a metric that the primary has which is going to fail."""
+    """The name of a metric on the primary that will fail."""
     if isinstance(topology, Cluster):
         index = topology.primary()
         return next(name for name in ascii_lowercase if topology.primary(f"prometheus_{name}") is index)
@@ -139,7 +139,7 @@ def _name_beside_index(topology: Topology) -> str:
 
 
 def _has_sent() -> bool:
-    """Try to send all that is pending, and return whether that was done."""
+    """Try to send all pending updates, and return True if that succeeded."""
     with suppress(StorageError):
         pdc.flush()
         return True
@@ -148,7 +148,7 @@ def _has_sent() -> bool:
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_while_a_cluster_is_asked_for_its_nodes(cluster: Cluster, registry: CollectorRegistry) -> None:
-    """A child does not wait for the thread which does that in its parent."""
+    """A child does not wait for the thread that asks for the nodes in its parent."""
     with cluster.client() as client:
         pdc.setup(redis=client, flush_interval=3600)
         hits = pdc.Counter("hits", "Hits.", registry=registry)
@@ -180,7 +180,7 @@ def test_a_fork_while_a_cluster_is_asked_for_its_nodes(cluster: Cluster, registr
         thread.join()
         assert os.waitpid(child, 0)[1] == 0
         assert "hits_total 6.0" in pdc.generate_latest().decode()
-        pdc.shutdown()  # which would open connections again once the client is closed
+        pdc.shutdown()  # they would open connections again once the client is closed
 
 
 def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: CollectorRegistry) -> None:
@@ -220,7 +220,7 @@ def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: Collec
 
 @pytest.fixture
 def frozen(own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
-    """A server that takes connections and does nothing; timeouts are short."""
+    """A server that accepts connections and never answers; timeouts are short."""
     monkeypatch.setattr(redis_client, "SOCKET_SECONDS", 0.3)
     monkeypatch.setattr(redis_client, "CONNECT_SECONDS", 0.2)
     own_redis_server.freeze()
@@ -234,7 +234,7 @@ def plain(port: int) -> redis.Redis:
 
 
 def blocking(port: int) -> redis.Redis:
-    """A client that waits where it has no connection left."""
+    """A client that waits when it has no free connection."""
     return redis.Redis(connection_pool=redis.BlockingConnectionPool(host="127.0.0.1", port=port, max_connections=1))
 
 
@@ -248,7 +248,7 @@ def by_sentinel(port: int) -> redis.Redis:
 def test_a_client_that_waits_for_long(
     frozen: RedisServer, registry: CollectorRegistry, make_client: Callable[[int], redis.Redis]
 ) -> None:
-    """Updates and scrapes give up long before the application's client would; that one stays as it is."""
+    """Updates and scrapes give up long before the application's client would; the client stays unchanged."""
     with make_client(frozen.port) as client:
         options = dict(client.connection_pool.connection_kwargs)
         pdc.setup(redis=client, journal=False)
@@ -264,7 +264,7 @@ def test_a_client_that_waits_for_long(
 
 
 def test_a_client_with_shorter_timeouts(own_redis_server: RedisServer) -> None:
-    """The timeouts of a client are kept where they are shorter, and so is what else it was given."""
+    """The shorter timeouts of a client are kept, and so are its other arguments."""
     with own_redis_server.client(socket_timeout=0.1, client_name="ours", decode_responses=True) as client:
 
         def connections() -> int:
@@ -283,7 +283,7 @@ def test_a_client_with_shorter_timeouts(own_redis_server: RedisServer) -> None:
 
 
 def test_a_client_of_another_class_is_used_as_it_is(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """What a subclass or a fake does with commands, it does with those of pdc."""
+    """Commands of pdc pass through the methods of a subclass or a fake."""
 
     class Own(redis.Redis):
         commands: ClassVar[list[str]] = []
@@ -296,11 +296,11 @@ def test_a_client_of_another_class_is_used_as_it_is(redis_server: RedisServer, r
         pdc.setup(redis=client)
         pdc.Counter("hits", "Hits.", registry=registry).inc()
         assert Own.commands
-        assert set(Own.commands) == {"SCRIPT LOAD"}  # the others go by a pipeline
+        assert set(Own.commands) == {"SCRIPT LOAD"}  # the others use a pipeline
         pdc.shutdown()
 
 
-# Who may only read
+# Clients that only read
 
 
 @pytest.fixture
@@ -335,7 +335,7 @@ print(*scrape())
 
 
 def test_a_replica_is_scraped(primary: RedisServer, tmp_path: Path, run_script: Callable[..., Any]) -> None:
-    """The HTTP endpoint of a process that only scrapes may read a replica; an update there is told of once."""
+    """The HTTP endpoint of a process that only scrapes may read a replica; an update there is logged once."""
     replica = RedisServer(tmp_path, "--replicaof", "127.0.0.1", str(primary.port))
     try:
         with primary.client() as client:
@@ -365,7 +365,7 @@ def test_a_replica_is_scraped(primary: RedisServer, tmp_path: Path, run_script: 
 
 
 def test_a_redis_out_of_memory_is_scraped(primary: RedisServer, run_script: Callable[..., Any]) -> None:
-    """While nothing can be written, the endpoint of a process that only scrapes shows what there is."""
+    """While Redis accepts no write, the endpoint of a process that only scrapes shows the stored data."""
     with primary.client() as client:
         client.config_set("maxmemory", "1")
         try:
@@ -380,7 +380,7 @@ def test_a_redis_out_of_memory_is_scraped(primary: RedisServer, run_script: Call
 
 
 def allow(server: RedisServer, user: str, rules: str) -> str:
-    """Let the user do that, and nothing else, and return the URL for it."""
+    """Give the user exactly these rights, and return the URL."""
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", user, "reset", "on", ">secret", *rules.split())
     return f"redis://{user}:secret@127.0.0.1:{server.port}/0"
@@ -391,13 +391,13 @@ LARGE = {"+hscan", "+hmget"}
 
 
 def too_few(server: RedisServer, rules: str, but: Collection[str] = ()) -> Iterator[str]:
-    """The URL of a user who lacks one of the rights, for each of them but some."""
+    """The URL of a user without one of the rights, for each of them but some."""
     for missing in set(rules.split()) - {"-@all", *but}:
         yield allow(server, "user", " ".join(rule for rule in rules.split() if rule != missing))
 
 
 def exercise(url: Any) -> None:
-    """Do all that writes."""
+    """Make every kind of write."""
     registry = CollectorRegistry()
     for prefix, expire in (("", 3600), ("shop", None)):
         pdc.setup(redis=url, redis_prefix=prefix, redis_expire=expire, journal=False)
@@ -416,7 +416,7 @@ def exercise(url: Any) -> None:
 
 
 def test_a_writer_with_the_least_rights(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
-    """The rights that the documentation gives to a writer suffice, and with any one missing the error lists them."""
+    """The documented rights of a writer suffice; the error for any missing right lists them all."""
     rules = RULES["pdc-writer"]
     with redis_server.client() as client:
         client.hset("prometheus_old", "_total:{}", "5")
@@ -438,7 +438,7 @@ def test_a_writer_with_the_least_rights(redis_server: RedisServer, caplog: pytes
 
 
 def test_a_reader_with_the_least_rights(primary: RedisServer, run_script: Callable[..., Any]) -> None:
-    """The rights that the documentation gives to a reader suffice, and with any one missing the error lists them."""
+    """The documented rights of a reader suffice; the error for any missing right lists them all."""
     rules = RULES["pdc-reader"]
     result = run_script(READER, storage={"redis": allow(primary, "reader", rules)})
     assert result.stdout.count("hits_total 3.0") == 3
@@ -450,7 +450,7 @@ def test_a_reader_with_the_least_rights(primary: RedisServer, run_script: Callab
 
 
 def test_a_reader_of_large_metrics_with_the_least_rights(primary: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With any right missing that only large metrics need, the error lists them all."""
+    """The error for any missing right that only large metrics need lists them all."""
     rules = RULES["pdc-reader"]
     monkeypatch.setattr(reading, "MOST_READ", 0)
     looks = reading.Reader.look_through
@@ -467,7 +467,7 @@ def test_a_reader_of_large_metrics_with_the_least_rights(primary: RedisServer, m
 
 
 def test_a_writer_of_a_cluster_with_the_least_rights(cluster: Cluster) -> None:
-    """The rights that the documentation adds for a cluster suffice; a wrong password is not shown."""
+    """The documented rights for a cluster suffice; a wrong password is not shown."""
     more = "+cluster|slots +command +info"
     assert all(f"`{right}`" in (ROOT / "docs" / "redis.md").read_text().replace(" +", "` `+") for right in more.split())
     for server in cluster.servers:
@@ -489,7 +489,7 @@ def test_a_writer_of_a_cluster_with_the_least_rights(cluster: Cluster) -> None:
 
 @pytest.fixture(scope="module")
 def tls_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server that demands TLS and a password, and has a certificate that nobody signed."""
+    """The URL of a server that demands TLS and a password, and has a self-signed certificate."""
     folder, port = tmp_path_factory.mktemp("tls"), free_port()
     certificate, key = str(folder / "certificate.pem"), str(folder / "key.pem")
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
@@ -505,7 +505,7 @@ def tls_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def said(error: BaseException | None) -> str:
-    """The messages of an error and of what led to it, as a traceback shows them, without lines of code."""
+    """The messages of an error and of its causes, as a traceback shows them, without lines of code."""
     parts = []
     while error is not None:
         parts += [*traceback.format_exception_only(error), repr(error)]
@@ -514,7 +514,7 @@ def said(error: BaseException | None) -> str:
 
 
 def test_tls_with_a_password(tls_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture) -> None:
-    """Metrics are counted over an encrypted connection, and nothing of ours shows the password."""
+    """Metrics are counted over an encrypted connection, and no message of ours shows the password."""
     pdc.setup(redis=tls_url)
     pdc.Counter("hits", "Hits.", registry=registry).inc()
     assert "hits_total 1.0" in pdc.generate_latest().decode()
@@ -546,7 +546,7 @@ def sentinel_with_password(_: str) -> redis.Redis:
 def test_a_connection_that_fails_shows_no_password(
     tls_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, change: Callable[[str], Any], expected: str
 ) -> None:
-    """Whatever is wrong, the application goes on; errors and log say what, and neither the password nor the URL."""
+    """The application runs on through any fault; errors and log give the reason, and neither the password nor the URL."""
     pdc.setup(redis=change(tls_url), journal=False)
     pdc.Counter("hits", "Hits.", registry=registry).inc()
     with pytest.raises(StorageError, match=expected) as raised:
@@ -576,7 +576,7 @@ def test_an_option_of_a_url_that_does_not_exist(options: str, reason: str) -> No
 
 
 def test_what_a_server_repeats_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Servers that do not know AUTH quote the password, and so does Python: errors, log and tracebacks of ours do not."""
+    """A server without AUTH quotes the password, and so does Python: errors, log and tracebacks of ours do not."""
     server = RedisServer(tmp_path, "--rename-command", "AUTH", "LOGIN")
     try:
         for user in ("", SECRET):

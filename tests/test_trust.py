@@ -1,4 +1,4 @@
-"""Journals trust nobody: neither other users of the host, nor damaged files, nor another storage of the same name."""
+"""Journals guard against other users of the host, damaged files, and another storage of the same name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pdc.process.files import is_shared_safely
 from pdc.storage import Batch, Outcome
 
 OTHER = 65534 if os.geteuid() == 0 else os.geteuid()
-"""Another user; where the tests do not run as root there is none, and its folders are open to all instead."""
+"""Another user; where the tests do not run as root it is the same one, and its folders are open to all instead."""
 
 
 def as_other_user(work: Callable[[], object]) -> None:
@@ -53,7 +53,7 @@ def bequeath(journal: Journal, work: str) -> Path:
 def test_a_folder_that_another_user_made_first_is_not_used(
     journal: Journal, caplog: pytest.LogCaptureFixture, work: str
 ) -> None:
-    """What lies in the predictable place is neither sent nor removed; nothing of ours goes there; the log says so once."""
+    """Files in the predictable place are neither sent nor removed; no file of ours goes there; the log reports it once."""
     path = bequeath(journal, work)
     content, name = path.read_bytes(), path.name
     path.unlink()
@@ -144,11 +144,11 @@ SPOILED = {
     _as_cut: "bytes, got 400",
     _with_foreign_operation: "says b'[0,",
 }
-"""Each way to spoil a journal, and the reason that the log gives."""
+"""Each damage of a journal, and the reason in the log."""
 
 
 def test_spoiled_files_are_set_aside_alone(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever lies where journals were, the others are sent, and updates go on; it is not looked at again."""
+    """Beside damaged journals, of any kind, the others are sent, and updates continue; damaged ones are not read again."""
     paths = {}
     for spoil in SPOILED:
         paths[spoil] = bequeath(journal, 'hits.labels("/b").inc(9)\nhits.remove("/b")')
@@ -163,7 +163,7 @@ def test_spoiled_files_are_set_aside_alone(journal: Journal, caplog: pytest.LogC
 
 
 def test_a_file_that_cannot_be_removed_counts_once(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has nothing to send any more, also when the storage has forgotten its writer."""
+    """It has nothing more to send, also when the storage has forgotten its writer."""
     path = bequeath(journal, 'hits.labels("/").inc(5)')
 
     def fail(*_: object, **__: object) -> None:
@@ -180,7 +180,7 @@ def test_a_file_that_cannot_be_removed_counts_once(journal: Journal, monkeypatch
 
 
 def test_a_journal_that_others_cut_does_not_end_its_process(journal: Journal) -> None:
-    """What it held is lost, but nothing else: the process goes on in another one."""
+    """Its content is lost, but nothing else: the process continues in another journal."""
     messages = journal.leave(f"""
         hits.labels("/").inc(5)
         pdc.flush()
@@ -196,7 +196,7 @@ def test_a_journal_that_others_cut_does_not_end_its_process(journal: Journal) ->
 
 
 def _elsewhere(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Be in another container: the same names are of another file, another host and another Redis."""
+    """Act as another container: the same names mean another file, another host and another Redis."""
     folder.rename(folder.with_name("here"))
     folder.mkdir()
     name = socket.gethostname()
@@ -207,7 +207,7 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_another_storage_of_the_same_name_gets_nothing(
     run_script: Run, storage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool
 ) -> None:
-    """A journal goes to the storage of its process only, be it by the id that this has or, if it was not reached, by place."""
+    """A journal goes only to the storage of its process, found by its id or, if it was never reached, by place."""
     folder = tmp_path / "data"
     folder.mkdir()
     options = {**storage, "sqlite": str(folder / "metrics.db")} if "sqlite" in storage else storage
@@ -238,7 +238,7 @@ def test_another_storage_of_the_same_name_gets_nothing(
 
 @pytest.mark.parametrize("reached", [True, False])
 def test_an_empty_storage_gets_what_was_left_at_its_place(journal: Journal, reached: bool) -> None:
-    """A Redis that came back without its data, or a file made anew, goes on from what killed processes left."""
+    """A Redis that came back without its data, or a new file, continues with the journals of killed processes."""
     path = bequeath(
         journal,
         f"""
@@ -259,7 +259,7 @@ def test_an_empty_storage_gets_what_was_left_at_its_place(journal: Journal, reac
 
 
 def test_the_id_of_a_storage_is_made_by_the_first_write(storage: dict[str, Any]) -> None:
-    """Reading makes none; it stays, also for other processes, until all is deleted."""
+    """A read makes no id; the id stays, also for other processes, until all data is deleted."""
     pdc.setup(**storage)
     assert pdc.generate_latest() == b""
     of = pdc.config.DEFAULT.required()
@@ -279,7 +279,7 @@ def test_the_id_of_a_storage_is_made_by_the_first_write(storage: dict[str, Any])
 
 
 def test_the_default_folder_is_one_that_only_this_user_can_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runtime or state folder of XDG that is private, else one of the user's own among temporary files."""
+    """The default folder is a private runtime or state folder of XDG, else one of the user's own among temporary files."""
     own = Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}")
     assert default_folders() == [own]
     for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
@@ -302,7 +302,7 @@ def test_the_default_folder_is_one_that_only_this_user_can_make(tmp_path: Path, 
 def test_journals_in_all_default_folders_are_sent(
     run_script: Run, storage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process with a runtime folder sends what one without left, as under cron."""
+    """A process with a runtime folder sends the journal of one without, as under cron."""
     source = (
         "import os, signal\nsetup(flush_interval=600)\npdc.Counter('hits', 'Hits.').inc()\nos.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -321,7 +321,7 @@ def test_journals_in_all_default_folders_are_sent(
 def test_a_temporary_folder_that_others_rule_is_not_used(
     storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where another user may take away or exchange our folder there is no journal, the log says so once, and all is sent."""
+    """Where another user may move or replace our folder no journal is written, the log reports it once, and all is sent."""
     folder = Path(tempfile.gettempdir())
     assert is_shared_safely(folder)
     user = os.geteuid()
@@ -339,7 +339,7 @@ def test_a_temporary_folder_that_others_rule_is_not_used(
 
 
 def test_a_storage_that_fails_stops_the_rest_of_the_journals(tmp_path: Path) -> None:
-    """Only an error of the storage does, and what was not sent stays."""
+    """Only an error of the storage stops them, and the unsent updates stay."""
     journals, model, sent = Journals(tmp_path, "model"), Model(), []
     for writer in ("1-a", "2-b"):
         journals.open(writer, 0, in_flight=False)
@@ -357,7 +357,7 @@ def test_a_storage_that_fails_stops_the_rest_of_the_journals(tmp_path: Path) -> 
 
 
 def test_workers_that_drop_their_privileges_leave_no_files(run_script: Run, storage: dict[str, Any]) -> None:
-    """A master loads the application as root, its workers become another user: nothing fails, and no journal stays."""
+    """A master loads the application as root, its workers become another user: no call fails, and no journal stays."""
     folder = Path(tempfile.gettempdir())
     if "sqlite" in storage:
         storage = {"sqlite": str(folder / "data" / "metrics.db")}

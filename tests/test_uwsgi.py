@@ -45,7 +45,7 @@ MODES = {
     "hooks": (["--py-call-osafterfork", "--threads", "2"], "0"),
     "lazy": (["--lazy-apps"], "0.1"),
 }
-"""Options of uWSGI, and the seconds between two flushes. The application is loaded in the master, but for the last ones."""
+"""Options of uWSGI, and the seconds between two flushes. The master loads the application, except with the last options."""
 OPTIONS = [
     *("--master", "--processes", "4", "--die-on-term", "--need-app", "--module", "shop:app", "--disable-logging"),
     *("--max-requests", "25", "--min-worker-lifetime", "0", "--worker-reload-mercy", "2", "--reload-mercy", "2"),
@@ -71,7 +71,7 @@ class Uwsgi:
         wait_until(self._listens, 20)
 
     def stop(self) -> None:
-        """Tell uWSGI to stop, and wait until it has."""
+        """Signal uWSGI to stop, and wait for its end."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(30)
@@ -89,7 +89,7 @@ class Uwsgi:
             connection.close()
 
     def counted(self, port: int | None = None) -> dict[str, float]:
-        """What a scrape says, by series."""
+        """The samples of a scrape, by series."""
         lines = self.get("/metrics", port).splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
@@ -106,7 +106,7 @@ class Uwsgi:
 
 @pytest.fixture
 def start(tmp_path: Path, storage: dict[str, Any]) -> Iterator[Any]:
-    """Start a uWSGI and stop it in the end."""
+    """Start a uWSGI and stop it at the end."""
     servers: list[Uwsgi] = []
 
     def started(*options: str, **settings: str) -> Uwsgi:
@@ -120,9 +120,9 @@ def start(tmp_path: Path, storage: dict[str, Any]) -> Iterator[Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_workers_count_exactly(start: Any, mode: str) -> None:
-    """Workers that come and go count every request once, also where no thread runs between requests; the user's hook runs.
+    """Workers that come and go count every request once, also without threads between requests; the user's hook runs.
 
-    One of them serves the port, where threads run. What only the master has declared is shown.
+    One of them serves the port, where threads run. The metrics that only the master declared are shown.
     """
     options, interval = MODES[mode]
     port = free_port()

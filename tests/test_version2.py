@@ -1,4 +1,4 @@
-"""From version 2 and back, with its last release in an environment of its own."""
+"""Upgrades from version 2 and back, with its last release in an environment of its own."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Version2(NamedTuple):
     """A storage that programs of version 2 and of version 3 use."""
 
     options: dict[str, Any]
-    """Of `pdc.setup`."""
+    """The arguments of `pdc.setup`."""
     setup: str
-    """What version 2 does to use it."""
+    """The lines of version 2 that set it up."""
     stored: Callable[[], Any]
-    """Returns all that version 2 has in it."""
+    """Returns all data of version 2 in it."""
 
     def start(self, source: str) -> subprocess.Popen[str]:
         """Start a program of version 2, which has `module` and `registry`, and `show` to print a scrape."""
@@ -77,14 +77,14 @@ class Version2(NamedTuple):
         )
 
     def run(self, source: str) -> str:
-        """Run one, and return what it printed."""
+        """Run one, and return its output."""
         process = self.start(source)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         return output
 
     def start_next(self, source: str, first: str = "") -> subprocess.Popen[str]:
-        """Start a program of version 3 with the same metrics; what comes first runs before they are declared."""
+        """Start a program of version 3 with the same metrics; its first lines run before they are declared."""
         setup = f"pdc.setup(journal=False, **{self.options})\n"
         source = "\n".join([HEAD, first, setup, DECLARE.format(module="pdc."), textwrap.dedent(source)])
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -93,7 +93,7 @@ class Version2(NamedTuple):
         )
 
     def storage(self) -> Storage:
-        """One like those of other processes."""
+        """A storage like those of other processes."""
         if "sqlite" in self.options:
             return SqliteStorage(self.options["sqlite"])
         return RedisStorage(self.options["redis"], self.options["redis_prefix"])
@@ -164,7 +164,7 @@ def declared(registry: CollectorRegistry) -> dict[str, Any]:
 
 
 def test_every_type_is_taken_over_exactly_and_version_2_keeps_its_own(version2: Version2, registry: CollectorRegistry) -> None:
-    """A scrape shows the very numbers of version 2, and counts on; version 2 finds its own, and counts on, too."""
+    """A scrape shows the exact numbers of version 2, and counts on; version 2 finds its own, and counts on, too."""
     before = samples(version2.run(COUNT + "show()"))
     assert len(before) > 40
     stored = version2.stored()
@@ -188,7 +188,7 @@ def test_every_type_is_taken_over_exactly_and_version_2_keeps_its_own(version2: 
 def test_a_large_metric_is_taken_over_in_pieces(
     redis_server: RedisServer, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No call has more fields than other clients of the server should wait for; nothing of the pieces stays."""
+    """No call has more fields than other clients of the server should wait for; no temporary data stays."""
     monkeypatch.setattr("pdc.storage.redis.writing.MOST_TEXTS", 4)
     with redis_server.client() as client:
         client.hset("myapp_orders", mapping={f'_total:{{"user":"{user}"}}': str(user) for user in range(30)})
@@ -203,7 +203,7 @@ def test_a_large_metric_is_taken_over_in_pieces(
 
 
 def test_all_of_a_batch_is_taken_over(version2: Version2, registry: CollectorRegistry) -> None:
-    """A process that sends now and then takes over many metrics in one batch; what it removes is removed."""
+    """A process that flushes rarely takes over many metrics in one batch; its removals apply to them."""
     before = samples(version2.run(COUNT + "show()"))
     pdc.setup(**version2.options, flush_interval=60)
     metrics = declared(registry)
@@ -215,7 +215,7 @@ def test_all_of_a_batch_is_taken_over(version2: Version2, registry: CollectorReg
 
 
 def test_beside_version_2_any_value_can_be_stored(version2: Version2, registry: CollectorRegistry) -> None:
-    """Texts, and numbers that version 2 cannot store, are beside its own."""
+    """Texts, and numbers that version 2 cannot store, are stored beside its own data."""
     version2.run("jobs.inc()")
     pdc.setup(**version2.options)
     pdc.Gauge("nothing", "Not a number.", registry=registry).set(math.nan)
@@ -347,7 +347,7 @@ def test_a_process_that_is_killed_while_it_takes_over_leaves_all_or_nothing(vers
 def test_what_cannot_be_continued_is_refused_with_one_line(
     version2: Version2, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A metric of another type starts anew, and the log says why, once; version 2 keeps its own."""
+    """A metric of another type starts anew, and the log gives the reason once; version 2 keeps its own data."""
     version2.run("""
     module.Gauge("other", "Other.", registry=registry).set(3)
     module.Histogram("third", "Third.", registry=registry).observe(3)
@@ -369,7 +369,7 @@ def test_what_cannot_be_continued_is_refused_with_one_line(
 
 
 def test_a_redis_that_lost_its_data_is_used_as_before(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """Processes that are beside version 2 stay there, and so does whoever comes; without version 2 they look for it again."""
+    """Processes beside version 2 stay there, and so do new ones; without version 2 they look for it again."""
     with redis_server.client() as client:
         client.hset("prometheus_old", "_total:{}", "5")
         pdc.setup(redis=redis_server.url)
@@ -392,7 +392,7 @@ def test_a_redis_that_lost_its_data_is_used_as_before(redis_server: RedisServer,
 
 
 def test_a_connection_of_the_application_is_beside_version_2_too(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """A given connection has our table beside that of version 2, whatever its rows are."""
+    """A given connection has our table beside that of version 2, with any row factory."""
     path = tmp_path / "metrics.db"
     version2 = Version2({}, SETUP + SETUP_SQLITE.format(path=str(path)), list)
     before = samples(version2.run(COUNT + "show()"))
@@ -408,7 +408,7 @@ def test_a_connection_of_the_application_is_beside_version_2_too(tmp_path: Path,
 def test_version_2_that_comes_later_to_our_own_key_is_refused(
     redis_server: RedisServer, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where metrics without a prefix are under their usual keys, a key that holds data of others is never added to."""
+    """Where metrics without a prefix are under their usual keys, a key with data of others is never added to."""
     pdc.setup(redis=redis_server.url)
     pdc.Counter("first", "First.", registry=registry).inc()
     with redis_server.client() as client:
@@ -423,7 +423,7 @@ def test_version_2_that_comes_later_to_our_own_key_is_refused(
 
 
 def test_a_reader_finds_what_was_taken_over_since_it_began(version2: Version2, registry: CollectorRegistry) -> None:
-    """A process that only scrapes shows the metrics wherever the first process that counted has put them."""
+    """A process that only scrapes shows the metrics in the place that the first counting process has chosen."""
     version2.run("jobs.inc(7)")
     reader = version2.storage()
     assert reader.read().metrics == {}
@@ -438,7 +438,7 @@ META = {kind: Family("m", kind, "").meta for kind in ("counter", "gauge", "summa
 
 
 def test_buckets_never_go_down() -> None:
-    """A bucket that a process had not entered yet, or that is not used any more, has at least what those below it have."""
+    """A bucket that a process has not stored yet, or that is no longer used, has at least the counts below it."""
     stored = {'_bucket:{"le":"0.1"}': "3", '_bucket:{"le":"1.0"}': "2", '_bucket:{"le":"+Inf"}': "5", "_count:{}": "6"}
     expected = {'_bucket:{"le":"0.1"}': 3.0, '_bucket:{"le":"+Inf"}': 3.0}
     assert taken_over(stored, META["histogram"]) == expected
@@ -461,12 +461,12 @@ def test_buckets_never_go_down() -> None:
     ],
 )
 def test_what_version_2_did_not_write_for_such_a_metric_is_refused(stored: dict[str, str], kind: str) -> None:
-    """Fields of another type, and those that version 2 does not write, are never mixed with ours."""
+    """Fields of another type, and fields that version 2 does not write, are never mixed with ours."""
     with pytest.raises(ValueError, match=r"it was a|expected fields|could not convert"):
         taken_over(stored, META[kind])
 
 
 def test_the_value_of_all_processes_is_no_value_of_one() -> None:
-    """A gauge that each process has its own value of now cannot continue the one of version 2."""
+    """A gauge that now has a value per process cannot continue the single value of version 2."""
     with pytest.raises(ValueError, match="it was one value for all processes there and has multiprocess_mode='livesum' now"):
         taken_over({":{}": "1"}, Family("m", "gauge", "", mode="livesum").meta)

@@ -1,8 +1,8 @@
-"""Builds the source distribution and the wheel, and tries the wheel by itself, outside the checkout.
+"""Builds the source distribution and the wheel, and tries the wheel outside the checkout.
 
     python tests/wheel_smoke.py
 
-Each check runs in an environment of its own, in an empty folder. It exits with 1 where one fails.
+Each check runs in an environment of its own, in an empty folder. It exits with 1 if one fails.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def environment(folder: Path, *requirements: str) -> Path:
 
 
 def run(*command: str | Path, folder: Path = ROOT) -> None:
-    """Run a command without the paths of this process; exit where it fails."""
+    """Run a command without the paths of this process; exit if it fails."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if subprocess.run(list(map(str, command)), cwd=folder, env=clean, check=False).returncode:
         sys.exit(f"failed: {' '.join(map(str, command))}")
