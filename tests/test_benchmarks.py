@@ -69,7 +69,7 @@ def test_two_commits_are_measured_side_by_side(tmp_path: Path) -> None:
     assert [result["reference"] for result in found] == ["before", "before"]
 
 
-def test_what_contenders_add_is_measured_round_by_round() -> None:
+def test_the_cost_that_contenders_add_is_measured_round_by_round() -> None:
     """A slow round, which meets baseline and contenders alike, changes neither the added cost nor the ratio."""
     case = Case("requests", [], reference="peer", baseline="bare")
     costs = {"bare": [10.0, 10.0, 50.0], "peer": [14.0, 14.0, 54.0], "pdc": [16.0, 16.0, 56.0]}
@@ -90,7 +90,7 @@ def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
     assert lines["pdc"].ratio == 3
 
 
-def test_a_ratio_to_nothing_is_not_told() -> None:
+def test_a_ratio_to_no_cost_is_not_shown() -> None:
     """There is no ratio where the addition of the reference lies within the noise of the rounds."""
     case = Case("requests", [], reference="peer", baseline="bare")
     found = report.result(case, {"bare": [10.0] * 4, "peer": [9.0, 11.0, 9.0, 11.1], "pdc": [12.0] * 4})

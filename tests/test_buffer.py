@@ -134,7 +134,9 @@ def test_write_through_sends_before_the_update_returns(recorder: Recorder, count
     assert len({batch.writer for batch in recorder.batches}) == 1
 
 
-def test_what_interrupts_every_batch_holds_no_update_up(recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge) -> None:
+def test_a_handler_that_interrupts_every_batch_delays_no_update(
+    recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge
+) -> None:
     """Written through, an update returns though a handler updates during each of its batches; the next one sends the rest."""
     interruptions: list[int] = []
 
@@ -199,7 +201,7 @@ def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: 
     wait_until(lambda: not thread.is_alive())
 
 
-def test_a_batch_without_an_answer_is_sent_again_as_it_was(
+def test_a_batch_without_a_reply_is_sent_again_unchanged(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge
 ) -> None:
     """After an error the same batch goes first, with its writer and sequence; later updates follow in another batch."""
@@ -253,7 +255,7 @@ def test_a_batch_has_a_bounded_number_of_numbers(buffer: Buffer, recorder: Recor
     assert max(len(update.operations) for batch in recorder.batches for update in batch.updates) < 5_000
 
 
-def test_what_is_set_never_overtakes_what_was_added_before(buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge) -> None:
+def test_a_set_never_overtakes_an_earlier_addition(buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge) -> None:
     """An update while a batch is made goes into the next batch, even where its series is queued twice."""
 
     class Meanwhile(Removal):
@@ -469,7 +471,7 @@ def test_an_update_never_raises_what_the_log_raises(recorder: Recorder, counter:
     assert len(failures) == 2
 
 
-def test_a_limit_that_comes_amid_the_log_is_heard(recorder: Recorder, counter: pdc.Counter) -> None:
+def test_a_time_limit_amid_the_log_reaches_the_application(recorder: Recorder, counter: pdc.Counter) -> None:
     """An exception of a signal handler in a handler of the log reaches the application, and no update is lost."""
 
     class Limit(Exception): ...  # noqa: N818 - named as time limits are
@@ -555,7 +557,7 @@ def test_a_refused_metric_that_goes_is_missing_no_more(buffer: Buffer, recorder:
 
 
 @pytest.mark.parametrize("end", [Buffer.at_exit, Buffer.detach])
-def test_what_is_refused_to_the_end_is_lost(
+def test_a_metric_refused_until_the_end_is_lost(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture, end: Callable[[Buffer], None]
 ) -> None:
     """The log reports a process that ends while the storage refuses one of its metrics."""
@@ -606,7 +608,7 @@ def test_a_refused_metric_is_asked_for_now_and_then(
     wait_until(lambda: sum("not refused any more" in message for message in caplog.messages) == 3)
 
 
-def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge) -> None:
+def test_after_a_forgotten_metric_all_are_declared_again(recorder: Recorder, counter: pdc.Counter, gauge: pdc.Gauge) -> None:
     """Where the storage forgot a metric, the buffer declares all metrics again, without the operations sent before."""
     counter.inc(5)
     recorder.batches.clear()
@@ -617,7 +619,7 @@ def test_a_forgotten_metric_makes_all_start_again(recorder: Recorder, counter: p
     assert recorder.sent("") == [("add", 1.0), ("add", 0.0)]
 
 
-def test_live_values_are_told_again_however_long_the_interval(
+def test_live_values_are_renewed_in_any_interval(
     buffer: Buffer, recorder: Recorder, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process renews its live values more often than its lease ends, also with a longer flush interval."""
@@ -629,7 +631,7 @@ def test_live_values_are_told_again_however_long_the_interval(
     assert all(kind is Kind.STAMP for kind, _, _ in recorder.operations())
 
 
-def test_a_live_value_that_came_back_is_told_with_the_next_beat(
+def test_a_live_value_that_came_back_is_sent_with_the_next_beat(
     buffer: Buffer, recorder: Recorder, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests that came and went between two batches cost the storage nothing, until the lease is to be renewed."""
@@ -668,7 +670,7 @@ def test_a_live_value_that_came_back_is_told_with_the_next_beat(
 
 
 @pytest.mark.parametrize("end", [Buffer.at_exit, Buffer.detach])
-def test_nothing_follows_the_final_batch(
+def test_no_batch_follows_the_deregistration(
     buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge, registry: CollectorRegistry, end: Callable[[Buffer], None]
 ) -> None:
     """A beat while a process ends is sent before its deregistration or not at all; a later update is another writer's."""
@@ -688,7 +690,7 @@ def test_nothing_follows_the_final_batch(
         assert [batch.writer for batch in recorder.batches if batch.final] == [first.writer, last.writer]
 
 
-def test_metrics_are_renewed_though_nobody_updates_them(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+def test_metrics_are_renewed_without_updates(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
     """Every `renew_seconds` each metric is declared again, without operations."""
     buffer.attach(recorder, 3600.0, 0.02)
     counter.inc()
@@ -716,7 +718,7 @@ def test_where_no_thread_can_start_updates_wait(
     wait_until(lambda: recorder.sent("_total")[-1] == ("add", 6.0))
 
 
-def test_what_is_pending_goes_to_the_storage_before(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
+def test_pending_updates_go_to_the_storage_before(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
     """Another storage starts at zero, or with the updates that could not be sent to the one before."""
     buffer.attach(recorder, 3600.0, None)
     counter.inc(5)
@@ -748,7 +750,7 @@ def test_a_metric_that_went_in_an_outage_is_sent_to_the_next_storage(buffer: Buf
     assert second.batches[-1].final
 
 
-def test_what_cannot_be_sent_before_a_shutdown_is_dropped(
+def test_updates_that_cannot_be_sent_before_a_shutdown_are_dropped(
     buffer: Buffer, recorder: Recorder, counter: pdc.Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A shutdown in an outage logs the loss. Updates then log that no storage is set up; the next storage starts at zero."""

@@ -248,7 +248,7 @@ def test_updates_of_other_threads_wait_for_that_of_a_bound_connection(
     assert caplog.messages == []
 
 
-def test_what_waits_at_the_end_for_a_bound_connection_is_logged(run_script: Run) -> None:
+def test_updates_that_wait_at_exit_for_a_bound_connection_are_logged(run_script: Run) -> None:
     """Counts of threads that may not use the connection are sent at exit by the thread that may, or the log reports them."""
     source = """
 import sqlite3, threading
@@ -325,7 +325,7 @@ print(pdc.generate_latest().decode())
     assert "hits_total 3.0" in result.stdout
 
 
-def test_a_program_that_joins_a_redis_without_prefix_says_so_once(redis_server: RedisServer, run_script: Run) -> None:
+def test_a_program_that_joins_a_redis_without_prefix_logs_that_once(redis_server: RedisServer, run_script: Run) -> None:
     """A program whose new metrics join others' logs once that those without redis_prefix add up; its next processes do not."""
 
     def says(name: str, **options: Any) -> str:
@@ -346,7 +346,7 @@ def test_a_program_that_joins_a_redis_without_prefix_says_so_once(redis_server: 
 
 
 @pytest.mark.parametrize("interval", [0, 0.5])
-def test_one_line_says_where_metrics_go(
+def test_one_line_logs_the_place_of_the_metrics(
     storage: dict[str, Any], interval: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At INFO setup logs the storage with its prefix, the interval and the folder of the journal."""

@@ -249,7 +249,7 @@ def test_answers_of_django_are_no_exceptions(send: Send, name: str, status: str)
     assert scraped("http_exceptions_total") == {}
 
 
-def test_what_inner_middleware_answers_is_counted(send: Send, change: Settings) -> None:
+def test_answers_of_inner_middleware_are_counted(send: Send, change: Settings) -> None:
     """An answer of a middleware after ours counts under the route of the path, if it has one."""
     change(MIDDLEWARE=[OURS, "django_project.limiting"])
     for url in ("/shop/tea/?limited", "/nowhere?limited"):
@@ -530,7 +530,7 @@ class Empty:
         ({"metrics_path": None}, ["pdc_django.W004"]),
     ],
 )
-def test_system_checks_tell_what_is_wrong(change: Settings, settings: dict[str, Any], found: list[str]) -> None:
+def test_system_checks_name_each_fault(change: Settings, settings: dict[str, Any], found: list[str]) -> None:
     """`manage.py check` names each fault of the configuration, with a hint."""
     change(**settings)
     messages = [message for message in run_checks() if str(message.id).startswith("pdc_django")]
@@ -688,7 +688,7 @@ def test_commands_print_and_clear_the_metrics(send: Send, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", [["metrics"], ["clear_metrics", "--noinput"]])
-def test_commands_tell_what_the_storage_says(change: Settings, command: list[str]) -> None:
+def test_commands_fail_with_the_reason_of_the_storage(change: Settings, command: list[str]) -> None:
     """A command whose storage is down fails with the reason."""
     change(sqlite_path="/nonexistent/metrics.db")
     conf.http_metrics()

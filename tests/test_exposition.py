@@ -322,7 +322,7 @@ def test_head_is_a_get_without_body(client: Client) -> None:
 
 
 @pytest.mark.parametrize(("method", "status"), [("OPTIONS", 200), ("POST", 405), ("DELETE", 405), ("TRACE", 405)])
-def test_other_methods_are_told_what_is_allowed(client: Client, method: str, status: int) -> None:
+def test_other_methods_get_the_allowed_ones(client: Client, method: str, status: int) -> None:
     """OPTIONS and disallowed methods get the list of the allowed ones, without a read of the storage."""
     answer = client(method)
     assert (answer.status, answer.headers["allow"]) == (status, ALLOWED)
@@ -330,7 +330,7 @@ def test_other_methods_are_told_what_is_allowed(client: Client, method: str, sta
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_with_nothing_set_up_a_scrape_says_what_to_call(client: Client, method: str) -> None:
+def test_with_nothing_set_up_a_scrape_names_setup(client: Client, method: str) -> None:
     """Before `setup` a scrape is a 503 that names it."""
     answer = client(method)
     assert answer.status == 503
@@ -405,7 +405,7 @@ def test_the_server_speaks_tls(certificate: tuple[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("counted")
-def test_the_server_hangs_up_on_clients_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_closes_silent_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that sends no request is closed after a while."""
     monkeypatch.setattr(server._SilentHandler, "timeout", 0.1)
     with serving() as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
@@ -715,7 +715,7 @@ def test_families_that_share_names_of_samples_are_shown_once(
     )
 
 
-def test_names_that_a_format_cannot_tell_apart_are_shown_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+def test_names_that_a_format_escapes_alike_are_shown_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """Names that a format escapes to the same one are shown once there, and both where the format can express them."""
     pdc.setup(**storage)
     for name, value in (("a.b", 1), ("a_b", 2)):

@@ -100,7 +100,7 @@ def test_labels_come_back_from_every_kind_of_field(labels: dict[str, str], other
 
 
 @pytest.mark.parametrize("field", ["_total:", "_total:{broken", "_total:[1]", "_total:{}"])
-def test_what_nobody_of_us_wrote_is_told(field: str) -> None:
+def test_foreign_fields_are_an_error(field: str) -> None:
     """A field that is no series, or a value that is no number, is an error that names the metric."""
     with pytest.raises(StorageError, match=r"metric 'm' holds something that pdc did not write: .* Delete the field"):
         families({"m": {META: Family("m", "counter", "").meta, field: None}}, NOW)
@@ -108,7 +108,7 @@ def test_what_nobody_of_us_wrote_is_told(field: str) -> None:
         families({"m": {META: field}}, NOW)
 
 
-def test_what_changed_is_said_in_words() -> None:
+def test_a_change_is_described_in_words() -> None:
     """Two declarations are compared part by part, and equal ones have no differences."""
     old, new = Family("m", "counter", "Help", labelnames=("a",)), Family("m", "summary", "Help", labelnames=("a", "b"))
     assert new.changed_since(old.meta) == "type 'counter' is now 'summary', labelnames ('a',) is now ('a', 'b')"
@@ -174,7 +174,7 @@ def test_values_of_processes_are_merged(mode: str, expected: dict[tuple[str, ...
 
 
 @pytest.mark.parametrize("mode", ["liveall", "livesum", "livemin", "livemax", "livemostrecent"])
-def test_nobody_alive_is_no_series(mode: str) -> None:
+def test_no_living_process_is_no_series(mode: str) -> None:
     """A live mode without a living process shows no series; a process without a mark is not alive."""
     family = Family("m", "gauge", "", mode=mode)
     assert values(family, {family.process_prefix("1-a") + "{}": "3.0 900.0"}) == {}
@@ -205,7 +205,7 @@ def test_exemplars_belong_to_their_field() -> None:
         (Family("m", "info", ""), {"_created:{}": 1.0}, {}),
     ],
 )
-def test_what_another_type_left_does_no_harm(
+def test_fields_of_another_type_do_no_harm(
     family: Family, fields: dict[str, object], expected: dict[tuple[str, ...], float]
 ) -> None:
     """Fields of another type that the name once had are ignored, or count as zero."""
@@ -258,7 +258,7 @@ any_meta = any_json | st.builds(
     '{"name": "x", "type": "gauge", "documentation": "", "mode": "livesum"}',
     {"#writers": '{"w": [Infinity, 1]}', "#live:w:{}": "1 1"},
 )
-def test_whatever_is_stored_is_rendered_or_refused(meta: str, fields: dict[str, object]) -> None:
+def test_any_stored_fields_are_rendered_or_refused(meta: str, fields: dict[str, object]) -> None:
     """The fields of a metric with any content are text that parses, or a StorageError, never another error."""
     try:
         found = families({"x": {META: meta, **fields}}, NOW)

@@ -435,7 +435,7 @@ def test_keys_that_go_while_they_are_updated(
     assert not caplog.messages
 
 
-def test_every_process_tells_again_what_was_lost(
+def test_every_process_sends_lost_data_again(
     storage: dict[str, Any], registry: CollectorRegistry, start_peer: Callable[..., Peer]
 ) -> None:
     """After a loss each process sends its series and values again, also of metrics that another one sent first."""
@@ -708,7 +708,7 @@ def test_a_megabyte_of_anything_is_a_label(storage: dict[str, Any], registry: Co
     assert shown() == {}
 
 
-def test_fields_that_others_wrote_hold_up_nobody(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+def test_foreign_fields_delay_no_process(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """A metric with a foreign field is counted and removed as before; a scrape names the metric until the field is gone."""
     pdc.setup(**storage)
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)

@@ -72,7 +72,7 @@ def broken(storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable
     return break_or_mend
 
 
-def test_who_only_reads_writes_nothing(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
+def test_a_process_that_only_reads_writes_nothing(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
     """A storage without writers stays empty, also where a process without metrics flushes; its scrape says so."""
     script = """
         from pdc.exposition import Scrape
@@ -89,7 +89,7 @@ def test_who_only_reads_writes_nothing(storage: dict[str, Any], run_script: Call
     assert answer.endswith("b''\n")
 
 
-def test_who_declares_a_metric_is_shown_zeros(storage: dict[str, Any], registry: Any) -> None:
+def test_a_process_with_a_metric_is_shown_zeros(storage: dict[str, Any], registry: Any) -> None:
     """A process that declares a metric is answered with pdc's own metrics, at zero as long as nothing was counted."""
     pdc.setup(**storage)
     _ = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
@@ -167,7 +167,7 @@ def test_batches_are_timed_now_and_then(storage: dict[str, Any], registry: Any, 
     wait_until(all_told, seconds=flusher.BEAT_SECONDS / 2)
 
 
-def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> None:
+def test_an_outage_is_reported(broken: Callable[[bool], None], registry: Any) -> None:
     """During an outage the 503 reports the waiting series; afterwards retries are counted, and the batch took that long."""
     hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
     hits.labels("/0").inc()
@@ -192,7 +192,7 @@ def test_an_outage_is_told(broken: Callable[[bool], None], registry: Any) -> Non
     assert (found["pdc_storage_up"], found["pdc_series_pending"]) == (1.0, 0.0)
 
 
-def test_messages_that_could_not_be_logged_are_told(broken: Callable[[bool], None], registry: Any) -> None:
+def test_messages_that_could_not_be_logged_are_counted(broken: Callable[[bool], None], registry: Any) -> None:
     """A filter of the log that raises breaks neither updates, flushes nor scrapes, which count the lost messages."""
 
     def refuse(_: logging.LogRecord) -> bool:
@@ -213,7 +213,7 @@ def test_messages_that_could_not_be_logged_are_told(broken: Callable[[bool], Non
         logger.removeFilter(refuse)
 
 
-def test_a_second_storage_that_is_down_is_told(tmp_path: Path, redis_server: Any, registry: Any) -> None:
+def test_a_second_storage_that_is_down_is_reported(tmp_path: Path, redis_server: Any, registry: Any) -> None:
     """A page of one storage reports that another one of the process cannot be written, and how many series wait for it."""
     pdc.setup(sqlite=str(tmp_path / "missing" / "metrics.db"))
     pdc.sqlite.Counter("hits", "Hits.", registry=registry).inc()
@@ -260,7 +260,7 @@ def test_the_alerts_of_the_docs_are_valid(tmp_path: Path) -> None:
     assert spoken == {*OF_PDC, LAST_FLUSH} - {"pdc_flush_duration_seconds_count", "pdc_flush_duration_seconds_sum"}
 
 
-def test_a_scrape_tells_how_much_it_leaves_out(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+def test_a_scrape_counts_the_metrics_that_it_omits(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """Metrics that share names with others are counted, from any process, until they are renamed or gone."""
     pdc.setup(**storage)
     pdc.Counter("jobs", "Jobs.", registry=registry).inc()

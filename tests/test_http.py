@@ -183,7 +183,7 @@ def test_a_request_goes_on_when_metrics_cannot(metrics: HTTPMetrics, caplog: pyt
     assert "could not be tracked" in caplog.text
 
 
-def test_what_is_over_the_limit_takes_no_memory(tmp_path: Path) -> None:
+def test_series_over_the_limit_take_no_memory(tmp_path: Path) -> None:
     """Requests of ever new routes are not remembered one by one once there are max_series of them."""
     options = Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=3600, max_series=2)
     metrics = HTTPMetrics(options)

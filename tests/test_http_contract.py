@@ -478,7 +478,7 @@ def test_exceptions_of_views_count_handled_or_not(make: Make) -> None:
     )
 
 
-def test_what_answers_before_the_view_counts_under_the_route(make: Make) -> None:
+def test_an_answer_before_the_view_counts_under_the_route(make: Make) -> None:
     """A request that a hook or an inner middleware denies counts under its route."""
     app = make()
     for method, path in [("GET", "/items/tea"), ("POST", "/orders"), ("GET", "/nowhere")]:
@@ -497,7 +497,7 @@ def test_streams_count_at_their_end(make: Make) -> None:
     gc.collect()  # under ASGI, Django leaves the file of a request's body open where a stream fails
 
 
-def test_a_malformed_content_length_counts_as_none(make: Make) -> None:
+def test_a_malformed_content_length_is_no_size(make: Make) -> None:
     """A request whose Content-Length is no length, or an absurd one, is counted, without a size."""
     app = make(sizes=True)
     for length in ("", "tea", "-1", "1.5", "\xb2", "9" * 5000):
@@ -649,7 +649,7 @@ def test_new_series_over_the_limit_are_one(make: Make) -> None:
     assert "\npdc_series_refused_total 4.0\n" in app.scrape().text  # the counter and the duration of two requests
 
 
-def test_the_page_tells_of_pdc(make: Make) -> None:
+def test_the_page_has_the_metrics_of_pdc(make: Make) -> None:
     """The page has the metrics of pdc itself, in any namespace."""
     page = make(namespace="shop", flush_interval=60).scrape().text
     told = dict(re.findall(r"\n(pdc_\w+) (\S+)", page))
@@ -669,7 +669,7 @@ def test_the_page_asks_for_the_token(make: Make) -> None:
     assert without_durations(page.text) == counted(f"GET {ITEMS} 200")
 
 
-def test_only_who_has_the_token_learns_what_is_wrong(make: Make, tmp_path: Path) -> None:
+def test_only_clients_with_the_token_get_the_reason(make: Make, tmp_path: Path) -> None:
     """While the storage cannot be read, clients with the token get the reason and the remedy; others do not."""
     app = make(metrics_token="secret", sqlite_path=str(tmp_path / "gone" / "metrics.db"))
     app.get("/items/tea")

@@ -245,7 +245,7 @@ def fork_of_a_parent() -> None:
 
 @pytest.mark.parametrize("work", ["flush", "scrape", "setup", "clear", "collect", "shutdown", "fork"])
 @INTERVALS
-def test_what_is_pending_stays(storage: dict[str, Any], interval: float, registry: CollectorRegistry, work: str) -> None:
+def test_pending_updates_stay(storage: dict[str, Any], interval: float, registry: CollectorRegistry, work: str) -> None:
     """An exception at any point of a send or read reaches the application, and no update is lost or doubled."""
     options = {**storage, "flush_interval": interval}
     program = Program(options, registry)
@@ -351,7 +351,7 @@ def test_time_limits_at_random_times(storage: dict[str, Any], interval: float, r
     assert float(text["other_total"]) == 200
 
 
-def test_a_request_hears_of_its_time_limit(tmp_path: Path) -> None:
+def test_a_time_limit_reaches_its_request(tmp_path: Path) -> None:
     """An exception at any point of the count of a request reaches the caller of the application."""
     metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0, labels={"a": lambda _: "b"}))
 
@@ -401,7 +401,7 @@ def test_a_limit_ends_the_wait_for_a_frozen_server(
     assert "hits_total 11.0" in pdc.generate_latest().decode()
 
 
-def test_an_exception_from_another_thread_is_heard(tmp_path: Path, registry: CollectorRegistry) -> None:
+def test_an_exception_from_another_thread_is_raised(tmp_path: Path, registry: CollectorRegistry) -> None:
     """An exception of `PyThreadState_SetAsyncExc` in a waiting update reaches the application, also one of Python's own."""
     pdc.setup(sqlite=str(tmp_path / "metrics.db"))
     hits = pdc.Counter("hits", "Hits.", registry=registry)

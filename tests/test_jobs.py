@@ -184,7 +184,7 @@ def test_a_function_that_is_killed_once_it_returned(environment: dict[str, str],
 
 
 @pytest.mark.parametrize("example", [JOB, HANDLER], ids=lambda path: path.parent.name)
-def test_what_no_living_process_renews_does_not_expire(example: Path, redis_server: RedisServer, tmp_path: Path) -> None:
+def test_metrics_without_a_living_process_do_not_expire(example: Path, redis_server: RedisServer, tmp_path: Path) -> None:
     """Metrics of programs that run for seconds stay in Redis until they are deleted."""
     (tmp_path / "input").write_text('{"items": []}')
     run([example, "input"], environment_with(PDC_REDIS_URL=redis_server.url), tmp_path)
@@ -193,7 +193,7 @@ def test_what_no_living_process_renews_does_not_expire(example: Path, redis_serv
 
 
 @pytest.mark.parametrize("scrape", [TASKS], ids=["celery_worker"], indirect=True)
-def test_celery_tasks_are_counted_whatever_becomes_of_their_process(
+def test_celery_tasks_are_counted_for_any_end_of_their_process(
     environment: dict[str, str], tmp_path: Path, scrape: Scrape, redis_server: RedisServer
 ) -> None:
     """Tasks that succeed, fail, retry or stop count once, in processes that end after two tasks or with the worker.

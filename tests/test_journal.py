@@ -67,7 +67,7 @@ print(json.dumps([acknowledged[0], found]))
 
 
 @pytest.mark.parametrize("interval", [0.01, 600])
-def test_what_was_acknowledged_before_a_kill_is_counted(
+def test_updates_acknowledged_before_a_kill_are_counted(
     storage: dict[str, Any], run_script: Run, tmp_path: Path, interval: float
 ) -> None:
     """Fifty processes, killed at any moment, lose no acknowledged update; an update in flight is in or out."""
@@ -103,7 +103,7 @@ def test_a_batch_in_flight_counts_once(journal: Journal, reply: str) -> None:
     assert journal.send() == {("/",): 123.0, ("/new",): 1000.0}
 
 
-def test_what_an_outage_left_is_sent_by_the_next_process(run_script: Run, tmp_path: Path) -> None:
+def test_the_next_process_sends_the_updates_of_an_outage(run_script: Run, tmp_path: Path) -> None:
     """A script that ends in an outage, written through, leaves its updates to a later one."""
     options = {"sqlite": str(tmp_path / "later" / "metrics.db"), "journal": str(tmp_path / "journals")}
     source = "setup()\nhits = pdc.Counter('hits', 'Hits.')\nfor _ in range(3): hits.inc()"
@@ -246,7 +246,7 @@ def test_values_that_were_counted_since_are_not_sent_again(journal: Journal) -> 
     ],
     ids=["killed while it sent", "an hour ago", "before the clock was put back", "killed after that had failed"],
 )
-def test_what_was_on_the_way_an_hour_ago_is_dropped(
+def test_a_batch_in_flight_an_hour_ago_is_dropped(
     journal: Journal, caplog: pytest.LogCaptureFixture, stop: str, age: int, expected: float
 ) -> None:
     """After so long the storage may have forgotten that it had the batch, so it could count twice; a failed one is sent."""

@@ -25,7 +25,7 @@ import pdc
 from pdc.delivery.journal.layout import OWNER
 
 
-def test_who_starts_removes_journals_that_nobody_sends(
+def test_a_start_removes_unused_journals(
     journal: Journal, tmp_path: Path, caplog: pytest.LogCaptureFixture, registry: CollectorRegistry
 ) -> None:
     """At start-up unused journals older than 30 days go, with one line in the log; younger, locked and other files stay."""
@@ -411,7 +411,9 @@ print(pdc.generate_latest().decode())
     assert "hits_total 52.0" in pdc.generate_latest().decode()
 
 
-def test_what_journals_log_holds_nothing_up(storage: dict[str, Any], registry: CollectorRegistry, tmp_path: Path) -> None:
+def test_messages_about_journals_hold_up_no_thread(
+    storage: dict[str, Any], registry: CollectorRegistry, tmp_path: Path
+) -> None:
     """A handler of the log may wait for threads that update and send while a journal cannot be begun."""
     (tmp_path / "file").touch()
     pdc.setup(**storage, flush_interval=3600, journal=tmp_path / "file" / "journals")

@@ -150,7 +150,7 @@ def test_journals_are_sent_in_the_order_in_which_they_were_begun(tmp_path: Path,
     assert sent == ["20-b", "100-c", "3-a"]
 
 
-def test_who_sends_a_journal_may_be_killed_too(tmp_path: Path, registry: CollectorRegistry) -> None:
+def test_the_sender_of_a_journal_may_be_killed_too(tmp_path: Path, registry: CollectorRegistry) -> None:
     """A batch sent before its sender was killed is not sent again, also when the storage has forgotten it by then."""
     buffer, model = Buffer(), Model()
     hits = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", registry=registry)
@@ -221,7 +221,7 @@ def test_a_journal_of_many_series_is_sent_in_batches(tmp_path: Path, registry: C
 
 
 @pytest.mark.parametrize(("storage_fails", "expected"), [(False, 6.0), (True, 13.0)])
-def test_who_was_taken_for_dead_goes_on(
+def test_a_process_that_counted_as_dead_goes_on(
     tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, storage_fails: bool, expected: float
 ) -> None:
     """A process that lost its lock to another namespace, whose sender sends its journal, does not send that, too."""

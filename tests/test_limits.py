@@ -186,7 +186,7 @@ def test_a_batch_that_comes_again_is_refused_once(storage: dict[str, Any]) -> No
     assert float(fields["#series"]) == 3
 
 
-def test_what_a_killed_process_left_keeps_to_the_limit(
+def test_the_journal_of_a_killed_process_keeps_to_the_limit(
     storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]], registry: CollectorRegistry
 ) -> None:
     """The journal of a killed process is sent under the limit of that process."""
@@ -227,7 +227,7 @@ def test_http_metrics_keep_to_their_option(storage: dict[str, Any]) -> None:
     assert any(field.startswith("#updated") for field in config.read(config.DEFAULT).metrics["http_requests"])
 
 
-def test_a_child_says_whether_it_is_a_series_of_its_own(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+def test_a_child_knows_if_it_is_a_series_of_its_own(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """`bounded` gives the child of `labels`, and False if series share it: over the limit, or with several spellings."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry, max_series=2)
@@ -251,7 +251,7 @@ def test_an_adder_adds_to_its_gauge(storage: dict[str, Any], interval: float, mo
     assert [*shown("level").values()] == [2.5]
 
 
-def test_updates_over_the_limit_are_told(
+def test_updates_over_the_limit_are_reported(
     storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`pdc_series_refused_total` counts them, and the log names their metric once."""
@@ -507,7 +507,7 @@ def test_metrics_without_labels_stay(storage: dict[str, Any], registry: Collecto
     assert shown() == {"": 3}
 
 
-def test_what_is_taken_once_more_is_an_update_again(tmp_path: Path, registry: CollectorRegistry) -> None:
+def test_a_drain_after_an_exception_marks_the_update_again(tmp_path: Path, registry: CollectorRegistry) -> None:
     """An exception between drain and batch keeps the mark of an update: the next drain has it, and only that one."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600, expire_series=1000)
     hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry)
@@ -520,7 +520,7 @@ def test_what_is_taken_once_more_is_an_update_again(tmp_path: Path, registry: Co
     assert told not in cell.drain()
 
 
-def test_what_a_killed_process_had_not_sent_is_an_update(
+def test_unsent_data_of_a_killed_process_is_an_update(
     storage: dict[str, Any], run_script: Callable[..., subprocess.CompletedProcess[str]], registry: CollectorRegistry
 ) -> None:
     """An update from a journal counts as new when it is sent, however long the series was idle."""

@@ -262,7 +262,7 @@ def test_an_info_refuses_keys_that_are_its_labels(registry: CollectorRegistry) -
 
 
 @pytest.mark.usefixtures("ready")
-def test_texts_that_no_format_carries_are_mended(registry: CollectorRegistry) -> None:
+def test_texts_that_no_format_carries_are_replaced(registry: CollectorRegistry) -> None:
     """Lone surrogates in help, labels, keys and states do not break a scrape in UTF-8."""
     pdc.Info("m", "\ud800", ["path"], registry=registry).labels("\ud800").info({"\ud800": "\ud800"})
     pdc.Enum("e", "\ud800", states=["\ud800", "on"], registry=registry).state("\ud800")
@@ -658,7 +658,7 @@ def test_metrics_may_be_declared_before_setup(storage: dict[str, Any], registry:
     }
 
 
-def test_an_update_before_setup_says_what_to_call(registry: CollectorRegistry, storage: dict[str, Any]) -> None:
+def test_an_update_before_setup_names_the_remedy(registry: CollectorRegistry, storage: dict[str, Any]) -> None:
     """With nothing set up an update, a read and an empty flush name `setup`; the update is not counted later."""
     counter = make("Counter", registry=registry)
     for call in (
@@ -852,7 +852,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
 ]
 
 
-def test_what_is_no_text_is_refused_and_leaves_nothing(registry: CollectorRegistry, tmp_path: Path) -> None:
+def test_arguments_that_are_no_text_are_refused_and_change_nothing(registry: CollectorRegistry, tmp_path: Path) -> None:
     """A constructor that raises leaves the registry, the buffer and the storage unchanged; other metrics count on."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     good = pdc.Counter("good", "Help", registry=registry)
@@ -922,7 +922,7 @@ def without_collector() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("ready", "without_collector")
-def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry, tmp_path: Path) -> None:
+def test_a_dropped_metric_does_not_come_back(registry: CollectorRegistry, tmp_path: Path) -> None:
     """The counts of a dropped metric are sent; `clear` and `setup` do not declare it again, without garbage collection."""
     known = []
     for kind, labelnames in product(TYPES, ((), ("path",))):
@@ -950,7 +950,7 @@ def test_a_metric_that_nobody_has_does_not_come_back(registry: CollectorRegistry
 
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize("interval", [0, 3600])
-def test_updates_of_a_metric_that_nobody_has_are_sent(interval: float, storage: dict[str, Any]) -> None:
+def test_updates_of_a_dropped_metric_are_sent(interval: float, storage: dict[str, Any]) -> None:
     """An update is sent though the program dropped its metric, or holds only a child, also an update of a text."""
     pdc.setup(**storage, flush_interval=interval)
     for _ in range(3):
@@ -966,7 +966,7 @@ def test_updates_of_a_metric_that_nobody_has_are_sent(interval: float, storage: 
 
 
 @pytest.mark.usefixtures("ready")
-def test_what_is_declared_last_counts(registry: CollectorRegistry) -> None:
+def test_the_last_declaration_counts(registry: CollectorRegistry) -> None:
     """Of two metrics of one name both count; help and functions come from the last one declared that still lives."""
     first = pdc.Gauge("m", "First.", registry=None)
     calls: list[int] = []

@@ -117,7 +117,7 @@ def test_an_environment_variable_unlike_all_options_is_logged(caplog: pytest.Log
     assert "PDC_WORKSHOP; there are PDC_REDIS_URL" in caplog.text
 
 
-def test_variables_of_kubernetes_and_of_other_extensions_are_none_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+def test_variables_of_kubernetes_and_of_other_extensions_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     """Kubernetes names services in variables, which may begin with PDC_; options of Django are for Django only."""
     environ = {
         "PDC_REDIS_SERVICE_HOST": "10.0.0.1",

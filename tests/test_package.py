@@ -224,7 +224,7 @@ def test_the_readme_has_at_most_100_lines() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
 
 
-def test_the_changelog_tells_of_this_version() -> None:
+def test_the_changelog_has_this_version() -> None:
     """The changelog has an entry for the version of pyproject.toml, or for what is unreleased."""
     (version,) = re.findall(r'^version = "([^"]+)"$', PYPROJECT, re.MULTILINE)
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

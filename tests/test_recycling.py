@@ -245,7 +245,7 @@ def test_a_process_that_slept_is_back_with_its_numbers(
     assert shown() == {**before, "hits_total": 4.0}
 
 
-def test_an_update_after_the_goodbye_counts_alone(storage: dict[str, Any], run_script: Run) -> None:
+def test_an_update_after_the_deregistration_counts_alone(storage: dict[str, Any], run_script: Run) -> None:
     """The update of an atexit handler after pdc's deregistration adds to the folded values."""
     source = """
 import atexit

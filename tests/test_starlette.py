@@ -757,7 +757,7 @@ def test_lifespan_passes_through(framework: str, options: dict[str, Any]) -> Non
     assert requests() == {("GET", "/", "200"): 1.0}
 
 
-def test_nothing_is_lost_when_uvicorn_is_told_to_stop(framework: str, tmp_path: Path) -> None:
+def test_no_update_is_lost_when_uvicorn_stops(framework: str, tmp_path: Path) -> None:
     """Uvicorn ends by the signal it got, without exit handlers; pending updates are in the storage by then."""
     name = {"fastapi": "fastapi.FastAPI", "starlette": "starlette.applications.Starlette"}[framework]
     module, _, kind = name.rpartition(".")

@@ -210,7 +210,7 @@ def test_texts_come_back_as_they_were(store: Storage) -> None:
     assert field not in store.read().metrics["m"]
 
 
-def test_stamps_tell_when_a_number_was_set(store: Storage) -> None:
+def test_stamps_have_the_time_of_the_set(store: Storage) -> None:
     """A stamp keeps the number, and the time of its set by the storage's clock; 0 for never."""
     set_at = time.monotonic() - 100
     stamps = {"#sum:1-a:{}": Stamped(-1.5, set_at), "#sum:2-b:{}": Stamped(math.inf, None)}
@@ -250,7 +250,7 @@ def marks(fields: Mapping[str, Any]) -> dict[str, Mark]:
     return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
 
 
-def test_values_of_a_writer_that_deregisters_are_dropped_or_folded(store: Storage) -> None:
+def test_the_values_of_a_writer_that_deregisters_follow_their_mode(store: Storage) -> None:
     """Live values of a writer that deregisters go, others are folded into those of the dead; other values and totals stay."""
     modes = ("live", *FOLDED)
     for writer, number, age in (("1-a", 3.0, 10.0), ("2-b", 5.0, 30.0), ("3-c", 4.0, 20.0)):
@@ -273,7 +273,7 @@ def test_a_value_is_folded_once(store: Storage) -> None:
     assert own(store.read().metrics["m"]) == {"#sum::{}": 5.0}
 
 
-def test_a_late_goodbye_of_a_writer_that_is_back_changes_nothing(store: Storage) -> None:
+def test_a_late_deregistration_of_a_writer_that_is_back_changes_nothing(store: Storage) -> None:
     """The deregistration of a writer that has since written again is a duplicate like others."""
     goodbye = batch(2, final=True)
     for one in (batch(1, *stamps(3.0, "live")), goodbye, batch(3, *stamps(4.0, "live")), goodbye):
@@ -307,7 +307,7 @@ def test_the_dead_are_merged_as_the_living(store: Storage) -> None:
         assert repr(sorted(own(found[f"m{case}"]).items())) == repr(sorted(expected.items()))
 
 
-def test_all_values_stay_when_their_writer_leaves(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_values_stay_when_their_writer_deregisters(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value of the mode ``all`` stays until its writer, deregistered or killed, is forgotten."""
     for writer in ("1-a", "2-b"):
         store.apply(batch(1, *stamps(3.0, "all", writer=writer), writer=writer))
@@ -337,7 +337,7 @@ def test_a_writer_not_seen_for_long_is_forgotten(store: Storage, monkeypatch: py
     assert own(store.read().metrics["m"]) == {"#sum::{}": 1.0}
 
 
-def test_it_is_searched_for_those_to_forget_now_and_then(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_searches_for_writers_to_forget_are_rare(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches between two searches for writers to forget do not search, even if there are such writers."""
     for one in (batch(1), batch(2, final=True)):
         store.apply(one)
@@ -359,7 +359,7 @@ def test_a_writer_that_comes_back_after_long_is_known_again(store: Storage, monk
     assert own(fields) == {"#live:1-a:{}": 1.0}
 
 
-def test_bookkeeping_that_is_damaged_counts_as_none(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_bookkeeping_counts_as_absent(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Foreign data in the fields of pdc's own neither stops batches nor harms the marks of others."""
     damaged = [("1-a", "#mark:1-a"), ("1-a", "#search"), ("2-b", "#mark:2-b"), ("3-c", "#sum:3-c:{}"), ("4-d", "#sum::{}")]
     hasten(monkeypatch, **AT_ONCE)
@@ -567,7 +567,7 @@ def test_idle_metrics_live_as_long_as_their_process(redis_server: RedisServer, r
         wait_until(lambda: not client.keys())
 
 
-def test_a_metric_is_listed_as_long_as_its_own_expiry_says(
+def test_a_metric_is_listed_for_its_own_expiry(
     redis_server: RedisServer, registry: CollectorRegistry, run_script: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """A program with a short expiry hides no metric of another one with a longer expiry."""
@@ -657,7 +657,7 @@ def test_a_key_of_another_type_is_refused(redis_server: RedisServer, registry: C
         assert "b_total 3.0" in text
 
 
-def test_who_only_reads_hears_of_a_key_of_another_type(redis_server: RedisServer) -> None:
+def test_a_scrape_refuses_a_key_of_another_type(redis_server: RedisServer) -> None:
     """A scrape that would omit a metric, since its key got another type, is a 503 that names it."""
     pdc.setup(redis=redis_server.url, redis_prefix="test")
     pdc.Counter("b", "Letters.", registry=None).inc()
@@ -723,7 +723,7 @@ DAMAGES = [
 
 @pytest.mark.parametrize("by", ["update", "scrape"])
 @pytest.mark.parametrize(("storage", "lost", "damage"), DAMAGES, indirect=["storage"])
-def test_what_a_storage_loses_comes_back(
+def test_metrics_that_a_storage_loses_come_back(
     storage: dict[str, Any], lost: str, damage: Callable[[dict[str, Any]], None], by: str, registry: CollectorRegistry
 ) -> None:
     """The next flush of lost metrics, or the next scrape, restores all metadata, and metrics without labels are at 0."""

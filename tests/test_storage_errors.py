@@ -491,7 +491,7 @@ def _bytes(text: str) -> bytes:
 
 @pytest.mark.parametrize("client", ["bytes", "text", "another class"])
 @pytest.mark.parametrize("case", NO_TEXTS)
-def test_what_is_no_text_in_redis(redis_server: RedisServer, registry: CollectorRegistry, case: str, client: str) -> None:
+def test_invalid_text_in_redis(redis_server: RedisServer, registry: CollectorRegistry, case: str, client: str) -> None:
     """Bytes that are no text are valid text or a 503 that names the metric, for any client; updates continue."""
     kind: Any = type("Redis", (redis.Redis,), {}) if client == "another class" else redis.Redis
     name, *field = map(_bytes, NO_TEXTS[case])
@@ -541,7 +541,7 @@ BLOBS: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", BLOBS)
-def test_what_is_no_text_in_sqlite(tmp_path: Path, registry: CollectorRegistry, case: str) -> None:
+def test_invalid_text_in_sqlite(tmp_path: Path, registry: CollectorRegistry, case: str) -> None:
     """A BLOB, or invalid text, is valid text or a 503 that names the metric; updates continue."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     hits, others = (pdc.Counter(each, "Help.", registry=registry) for each in ("hits", "others"))

@@ -44,7 +44,7 @@ def _switching() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_switching")
-def test_what_threads_add_is_counted_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+def test_updates_of_threads_are_counted_once(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """Counters, summaries and histograms count the updates of all threads, while another one flushes."""
     pdc.setup(**storage, flush_interval=3600)
     hits = pdc.Counter("hits", "Help", registry=registry)

@@ -575,7 +575,7 @@ def test_an_option_of_a_url_that_does_not_exist(options: str, reason: str) -> No
     assert options.partition("=")[0] in str(raised.value)
 
 
-def test_what_a_server_repeats_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_that_a_server_repeats_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A server without AUTH quotes the password, and so does Python: errors, log and tracebacks of ours do not."""
     server = RedisServer(tmp_path, "--rename-command", "AUTH", "LOGIN")
     try:

@@ -225,7 +225,7 @@ def test_beside_version_2_any_value_can_be_stored(version2: Version2, registry: 
     assert {"nothing NaN", 'mood{mood="2"} 1.0', 'build_info{version="1"} 1.0'} <= set(shown.splitlines())
 
 
-def test_what_was_cleared_is_not_taken_over_again(version2: Version2, registry: CollectorRegistry) -> None:
+def test_cleared_metrics_are_not_taken_over_again(version2: Version2, registry: CollectorRegistry) -> None:
     """After `clear` metrics begin at 0, also in the next process."""
     version2.run(COUNT)
     pdc.setup(**version2.options)
@@ -344,7 +344,7 @@ def test_a_process_that_is_killed_while_it_takes_over_leaves_all_or_nothing(vers
     assert (shown["jobs_total", "{}"], shown["latency_count", '{"route": "/"}']) == (8, 1)
 
 
-def test_what_cannot_be_continued_is_refused_with_one_line(
+def test_a_metric_of_another_type_is_refused_with_one_line(
     version2: Version2, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A metric of another type starts anew, and the log gives the reason once; version 2 keeps its own data."""
@@ -460,7 +460,7 @@ def test_buckets_never_go_down() -> None:
         ({"#meta": "{}"}, "counter"),
     ],
 )
-def test_what_version_2_did_not_write_for_such_a_metric_is_refused(stored: dict[str, str], kind: str) -> None:
+def test_fields_that_version_2_did_not_write_are_refused(stored: dict[str, str], kind: str) -> None:
     """Fields of another type, and fields that version 2 does not write, are never mixed with ours."""
     with pytest.raises(ValueError, match=r"it was a|expected fields|could not convert"):
         taken_over(stored, META[kind])
