@@ -1,4 +1,4 @@
-# `make demo` and `make test` build what they need; see CONTRIBUTING.md.
+# `make demo` and `make test` install their dependencies; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test lint format check-versions check-pythons prove interrupt long wheel bench fuzz servers wrk luacheck clean
@@ -15,17 +15,17 @@ JOBS ?= 4
 SECONDS ?= 60
 PYTHONS ?=
 TESTS ?=
-# What must hold on every Python. `make check-pythons TESTS='$(CORE)'` runs no more than these.
+# The tests that must pass on every Python. `make check-pythons TESTS='$(CORE)'` runs only these.
 CORE = $(patsubst %,tests/test_%.py,family rendering threads journal faults forks processes storage buffer metrics limits config health exposition)
 PROVE ?=
 POINTS ?= 60
-# Most tests wait for servers and processes: more of them than there are cores go side by side.
+# Most tests wait for servers and processes, so more of them than there are cores run side by side.
 SIDE_BY_SIDE = -n $(JOBS) --dist loadgroup
 
 help:  ## Show these targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-demo: $(VENV)/demo.stamp  ## Run Gunicorn with four workers and compare what was sent with what is counted (ONCE=1: end then)
+demo: $(VENV)/demo.stamp  ## Run Gunicorn with four workers and compare sent with counted requests (ONCE=1: end then)
 	$(VENV)/bin/python example_apps/demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
 test: $(VENV)/test.stamp $(VERSION2)/version2.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments, JOBS=0 runs one at a time)
@@ -37,15 +37,15 @@ lint: $(VENV)/lint.stamp luacheck  ## Check style and types
 	$(VENV)/bin/mypy
 	luacheck --quiet pdc/storage/lua
 
-format: $(VENV)/lint.stamp  ## Format the code, and mend what ruff can mend
+format: $(VENV)/lint.stamp  ## Format the code, and fix the faults that ruff can fix
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-# Random programs are compared with prometheus_client's own output, and benchmarks with peers: they need newest versions.
+# Random programs are compared with prometheus_client's own output, and benchmarks with peers: both need the newest versions.
 check-versions: $(OLDEST)/oldest.stamp $(VERSION2)/version2.stamp servers  ## Run the tests against the oldest versions of the dependencies
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py $(PYTEST)
 
-check-pythons: $(VERSION2)/version2.stamp servers  ## Run the tests with every Python that is here (PYTHONS="python3.14t ..." names them, TESTS=... some tests)
+check-pythons: $(VERSION2)/version2.stamp servers  ## Run the tests with every Python of this machine (PYTHONS="python3.14t ..." names them, TESTS=... some tests)
 	$(PYTHON) tests/check_pythons.py $(if $(PYTHONS),--pythons $(PYTHONS)) -- $(SIDE_BY_SIDE) $(TESTS) $(PYTEST)
 
 prove: servers  ## Count 10,000,000 times in 16 threads amid scrapes, forks and signals (PYTHON=python3.14t: without the GIL)
@@ -63,15 +63,15 @@ wheel:  ## Build the source distribution and the wheel, and try the wheel outsid
 bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
 	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH)
 
-fuzz: $(FUZZ)/fuzz.stamp  ## Look for input that breaks promises, SECONDS=60 for each kind of it
+fuzz: $(FUZZ)/fuzz.stamp  ## Search input that breaks promises, SECONDS=60 for each kind
 	@for target in codec exposition journal scrape; do \
 		$(FUZZ)/bin/python tests/fuzz.py $$target -max_total_time=$(SECONDS) -verbosity=0 || exit 1; echo "$$target: nothing found"; \
 	done
 
-# redis-py is there without hiredis, too: its replies come from the parser in Python then.
+# These extras bring redis-py without hiredis: its parser in Python reads the replies.
 $(OLDEST)/oldest.stamp: EXTRAS = flask,django,starlette,fastapi
 
-# Version 2 of this project has the same name, so that environment is without this one.
+# Version 2 of this project has the same name, so its environment is without this one.
 $(VERSION2)/version2.stamp: pyproject.toml
 	@echo "Installing version 2 of this project in $(@D)"
 	@$(PYTHON) -m venv --clear $(@D)
@@ -80,7 +80,7 @@ $(VERSION2)/version2.stamp: pyproject.toml
 	@touch $@
 
 # Each group of dependencies in pyproject.toml has a stamp: a second run installs nothing until that file changes. The
-# environment of a stamp is the folder it is in, which is emptied first: never that of the checkout.
+# environment of a stamp is its folder, which is emptied first: it is never the checkout.
 %.stamp: pyproject.toml
 	$(if $(filter .,$(@D)),$(error $@ must be in the folder of an environment, such as $(VENV)/$@))
 	@echo "Installing the dependencies of the group $(*F) in $(@D)"
@@ -89,7 +89,7 @@ $(VERSION2)/version2.stamp: pyproject.toml
 	@$(@D)/bin/python -m pip install --quiet --upgrade --editable '.[$(EXTRAS)]' --group $(*F)
 	@touch $@
 
-# The tests start redis-server and prometheus by themselves, on free ports; the package prometheus has promtool too.
+# The tests start redis-server and prometheus by themselves, on free ports; the package prometheus has promtool, too.
 servers:
 	@missing=; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
