@@ -439,7 +439,7 @@ def test_redis_may_not_be_installed(run_script: Run) -> None:
     """Without redis-py, SQLite works, and setup(redis=...) names the extra to install."""
     source = """
 import sys
-sys.modules["redis"] = None  # what `import redis` finds is an ImportError
+sys.modules["redis"] = None  # `import redis` raises ImportError
 setup()
 pdc.Counter("hits", "Hits.").inc()
 try:

@@ -17,7 +17,7 @@ MOST_SECONDS = 1.0
 """The limit, on a busy machine, of calls that must not wait."""
 
 METRICS = """
-warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # forks of processes with threads are what is tested
+warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # these tests fork processes with threads
 hits, own = pdc.Counter("hits", "Hits."), KIND.Counter("own", "Hits.")
 hits.inc(), own.inc()
 pdc.flush()

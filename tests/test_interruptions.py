@@ -280,7 +280,7 @@ def test_pending_updates_stay(storage: dict[str, Any], interval: float, registry
 LIMITS = """
 import os, random, signal, sys, warnings
 warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)  # redis-py leaves one where it is interrupted
-sys.unraisablehook = lambda _: None  # Python drops what is raised into finalizers, as of those
+sys.unraisablehook = lambda _: None  # Python drops exceptions in finalizers, such as those of sockets
 
 class TimeLimit(Exception): ...
 

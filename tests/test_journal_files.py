@@ -264,7 +264,7 @@ hits = pdc.Counter("hits", "Hits.", ["path"]).labels("/")
 for _ in range(100):
     hits.inc()
 pdc.flush()
-time.sleep(0.2)  # nothing is being sent: what that uses must not be closed meanwhile
+time.sleep(0.2)  # no send is under way, whose descriptors must stay open
 log = open("log", "w")
 with daemon.DaemonContext(detach_process={detach}, working_directory={str(tmp_path)!r}, stderr=log, stdout=log):
     mine = open("mine", "w")

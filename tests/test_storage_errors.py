@@ -336,7 +336,7 @@ import pdc.exposition, pdc.storage.sqlite
 from pathlib import Path
 
 folder, superuser = Path({folder!r}), os.getuid() == 0
-if superuser:  # whom no permission stops
+if superuser:  # no permission stops root
     os.seteuid(65534)
 setup(flush_interval={interval})
 hits = pdc.Counter("hits", "Hits.")
@@ -384,7 +384,7 @@ def test_a_user_who_may_only_read_can_scrape(run_script: Run, registry: Collecto
         path.chmod(0o444)
         source = """
 import os, pdc.exposition, pdc.storage.sqlite
-if os.getuid() == 0:  # whom no permission stops
+if os.getuid() == 0:  # no permission stops root
     os.seteuid(65534)
 setup(journal=False)
 try:
@@ -479,7 +479,7 @@ def test_a_log_that_is_deleted(
 NO_TEXTS: dict[str, tuple[str, ...]] = {
     "a field": ("hits", r"\xff", "1"),
     "a value": ("hits", "_total:{}", r"\xff"),
-    "what the metric is": ("hits", "#meta", r"\xff"),
+    "the metadata": ("hits", "#meta", r"\xff"),
     "a mark": ("hits", r"#mark:\xff", "1"),
     "a name": (r"\xff", "_total:{}", "1"),
 }
@@ -528,7 +528,7 @@ def assert_valid_or_named(name: str) -> None:
 BLOBS: dict[str, tuple[str, str, str]] = {
     "a field": ("'hits'", "x'5f746f74616c3a7b7d'", "1"),
     "a value": ("'hits'", '\'_total:{"a":"b"}\'', "CAST('1\nevil 1' AS BLOB)"),
-    "what the metric is": ("'hits'", "'#meta'", "x'7b7d'"),
+    "the metadata": ("'hits'", "'#meta'", "x'7b7d'"),
     "a mark": ("'hits'", "CAST(x'236d61726b3aff' AS TEXT)", "1"),
     "a text": ("'hits'", "'_info:{}'", "CAST(x'ff' AS TEXT)"),
     "a name": ("x'68697473'", "'_total:{}'", "1"),

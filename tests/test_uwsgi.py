@@ -29,7 +29,7 @@ idle = pdc.Counter("idle", "Nothing.")
 
 import uwsgi
 if "NO_THREADS" in os.environ:
-    uwsgi.has_threads = 0  # as it is without --enable-threads, which newer uWSGIs take for granted
+    uwsgi.has_threads = 0  # as without --enable-threads, the default of newer uWSGIs
 uwsgi.post_fork_hook = lambda: starts.inc()
 PrometheusMetrics(app)
 

@@ -17,7 +17,7 @@ def suite(*, quick: bool) -> Suite:
     series = 10_000 if quick else 100_000
     return Suite(
         "scale",
-        "What a metric of many series costs others",
+        "Cost of a metric of many series for others",
         [
             Case(
                 f"remove() of a metric of {series:,} series",

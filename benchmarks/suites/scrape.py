@@ -22,7 +22,7 @@ def suite(*, quick: bool) -> Suite:
     first = [REFERENCE, MULTIPROCESS, *PDC]
     return Suite(
         "scrape",
-        "What a scrape costs",
+        "Cost of a scrape",
         [
             Case(
                 f"{samples:,} samples",

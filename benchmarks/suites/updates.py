@@ -39,7 +39,7 @@ def library(name: str, module: str, keywords: Mapping[str, Any]) -> Contender:
 def _updates(title: str, kind: str, threads: int) -> Case:
     names = [
         name for name in NAMES if threads == 1 or name != "version 2, SQLite"
-    ]  # whose threads break each other's transactions
+    ]  # its threads break each other's transactions
     contenders = [library(name, "updates", {"kind": kind, "threads": threads}) for name in names]
     return Case(title if threads == 1 else f"{title}, {threads} threads", contenders, REFERENCE, scale=1e6 / threads)
 
@@ -79,7 +79,7 @@ def suite(*, quick: bool) -> Suite:
     }
     return Suite(
         "updates",
-        "What an update costs",
+        "Cost of an update",
         [
             *(_updates(title, kind, threads) for title, kind in kinds.items() for threads in (1, 4)),
             _imports(),
