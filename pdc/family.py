@@ -144,7 +144,7 @@ class Family(NamedTuple):
         try:
             old, new = Family.from_meta(before)._asdict(), self._asdict()
         except (ValueError, TypeError, AttributeError, RecursionError):
-            return "what was declared before is not of pdc"
+            return "the declaration before is not of pdc"
         changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
         return ", ".join(changed)
 

@@ -157,7 +157,7 @@ def test_excluded_paths_are_not_tracked(tmp_path: Path) -> None:
 
 
 def test_statuses_can_be_grouped(tmp_path: Path) -> None:
-    """With group_status the label says 2xx instead of 201."""
+    """With group_status the label is 2xx instead of 201."""
     metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0, group_status=True))
     call(track_wsgi(metrics, answering(lambda: [b""], "201 Created")))
     assert samples()["requests_total", "GET", "/x", "2xx"] == 1.0

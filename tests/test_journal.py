@@ -249,7 +249,7 @@ def test_values_that_were_counted_since_are_not_sent_again(journal: Journal) -> 
 def test_a_batch_in_flight_an_hour_ago_is_dropped(
     journal: Journal, caplog: pytest.LogCaptureFixture, stop: str, age: int, expected: float
 ) -> None:
-    """After so long the storage may have forgotten that it had the batch, so it could count twice; a failed one is sent."""
+    """A batch in flight an hour ago could count twice, as marks are forgotten: it is dropped; a failed one is sent."""
     journal.leave(f"""
         hits.labels("/").inc(1)
         pdc.flush()
