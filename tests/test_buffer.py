@@ -670,10 +670,10 @@ def test_a_live_value_that_came_back_is_sent_with_the_next_beat(
 
 
 @pytest.mark.parametrize("end", [Buffer.at_exit, Buffer.detach])
-def test_no_batch_follows_the_deregistration(
+def test_no_batch_follows_the_final_one(
     buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge, registry: CollectorRegistry, end: Callable[[Buffer], None]
 ) -> None:
-    """A beat while a process ends is sent before its deregistration or not at all; a later update is another writer's."""
+    """A beat while a process ends is sent before its final batch or not at all; a later update is another writer's."""
     live: pdc.Gauge = type(gauge)("live", "Live.", registry=registry, multiprocess_mode="livesum")
     buffer.attach(recorder, 3600.0, None)
     recorder.batches.clear()

@@ -73,7 +73,7 @@ def broken(storage: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def test_a_process_that_only_reads_writes_nothing(storage: dict[str, Any], run_script: Callable[..., Any]) -> None:
-    """A storage without writers stays empty, also where a process without metrics flushes; its scrape is a 503 with the reason."""
+    """A storage without writers stays empty, also where a process without metrics flushes; its scrape is a 503."""
     script = """
         from pdc.exposition import Scrape
         setup(flush_interval=60)
