@@ -171,10 +171,11 @@ def test_a_journal_takes_few_descriptors_and_little_room(journal: Journal) -> No
     assert 'wait_count{path="499"} 1.0' in pdc.generate_latest().decode()
 
 
-@pytest.mark.parametrize("limit", ["FSIZE, (300_000, 300_000)", "AS, (size() + 3_000_000,) * 2"])
+@pytest.mark.parametrize(
+    "limit", ["FSIZE, (300_000, 300_000)", "AS, (size() + 3_000_000,) * 2", "AS, (size() + 5_000_000,) * 2"]
+)
 def test_limits_of_files_and_memory_make_a_smaller_journal(journal: Journal, limit: str) -> None:
-    """A limit on the length of a file or on memory makes the journal shorter; series without room in it are in memory."""
-    # The memory holds half of a first journal, and one arena of Python's allocator.
+    """A limit on the length of a file or on memory makes the journal shorter; the application has half of the memory."""
     messages = journal.leave(f"""
         import resource
         def size():

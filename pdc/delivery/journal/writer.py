@@ -204,7 +204,9 @@ class Journal:
             units = max(units // 2, least)
 
     def _map(self, size: int) -> None:
+        """Continue in a new mapping of that size, at most half of the memory that is free. Raises OSError."""
         os.ftruncate(self._required(), self._end + size)
+        mmap.mmap(-1, 2 * size).close()  # where memory is limited, as much stays free for the application
         self._mapping = self._file.map(self.path, self._end, self._end + size)
         self._start, self._end = self._end, self._end + size
         self._reserved = self._next = 0
