@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 try:
@@ -19,7 +20,7 @@ from pdc.exposition import scrape_from_wsgi
 from pdc.http import TRACKER, UNMATCHED, HTTPMetrics, Tracker, exclude, is_excluded, track_wsgi
 from pdc.options import Options
 
-from .views import ViewMetrics
+from .views import ViewMetrics, warn_of_misplaced
 
 __all__ = ["PrometheusMetrics"]
 
@@ -40,6 +41,7 @@ class PrometheusMetrics(ViewMetrics):
     exclude = staticmethod(exclude)
 
     def __init__(self, app: Flask | None = None) -> None:
+        super().__init__()
         self._infos: list[tuple[Info, dict[str, str]]] = []
         if app is not None:
             self.init_app(app)
@@ -67,6 +69,8 @@ class PrometheusMetrics(ViewMetrics):
         app.handle_user_exception = watched  # type: ignore[assignment,method-assign]  # the same
         app.wsgi_app = track_wsgi(metrics, app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask documents it
         metrics.open_port()
+        self._apps.add(app)
+        warn_of_misplaced(app)
 
     def info(self, name: str, documentation: str, **labels: str) -> Info:
         """Declare an info metric with these labels, for example the version of the application, and return it."""
@@ -106,7 +110,27 @@ def _watch_requests(app: Flask) -> Callable[..., Response]:
             tracker.buffered()
         return response
 
-    return dispatching
+    return _first(app, dispatching)
+
+
+def _first(app: Flask, dispatching: Callable[..., Response]) -> Callable[..., Response]:
+    """Complete the application at its first request, when all of its views and extensions are there."""
+    incomplete = [app]
+    lock = Lock()
+
+    def first(*args: Any) -> Response:
+        with lock:
+            if incomplete:
+                _complete(incomplete.pop())
+                if app.full_dispatch_request is first:
+                    app.full_dispatch_request = dispatching  # type: ignore[method-assign]  # later requests need no lock
+        return dispatching(*args)
+
+    return first
+
+
+def _complete(app: Flask) -> None:
+    warn_of_misplaced(app)
 
 
 def _note_request(app: Flask, current: Any, tracker: Tracker) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from time import perf_counter
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
-from flask import Response, current_app
+from flask import Flask, Response, after_this_request, has_request_context
 from werkzeug.exceptions import HTTPException
 
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary
+from pdc.process import log
 from pdc.process.log import log_or_raise
 from pdc.process.once import once
 
@@ -24,22 +27,26 @@ Labels = Mapping[str, str | Callable[[], object] | Callable[[Response], object]]
 
 
 class ViewMetrics:
-    """Decorators that measure a view, to be written below ``@app.route``.
+    """Decorators that measure a view, to be written below ``@app.route``, or any other function.
 
-    An exception passes through them as it is, and counts as the response that Flask makes of an HTTPException, or as
-    status 500. A label whose callable fails is empty, and the error is logged. The same metric may be declared again, as
-    in an application factory that is called twice.
+    They return the same object as the view, so that decorators above them see it. A label of the response waits for the
+    response that the application sends: outside of a request it is empty. An exception passes through as it is, and counts
+    as the response of an HTTPException, or as status 500. A label whose callable fails is empty, and the error is logged.
+    The same metric may be declared again, as in an application factory that is called twice.
     """
+
+    def __init__(self) -> None:
+        self._apps: WeakSet[Flask] = WeakSet()
 
     def counter(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Count the calls of the view."""
         series = _Series(_metric(Counter, name, documentation, tuple(labels or ())), labels)
-        return _decorator(lambda call: call.after(lambda: series.child(call).inc()))
+        return self._decorator(lambda call: call.after(lambda: series.child(call).inc(), series.takes_response))
 
     def summary(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Observe the seconds that the view takes."""
         series = _Series(_metric(Summary, name, documentation, tuple(labels or ())), labels)
-        return _decorator(lambda call: call.after(lambda: series.child(call).observe(call.seconds)))
+        return self._observing(series)
 
     def histogram(
         self,
@@ -50,7 +57,7 @@ class ViewMetrics:
     ) -> Callable[[ViewT], ViewT]:
         """Observe the seconds that the view takes, in these buckets."""
         series = _Series(_metric(Histogram, name, documentation, tuple(labels or ()), buckets=tuple(buckets)), labels)
-        return _decorator(lambda call: call.after(lambda: series.child(call).observe(call.seconds)))
+        return self._observing(series)
 
     def gauge(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Show how many calls of the view are in progress; its labels cannot depend on the response."""
@@ -65,36 +72,62 @@ class ViewMetrics:
             child.inc()
             call.after(child.dec)
 
-        return _decorator(begin)
+        return self._decorator(begin)
+
+    def _observing(self, series: _Series) -> Callable[[ViewT], ViewT]:
+        return self._decorator(lambda call: call.after(lambda: series.child(call).observe(call.seconds), series.takes_response))
+
+    def _decorator(self, begin: Callable[[_Call], None]) -> Callable[[ViewT], ViewT]:
+        def decorate(view: ViewT) -> ViewT:
+            below = list(_chain(view))
+            with suppress(TypeError):  # nothing can refer weakly to some objects of C
+                _MEASURED.update(below)
+            for app in self._apps:
+                if any(function in app.view_functions.values() for function in below):
+                    warn_of_misplaced(app)
+            return _measured(view, begin)
+
+        return decorate
 
 
 class _Call:
-    """A call of a view: the functions to call at its end, and its response and duration."""
+    """A call of a view: the functions to call at its end or with the response, and its response and duration."""
 
     def __init__(self) -> None:
-        self.response = Response(status=500)
+        self.response: Response | None = None
         self.seconds = 0.0
-        self._endings: list[Callable[[], None]] = []
+        self._endings: list[tuple[Callable[[], None], bool]] = []
         self._start = perf_counter()
 
-    def after(self, ending: Callable[[], None]) -> None:
-        self._endings.append(ending)
-
-    def returned(self, value: Any) -> Response:
-        self.response = current_app.make_response(value)
-        return self.response
+    def after(self, ending: Callable[[], None], takes_response: bool = False) -> None:
+        self._endings.append((ending, takes_response))
 
     @contextmanager
-    def measured(self) -> Iterator[_Call]:
+    def measured(self) -> Iterator[None]:
         try:
-            yield self
+            yield
         except HTTPException as error:
-            self.response = Response(status=error.code)
+            answer = error.get_response()
+            self.response = Response(status=answer.status, headers=answer.headers)
+            raise
+        except BaseException:
+            self.response = Response(status=500)
             raise
         finally:
             self.seconds = perf_counter() - self._start
-            for ending in self._endings:
-                ending()
+            for ending, takes_response in self._endings:
+                if takes_response and self.response is None and has_request_context():
+                    after_this_request(self._answered(ending))
+                else:
+                    ending()
+
+    def _answered(self, ending: Callable[[], None]) -> Callable[[Response], Response]:
+        def answered(response: Response) -> Response:
+            self.response = response
+            ending()
+            return response
+
+        return answered
 
 
 class _Series:
@@ -102,46 +135,70 @@ class _Series:
 
     def __init__(self, metric: Any, labels: Labels | None) -> None:
         self._metric = metric
-        self._labels = dict(labels or {})
+        self._labels = {name: (value, _takes_response(value)) for name, value in (labels or {}).items()}
+        self.takes_response = any(takes_response for _, takes_response in self._labels.values())
 
     def child(self, call: _Call) -> Any:
         if not self._labels:
             return self._metric
-        return self._metric.labels(**{name: self._value(name, value, call) for name, value in self._labels.items()})
+        return self._metric.labels(**{name: self._value(name, *each, call) for name, each in self._labels.items()})
 
-    def _value(self, name: str, value: Any, call: _Call) -> str:
+    def _value(self, name: str, value: Any, takes_response: bool, call: _Call) -> str:
         if not callable(value):
             return str(value)
+        if takes_response and call.response is None:
+            return ""  # no request, no response
         try:
-            return str(value(call.response) if _takes_response(value) else value())
+            return str(value(call.response) if takes_response else value())
         except Exception as error:
             log_or_raise(error, "the label %s of %s failed and is left empty", name, self._metric)
             return ""
 
 
 def _takes_response(value: Any) -> bool:
-    return callable(value) and bool(inspect.signature(value).parameters)
+    try:
+        return callable(value) and bool(inspect.signature(value).parameters)
+    except ValueError:  # some functions of C, such as `time.time`, do not show theirs
+        return False
 
 
-def _decorator(begin: Callable[[_Call], None]) -> Callable[[ViewT], ViewT]:
-    def decorate(view: ViewT) -> ViewT:
-        @wraps(view)
-        def measured(*args: Any, **kwargs: Any) -> Response:
-            call = _Call()
-            begin(call)
-            with call.measured():
-                return call.returned(view(*args, **kwargs))
+def _measured(view: ViewT, begin: Callable[[_Call], None]) -> ViewT:
+    @wraps(view)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        call = _Call()
+        begin(call)
+        with call.measured():
+            return view(*args, **kwargs)
 
-        @wraps(view)
-        async def measured_async(*args: Any, **kwargs: Any) -> Response:
-            call = _Call()
-            begin(call)
-            with call.measured():
-                return call.returned(await view(*args, **kwargs))
+    @wraps(view)
+    async def measured_async(*args: Any, **kwargs: Any) -> Any:
+        call = _Call()
+        begin(call)
+        with call.measured():
+            return await view(*args, **kwargs)
 
-        return cast(ViewT, measured_async if inspect.iscoroutinefunction(view) else measured)
+    return cast(ViewT, measured_async if inspect.iscoroutinefunction(view) else measured)
 
-    return decorate
+
+_MEASURED: WeakSet[Any] = WeakSet()
+"""The functions below a decorator: those that it decorates, and those that they wrap."""
+
+
+def _chain(view: Any) -> Iterator[Any]:
+    while view is not None:
+        yield view
+        view = getattr(view, "__wrapped__", None)
+
+
+def warn_of_misplaced(app: Flask) -> None:
+    """Log the views of the application that a decorator above their route measures: Flask does not call it."""
+    views = list(app.view_functions.values())
+    inner = [id(function) for view in views for function in list(_chain(view))[1:]]
+    for view in views:
+        if view in _MEASURED and id(view) not in inner:
+            _MEASURED.discard(view)
+            text = "the view %s is not measured: write the decorator of its metric below the one of its route, not above"
+            log.write(logging.WARNING, text, getattr(view, "__qualname__", view))
 
 
 @once

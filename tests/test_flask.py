@@ -260,6 +260,92 @@ def test_an_async_view_can_be_measured(make_app: Make) -> None:
     assert scraped(app, "answers_total") == {(): 1.0}
 
 
+def test_a_decorator_returns_the_object_of_the_view(make_app: Make) -> None:
+    """Decorators above see the object that the view returns; a label of the response waits for that of the application."""
+    app = make_app()
+    metrics = PrometheusMetrics()
+    returned: list[Any] = []
+
+    def created(view: Callable[..., Any]) -> Callable[..., Any]:
+        def marshalled() -> Any:
+            returned.append(view())
+            return {"names": sorted(returned[-1])}, 201
+
+        return marshalled
+
+    def visit() -> Any:
+        return helper()
+
+    labels: dict[str, Any] = {"status": lambda r: r.status_code}
+
+    def pair() -> Any:
+        return [1, "a"]
+
+    def names() -> Any:
+        return {"tea", "milk"}
+
+    helper = metrics.counter("helped", "Calls.", labels)(names)
+    measured = metrics.histogram("visit_seconds", "Time.", labels)(metrics.counter("visits", "Visits.", labels)(visit))
+    app.add_url_rule("/", "visit", created(measured))
+    app.add_url_rule("/broken", "broken", created(metrics.counter("broken", "Calls.", labels)(pair)))
+    assert app.test_client().get("/").json == {"names": ["milk", "tea"]}
+    assert app.test_client().get("/broken").status_code == 500
+    assert returned == [{"tea", "milk"}, [1, "a"]]
+    for name in ("visits_total", "visit_seconds_count", "helped_total"):
+        assert scraped(app, name) == {("201",): 1.0}
+    assert scraped(app, "broken_total") == {("500",): 1.0}
+
+
+def test_a_function_can_be_measured_outside_of_requests(make_app: Make) -> None:
+    """The decorators measure any function; outside of a request its label of the response is empty."""
+    app = make_app()
+    metrics = PrometheusMetrics()
+    labels: dict[str, Any] = {"status": lambda r: r.status_code, "zone": "eu"}
+    assert metrics.counter("helped", "Calls.", labels)(lambda: 5)() == 5
+    assert scraped(app, "helped_total") == {("", "eu"): 1.0}
+
+
+def test_the_response_of_an_abort_gives_labels(make_app: Make) -> None:
+    """An abort with a response of its own counts under the status of that."""
+    app = make_app()
+    count = PrometheusMetrics().counter("visits", "Visits.", {"status": lambda r: r.status_code})
+    app.add_url_rule("/", view_func=count(lambda: abort(Response("no", 409))))
+    assert app.test_client().get("/").status_code == 409
+    assert scraped(app, "visits_total") == {("409",): 1.0}
+
+
+@pytest.mark.parametrize("place", ["application", "blueprint", "factory"])
+def test_a_decorator_above_the_route_is_reported(make_app: Make, place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The log names a view that a decorator above its route measures: at the start, or with the first request."""
+    app, metrics = make_app(enabled=place == "blueprint"), PrometheusMetrics()
+    shop = Blueprint("shop", __name__)
+    if place == "application":
+        app.config["PDC_ENABLED"] = True
+        metrics.init_app(app)
+
+    @metrics.counter("visits", "Visits.")
+    @(shop if place == "blueprint" else app).get("/")
+    @metrics.counter("answers", "Answers.")
+    def visit() -> str:
+        return "fine"
+
+    @app.get("/other")
+    @metrics.counter("others", "Others.")
+    def other() -> str:
+        return "fine"
+
+    if place == "factory":
+        app.config["PDC_ENABLED"] = True
+        metrics.init_app(app)
+    app.register_blueprint(shop)
+    expected = "visit is not measured: write the decorator of its metric below the one of its route, not above"
+    assert caplog.text.count(expected) == (0 if place == "blueprint" else 1)
+    for _ in range(2):
+        assert app.test_client().get("/").text == "fine"
+    assert caplog.text.count(expected) == caplog.text.count("is not measured") == 1
+    assert scraped(app, "answers_total") == {(): 2.0}
+
+
 def test_a_gauge_cannot_have_a_label_of_the_response() -> None:
     """A gauge counts before the response, so a label that needs the response is refused at the decorator."""
     with pytest.raises(ValueError, match=r"labels \['status'\] must be callables of no argument"):

@@ -1,0 +1,79 @@
+"""The Flask extension together with Flask-RESTful, Flask-RESTX and flask-smorest."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import flask_restful
+import flask_restful.fields
+import flask_restx
+import flask_restx.fields
+import marshmallow
+import pytest
+from flask import Flask
+from flask.views import MethodView
+
+from pdc.testing import value_of
+from pdc_flask import PrometheusMetrics
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the release for the oldest Flask uses an option that marshmallow deprecates
+    import flask_smorest
+
+STATUS = {"status": lambda response: response.status_code}
+both = pytest.mark.parametrize("rest", [flask_restful, flask_restx], ids=["restful", "restx"])
+
+
+class Item:
+    """An object that only a serializer can send."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Flask:
+    """An application with options, before its extensions."""
+    app = Flask("shop")
+    app.config.update(PDC_SQLITE_PATH=str(tmp_path / "metrics.db"), PDC_FLUSH_INTERVAL=0)
+    app.config.update(API_TITLE="Shop", API_VERSION="1", OPENAPI_VERSION="3.0.2")
+    app.logger.setLevel(logging.CRITICAL)
+    return app
+
+
+@both
+def test_a_measured_method_can_be_marshalled(app: Flask, rest: Any) -> None:
+    """`marshal_with` above a decorator sees the object, and a label of the response its status."""
+    metrics = PrometheusMetrics(app)
+
+    class Items(rest.Resource):  # type: ignore[misc]  # neither of the two has types
+        @rest.marshal_with({"name": rest.fields.String})  # type: ignore[untyped-decorator]  # as above
+        @metrics.counter("visits", "Visits.", STATUS)
+        def get(self) -> Any:
+            return Item("tea"), 202
+
+    rest.Api(app).add_resource(Items, "/items")
+    answer = app.test_client().get("/items")
+    assert (answer.json, answer.status_code) == ({"name": "tea"}, 202)
+    assert value_of("visits_total", status="202") == value_of("visits_total") == 1
+
+
+def test_a_measured_view_can_have_a_schema(app: Flask) -> None:
+    """The `response` of flask-smorest above a decorator sees the object, and a label of the response its status."""
+    metrics = PrometheusMetrics(app)
+    blueprint = flask_smorest.Blueprint("items", __name__)
+
+    @blueprint.route("/items")
+    class Items(MethodView):
+        @blueprint.response(201, marshmallow.Schema.from_dict({"name": marshmallow.fields.String()}))  # type: ignore[untyped-decorator]  # it has no types
+        @metrics.counter("visits", "Visits.", STATUS)
+        def get(self) -> Any:
+            return Item("tea")
+
+    flask_smorest.Api(app).register_blueprint(blueprint)
+    answer = app.test_client().get("/items")
+    assert (answer.json, answer.status_code) == ({"name": "tea"}, 201)
+    assert value_of("visits_total", status="201") == value_of("visits_total") == 1
