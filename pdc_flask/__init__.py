@@ -11,7 +11,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{__name__} needs Flask: pip install 'prometheus-distributed-client[flask]'") from error
 
-from flask import Flask, Response, got_request_exception, request
+from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule
 
@@ -63,10 +63,7 @@ class PrometheusMetrics(ViewMetrics):
             info.info(labels)
         if options.metrics_path is not None:
             _mount(app, metrics, options.metrics_path)
-        got_request_exception.connect(_note_exception, app)
         app.full_dispatch_request = _watch_requests(app)  # type: ignore[method-assign]  # Flask has no hook there
-        watched = _watch_exceptions(app.handle_user_exception)
-        app.handle_user_exception = watched  # type: ignore[assignment,method-assign]  # the same
         app.wsgi_app = track_wsgi(metrics, app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask documents it
         metrics.open_port()
         self._apps.add(app)
@@ -130,6 +127,10 @@ def _first(app: Flask, dispatching: Callable[..., Response]) -> Callable[..., Re
 
 
 def _complete(app: Flask) -> None:
+    """Watch all handlers of exceptions: extensions such as Flask-RESTX put theirs before those of Flask."""
+    methods: Any = app  # Flask has no hook there, and its signal is also sent for exceptions that become an answer
+    methods.handle_user_exception = _watch_exceptions(app.handle_user_exception, (HTTPException,))
+    methods.handle_exception = _watch_exceptions(app.handle_exception)
     warn_of_misplaced(app)
 
 
@@ -162,18 +163,14 @@ def _rule(app: Flask) -> Rule | None:
         return None
 
 
-def _note_exception(_: Flask, exception: BaseException, **__: Any) -> None:
-    tracker = _tracker()
-    if tracker is not None:
-        tracker.raised(exception)
-
-
-def _watch_exceptions(handle: Callable[[Exception], Any]) -> Callable[[Exception], Any]:
-    """Watch every exception of a view. Flask has no signal for exceptions that an error handler answers."""
+def _watch_exceptions(
+    handle: Callable[[Exception], Any], answers: tuple[type[Exception], ...] = ()
+) -> Callable[[Exception], Any]:
+    """Watch the exceptions that Flask gives to the handler, but for those that are `answers`."""
 
     def handling(error: Exception) -> Any:
         tracker = _tracker()
-        if tracker is not None and not isinstance(error, HTTPException):
+        if tracker is not None and not isinstance(error, answers):
             tracker.raised(error)
         return handle(error)
 

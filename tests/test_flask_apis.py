@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,42 @@ def test_a_measured_view_can_have_a_schema(app: Flask) -> None:
     answer = app.test_client().get("/items")
     assert (answer.json, answer.status_code) == ({"name": "tea"}, 201)
     assert value_of("visits_total", status="201") == value_of("visits_total") == 1
+
+
+class BrokenError(Exception):
+    """An error of the application."""
+
+
+@both
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("testing", [True, False])
+def test_exceptions_count_and_answers_do_not(app: Flask, rest: Any, first: bool, testing: bool) -> None:
+    """An exception counts once, also one that the API answers, whichever is initialised first; 404 and 405 are none."""
+    app.testing = testing
+    if first:
+        PrometheusMetrics(app)
+    api = rest.Api(app, catch_all_404s=True) if rest is flask_restful else rest.Api(app)
+
+    class Items(rest.Resource):  # type: ignore[misc]  # neither of the two has types
+        def get(self, name: str) -> Any:
+            if name == "missing":
+                rest.abort(404)
+            raise BrokenError(name) if name == "handled" else KeyError(name)
+
+    api.add_resource(Items, "/items/<name>")
+    if rest is flask_restx:
+        api.errorhandler(BrokenError)(lambda error: ({"message": str(error)}, 418))
+    else:
+        app.register_error_handler(BrokenError, lambda error: (str(error), 418))
+    if not first:
+        PrometheusMetrics(app)
+    client = app.test_client()
+    assert [client.get("/items/missing").status_code, client.post("/items/tea").status_code] == [404, 405]
+    assert client.get("/nowhere").status_code == 404
+    assert value_of("http_exceptions_total") == 0
+    assert client.get("/items/handled").status_code == (418 if testing or rest is flask_restx else 500)
+    with pytest.raises(KeyError) if testing else nullcontext():
+        assert client.get("/items/tea").status_code == 500
+    for exception in ("BrokenError", "KeyError"):
+        assert value_of("http_exceptions_total", exception=exception, route="/items/<name>") == 1
+    assert value_of("http_exceptions_total") == 2
