@@ -10,7 +10,7 @@ set) counts queries, ``PDC_DJANGO_CACHES`` counts cache operations, ``PDC_DJANGO
 written rows of these models, and ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied. ``manage.py check``
 reports wrong settings.
 
-Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class.
+Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class or a method.
 """
 
 try:

@@ -17,7 +17,7 @@ from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, resolve
 
-from pdc.http import TRACKER, AsyncBody, Body, Match, Tracker, content_length, is_excluded
+from pdc.http import TRACKER, AsyncBody, Body, Match, Tracker, content_length, excludes_method, is_excluded
 
 from . import conf
 
@@ -86,7 +86,12 @@ def _find_route(request: HttpRequest) -> Match:
         return Match(request=request)
     mount = request.META.get("SCRIPT_NAME", "").rstrip("/")
     route = match.route if match.route.startswith("^") and not mount else f"{mount}/{match.route}"
-    return Match(route, request, is_excluded(match.func) or is_excluded(getattr(match.func, "view_class", None)))
+    return Match(route, request, is_excluded(match.func) or _excludes_method(match.func, request.method or ""))
+
+
+def _excludes_method(view: Any, method: str) -> bool:
+    owner = getattr(view, "view_class", None) or getattr(view, "cls", None)  # the latter is that of Django REST framework
+    return owner is not None and excludes_method(owner, method, getattr(view, "actions", None))
 
 
 def _resolved(request: HttpRequest) -> ResolverMatch | None:

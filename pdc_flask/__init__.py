@@ -17,7 +17,7 @@ from werkzeug.routing import Rule
 
 from pdc import Info, config
 from pdc.exposition import scrape_from_wsgi
-from pdc.http import TRACKER, UNMATCHED, HTTPMetrics, Tracker, exclude, is_excluded, track_wsgi
+from pdc.http import TRACKER, UNMATCHED, HTTPMetrics, Tracker, exclude, excludes_method, is_excluded, track_wsgi
 from pdc.options import Options
 
 from .views import ViewMetrics, warn_of_misplaced
@@ -34,8 +34,8 @@ class PrometheusMetrics(ViewMetrics):
     ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``,
     ``PDC_FLUSH_INTERVAL``, ``PDC_JOURNAL``, ``PDC_EXIT_TIMEOUT``, ``PDC_METRICS_PATH``, ``PDC_METRICS_PORT``,
     ``PDC_METRICS_TOKEN``, ``PDC_NAMESPACE``, ``PDC_BUCKETS``, ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``,
-    ``PDC_SIZES``, ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``, ``PDC_EXPIRE_SERIES``, ``PDC_ENABLED``. Requests of a view that
-    ``@metrics.exclude`` decorates, below ``@app.route``, are not counted.
+    ``PDC_SIZES``, ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``, ``PDC_EXPIRE_SERIES``, ``PDC_ENABLED``. Requests of a view,
+    a class of views, or a method of one that ``@metrics.exclude`` decorates, below ``@app.route``, are not counted.
     """
 
     exclude = staticmethod(exclude)
@@ -139,7 +139,10 @@ def _note_request(app: Flask, current: Any, tracker: Tracker) -> None:
     if rule is None:
         tracker.matched(UNMATCHED, current)
     else:
-        excluded = is_excluded(app.view_functions.get(rule.endpoint))
+        view = app.view_functions.get(rule.endpoint)
+        excluded = is_excluded(view)
+        if not excluded and (owner := getattr(view, "view_class", None)) is not None:
+            excluded = excludes_method(owner, current.method)
         tracker.matched(current.root_path + rule.rule, current, excluded)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from starlette.routing import BaseRoute, Host, Mount
 from starlette.types import Scope
 
-from pdc.http import UNMATCHED, Match, asgi_path, is_excluded
+from pdc.http import METHODS, UNMATCHED, Match, asgi_path, excludes_method, is_excluded
 
 
 class RouteFinder:
@@ -121,7 +121,16 @@ def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern
         else:
             kind = "http" if hasattr(route, "methods") else "websocket"
             match = Match(template, excluded=is_excluded(route.endpoint))
+            if excluded := _excluded_methods(route.endpoint):
+                yield _Entry(match._replace(excluded=True), route.endpoint, (kind,), excluded, chain)
             yield _Entry(match, route.endpoint, (kind,), route.methods or () if kind == "http" else (), chain)
+
+
+def _excluded_methods(endpoint: Any) -> list[str]:
+    """The HTTP methods of a class whose functions are excluded."""
+    if not isinstance(endpoint, type) or is_excluded(endpoint):
+        return []
+    return [method for method in METHODS if excludes_method(endpoint, method)]
 
 
 def _match(entries: Iterable[_Entry], kind: str, method: str | None, path: str) -> _Entry | None:

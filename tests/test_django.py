@@ -36,13 +36,16 @@ from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client, override_settings
 from django.test.utils import CaptureQueriesContext
 from django.urls import include, path
+from django.views import View
 from django_project import OURS, seen
 from prometheus_client.parser import text_string_to_metric_families
+from rest_framework.routers import SimpleRouter
+from rest_framework.viewsets import ViewSet
 
 from pdc.http import HTTPMetrics
 from pdc.options import OptionError
 from pdc.process import once
-from pdc_django import conf, urls, views
+from pdc_django import conf, exclude, urls, views
 from pdc_django.middleware import PrometheusMiddleware
 from pdc_django.testing import assert_change
 
@@ -418,6 +421,39 @@ def test_scrapes_do_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) ->
     assert asgi("/metrics").status == 200
     assert len(seen) == 1
     assert seen != [threading.get_ident()]
+
+
+def routes(*patterns: Any) -> type:
+    """A URLconf of these patterns and the metrics page."""
+    return type("Routes", (), {"urlpatterns": [*patterns, path("", include("pdc_django.urls"))]})
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_class_of_views_can_be_excluded(send: Send, change: Settings, whole: bool) -> None:
+    """`exclude` works on a class of views or of Django REST framework, and on one of its functions; HEAD goes with GET."""
+
+    class Health(View):
+        def get(self, _: HttpRequest) -> HttpResponse:
+            return HttpResponse("fine")
+
+        def post(self, _: HttpRequest) -> HttpResponse:
+            return HttpResponse("fine")
+
+    class Items(ViewSet):  # type: ignore[misc]  # it has no types
+        def retrieve(self, _: Any, pk: str) -> HttpResponse:
+            return HttpResponse(pk)
+
+        def update(self, _: Any, pk: str) -> HttpResponse:
+            return HttpResponse(pk)
+
+    for view in (Health, Items) if whole else (Health.get, Items.retrieve):
+        exclude(view)
+    router = SimpleRouter()
+    router.register("items", Items, basename="item")
+    change(ROOT_URLCONF=routes(path("health", Health.as_view()), *router.urls))
+    for page, methods in (("/health", ("GET", "HEAD", "POST")), ("/items/5/", ("GET", "HEAD", "PUT"))):
+        assert [send(page, method).status for method in methods] == [200] * 3
+    assert {labels[0] for labels in scraped("http_requests_total")} == (set() if whole else {"POST", "PUT"})
 
 
 def test_the_page_is_not_counted(send: Send, change: Settings) -> None:

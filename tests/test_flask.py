@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from flask import Blueprint, Flask, Response, abort, request, send_file, stream_with_context
+from flask.views import MethodView
 from opentelemetry import trace
 from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.exceptions import NotFound
@@ -359,6 +360,29 @@ def test_a_view_can_be_excluded(make_app: Make) -> None:
     assert app.test_client().get("/health").text == "fine"
     assert scraped(app, "http_requests_total") == {}
     assert scraped(app, "http_requests_in_progress") == {("GET",): 0.0}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_class_of_views_can_be_excluded(make_app: Make, whole: bool) -> None:
+    """`exclude` works on a class of views, and on one of its methods; HEAD goes with GET."""
+    app, exclude = make_app(), PrometheusMetrics.exclude
+
+    class Health(MethodView):
+        def get(self) -> str:
+            return "fine"
+
+        def post(self) -> str:
+            return "fine"
+
+    if whole:
+        exclude(Health)
+    else:
+        exclude(Health.get)
+    app.add_url_rule("/health", view_func=Health.as_view("health"))
+    for method in ("GET", "HEAD", "POST"):
+        assert app.test_client().open("/health", method=method).status_code == 200
+    assert scraped(app, "http_requests_total") == ({} if whole else {("POST", "/health", "200"): 1.0})
+    assert set(scraped(app, "http_requests_in_progress").values()) == {0.0}
 
 
 def test_an_info_metric_may_be_declared_before_the_application(make_app: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,14 @@ class Item:
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Flask:
+def app(tmp_path: Path) -> Iterator[Flask]:
     """An application with options, before its extensions."""
     app = Flask("shop")
     app.config.update(PDC_SQLITE_PATH=str(tmp_path / "metrics.db"), PDC_FLUSH_INTERVAL=0)
     app.config.update(API_TITLE="Shop", API_VERSION="1", OPENAPI_VERSION="3.0.2")
     app.logger.setLevel(logging.CRITICAL)
-    return app
+    yield app
+    flask_restx.Api(Flask("empty"))  # RESTX keeps the last API, with all metrics of its application
 
 
 @both
@@ -117,3 +119,24 @@ def test_exceptions_count_and_answers_do_not(app: Flask, rest: Any, first: bool,
     for exception in ("BrokenError", "KeyError"):
         assert value_of("http_exceptions_total", exception=exception, route="/items/<name>") == 1
     assert value_of("http_exceptions_total") == 2
+
+
+@both
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_resource_can_be_excluded(app: Flask, rest: Any, whole: bool) -> None:
+    """`exclude` works on a resource, and on one of its methods."""
+    metrics = PrometheusMetrics(app)
+
+    class Health(rest.Resource):  # type: ignore[misc]  # neither of the two has types
+        def get(self) -> Any:
+            return {}
+
+        def post(self) -> Any:
+            return {}
+
+    metrics.exclude(Health if whole else Health.get)
+    rest.Api(app).add_resource(Health, "/health")
+    for method in ("GET", "HEAD", "POST"):
+        assert app.test_client().open("/health", method=method).status_code == 200
+    assert value_of("http_requests_total") == (0 if whole else 1)
+    assert value_of("http_requests_total", method="POST") == (0 if whole else 1)

@@ -23,6 +23,7 @@ from fastapi import APIRouter, FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.endpoints import HTTPEndpoint
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -550,6 +551,23 @@ def test_excluded_websockets_are_not_counted(make_app: Make) -> None:
         socket.receive_text()
     assert not stored("websocket_connections_total")
     assert not any(stored("websocket_duration_seconds_count").values())
+
+
+def test_a_method_of_an_endpoint_can_be_excluded(options: dict[str, Any]) -> None:
+    """`exclude` works on one of the functions of a class of Starlette; HEAD goes with GET."""
+
+    class Health(HTTPEndpoint):
+        @exclude
+        async def get(self, request: Request) -> Response:
+            return await fine(request)
+
+        async def post(self, request: Request) -> Response:
+            return await fine(request)
+
+    app = Starlette(routes=[Route("/health", Health)])
+    instrument(app, **options)
+    assert [client(app).request(method, "/health").status_code for method in ("GET", "HEAD", "POST")] == [200] * 3
+    assert requests() == {("POST", "/health", "200"): 1.0}
 
 
 def page(app: ASGI, path: str = "/metrics", **headers: str) -> Any:

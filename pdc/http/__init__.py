@@ -3,13 +3,14 @@
 A framework finds method, route, status and the end of the body; it reports them to a `Tracker`.
 """
 
-from .application import HTTPMetrics, exclude, is_excluded
+from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
 from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
 from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, UNMATCHED, Match, Tracker, content_length
 from .wsgi import Body, track_wsgi
 
 __all__ = [
     "CLIENT_CLOSED_REQUEST",
+    "METHODS",
     "TRACKER",
     "UNMATCHED",
     "AsyncBody",
@@ -20,6 +21,7 @@ __all__ = [
     "asgi_path",
     "content_length",
     "exclude",
+    "excludes_method",
     "is_excluded",
     "track_asgi",
     "track_websocket",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +27,7 @@ _EXCLUDED = "pdc_excluded"
 
 
 def exclude(view: ViewT) -> ViewT:
-    """Do not count the requests of this view: a decorator, to be written below the decorator of the route."""
+    """Do not count the requests of this view, class of views, or method of one: a decorator, below the one of the route."""
     setattr(view, _EXCLUDED, True)
     return view
 
@@ -35,6 +35,20 @@ def exclude(view: ViewT) -> ViewT:
 def is_excluded(view: object) -> bool:
     """Return True if `exclude` decorates the view."""
     return getattr(view, _EXCLUDED, False)
+
+
+def excludes_method(owner: object, method: str, names: Mapping[str, str] | None = None) -> bool:
+    """Return True if `exclude` decorates the class of a view, or its function for this HTTP method.
+
+    `names` has the names of functions that are not those of their methods, in lower case.
+    """
+    if is_excluded(owner):
+        return True
+    names, verb = names or {}, method.lower()
+    function = getattr(owner, names.get(verb, verb), None)
+    if function is None and verb == "head":
+        function = getattr(owner, names.get("get", "get"), None)
+    return is_excluded(function)
 
 
 class HTTPMetrics:
