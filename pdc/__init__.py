@@ -11,7 +11,7 @@ from .storage import StorageError
 
 if TYPE_CHECKING:
     from . import redis, sqlite
-    from .exposition import generate_latest, make_asgi_app, make_wsgi_app, start_http_server
+    from .exposition import generate_latest, make_asgi_app, make_wsgi_app, scrape_response, start_http_server
     from .options import setup_from_environ
 
     __version__: str
@@ -33,6 +33,7 @@ __all__ = [
     "make_asgi_app",
     "make_wsgi_app",
     "redis",
+    "scrape_response",
     "setup",
     "setup_from_environ",
     "shutdown",
@@ -41,7 +42,9 @@ __all__ = [
 ]
 
 _LATER = {
-    **dict.fromkeys(("generate_latest", "make_asgi_app", "make_wsgi_app", "start_http_server"), "exposition"),
+    **dict.fromkeys(
+        ("generate_latest", "make_asgi_app", "make_wsgi_app", "scrape_response", "start_http_server"), "exposition"
+    ),
     "setup_from_environ": "options",
     "redis": "redis",
     "sqlite": "sqlite",

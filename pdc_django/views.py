@@ -24,7 +24,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     if http is None:
         return HttpResponse("# PDC_ENABLED is false\n", "text/plain; charset=utf-8", status=404)
     answer = http.answer(scrape_from_wsgi(request.META), request.headers.get("Authorization", ""))
-    return HttpResponse(answer.body, status=answer.status, headers=dict(answer.headers))
+    return HttpResponse(answer.body, status=answer.status, headers=answer.headers)
 
 
 metrics.login_required = False  # type: ignore[attr-defined] # LoginRequiredMiddleware asks; PDC_METRICS_TOKEN is the guard

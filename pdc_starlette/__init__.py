@@ -105,10 +105,7 @@ async def metrics(request: Request) -> Response:
     if scope[TRACKER] is not None:
         scope[TRACKER].forget()
     authorization = request.headers.get("authorization", "")
-    answer = await run_in_threadpool(scope[METRICS].answer, scrape_from_asgi(scope), authorization)
-    response = Response(answer.body, answer.status)
-    response.raw_headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
-    return response
+    return Response(*await run_in_threadpool(scope[METRICS].answer, scrape_from_asgi(scope), authorization))
 
 
 @with_options_shown

@@ -103,12 +103,16 @@ asyncio.run(main())
 
 
 def test_the_view_block_shows_what_it_counted(tmp_path: Path) -> None:
-    """The view of the last block serves prometheus_client's text of our counter."""
+    """The view of the last block serves our counter and prometheus_client's metrics; without its storage it is a 503."""
     ask = """
 answer = app.test_client().get("/metrics")
 print(answer.content_type)
 print(answer.text)
+setup(sqlite="/nonexistent/metrics.db", flush_interval=1, journal=False)
+print(app.test_client().get("/metrics").status)
 """
     content_type, *printed = run_block(block(README, "python", of=EXTENSIONS, number=3) + ask, tmp_path)
-    assert content_type == "text/plain; charset=utf-8"
+    assert content_type.startswith("text/plain; version=0.0.4")
     assert "visits_total 1.0" in printed
+    assert any(line.startswith("python_info{") for line in printed)
+    assert printed[-1] == "503 SERVICE UNAVAILABLE"

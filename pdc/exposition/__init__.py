@@ -14,6 +14,7 @@ from .scrape import (
     respond,
     scrape_from_asgi,
     scrape_from_wsgi,
+    scrape_response,
 )
 from .server import Port, start_http_server
 
@@ -33,5 +34,6 @@ __all__ = [
     "respond",
     "scrape_from_asgi",
     "scrape_from_wsgi",
+    "scrape_response",
     "start_http_server",
 ]

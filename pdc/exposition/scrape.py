@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,11 +30,11 @@ METHODS = "GET, HEAD, OPTIONS"
 
 
 class Response(NamedTuple):
-    """The response to a scrape, for any kind of server."""
+    """The response to a scrape, for any kind of server; a view of Flask may return it as it is."""
 
+    body: bytes
     status: int
-    headers: list[tuple[str, str]]
-    body: bytes = b""
+    headers: dict[str, str]
 
 
 class Scrape(NamedTuple):
@@ -58,12 +58,12 @@ class Scrape(NamedTuple):
             waiting = config.waiting_series()
             message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
             return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
-        headers = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         if compress and accepts_gzip(self.accept_encoding):
             body = gzip.compress(body, compresslevel=6, mtime=0)
-            headers.append(("Content-Encoding", "gzip"))
-        headers.append(("Content-Length", str(len(body))))
-        return self._without_body_of_head(Response(HTTPStatus.OK, headers, body))
+            headers["Content-Encoding"] = "gzip"
+        headers["Content-Length"] = str(len(body))
+        return self._without_body_of_head(Response(body, HTTPStatus.OK, headers))
 
     def _without_body_of_head(self, response: Response) -> Response:
         return response._replace(body=b"") if self.method == "HEAD" else response
@@ -72,7 +72,31 @@ class Scrape(NamedTuple):
 def plain(status: HTTPStatus, message: str, *headers: tuple[str, str]) -> Response:
     """A short response in plain text."""
     body = f"# {message}\n".encode()
-    return Response(status, [*headers, ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))], body)
+    ours = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
+    return Response(body, status, {**dict(headers), **ours})
+
+
+def scrape_response(request: Any, registry: Collector | None = None) -> Response:
+    """Answer the scrape of a view, as the extensions do: body, status and headers.
+
+    The request is one of Flask, Django or Starlette, a WSGI environment or an ASGI scope. It decides about the format and
+    the compression. A storage that cannot be read is a 503 with the reason. The collectors of a registry come after the
+    metrics of the storage. This reads the storage: call it in a thread, not in a coroutine.
+
+        return scrape_response(request)  # Flask
+        return Response(*scrape_response(request))  # Starlette, FastAPI
+        body, status, headers = scrape_response(request)
+        return HttpResponse(body, status=status, headers=headers)  # Django
+
+    Raises TypeError for other requests.
+    """
+    source: Any = (
+        request if isinstance(request, Mapping) else getattr(request, "META", None) or getattr(request, "environ", None)
+    )
+    if source is None:
+        expected = "a request of Flask, Django or Starlette, a WSGI environment or an ASGI scope"
+        raise TypeError(f"request must be {expected}, got {request!r}")
+    return (scrape_from_wsgi if "REQUEST_METHOD" in source else scrape_from_asgi)(source).answer(registry)
 
 
 def make_wsgi_app(registry: Collector | None = None, disable_compression: bool = False) -> WSGIApplication:
@@ -86,7 +110,7 @@ def make_wsgi_app(registry: Collector | None = None, disable_compression: bool =
 
 def respond(response: Response, start_response: StartResponse) -> Iterable[bytes]:
     """Give the response to a WSGI server."""
-    start_response(f"{response.status} {HTTPStatus(response.status).phrase}", response.headers)
+    start_response(f"{response.status} {HTTPStatus(response.status).phrase}", [*response.headers.items()])
     return [response.body]
 
 
@@ -111,14 +135,14 @@ def make_asgi_app(registry: Collector | None = None, disable_compression: bool =
             raise ValueError(f"metrics are served over HTTP, got a connection of type {scope['type']!r}")
         answer = partial(scrape_from_asgi(scope).answer, registry, compress=not disable_compression)
         response = await _in_thread(answer)
-        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+        headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
         await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
 
     return metrics_app
 
 
-def scrape_from_asgi(scope: Scope) -> Scrape:
+def scrape_from_asgi(scope: Mapping[str, Any]) -> Scrape:
     """The scrape that an ASGI scope asks for."""
 
     def header(wanted: bytes) -> str:
