@@ -79,12 +79,18 @@ class PrometheusMetrics(ViewMetrics):
 
 
 def _mount(app: Flask, metrics: HTTPMetrics, path: str) -> None:
-    def serve() -> Response:
+    def serve(**_: str) -> Response:
         answer = metrics.answer(scrape_from_wsgi(request.environ), request.headers.get("Authorization", ""))
         return Response(answer.body, answer.status, answer.headers)
 
     methods = ["GET", "HEAD", "OPTIONS"]
-    app.add_url_rule(path, ENDPOINT, serve, methods=methods, provide_automatic_options=False)
+    hosts: list[dict[str, str]] = [{}]
+    if app.url_map.host_matching:  # a rule without a host matches none
+        hosts = [{"host": "<pdc_host>"}]
+    elif app.subdomain_matching:  # Prometheus asks processes by their address, which is in no domain
+        hosts = [{}, {"subdomain": "<pdc_host>"}]
+    for host in hosts:
+        app.add_url_rule(path, ENDPOINT, serve, methods=methods, provide_automatic_options=False, **host)
 
 
 def _tracker() -> Tracker | None:

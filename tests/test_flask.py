@@ -20,6 +20,7 @@ from werkzeug.test import Client
 import pdc
 import pdc.exposition
 from pdc.options import OptionError, from_header
+from pdc.testing import value_of
 from pdc_flask import PrometheusMetrics
 
 Make = Callable[..., Flask]
@@ -167,6 +168,27 @@ def test_metrics_are_not_counted_and_can_be_moved(make_app: Make) -> None:
         assert client.open("/internal/metrics", method=method).status_code == 200
     assert b"http_requests_total{" not in client.get("/internal/metrics").data
     assert client.get("/metrics").status_code == 404
+
+
+@pytest.mark.parametrize("matching", ["host", "subdomain"])
+@pytest.mark.filterwarnings("ignore:Current server name")
+def test_the_page_is_on_every_host(tmp_path: Any, matching: str) -> None:
+    """Where an application routes by host or subdomain, each of them has the page, which does not count itself."""
+    app = Flask("shop", host_matching=matching == "host", static_folder=None, subdomain_matching=matching == "subdomain")
+    app.config.update(PDC_SQLITE_PATH=str(tmp_path / "metrics.db"), PDC_FLUSH_INTERVAL=0)
+    if matching == "subdomain":
+        app.config["SERVER_NAME"] = "shop.example"
+    PrometheusMetrics(app)
+    place: dict[str, Any] = {"host": "eu.shop.example"} if matching == "host" else {"subdomain": "eu"}
+    app.add_url_rule("/", "index", lambda: "fine", **place)
+    for host in ("shop.example", "eu.shop.example", "10.0.0.7:8000"):
+        web = Client(app)
+        status = 200 if host.startswith("eu.") else 404
+        assert web.get("/", base_url=f"http://{host}/").status_code == status
+        assert web.get("/metrics", base_url=f"http://{host}/").status_code == 200
+    assert value_of("http_requests_total", route="/", status="200") == 1
+    assert value_of("http_requests_total", route="<unmatched>", status="404") == 2
+    assert value_of("http_requests_total") == 3
 
 
 def test_the_page_negotiates_and_asks_for_the_token(make_app: Make) -> None:
