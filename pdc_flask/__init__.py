@@ -70,8 +70,11 @@ class PrometheusMetrics(ViewMetrics):
         warn_of_misplaced(app)
 
     def info(self, name: str, documentation: str, **labels: str) -> Info:
-        """Declare an info metric with these labels, for example the version of the application, and return it."""
-        info = Info(name, documentation, registry=None)
+        """Declare an info metric with these labels, for example the version of the application, and return it.
+
+        Its sample ends in ``_info``, whether the name does or not.
+        """
+        info = Info(name.removesuffix("_info"), documentation, registry=None)
         self._infos.append((info, labels))
         if config.DEFAULT.storage is not None:
             info.info(labels)

@@ -420,6 +420,15 @@ def test_an_info_metric_may_be_declared_before_the_application(make_app: Make) -
     assert [str(info) for info in (first, second)] == ["info:shop_build", "info:shop_place"]
 
 
+@pytest.mark.parametrize("name", ["app", "app_info"])
+def test_an_info_metric_has_its_suffix_once(make_app: Make, name: str) -> None:
+    """The sample is `app_info` for a name with and without the suffix."""
+    app = make_app()
+    PrometheusMetrics().info(name, "The application.", version="1.2")
+    assert scraped(app, "app_info") == {("1.2",): 1.0}
+    assert "app_info_info" not in app.test_client().get("/metrics").text
+
+
 def test_labels_of_the_application(make_app: Make) -> None:
     """Labels are static, callables of the request, or headers with allowed values; without a value or on failure, empty."""
     labels = {
