@@ -5,10 +5,10 @@
     urlpatterns += [path("", include("pdc_django.urls"))]
 
 Options are settings, or environment variables of the same name: the options of every framework, such as
-``PDC_REDIS_URL`` (`pdc.options.Options` has them all), and four of Django alone. ``PDC_DJANGO_DATABASES`` (true unless
+``PDC_REDIS_URL`` (`pdc.options.Options` has them all), and five of Django alone. ``PDC_DJANGO_DATABASES`` (true unless
 set) counts queries, ``PDC_DJANGO_CACHES`` counts cache operations, ``PDC_DJANGO_MODELS = ["shop", "auth.User"]`` counts
-written rows of these models, and ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied. ``manage.py check``
-reports wrong settings.
+written rows of these models, ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied, and
+``PDC_DJANGO_READABLE_ROUTES`` shows regular expressions of routes as templates. ``manage.py check`` reports wrong settings.
 
 Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class or a method.
 """

@@ -32,7 +32,7 @@ def _models(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class DjangoOptions(Options):
-    """The options of every framework, and four of Django alone."""
+    """The options of every framework, and five of Django alone."""
 
     django_databases: bool = option(True, parse_flag, "true or false", "Count and time database queries.")
     django_caches: bool = option(False, parse_flag, "true or false", "Count and time cache operations.")
@@ -42,6 +42,9 @@ class DjangoOptions(Options):
         _models,
         "labels of apps or models, such as 'shop' or 'shop.Order'",
         "Count rows of these models that are inserted, updated or deleted.",
+    )
+    django_readable_routes: bool = option(
+        False, parse_flag, "true or false", "Show regular expressions of routes as templates: `/posts/{pk}/`."
     )
 
 

@@ -20,6 +20,7 @@ from django.urls import ResolverMatch, resolve
 from pdc.http import TRACKER, AsyncBody, Body, Match, Tracker, content_length, excludes_method, is_excluded
 
 from . import conf
+from .routes import readable
 
 ANSWERS = (Http404, PermissionDenied, BadRequest, SuspiciousOperation, MultiPartParserError)
 """Exceptions that Django turns into an answer of status 4xx."""
@@ -84,8 +85,11 @@ def _find_route(request: HttpRequest) -> Match:
     match = request.resolver_match or _resolved(request)
     if match is None:
         return Match(request=request)
-    mount = request.META.get("SCRIPT_NAME", "").rstrip("/")
-    route = match.route if match.route.startswith("^") and not mount else f"{mount}/{match.route}"
+    mount, route = request.META.get("SCRIPT_NAME", "").rstrip("/"), match.route
+    if conf.options().django_readable_routes:
+        route = readable(route)
+    if mount or not route.startswith("^"):
+        route = f"{mount}/{route}"
     return Match(route, request, is_excluded(match.func) or _excludes_method(match.func, request.method or ""))
 
 

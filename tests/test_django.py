@@ -47,6 +47,7 @@ from pdc.options import OptionError
 from pdc.process import once
 from pdc_django import conf, exclude, urls, views
 from pdc_django.middleware import PrometheusMiddleware
+from pdc_django.routes import readable
 from pdc_django.testing import assert_change
 
 Settings = Callable[..., None]
@@ -426,6 +427,45 @@ def test_scrapes_do_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) ->
 def routes(*patterns: Any) -> type:
     """A URLconf of these patterns and the metrics page."""
     return type("Routes", (), {"urlpatterns": [*patterns, path("", include("pdc_django.urls"))]})
+
+
+@pytest.mark.parametrize(
+    ("route", "template"),
+    [
+        ("api/posts/<int:pk>/", "api/posts/<int:pk>/"),
+        ("Products(<int:pk>)/+a.b?", "Products(<int:pk>)/+a.b?"),
+        (r"api/^posts/(?P<pk>[^/.]+)/$", "api/posts/{pk}/"),
+        (r"^posts/(?P<pk>[^/.]+)/comments\.(?P<format>[a-z0-9]+)/?$", "posts/{pk}/comments.{format}/"),
+        (r"<slug:shop>/^(?P<year>[0-9]{4})/(?P<rest>(a|\)|[)])*(?:b))/\Z", "<slug:shop>/{year}/{rest}/"),
+        (r"items/([0-9]+)/(?:page-(?P<page>\d+)/)?$", "items/{var}/page-{page}/"),
+        (r"^(?!admin/)(?i:a|b){2}x/(?:en|fr){1,2}/[a-z^]+\-\d+$", "x/(en|fr)/[a-z^]-\\d"),
+        (r"^(?P<a>x)/(?P=a)/(unclosed", "{a}/{a}/{var}"),
+    ],
+)
+def test_regular_expressions_are_readable(route: str, template: str) -> None:
+    """Named groups are their names, anchors and quantifiers go; a route that is no expression stays."""
+    assert readable(route) == template
+
+
+def test_routes_of_rest_framework_are_readable_when_asked_for(send: Send, change: Settings) -> None:
+    """PDC_DJANGO_READABLE_ROUTES changes the templates of regular expressions; without it they stay as they are."""
+
+    class Posts(ViewSet):  # type: ignore[misc]  # it has no types
+        def retrieve(self, _: Any, pk: str) -> HttpResponse:
+            return HttpResponse(pk)
+
+    router = SimpleRouter()
+    router.register("posts", Posts, basename="post")
+    for wanted in (False, True):
+        change(
+            ROOT_URLCONF=routes(path("api/", include(router.urls))),
+            django_readable_routes=wanted,
+        )
+        assert send("/api/posts/5/").status == 200
+    assert {route for _, route, _ in scraped("http_requests_total")} == {
+        "/api/posts/(?P<pk>[^/.]+)/$",
+        "/api/posts/{pk}/",
+    }
 
 
 @pytest.mark.parametrize("whole", [True, False])
