@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .cells import TURN, in_one_scrape
-from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer
+from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer, NotConfigured
 from .process import log, servers
 from .process.files import HAS_LOCKS
 from .process.forks import FORKS
@@ -37,6 +37,8 @@ REDIS_EXPIRE = 3600.0
 DEFAULT, REDIS, SQLITE = Buffer(), Buffer(), Buffer()
 """The buffers of the metrics of `pdc`, `pdc.redis` and `pdc.sqlite`."""
 BUFFERS = (DEFAULT, REDIS, SQLITE)
+_OWN: list[sqlite3.Connection] = []
+"""The database in memory that a process of tests has for itself, whatever storage `setup` is given."""
 
 
 def setup(
@@ -79,17 +81,19 @@ def setup(
     interval, timeout = _seconds("flush_interval", flush_interval), _seconds("exit_timeout", exit_timeout)
     folder = _folder(journal)
     limits = {name: limit for name, limit in series_limits(max_series, expire_series).items() if limit is not None}
-    if redis is not None and sqlite is None:
+    if (redis is None) == (sqlite is None):
+        raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
+    if _OWN:
+        _attach_own(limits)
+    elif redis is not None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
         storage = _redis_storage(redis, redis_prefix, expire)
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
         _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds, limits)
         _announce(storage, interval, folder)
-    elif sqlite is not None and redis is None:
+    else:
         _refuse_with_sqlite(redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
         _attach_sqlite(sqlite, interval, folder, limits)
-    else:
-        raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
     Buffer.exit_timeout = timeout
 
 
@@ -113,6 +117,8 @@ def _note_missing_journal() -> None:
 
 def get_redis_conn() -> Any:
     """The client that `setup(redis=...)` was given or made from the URL. Raises NotConfigured."""
+    if _OWN:
+        raise NotConfigured("the metrics of this process are in its own storage (pdc.testing.own_storage): there is no Redis")
     storage: RedisStorage = REDIS.required()  # type: ignore[assignment]  # REDIS has no other storage
     return storage.client
 
@@ -125,6 +131,28 @@ def get_sqlite_conn() -> sqlite3.Connection:
     """
     storage: SqliteStorage = SQLITE.required()  # type: ignore[assignment]  # SQLITE has no other storage
     return storage.connection()
+
+
+def use_own_storage() -> None:
+    """Keep all metrics of this process in its memory, whatever storage `setup` was given, or is given from now on."""
+    import sqlite3
+
+    leave_own_storage()
+    _OWN.append(sqlite3.connect(":memory:", check_same_thread=False))
+    _attach_own({})
+
+
+def leave_own_storage() -> None:
+    """Forget the metrics of `use_own_storage`; further updates need another `setup`."""
+    if _OWN:
+        shutdown()
+        _OWN.pop().close()
+
+
+def _attach_own(limits: Mapping[str, float]) -> None:
+    from .storage.sqlite import SqliteStorage
+
+    _attach(BUFFERS, SqliteStorage(_OWN[0]), 0.0, False, FORGET_WRITER_SECONDS / 3, limits)
 
 
 def flush() -> None:
@@ -291,7 +319,7 @@ def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
 
 
 def _attach(
-    buffers: tuple[Buffer, ...],
+    buffers: Collection[Buffer],
     storage: Storage,
     interval: float,
     folder: Path | bool,

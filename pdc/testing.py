@@ -5,9 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from . import config
 from .exposition import collect
 
-__all__ = ["assert_change", "value_of"]
+__all__ = ["assert_change", "own_storage", "value_of"]
+
+
+@contextmanager
+def own_storage() -> Iterator[None]:
+    """Keep the metrics of this process in its memory for the block, whatever storage the program chooses.
+
+    Tests that run at the same time do not see each other then, and leave nothing in the storage of the program. Processes
+    that the block starts have not this one. After the block, metrics need another `setup`. The fixture of `pdc.fixtures`
+    and the runner of `pdc_django.testing` do this for all tests of a process.
+    """
+    config.use_own_storage()
+    try:
+        yield
+    finally:
+        config.leave_own_storage()
 
 
 def value_of(sample: str, **labels: str) -> float:
