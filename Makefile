@@ -16,7 +16,8 @@ SECONDS ?= 60
 PYTHONS ?=
 TESTS ?=
 # The tests that must pass on every Python. `make check-pythons TESTS='$(CORE)'` runs only these.
-CORE = $(patsubst %,tests/test_%.py,family rendering threads journal faults forks processes storage buffer metrics limits config health exposition)
+CORE = $(patsubst %,tests/test_%.py,family rendering cells threads journal faults losses forks processes sharing storage storage_content \
+  buffer retries log metrics declarations gauges limits config health exposition server)
 PROVE ?=
 POINTS ?= 60
 # Most tests wait for servers and processes, so more of them than there are cores run side by side.

@@ -1,4 +1,4 @@
-"""Fixtures: a Redis server for the test run, storages to run a contract over, scripts in their own processes."""
+"""Fixtures: a Redis server for the test run, storages to run a contract over, scripts in their own processes, buffers."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 import redis
 from journals import Journal
 from prometheus_client import CollectorRegistry
+from recorder import Recorder
 
 import pdc
 from pdc.cells import FREE_THREADED, TURN_LOCK
+from pdc.delivery import Buffer
 from pdc.exposition import Port
 from pdc.process import once
 
@@ -247,3 +250,160 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 def journal(run_script: Callable[..., subprocess.CompletedProcess[str]], storage: dict[str, Any], tmp_path: Path) -> Journal:
     """A folder for one test, for each storage."""
     return Journal(run_script, storage, tmp_path / "journals")
+
+
+@pytest.fixture(params=[0, 3600], ids=["write-through", "buffered"])
+def ready(request: pytest.FixtureRequest, storage: dict[str, Any]) -> None:
+    """A storage that is set up, with and without a buffer."""
+    pdc.setup(**storage, flush_interval=request.param)
+
+
+@pytest.fixture
+def without_created() -> Iterator[None]:
+    """Disable `_created` series."""
+    prometheus_client.disable_created_metrics()
+    yield
+    prometheus_client.enable_created_metrics()
+
+
+@pytest.fixture
+def start_script(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a script that lives until it gets a line, or is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str, storage: dict[str, Any]) -> subprocess.Popen[str]:
+        code = f"import pdc\npdc.setup(**{storage!r})\n{textwrap.dedent(source)}\nprint('ready', flush=True)\ninput()"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """A storage that is up."""
+    return Recorder()
+
+
+@pytest.fixture
+def buffer(recorder: Recorder) -> Iterator[Buffer]:
+    """A buffer that writes through to the recorder."""
+    buffer = Buffer()
+    buffer.attach(recorder, 0.0, None)
+    yield buffer
+    recorder.during = lambda: None
+    buffer.detach()
+
+
+@pytest.fixture
+def counter(buffer: Buffer, registry: CollectorRegistry) -> pdc.Counter:
+    """A counter of the buffer."""
+    metric: type[pdc.Counter] = type("Counter", (pdc.Counter,), {"buffer": buffer})
+    return metric("hits", "Hits.", registry=registry)
+
+
+@pytest.fixture
+def gauge(buffer: Buffer, registry: CollectorRegistry) -> pdc.Gauge:
+    """A gauge of the buffer."""
+    metric: type[pdc.Gauge] = type("Gauge", (pdc.Gauge,), {"buffer": buffer})
+    return metric("level", "Level.", registry=registry)
+
+
+class Peer:
+    """Another process that counts, and runs the statements it gets."""
+
+    def __init__(self, storage: dict[str, Any], folder: Path, **options: Any) -> None:
+        source = f"""
+import pdc
+pdc.setup(**{{**{storage!r}, **{options!r}}})
+
+def send():
+    try:
+        pdc.flush()
+    except pdc.StorageError:
+        return False
+    return True
+
+while command := input():
+    exec(command)
+    print("done", flush=True)
+"""
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", source],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def tell(self, *commands: str) -> None:
+        """Let it run these statements, and wait for its answer."""
+        for command in commands:
+            self.begin(command)
+            self.end()
+
+    def begin(self, command: str) -> None:
+        """Let it run a statement."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Wait for its answer."""
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "done\n", self.stop()
+
+    def freeze(self) -> None:
+        """Stop the process."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Resume it after `freeze`."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> str:
+        """Let it end, and return its log."""
+        return self._process.communicate("\n", timeout=20)[1]
+
+    def kill(self) -> None:
+        """Kill it, if it still runs."""
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def start_peer(tmp_path: Path) -> Iterator[Callable[..., Peer]]:
+    """Start another process that counts."""
+    peers: list[Peer] = []
+
+    def start(storage: dict[str, Any], **options: Any) -> Peer:
+        peers.append(Peer(storage, tmp_path, **options))
+        return peers[-1]
+
+    yield start
+    for peer in peers:
+        peer.kill()
+
+
+@pytest.fixture
+def counted(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """Count in a counter and a gauge in SQLite."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    pdc.Counter("sales", "Help", ["path"], registry=registry).labels("/").inc(2)
+    pdc.Gauge("stock", "Help", registry=registry).set(7)

@@ -6,14 +6,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
 import pdc
-from pdc.storage import Storage
+from pdc.exposition import Scrape
+from pdc.storage import MARK, Mark, Storage, StorageError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 """The fixture `run_script`."""
@@ -28,6 +33,16 @@ UP = "metrics can be sent again; those kept in memory were"
 
 SMALL_PIECES = {"MOST_FIELDS": 20, "MOST_FOUND": 20, "MOST_FOLDED": 20, "MOST_NAMED": 20}
 """Constants with which pieces have few fields."""
+AT_ONCE = {"FORGET_WRITER_SECONDS": 0.0, "FORGET_VALUES_SECONDS": 0.0}
+"""A writer without a batch is forgotten with the next batch of another writer."""
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping="
+"""The type of an answer in OpenMetrics, before the name of an escaping."""
+PROMETHEUS_2 = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+"""The header `Accept` of Prometheus 2."""
 
 
 def shown(name: str = "") -> dict[str, float]:
@@ -73,3 +88,89 @@ def driver_call(storage: Storage) -> tuple[Any, str]:
     """The object and the name of the method through which all calls of a storage go."""
     found: Any = storage
     return (found.server, "run") if hasattr(found, "server") else (found.database, "use")
+
+
+def in_threads(count: int, work: Callable[[], object]) -> None:
+    """Do that in so many threads at once."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def hasten(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Let the storages count so many seconds where they normally count more."""
+    set_constants(monkeypatch, **seconds)
+
+
+def marks(fields: Mapping[str, Any]) -> dict[str, Mark]:
+    """The marks that a metric keeps of each writer."""
+    return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
+
+
+class Tally:
+    """Metrics of all types that add up, and their expected values."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+        self.wait = pdc.Histogram("wait", "Seconds.", buckets=(1, 2), registry=registry)
+        self.size = pdc.Summary("size", "Bytes.", registry=registry)
+        self.level = pdc.Gauge("level", "Ups and downs.", registry=registry)
+        self.busy = pdc.Gauge("busy", "Of this process.", registry=registry, multiprocess_mode="livesum")
+        self.rounds = 0
+
+    def update(self) -> None:
+        """Update all; no update may raise."""
+        self.rounds += 1
+        self.hits.labels("/").inc(2)
+        self.wait.observe(0.5)
+        self.wait.observe(1.5)
+        self.size.observe(4)
+        self.level.inc(3)
+        self.level.dec(1)
+        self.busy.inc(5)
+        self.busy.dec(4)
+
+    def check(self) -> None:
+        """Assert that the storage shows exactly the counted updates."""
+        rounds = float(self.rounds)
+        assert shown() == {
+            'hits_total{path="/"}': 2 * rounds,
+            'wait_bucket{le="1.0"}': rounds,
+            'wait_bucket{le="2.0"}': 2 * rounds,
+            'wait_bucket{le="+Inf"}': 2 * rounds,
+            "wait_count": 2 * rounds,
+            "wait_sum": 2 * rounds,
+            "size_count": rounds,
+            "size_sum": 4 * rounds,
+            "level": 2 * rounds,
+            "busy": rounds,
+        }
+
+
+def send() -> None:
+    """Send pending updates, however often that fails."""
+    for _ in range(50):
+        try:
+            pdc.flush()
+        except StorageError:
+            continue
+        return
+    pdc.flush()
+
+
+def refused() -> str:
+    """The reason why a scrape is refused."""
+    response = Scrape().answer()
+    assert response.status == 503
+    return response.body.decode()
+
+
+class Temperature:
+    """A collector of the application."""
+
+    def collect(self) -> Iterator[Metric]:
+        """One gauge of its own, and one that the storage also has."""
+        yield GaugeMetricFamily("temperature", "Help", 21)
+        yield GaugeMetricFamily("stock", "Another help", 99)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SHORT_INTERVALS, Run, shown
+from conftest import Peer, RedisServer, wait_until
+from helpers import INTERVALS, SHORT_INTERVALS, Run, Tally, shown
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import pdc
+from pdc.delivery.health import NAMES
+from pdc.exposition import Scrape
 
 # Python warns of every fork of a process with threads, from 3.12 on; these tests make such forks. And redis-py drops the
 # connections that a child inherits without closing them.
@@ -442,3 +449,121 @@ sys.exit(subprocess.run([sys.executable, "-c", script], check=False).returncode)
         "latency_count": 400.0,
         "latency_sum": 800.0,
     }
+
+
+# Processes whose clock differs
+
+
+def test_a_process_that_sleeps_for_long_is_alive_again(
+    storage: dict[str, Any],
+    registry: CollectorRegistry,
+    start_peer: Callable[..., Peer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that was stopped until its lease ended and its marks were forgotten returns with its live value and counts."""
+    monkeypatch.setattr("pdc.family.LEASE_SECONDS", 1.0)
+    for module in ("pdc.storage", "pdc.storage.redis.writing", "pdc.storage.redis.forgetting"):
+        monkeypatch.setattr(f"{module}.FORGET_WRITER_SECONDS", 1.0)
+    pdc.setup(**storage, flush_interval=3600)
+    tally = Tally(registry)
+    peer = start_peer(storage, flush_interval=0.05)
+    peer.tell("pdc.delivery.flusher.BEAT_SECONDS = 0.1")
+    peer.tell(
+        "busy = pdc.Gauge('busy', 'Of this process.', multiprocess_mode='livesum'); "
+        "hits = pdc.Counter('hits', 'Hits.', ['path'])"
+    )
+    peer.tell("busy.inc(100); hits.labels('/').inc(10); pdc.flush(); hits.labels('/').inc(5)")
+    peer.freeze()
+    wait_until(lambda: "busy" not in shown())
+    tally.update()
+    assert shown()["busy"] == 1.0
+    peer.thaw()
+    wait_until(lambda: shown()["busy"] == 101.0)
+    wait_until(lambda: shown()['hits_total{path="/"}'] == 17.0)
+    assert peer.stop() == ""
+
+
+def test_clocks_that_differ_by_hours(redis_server: RedisServer, start_peer: Callable[..., Peer]) -> None:
+    """Redis's clock decides which processes are alive and which value is the latest, whatever the clocks of hosts show."""
+    declare = (
+        "busy = pdc.Gauge('busy', 'Of this process.', multiprocess_mode='livesum'); "
+        "last = pdc.Gauge('last', 'Latest.', multiprocess_mode='livemostrecent')"
+    )
+    pdc.setup(redis=redis_server.url)
+    for number, hours in enumerate((5, -5, 0), 1):
+        peer = start_peer({"redis": redis_server.url}, flush_interval=3600)
+        for clock in ("time", "monotonic"):
+            peer.tell(f"import time; time.{clock} = lambda real=time.{clock}: real() + {hours} * 3600")
+        peer.tell(declare, f"busy.inc(); last.set({number}); pdc.flush()")
+        assert shown() == {"busy": number, "last": number}
+
+
+# Two versions of a program that count at the same time
+
+
+VERSIONS = {
+    "help": ("Counter('help', 'Old.')", "Counter('help', 'New.')", "documentation 'Old.' is now 'New.'"),
+    "labels": (
+        "Counter('labels', 'Help.', ['a']).labels('x')",
+        "Counter('labels', 'Help.', ['a', 'b']).labels('x', 'y')",
+        "labelnames ('a',) is now ('a', 'b')",
+    ),
+    "buckets": (
+        "Histogram('buckets', 'Help.', buckets=(1, 3))",
+        "Histogram('buckets', 'Help.', buckets=(2, 4))",
+        "bounds ('1.0', '3.0', '+Inf') is now ('2.0', '4.0', '+Inf')",
+    ),
+    "type": (
+        "Counter('type', 'Help.')",
+        "Histogram('type', 'Help.', buckets=(2,))",
+        "type 'counter' is now 'histogram', bounds () is now ('2.0', '+Inf')",
+    ),
+    "mode": ("Gauge('mode', 'Help.')", "Gauge('mode', 'Help.', multiprocess_mode='max')", "mode 'shared' is now 'max'"),
+    "same": ("Counter('same', 'Help.')", "Counter('same', 'Help.')", ""),
+}
+"""The declarations of the old and the new version, and the warning about them."""
+
+
+UPDATES = {"Counter": "inc()", "Histogram": "observe(2.5)", "Gauge": "inc()"}
+
+
+@INTERVALS
+def test_a_rolling_deploy(storage: dict[str, Any], start_peer: Callable[..., Peer], interval: float) -> None:
+    """While an old and a new version count, nothing is lost, the output is valid, and the first new process warns once."""
+    programs = [[version[which] for version in VERSIONS.values()] for which in (0, 1, 1)]
+    peers = [start_peer(storage, flush_interval=interval) for _ in programs]
+    for peer, declarations, times in zip(peers, programs, (5, 1, 1), strict=True):
+        metrics = ", ".join(f"pdc.{declaration}" for declaration in declarations)
+        updates = "; ".join(f"m[{i}].{UPDATES[text.partition('(')[0]]}" for i, text in enumerate(declarations))
+        peer.tell(f"m = [{metrics}]", *[updates] * times, "pdc.flush()")
+    peers[0].tell("m[0].inc(0); m[1].inc(0); m[2].observe(2.5); m[3].inc(0); pdc.flush()")
+    pdc.setup(**storage)
+    assert shown() == {
+        "help_total": 7.0,
+        'labels_total{a="x"}': 5.0,
+        'labels_total{a="x",b="y"}': 2.0,
+        'buckets_bucket{le="2.0"}': 0.0,
+        'buckets_bucket{le="3.0"}': 6.0,
+        'buckets_bucket{le="4.0"}': 8.0,
+        'buckets_bucket{le="+Inf"}': 8.0,
+        "buckets_count": 8.0,
+        "buckets_sum": 20.0,
+        'type_bucket{le="2.0"}': 0.0,
+        'type_bucket{le="+Inf"}': 2.0,
+        "type_count": 2.0,
+        "type_sum": 5.0,
+        "mode": 1.0,
+        "same_total": 7.0,
+    }
+    text = pdc.generate_latest()
+    assert {family.name for family in parse_text(text.decode())} >= set(VERSIONS)
+    openmetrics = Scrape(accept="application/openmetrics-text").answer().body.decode()
+    assert [family.name for family in parse_openmetrics(openmetrics) if family.name not in NAMES] == sorted(VERSIONS)
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+    told = sorted(
+        f"metric {name} was declared otherwise before; its counts go on: {difference}"
+        for name, (_, _, difference) in VERSIONS.items()
+        if difference
+    )
+    assert [sorted(peer.stop().splitlines()) for peer in peers] == [[], told, []]

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer
-from helpers import Run, shown
+from helpers import AT_ONCE, Run, hasten, shown
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Sample
-from test_storage import AT_ONCE, hasten
 
 import pdc
 from pdc.delivery import health

@@ -1,16 +1,13 @@
-"""The contract of a storage, over each of them, and the own behaviour of the storages of Redis and SQLite."""
+"""The contract of a storage, over each of them."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import random
-import re
 import sqlite3
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import reduce
 from itertools import product
 from operator import add
@@ -20,19 +17,11 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer, free_port, wait_until
-from helpers import set_constants
-from prometheus_client import CollectorRegistry
+from helpers import AT_ONCE, hasten, marks
 from redis._parsers import _RESP2Parser, _RESP3Parser
 
-import pdc
-import pdc.storage
-import pdc.storage.redis
-import pdc.storage.sqlite
-from pdc import config
-from pdc.delivery.health import NAMES
-from pdc.exposition import Scrape
 from pdc.family import LEASE_SECONDS
-from pdc.storage import FOLDED, MARK, Batch, Kind, Mark, Operation, Snapshot, Stamped, Storage, StorageError, Update
+from pdc.storage import FOLDED, Batch, Kind, Operation, Snapshot, Stamped, Storage, Update
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -224,15 +213,6 @@ def test_stamps_have_the_time_of_the_set(store: Storage) -> None:
     assert [float(part) for part in snapshot.metrics["m"]["#sum:2-b:{}"].split(" ")] == [math.inf, 0.0]
 
 
-def hasten(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
-    """Let the storages count so many seconds where they normally count more."""
-    set_constants(monkeypatch, **seconds)
-
-
-AT_ONCE = {"FORGET_WRITER_SECONDS": 0.0, "FORGET_VALUES_SECONDS": 0.0}
-"""A writer without a batch is forgotten with the next batch of another writer."""
-
-
 def stamps(number: float, *modes: str, writer: str = "1-a", age: float = 10.0) -> list[Operation]:
     """Set the values of a process that have these modes."""
     stamped = Stamped(number, time.monotonic() - age)
@@ -243,11 +223,6 @@ def own(fields: Mapping[str, Any]) -> dict[str, float]:
     """The values of processes among the fields of a metric."""
     found = {field: value for field, value in fields.items() if field.startswith("#") and field.count(":") > 1}
     return {field: float(value.split(" ")[0]) for field, value in found.items()}
-
-
-def marks(fields: Mapping[str, Any]) -> dict[str, Mark]:
-    """The marks that a metric keeps of each writer."""
-    return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
 
 
 def test_the_values_of_a_writer_that_deregisters_follow_their_mode(store: Storage) -> None:
@@ -434,335 +409,3 @@ def test_several_storages_see_the_same(tmp_path: Path, redis_server: RedisServer
             storage.close()
     for client in clients:
         client.close()
-
-
-# The content of the databases
-
-
-def declared(registry: CollectorRegistry) -> pdc.Counter:
-    """Some metrics of the registry; the counter has a series."""
-    counter = pdc.Counter("requests", "Requests.", ["method", "endpoint"], registry=registry)
-    counter.labels("GET", "/é").inc(42)
-    pdc.Gauge("temperature", "Degrees.", registry=registry).set(-1.5)
-    histogram = pdc.Histogram("latency", "Seconds.", ["route"], buckets=(0.5, 1), registry=registry)
-    for amount in (0.25, 0.25, 0.75, 5):
-        histogram.labels("/").observe(amount)
-    pdc.Summary("size", "Bytes.", registry=registry).observe(2.5)
-    pdc.Info("build", "Version.", registry=registry).info({"version": "1"})
-    pdc.Enum("state", "State.", states=["on", "off"], registry=registry).state("off")
-    return counter
-
-
-STORED: dict[str, dict[str, float | str]] = {
-    "requests": {r'_total:{"endpoint":"/\u00e9","method":"GET"}': 42.0},
-    "temperature": {":{}": -1.5},
-    "latency": {
-        '_sum:{"route":"/"}': 6.25,
-        '_bucket:{"le":"0.5","route":"/"}': 2.0,
-        '_bucket:{"le":"1.0","route":"/"}': 1.0,
-        '_bucket:{"le":"+Inf","route":"/"}': 1.0,
-    },
-    "size": {"_sum:{}": 2.5, "_count:{}": 1.0},
-    "build": {"_info:{}": '{"version":"1"}'},
-    "state": {":{}": "off"},
-}
-
-
-def as_documented(fields: dict[str, Any]) -> dict[str, float | str]:
-    """The fields of a metric but for bookkeeping and times of creation, numbers as such."""
-    return {
-        field: value if field.startswith("_info") or value == "off" else float(value)
-        for field, value in fields.items()
-        if not field.startswith(("#", "_created"))
-    }
-
-
-def test_the_format_in_redis(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """A metric is one hash with the documented key and fields; all keys expire; the index is no metric key."""
-    pdc.setup(redis=redis_server.url, redis_prefix="myapp")
-    declared(registry)
-    with redis_server.client(decode_responses=True) as client:
-        keys = set(client.keys())
-        assert keys == {f"prometheus_myapp_{name}" for name in STORED} | {"prometheus#myapp"}
-        assert {name: as_documented(client.hgetall(f"prometheus_myapp_{name}")) for name in STORED} == STORED
-        assert client.hget("prometheus_myapp_requests", r'_total:{"endpoint":"/\u00e9","method":"GET"}') == "42"
-        created = float(client.hget("prometheus_myapp_requests", r'_created:{"endpoint":"/\u00e9","method":"GET"}') or 0)
-        assert abs(created - time.time()) < 60
-        assert all(3500 < client.ttl(key) <= (3960 if "#" in key else 3600) for key in keys)
-        pdc.setup(redis=client)
-        pdc.Counter("plain", "No prefix.", registry=registry)
-        assert client.type("prometheus_plain") == "hash"
-
-
-def test_the_format_in_sqlite(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """A metric is the rows of its name, with the documented subkeys and values."""
-    pdc.setup(sqlite=tmp_path / "metrics.db")
-    declared(registry)
-    with sqlite3.connect(tmp_path / "metrics.db") as connection:
-        stored: dict[str, dict[str, Any]] = {}
-        for name, field, value in connection.execute("SELECT metric_key, subkey, value FROM metrics"):
-            stored.setdefault(name, {})[field] = value
-    connection.close()
-    (storage_id,) = stored.keys() - STORED.keys()
-    assert re.fullmatch("#id:[0-9a-f]{28}", storage_id)
-    assert stored.pop(storage_id) == {"": 0}
-    assert {name: as_documented(fields) for name, fields in stored.items()} == STORED
-
-
-def calls(client: Any, command: str) -> int:
-    """The number of calls of a command by clients and scripts."""
-    stats: dict[str, dict[str, int]] = client.info("commandstats")
-    return stats.get(f"cmdstat_{command}", {"calls": 0})["calls"]
-
-
-@pytest.mark.parametrize("metrics", [1, 3])
-def test_a_batch_is_one_script(redis_server: RedisServer, registry: CollectorRegistry, metrics: int) -> None:
-    """A batch is one script, for any number of updates and series; a read takes one call per metric, and writes nothing."""
-    pdc.setup(redis=redis_server.url, flush_interval=60)
-    histograms = [pdc.Histogram(f"h{number}", "Seconds.", ["route"], registry=registry) for number in range(metrics)]
-    for _ in range(2):  # then the index also has the metrics of batches
-        for histogram in histograms:
-            histogram.labels("/").observe(1)
-        pdc.flush()
-    with redis_server.client() as client:
-        before = {command: calls(client, command) for command in ("evalsha", "exists", "hgetall")}
-        for histogram in histograms:
-            for number in range(100):
-                histogram.labels(f"/{number % 10}").observe(number)
-        pdc.flush()
-        assert calls(client, "evalsha") - before["evalsha"] == calls(client, "exists") - before["exists"] == 1
-        written = [calls(client, command) for command in ("evalsha", "hset", "pexpire", "zadd")]
-        pdc.generate_latest()
-        assert calls(client, "hgetall") - before["hgetall"] == metrics + 1
-        assert [calls(client, command) for command in ("evalsha", "hset", "pexpire", "zadd")] == written
-
-
-def test_writes_renew_expiry_and_reads_do_not(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """A write of a metric renews its expiry in the same call, without `redis_expire` it has none, a read changes nothing."""
-    counter = pdc.Counter("requests", "Requests.", registry=registry)
-    key, index = "prometheus_test_requests", "prometheus#test"
-    with redis_server.client() as client:
-        pdc.setup(redis=redis_server.url, redis_prefix="test", redis_expire=5000)
-        assert 4000 < client.ttl(key) <= 5000
-        assert 5000 < client.ttl(index) <= 5500
-        client.expire(key, 100)
-        pdc.generate_latest()
-        assert client.ttl(key) <= 100
-        counter.inc()
-        assert client.ttl(key) > 4000
-        pdc.setup(redis=redis_server.url, redis_prefix="test", redis_expire=None)
-        counter.inc()
-        assert client.ttl(key) == client.ttl(index) == -1
-
-
-def test_idle_metrics_live_as_long_as_their_process(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """The background thread renews the expiry of metrics without updates, however short it is."""
-    pdc.setup(redis=redis_server.url, redis_prefix="test", redis_expire=1)
-    pdc.Counter("requests", "Requests.", registry=registry).inc()
-    with redis_server.client() as client:
-        before = calls(client, "pexpire")
-        wait_until(lambda: calls(client, "pexpire") >= before + 8)  # two keys each time: at least three expiries later
-        assert client.exists("prometheus_test_requests")
-        pdc.shutdown()
-        wait_until(lambda: not client.keys())
-
-
-def test_a_metric_is_listed_for_its_own_expiry(
-    redis_server: RedisServer, registry: CollectorRegistry, run_script: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    """A program with a short expiry hides no metric of another one with a longer expiry."""
-    for name, expire in (("kept", None), ("short", 0.3)):
-        run_script(f"setup(redis_expire={expire}); pdc.Gauge({name!r}, 'Help.').set(5)", storage={"redis": redis_server.url})
-    pdc.setup(redis=redis_server.url, redis_expire=1)
-    updates = pdc.Counter("updates", "Updates.", registry=registry)
-    with redis_server.client() as client:
-
-        def short_is_gone() -> bool:
-            updates.inc()
-            return b"short" not in client.zrange("prometheus#", 0, -1)
-
-        wait_until(short_is_gone)
-        assert "\nkept 5.0\n" in pdc.generate_latest().decode()
-        assert client.ttl("prometheus#") == -1
-
-
-def test_marks_of_idle_metrics_are_renewed(
-    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every metric keeps the mark of a living process, also without updates and without an expiry."""
-    monkeypatch.setattr(config, "FORGET_WRITER_SECONDS", 0.3)
-    for_ever: dict[str, Any] = {"redis_expire": None} if "redis" in storage else {}
-    pdc.setup(**storage, **for_ever)
-    pdc.Counter("requests", "Requests.", registry=registry).inc()
-
-    def seen() -> float:
-        (mark,) = marks(config.DEFAULT.required().read().metrics["requests"]).values()
-        return mark.seen
-
-    first = seen()
-    wait_until(lambda: seen() > first)
-
-
-def test_prefixes_that_spell_the_same_key_do_not_mix(
-    redis_server: RedisServer,
-    registry: CollectorRegistry,
-    caplog: pytest.LogCaptureFixture,
-    run_script: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    """The second of two programs with one key is refused: logged once, raised by every flush, and nothing is mixed."""
-    first = {"redis": redis_server.url, "redis_prefix": "app"}
-    run_script("setup(); pdc.Counter('a_b', 'Of the first.').inc(5)", storage=first)
-    refused = pdc.Counter("b", "Of the second.", registry=registry)
-    fine = pdc.Counter("c", "Of the second.", registry=registry)
-    pdc.setup(redis=redis_server.url, redis_prefix="app_a")
-    with caplog.at_level(logging.ERROR, "pdc"):
-        for _ in range(3):
-            refused.inc()
-            fine.inc()
-            with pytest.raises(StorageError, match=r"metric 'b' is refused: .*'prometheus_app_a_b'.*'app'.*not 'app_a'"):
-                pdc.flush()
-    assert len([record for record in caplog.records if "metric b is refused" in record.getMessage()]) == 1
-    with pytest.raises(StorageError, match="metric 'b' is refused"):
-        pdc.generate_latest()
-    assert [sample.value for sample in next(iter(fine.collect())).samples if sample.name == "c_total"] == [3.0]
-    pdc.clear()
-    read = run_script("setup(); print(pdc.generate_latest().decode())", storage=first)
-    assert "a_b_total 5.0" in read.stdout
-    assert "c_total" not in read.stdout
-
-
-@pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
-def test_a_key_of_another_type_is_refused(redis_server: RedisServer, registry: CollectorRegistry, interval: float) -> None:
-    """A metric whose key has another type waits, the others continue; scrapes are a 503 until the key is free, then exact."""
-    with redis_server.client() as client:
-        client.set("prometheus_test_b", "precious")
-        pdc.setup(redis=redis_server.url, redis_prefix="test", flush_interval=interval)
-        letters = [pdc.Counter(name, "Letters.", registry=registry) for name in ("a", "b", "c")]
-        for letter in letters:
-            letter.inc()
-        with pytest.raises(
-            StorageError, match="metric 'b' is refused: the key 'prometheus_test_b' holds something that is not"
-        ):
-            pdc.flush()
-        letters[1].inc(2)
-        assert (client.hget("prometheus_test_a", "_total:{}"), client.hget("prometheus_test_c", "_total:{}")) == (b"1", b"1")
-        answer = Scrape().answer()
-        assert answer.status == 503
-        assert b"metric 'b' is refused: the key 'prometheus_test_b' holds something" in answer.body
-        assert client.get("prometheus_test_b") == b"precious"
-        client.delete("prometheus_test_b")
-        pdc.flush()
-        text = pdc.generate_latest().decode()
-        assert "a_total 1.0" in text
-        assert "b_total 3.0" in text
-
-
-def test_a_scrape_refuses_a_key_of_another_type(redis_server: RedisServer) -> None:
-    """A scrape that would omit a metric, since its key got another type, is a 503 that names it."""
-    pdc.setup(redis=redis_server.url, redis_prefix="test")
-    pdc.Counter("b", "Letters.", registry=None).inc()
-    pdc.shutdown()
-    with redis_server.client() as client:
-        client.set("prometheus_test_b", "precious")
-        pdc.setup(redis=redis_server.url, redis_prefix="test", flush_interval=3600)
-        answer = Scrape().answer()
-    assert answer.status == 503
-    assert b"metric 'b' cannot be read: the key 'prometheus_test_b' holds something that is not a metric" in answer.body
-
-
-@pytest.mark.parametrize("command", ["SET prometheus#test text", "LPUSH prometheus#test text"])
-def test_an_index_of_another_type_is_an_error(redis_server: RedisServer, command: str, registry: CollectorRegistry) -> None:
-    """Where the key of the index has another type, a flush and a read report it, and no update is lost once it is gone."""
-    counter = pdc.Counter("requests", "Requests.", registry=registry)
-    with redis_server.client() as client:
-        client.execute_command(*command.split())
-        pdc.setup(redis=redis_server.url, redis_prefix="test")
-        counter.inc()
-        for call in (pdc.flush, pdc.generate_latest):
-            with pytest.raises(StorageError, match="WRONGTYPE"):
-                call()
-        client.delete("prometheus#test")
-    pdc.flush()
-    assert "requests_total 1.0" in pdc.generate_latest().decode()
-
-
-# Storages that lose their data
-
-
-def _redis(*command: str) -> Callable[[dict[str, Any]], None]:
-    def damage(storage: dict[str, Any]) -> None:
-        with redis.Redis.from_url(storage["redis"]) as client:
-            client.execute_command(*command)
-
-    return damage
-
-
-def _sqlite(statement: str) -> Callable[[dict[str, Any]], None]:
-    def damage(_: dict[str, Any]) -> None:
-        pdc.get_sqlite_conn().execute(statement)
-
-    return damage
-
-
-def _unlink(storage: dict[str, Any]) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        Path(storage["sqlite"] + suffix).unlink()
-
-
-DAMAGES = [
-    ("redis", "all", _redis("FLUSHALL")),
-    ("redis", "nothing", _redis("DEL", "prometheus#test")),
-    ("redis", "requests", _redis("DEL", "prometheus_test_requests")),
-    ("redis", "latency", _redis("DEL", "prometheus_test_latency")),
-    ("redis", "nothing", _redis("SCRIPT", "FLUSH")),
-    ("sqlite", "all", _sqlite("DELETE FROM metrics")),
-    ("sqlite", "requests", _sqlite("DELETE FROM metrics WHERE metric_key = 'requests'")),
-    ("sqlite", "all", _unlink),
-]
-
-
-@pytest.mark.parametrize("by", ["update", "scrape"])
-@pytest.mark.parametrize(("storage", "lost", "damage"), DAMAGES, indirect=["storage"])
-def test_metrics_that_a_storage_loses_come_back(
-    storage: dict[str, Any], lost: str, damage: Callable[[dict[str, Any]], None], by: str, registry: CollectorRegistry
-) -> None:
-    """The next flush of lost metrics, or the next scrape, restores all metadata, and metrics without labels are at 0."""
-    pdc.setup(**storage, flush_interval=60)
-    counter = pdc.Counter("requests", "Requests.", registry=registry)
-    labelled = pdc.Counter("hits", "Hits.", ["route"], registry=registry)
-    histogram = pdc.Histogram("latency", "Seconds.", buckets=[1], registry=registry)
-    pdc.Gauge("idle", "Nobody sets this one.", registry=registry)
-    counter.inc(7)
-    labelled.labels("/").inc(3)
-    histogram.observe(0.5)
-    pdc.flush()
-    before = pdc.generate_latest().decode().splitlines()
-    damage(storage)
-    if by == "update":
-        histogram.observe(0.5)
-        counter.inc(0)
-        pdc.flush()
-        assert set(config.DEFAULT.required().read().metrics) - NAMES == {"requests", "hits", "latency", "idle"}
-    after = pdc.generate_latest().decode().splitlines()
-    assert [line for line in after if line.startswith("#")] == [line for line in before if line.startswith("#")]
-    observed = (0 if lost in ("all", "latency") else 1) + (by == "update")
-    assert f"requests_total {0.0 if lost in ('all', 'requests') else 7.0}" in after
-    assert f'hits_total{{route="/"}} {0.0 if lost == "all" else 3.0}' in after
-    assert f'latency_bucket{{le="+Inf"}} {observed:.1f}' in after
-    assert f"latency_count {observed:.1f}" in after
-    assert "idle 0.0" in after
-
-
-def test_a_redis_that_starts_again_empty(own_redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """After a restart that lost all data and all scripts, updates count from there on, and all metrics exist."""
-    pdc.setup(redis=own_redis_server.url)
-    counter = pdc.Counter("requests", "Requests.", registry=registry)
-    pdc.Gauge("idle", "Nobody sets this one.", registry=registry)
-    counter.inc(7)
-    own_redis_server.stop()
-    own_redis_server.start()
-    counter.inc(2)
-    pdc.flush()
-    text = pdc.generate_latest().decode()
-    assert "requests_total 2.0" in text
-    assert "idle 0.0" in text

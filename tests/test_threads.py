@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import dis
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import pytest
 from conftest import ROOT
-from helpers import shown
+from helpers import in_threads, shown
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc import cells, exposition, http, metrics
-from pdc.delivery import health
 from pdc.exposition import Scrape
 
 OPENMETRICS = Scrape(accept="application/openmetrics-text")
-
-
-def in_threads(count: int, work: Callable[[], object]) -> None:
-    """Do that in so many threads at once."""
-    threads = [threading.Thread(target=work) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 @pytest.fixture
@@ -94,16 +80,6 @@ def test_a_reset_takes_what_every_thread_added(storage: dict[str, Any], registry
     assert shown()["hits_total"] == 3
 
 
-def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """A series that 100 threads updated, one after the other, has few cells."""
-    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
-    hits = pdc.Counter("hits", "Help", registry=registry)
-    for _ in range(100):
-        in_threads(1, hits.inc)
-    assert len(hits._metric_cells.cells) < 20
-    assert shown()["hits_total"] == 100
-
-
 def test_exemplars_of_threads_are_kept(tmp_path: Path, registry: CollectorRegistry) -> None:
     """An exemplar of any thread is shown, with and without exemplars of others."""
     pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
@@ -158,55 +134,33 @@ def body(scrape: Scrape) -> bytes:
     return b"\n".join(line for line in lines if b"pdc_" not in line)
 
 
-def codes(code: CodeType) -> Iterator[CodeType]:
-    """The code and all code defined in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from codes(constant)
-
-
-@pytest.mark.parametrize("module", [cells, metrics, health, http, exposition], ids=lambda module: module.__name__)
-def test_no_handler_runs_in_a_turn(module: Any) -> None:
-    """Between `alone` and `together` Python runs no handler, switches no thread, and does not end."""
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    turns = 0
-    for code in codes(compile(source, module.__file__, "exec")):
-        within = False
-        for instruction in dis.get_instructions(code):
-            if instruction.opname.startswith("LOAD_ATTR") and instruction.argval in ("alone", "together"):
-                within = instruction.argval == "alone"
-                turns += within
-            elif within:
-                assert not instruction.opname.startswith(
-                    ("CALL", "PRECALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RETURN", "RESUME")
-                )
-                assert not instruction.opname.startswith(("YIELD", "RAISE", "SEND", "IMPORT", "FOR_ITER", "BEFORE_WITH"))
-        assert not within
-    assert turns == source.count("_ = TURN.alone")
-
-
-def test_a_turn_is_one_threads_at_a_time() -> None:
-    """Without the GIL another thread waits for its turn until the one before has ended; with it there are no turns."""
-    order: list[str] = []
-
-    def second() -> None:
-        _ = cells.TURN.alone
-        order.append("second")
-        _ = cells.TURN.together
-
-    _ = cells.TURN.alone
-    thread = threading.Thread(target=second)
-    thread.start()
-    time.sleep(0.05)
-    order.append("first")
-    _ = cells.TURN.together
-    thread.join()
-    assert order == (["first", "second"] if cells.FREE_THREADED else ["second", "first"])
-
-
 def test_a_python_that_is_named_and_missing_fails_the_check() -> None:
     """`check_pythons.py` names the missing Python, and fails."""
     command = [sys.executable, "tests/check_pythons.py", "--pythons", "python9.99", "--", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "python9.99: missing" in done.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("mode", ["sum", "shared"])
+def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, tmp_path: Path, mode: Any) -> None:
+    """A gauge adds the changes of all threads of a process, also while another one flushes."""
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
+    gauge = pdc.Gauge("level", "Help", registry=registry, multiprocess_mode=mode)
+    gauge.set(7)
+
+    def change() -> None:
+        for _ in range(5_000):
+            gauge.inc(2)
+            gauge.dec()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=change) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            pdc.flush()
+    finally:
+        sys.setswitchinterval(before)
+    assert b"\nlevel 20007.0\n" in pdc.generate_latest()
