@@ -17,7 +17,7 @@ PYTHONS ?=
 TESTS ?=
 # The tests that must pass on every Python. `make check-pythons TESTS='$(CORE)'` runs only these.
 CORE = $(patsubst %,tests/test_%.py,family rendering cells threads journal faults losses forks processes sharing storage storage_content \
-  buffer retries log metrics declarations gauges limits config health exposition server)
+  buffer retries log metrics declarations gauges limits config health exposition server testing)
 PROVE ?=
 POINTS ?= 60
 # Most tests wait for servers and processes, so more of them than there are cores run side by side.

@@ -407,3 +407,12 @@ def counted(tmp_path: Path, registry: CollectorRegistry) -> None:
     pdc.setup(sqlite=tmp_path / "metrics.db")
     pdc.Counter("sales", "Help", ["path"], registry=registry).labels("/").inc(2)
     pdc.Gauge("stock", "Help", registry=registry).set(7)
+
+
+@pytest.fixture
+def _switching() -> Iterator[None]:
+    """Switch between threads as often as possible, where there is a GIL."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)

@@ -1,4 +1,4 @@
-"""Helpers for tests of applications: a storage for each process, so that parallel tests do not see each other."""
+"""Helpers for tests of applications: values and their changes, and a storage for each process of parallel tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from helpers import INTERVALS, Run
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -126,3 +127,93 @@ class BTests(Visits, SimpleTestCase):
     assert "Ran 2 tests" in output
     pdc.setup(sqlite=tmp_path / "metrics.db")
     assert value_of("http_requests_total") == 0
+
+
+@pytest.fixture
+def requests(storage: dict[str, Any], registry: CollectorRegistry) -> pdc.Counter:
+    """A counter with three series."""
+    pdc.setup(**storage, flush_interval=3600)
+    counter = pdc.Counter("requests", "Requests.", ["route", "status"], registry=registry)
+    for count, values in enumerate((("/", "200"), ("/", "500"), ("/items", "200")), 1):
+        counter.labels(*values).inc(count)
+    return counter
+
+
+@pytest.mark.parametrize(
+    ("sample", "labels", "value"),
+    [
+        ("requests_total", {}, 6.0),
+        ("requests_total", {"route": "/"}, 3.0),
+        ("requests_total", {"status": "200"}, 4.0),
+        ("requests_total", {"route": "/", "status": "500"}, 2.0),
+        ("requests_total", {"route": "/unknown"}, 0.0),
+        ("requests_total", {"method": "GET"}, 0.0),
+        ("requests", {}, 0.0),
+        ("unknown", {}, 0.0),
+    ],
+)
+@pytest.mark.usefixtures("requests")
+def test_a_value_is_the_sum_of_the_samples_with_these_labels(sample: str, labels: dict[str, str], value: float) -> None:
+    """Labels that the caller does not name may have any value; without such a sample the sum is 0."""
+    assert value_of(sample, **labels) == value
+
+
+def test_a_value_has_the_updates_of_all_processes(
+    storage: dict[str, Any], registry: CollectorRegistry, run_script: Run
+) -> None:
+    """Pending updates of this process count, and so do those of others."""
+    run_script("setup(); pdc.Counter('requests', 'Requests.').inc(5)", storage=storage)
+    pdc.setup(**storage, flush_interval=3600)
+    pdc.Counter("requests", "Requests.", registry=registry).inc(2)
+    assert value_of("requests_total") == 7.0
+
+
+@INTERVALS
+def test_a_change_is_that_of_the_block_alone(storage: dict[str, Any], registry: CollectorRegistry, interval: float) -> None:
+    """The change is 1, or the given one, whatever was counted before; labels choose the samples."""
+    pdc.setup(**storage, flush_interval=interval)
+    counter = pdc.Counter("requests", "Requests.", ["route"], registry=registry)
+    gauge = pdc.Gauge("level", "Level.", registry=registry)
+    counter.labels("/").inc(7)
+    with assert_change("requests_total"), assert_change("requests_total", route="/items"), assert_change("level", -2.5):
+        counter.labels("/items").inc()
+        gauge.dec(2.5)
+    with assert_change("requests_total", 0, route="/"), assert_change("requests_total", 3):
+        counter.labels("/items").inc(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "message"),
+    [
+        (1, {}, r"^requests_total should change by 1, but changed by 2, from 6$"),
+        (2.5, {"route": "/"}, r"^requests_total\{'route': '/'\} should change by 2\.5, but changed by 2, from 3$"),
+        (2, {"route": "/items"}, r"^requests_total\{'route': '/items'\} should change by 2, but changed by 0, from 3$"),
+    ],
+)
+def test_another_change_is_an_error(requests: pdc.Counter, change: float, labels: dict[str, str], message: str) -> None:
+    """The error has the sample, the expected change, the actual one, and the value before."""
+    with pytest.raises(AssertionError, match=message), assert_change("requests_total", change, **labels):
+        requests.labels("/", "200").inc(2)
+
+
+@pytest.mark.usefixtures("requests")
+def test_an_exception_of_the_block_is_not_replaced() -> None:
+    """An exception of the block reaches the test, though the value did not change."""
+    with pytest.raises(ZeroDivisionError), assert_change("requests_total"):
+        raise ZeroDivisionError
+
+
+def test_without_setup_the_error_names_the_remedy() -> None:
+    """Where no storage is set up, both are NotConfigured, before the block runs."""
+    with pytest.raises(pdc.NotConfigured, match=r"pdc\.setup"):
+        value_of("requests_total")
+    with pytest.raises(pdc.NotConfigured, match=r"pdc\.setup"), assert_change("requests_total"):
+        raise ZeroDivisionError
+
+
+def test_a_storage_that_cannot_be_read_is_no_zero(tmp_path: Path) -> None:
+    """A storage that is down is a StorageError, and not a value of 0."""
+    (tmp_path / "metrics.db").write_bytes(b"this is no database" * 100)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    with pytest.raises(pdc.StorageError, match=r"metrics\.db"):
+        value_of("requests_total")

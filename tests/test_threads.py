@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ import pdc
 from pdc.exposition import Scrape
 
 OPENMETRICS = Scrape(accept="application/openmetrics-text")
-
-
-@pytest.fixture
-def _switching() -> Iterator[None]:
-    """Switch between threads as often as possible, where there is a GIL."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.usefixtures("_switching")
