@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import inspect
 import math
 import re
 import threading
@@ -231,7 +232,7 @@ STEPS: dict[str, Callable[[SharedGaugeCell], object]] = {
 
 def test_a_shared_gauge_goes_through_the_states_of_its_table() -> None:
     """Each event in the docstring of `SharedGaugeCell` leads to the parts and the number of its row."""
-    rows = re.findall(r"^ {8}(\S.*?) {2,}(\d) +(\d) +(\d) +(\d) +(\d+)\b", SharedGaugeCell.__doc__ or "", re.MULTILINE)
+    rows = re.findall(r"^ {4}(\S.*?) {2,}(\d) +(\d) +(\d) +(\d) +(\d+)\b", inspect.getdoc(SharedGaugeCell) or "", re.MULTILINE)
     assert [event for event, *_ in rows] == [*STEPS]
     cell, _, _ = cell_of("added")
     for event, *parts, state in rows:
@@ -456,24 +457,33 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(constant)
 
 
+def files(module: Any) -> list[Path]:
+    """The file of a module, or all files of a package."""
+    path = Path(module.__file__)
+    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+
+
+def count_turns(code: CodeType) -> int:
+    """The count of turns in a function, after a check that each one ends there and calls, jumps back and raises nothing."""
+    turns, within = 0, False
+    for instruction in dis.get_instructions(code):
+        if instruction.opname.startswith("LOAD_ATTR") and instruction.argval in ("alone", "together"):
+            within = instruction.argval == "alone"
+            turns += within
+        elif within:
+            assert not instruction.opname.startswith(("CALL", "PRECALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RETURN", "RESUME"))
+            assert not instruction.opname.startswith(("YIELD", "RAISE", "SEND", "IMPORT", "FOR_ITER", "BEFORE_WITH"))
+    assert not within
+    return turns
+
+
 @pytest.mark.parametrize("module", [cells, metrics, health, http, exposition], ids=lambda module: module.__name__)
 def test_no_handler_runs_in_a_turn(module: Any) -> None:
     """Between `alone` and `together` Python runs no handler, switches no thread, and does not end."""
-    source = Path(module.__file__).read_text(encoding="utf-8")
-    turns = 0
-    for code in codes(compile(source, module.__file__, "exec")):
-        within = False
-        for instruction in dis.get_instructions(code):
-            if instruction.opname.startswith("LOAD_ATTR") and instruction.argval in ("alone", "together"):
-                within = instruction.argval == "alone"
-                turns += within
-            elif within:
-                assert not instruction.opname.startswith(
-                    ("CALL", "PRECALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RETURN", "RESUME")
-                )
-                assert not instruction.opname.startswith(("YIELD", "RAISE", "SEND", "IMPORT", "FOR_ITER", "BEFORE_WITH"))
-        assert not within
-    assert turns == source.count("_ = TURN.alone")
+    sources = {path: path.read_text(encoding="utf-8") for path in files(module)}
+    turns = sum(count_turns(code) for path, source in sources.items() for code in codes(compile(source, path, "exec")))
+    assert turns == sum(source.count("_ = TURN.alone") for source in sources.values())
+    assert bool(turns) == (module is cells)
 
 
 def test_a_turn_is_one_threads_at_a_time() -> None:
