@@ -85,11 +85,13 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
 
 def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:
     """With an interval no caller has to flush; the thread ends with the buffer."""
+    senders: list[threading.Thread] = []
     buffer.attach(recorder, 0.01, None)
+    recorder.during = lambda: senders.append(threading.current_thread())
     counter.inc(5)
     wait_until(lambda: ("add", 5.0) in recorder.sent("_total"))
-    thread = buffer._flusher.thread
-    assert thread is not None
+    thread = senders[0]
+    assert thread is not threading.current_thread()
     buffer.detach()
     wait_until(lambda: not thread.is_alive())
 

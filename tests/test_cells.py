@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import inspect
 import math
 import re
@@ -43,7 +44,7 @@ from pdc.cells.metric import MOST_REMOVALS
 from pdc.cells.numeric import JOURNAL_PLACE
 from pdc.delivery import Buffer, health
 from pdc.family import Family
-from pdc.storage import Kind, Operation, Stamped
+from pdc.storage import Kind, Operation, Stamped, updated
 
 
 class Queue:
@@ -368,6 +369,18 @@ def test_a_function_is_called_to_compute_and_not_to_drain() -> None:
     assert cell.drain() == [Operation(Kind.SET, ":{}", 5.0)]
 
 
+def test_a_drain_after_an_exception_marks_the_update_again() -> None:
+    """An exception between drain and batch keeps the mark of an update: the next drain has it, and only that one."""
+    metric = MetricCells(Queue(), Family("hits", "counter", "Hits.", labelnames=("page",), expire_series=1000.0))
+    cell = metric.add(CounterCell(metric, ("a",)))
+    cell.enqueue()
+    cell.add(0, 1.0)
+    told = updated('{"page":"a"}')
+    assert [told in cell.drain() for _ in range(2)] == [True, True]
+    cell.acknowledge()
+    assert told not in cell.drain()
+
+
 REMOVED = Family("m", "counter", "Help", labelnames=("n",))
 
 
@@ -419,20 +432,22 @@ def test_threads_add_in_cells_of_their_own() -> None:
     assert totals == [[("add", "_total:{}", 200.0)]] * 3
 
 
-def test_a_set_never_overtakes_an_earlier_addition(buffer: Buffer, recorder: Recorder, gauge: pdc.Gauge) -> None:
+def test_a_set_never_overtakes_an_earlier_addition(buffer: Buffer, recorder: Recorder) -> None:
     """An update while a batch is made goes into the next batch, even where its series is queued twice."""
 
     class Meanwhile(Removal):
         def drain(self) -> list[Operation]:
-            gauge.set(3)
+            gauge.set(3.0)
             return []
 
-    entry = Meanwhile(gauge._metric_cells, JournaledOperation(gauge._metric_cells.family, Operation(Kind.DELETE, "{}")))
+    metric = MetricCells(buffer, Family("level", "gauge", "Level."))
+    gauge = metric.add(SharedGaugeCell(metric, ()))
+    entry = Meanwhile(metric, JournaledOperation(metric.family, Operation(Kind.DELETE, "{}")))
     buffer.attach(recorder, 3600.0, None)
     buffer.flush()
     recorder.batches.clear()
-    gauge.inc(2)
-    for queued in (entry, gauge._cell):
+    gauge.add(2.0)
+    for queued in (entry, gauge):
         buffer.enqueue(queued)
     buffer.flush()
     buffer.flush()
@@ -445,7 +460,8 @@ def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: Collecto
     hits = pdc.Counter("hits", "Help", registry=registry)
     for _ in range(100):
         in_threads(1, hits.inc)
-    assert len(hits._metric_cells.cells) < 20
+    living = [each for each in gc.get_objects() if type(each) is CounterCell]
+    assert 0 < sum(cell.metric.family.name == "hits" for cell in living) < 20
     assert shown()["hits_total"] == 100
 
 

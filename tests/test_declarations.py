@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 from pdc import config
 from pdc.cells import FREE_THREADED
+from pdc.delivery.health import NAMES
 
 
 def test_metrics_may_be_declared_before_setup(storage: dict[str, Any], registry: CollectorRegistry) -> None:
@@ -142,9 +143,10 @@ def test_arguments_that_are_no_text_are_refused_and_change_nothing(registry: Col
             getattr(pdc, kind)("m", **{"documentation": "Help", "registry": registry, **states, **options})
     good.inc()
     assert list(registry._collector_to_names) == [good]
-    assert [pending.family.name for pending in config.DEFAULT._work.metrics.all()] == ["good"]
     assert prometheus_client.generate_latest(registry) == pdc.generate_latest()
     assert shown() == {"good_total": 21.0}
+    pdc.setup(sqlite=tmp_path / "other.db")
+    assert config.DEFAULT.required().read().metrics.keys() - NAMES == {"good"}
 
 
 def test_a_declaration_that_is_interrupted_can_be_made_again(

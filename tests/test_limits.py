@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -505,19 +504,6 @@ def test_metrics_without_labels_stay(storage: dict[str, Any], registry: Collecto
 
     wait_until(is_gone)
     assert shown() == {"": 3}
-
-
-def test_a_drain_after_an_exception_marks_the_update_again(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """An exception between drain and batch keeps the mark of an update: the next drain has it, and only that one."""
-    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600, expire_series=1000)
-    hits = pdc.Counter("hits", "Hits.", ["page"], registry=registry)
-    pdc.flush()
-    hits.labels("a").inc()
-    cell = hits.labels("a")._cell
-    told = updated('{"page":"a"}')
-    assert [told in cell.drain() for _ in range(2)] == [True, True]
-    cell.acknowledge()
-    assert told not in cell.drain()
 
 
 def test_unsent_data_of_a_killed_process_is_an_update(
