@@ -7,15 +7,21 @@ import gc
 import io
 import logging
 import re
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.util import setup_testing_defaults
 
+import django
+import hypercorn.asyncio
+import hypercorn.config
 import pytest
 import requests
+import uvicorn
 from conftest import free_port, wait_until
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
@@ -58,6 +64,7 @@ ROUTES = {  # the path, as Starlette writes it, to the method
     "/handled": "GET",
     "/stream": "GET",
     "/broken-stream": "GET",
+    "/endless": "GET",
     "/health": "GET",
     "/static/{name}": "GET",
     QUIET: "GET",
@@ -79,6 +86,7 @@ class Said(NamedTuple):
     status: int = 200
     breaks: bool | None = None
     """True if a streamed body fails before its end, None without a stream."""
+    ends: bool = True
 
 
 def say(route: str, body: bytes) -> Said:
@@ -91,6 +99,8 @@ def say(route: str, body: bytes) -> Said:
         raise NotThere
     if route == "/orders":
         return Said(b"ordered " + body, 201)
+    if route == "/endless":
+        return Said(b"abcde", breaks=False, ends=False)
     if route.endswith("stream"):
         return Said(b"abcde", breaks=route == "/broken-stream")
     return Said(b"an item")
@@ -104,6 +114,8 @@ def decorated(route: str, view: Any) -> Any:
 def chunks(said: Said) -> Iterator[bytes]:
     """A stream that fails on request."""
     yield said.body[:3]
+    while not said.ends:
+        yield said.body
     if said.breaks:
         raise LookupError
     yield said.body[3:]
@@ -138,6 +150,24 @@ def over_wsgi(app: Any, method: str, path: str, headers: Mapping[str, str], body
     return Answer(started[-1], sent.decode())
 
 
+def asgi_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The scope of a request as a server makes it."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("shop", 80),
+    }
+
+
 def over_asgi(app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
     """Send a request as an ASGI server does, in an event loop of its own."""
     incoming = [{"type": "http.request", "body": body}]
@@ -150,32 +180,98 @@ def over_asgi(app: Any, method: str, path: str, headers: Mapping[str, str], body
         sent.append(message)
 
     named = {"host": "shop", "content-length": str(len(body)), **{name.lower(): value for name, value in headers.items()}}
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode("latin-1")) for name, value in named.items()],
-        "client": ("127.0.0.1", 1),
-        "server": ("shop", 80),
-    }
     with suppress(LookupError):  # the server closes the connection
-        asyncio.run(app(scope, receive, send))
+        asyncio.run(app(asgi_scope(method, path, named), receive, send))
     return Answer(sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode())
 
 
+def leave_wsgi(app: Any, path: str) -> None:
+    """Send a request, and leave after two chunks of the answer, as a WSGI server sees it."""
+    environ: dict[str, Any] = {"PATH_INFO": path}
+    setup_testing_defaults(environ)
+    with closing(app(environ, lambda *_: None)) as answer:
+        chunks = iter(answer)
+        assert next(chunks) + next(chunks) == b"abcabcde"
+
+
+def leave_asgi(app: Any, path: str) -> None:
+    """Send a request, and leave after two chunks, or before any if the answer does not begin, as an ASGI server sees it."""
+    incoming = [{"type": "http.request", "body": b""}]
+    bodies: list[bytes] = []
+
+    async def receive() -> Any:
+        if incoming:
+            return incoming.pop()
+        while path == "/endless" and len(bodies) < 2:
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        bodies.extend([message["body"]] if message.get("body") else [])
+        await asyncio.sleep(0)
+
+    asgi = {"version": "3.0", "spec_version": "2.3"}  # as Uvicorn has it, which raises nothing
+    asyncio.run(asyncio.wait_for(app({**asgi_scope("GET", path, {"host": "shop"}), "asgi": asgi}, receive, send), 20))
+
+
 Send = Callable[[Any, str, str, Mapping[str, str], bytes], Answer]
+
+
+Serve = Callable[[Any], AbstractContextManager[int]]
+
+
+@contextmanager
+def uvicorn_server(app: Any) -> Iterator[int]:
+    """Serve the application with Uvicorn, in a thread, at a free port."""
+    port = free_port()
+    config = uvicorn.Config(app, port=port, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def hypercorn_server(app: Any) -> Iterator[int]:
+    """Serve the application with Hypercorn, in a thread, at a free port."""
+    config = hypercorn.config.Config()
+    config.bind, config.graceful_timeout, config.errorlog = [f"127.0.0.1:{free_port()}"], 1, None
+    port = int(config.bind[0].rpartition(":")[2])
+    ended = threading.Event()
+
+    async def end() -> None:
+        while not ended.is_set():
+            await asyncio.sleep(0.01)
+
+    thread = threading.Thread(target=lambda: asyncio.run(hypercorn.asyncio.serve(app, config, shutdown_trigger=end)))
+    thread.start()
+    try:
+        wait_until(lambda: _listens(port))
+        yield port
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+SERVERS = [uvicorn_server, hypercorn_server]
 
 
 class Application:
     """An application of one framework with the routes above and these options."""
 
     send: Send = staticmethod(over_asgi)
+    leave: Callable[[Any, str], None] = staticmethod(leave_asgi)
     head = options = 405
     """The status of the framework's own answer to HEAD, and to OPTIONS, for a route of GET."""
 
@@ -215,6 +311,7 @@ class OfFlask(Application):
     """Flask, with a hook before requests and an error handler."""
 
     send = staticmethod(over_wsgi)
+    leave = staticmethod(leave_wsgi)
     head = options = 200
 
     def make(self, options: dict[str, Any]) -> Any:
@@ -253,6 +350,7 @@ class OfDjango(Application):
     """Django under WSGI, with a middleware that denies and handles."""
 
     send = staticmethod(over_wsgi)
+    leave = staticmethod(leave_wsgi)
     head = options = 200
     handler: Callable[[], Any] = WSGIHandler
 
@@ -297,6 +395,7 @@ class OfAsyncDjango(OfDjango):
     """Django under ASGI, with views that are coroutines."""
 
     send = staticmethod(over_asgi)
+    leave = staticmethod(leave_asgi)
     handler = ASGIHandler
 
     @staticmethod
@@ -376,6 +475,9 @@ FRAMEWORKS = {
     "starlette": OfStarlette,
     "fastapi": OfFastAPI,
 }
+
+NOTICING = [name for name in FRAMEWORKS if django.VERSION >= (5, 0) or not name.startswith("django-")]
+"""Frameworks that hear of a client that leaves: Django under ASGI does from version 5 on."""
 
 Make = Callable[..., Application]
 
@@ -495,6 +597,31 @@ def test_streams_count_at_their_end(make: Make) -> None:
         "GET /stream 200 = 2", "GET /broken-stream 200", more=(raised("LookupError", "/broken-stream"),)
     )
     gc.collect()  # under ASGI, Django leaves the file of a request's body open where a stream fails
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("make", [name for name in NOTICING if FRAMEWORKS[name].send is over_asgi], indirect=True)
+def test_a_client_that_leaves_a_stream_of_a_server_is_a_499(make: Make, server: Serve) -> None:
+    """The same under real servers, which tell an application in different ways that its client is gone."""
+    app = make()
+    with server(app.app) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /endless HTTP/1.1\r\nHost: shop\r\n\r\n")
+        received = b""
+        while b"abcde" not in received:
+            received += client.recv(4096)
+        client.close()
+        wait_until(lambda: 'in_progress{method="GET"} 0.0' in app.scrape().text)
+    assert without_durations(app.scrape().text) == counted("GET /endless 499")
+
+
+@pytest.mark.parametrize("make", NOTICING, indirect=True)
+def test_a_client_that_leaves_a_stream_is_a_499(make: Make) -> None:
+    """A client that leaves in the middle of a stream counts as 499, and with the bytes that it was sent."""
+    app = make(sizes=True)
+    type(app).leave(app.app, "/endless")
+    found = without_durations(app.scrape().text)
+    assert [line for line in found if "_size_" not in line] == counted("GET /endless 499")
+    assert 'http_response_size_bytes_count{method="GET",route="/endless",status="499"} 1.0' in found
 
 
 def test_a_malformed_content_length_is_no_size(make: Make) -> None:

@@ -94,17 +94,29 @@ class _Channel:
         if kind == "http.response.start":
             tracker.started(message["status"], message.get("headers", ()))
             self._started = True
+        left_before = tracker.gone
         try:
             await self._send(message)
         except OSError:  # a server raises it for a client that is gone (ASGI 2.4)
             tracker.disconnected()
             raise
         if kind == "http.response.body":
-            self._sent += len(message.get("body", b""))
+            if not left_before:  # a server drops bytes for a client that is gone
+                self._sent += len(message.get("body", b""))
             if not message.get("more_body", False):
-                tracker.finish(self._sent)
+                self._complete(left_before)
         elif kind == "http.response.pathsend":  # a file that the server sends by itself is all of the body
-            tracker.all_sent()
+            if left_before:
+                tracker.abandon(self._sent)
+            else:
+                tracker.all_sent()
+
+    def _complete(self, left_before: bool) -> None:
+        """Finish the request with its last message, which applications also send for a client that left before."""
+        if left_before and self._sent < self._tracker.body_bytes():
+            self._tracker.abandon(self._sent)
+        else:
+            self._tracker.finish(self._sent)
 
     def ended(self, error: BaseException | None, *, has_error_page: bool = False) -> None:
         """Finish the request, unless its answer was complete; a server cancels a request whose client is gone."""
