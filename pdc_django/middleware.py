@@ -52,6 +52,9 @@ class PrometheusMiddleware:
             return self._get_response(request)  # type: ignore[no-any-return]  # it is of the sync kind here
         try:
             return _answered(tracker, request, self._get_response(request))
+        except asyncio.CancelledError:  # under ASGI, of a coroutine that this thread waited for
+            tracker.abandon()
+            raise
         except BaseException as error:
             tracker.fail(error)
             raise

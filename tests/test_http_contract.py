@@ -29,6 +29,7 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.test import override_settings
 from django.urls import include
 from django.urls import path as django_path
+from django.utils.decorators import sync_only_middleware
 from django.views import View
 from django_project import OURS, inner
 from fastapi import FastAPI
@@ -65,6 +66,7 @@ ROUTES = {  # the path, as Starlette writes it, to the method
     "/stream": "GET",
     "/broken-stream": "GET",
     "/endless": "GET",
+    "/wait": "GET",
     "/health": "GET",
     "/static/{name}": "GET",
     QUIET: "GET",
@@ -77,6 +79,10 @@ class Handled(Exception):  # noqa: N818 - the applications handle it, as no erro
 
 class NotThere(Exception):  # noqa: N818 - each framework raises its own for it
     """The object of a request does not exist."""
+
+
+waiting = threading.Event()
+"""Set when a view waits for a client that will leave."""
 
 
 class Said(NamedTuple):
@@ -198,11 +204,12 @@ def leave_asgi(app: Any, path: str) -> None:
     """Send a request, and leave after two chunks, or before any if the answer does not begin, as an ASGI server sees it."""
     incoming = [{"type": "http.request", "body": b""}]
     bodies: list[bytes] = []
+    waiting.clear()
 
     async def receive() -> Any:
         if incoming:
             return incoming.pop()
-        while path == "/endless" and len(bodies) < 2:
+        while len(bodies) < 2 and not waiting.is_set():
             await asyncio.sleep(0)
         return {"type": "http.disconnect"}
 
@@ -353,6 +360,7 @@ class OfDjango(Application):
     leave = staticmethod(leave_wsgi)
     head = options = 200
     handler: Callable[[], Any] = WSGIHandler
+    middlewares: tuple[str, ...] = (OURS, f"{__name__}.hooks")
 
     def make(self, options: dict[str, Any]) -> Any:
         """Make it."""
@@ -361,7 +369,7 @@ class OfDjango(Application):
             for route, method in ROUTES.items()
         ]
         self._settings = override_settings(
-            MIDDLEWARE=[OURS, f"{__name__}.hooks"],
+            MIDDLEWARE=list(self.middlewares),
             ROOT_URLCONF=(*patterns, django_path("", include("pdc_django.urls"))),
             **{f"PDC_{name.upper()}": value for name, value in options.items()},
         )
@@ -403,10 +411,25 @@ class OfAsyncDjango(OfDjango):
         answer = OfDjango._handle(route)
 
         async def handle(view: View, request: HttpRequest, **_: str) -> Any:
+            if route == "/wait":
+                waiting.set()
+                await asyncio.Event().wait()
             await asyncio.sleep(0)
             return answer(view, request)
 
         return handle
+
+
+@sync_only_middleware
+def passing(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """A middleware of Django that is no coroutine, so that all before it run in threads."""
+    return get_response
+
+
+class OfMixedDjango(OfAsyncDjango):
+    """Django under ASGI, with coroutines behind a middleware that is none."""
+
+    middlewares = (OURS, f"{__name__}.passing", f"{__name__}.hooks")
 
 
 async def _deny_async(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -415,6 +438,11 @@ async def _deny_async(request: Request, call_next: Callable[[Request], Awaitable
 
 def _sorry(_: Request, __: Exception) -> Response:
     return PlainTextResponse("sorry", 418)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":  # the body comes first
+        await asyncio.sleep(0)
 
 
 class OfStarlette(Application):
@@ -443,6 +471,9 @@ class OfStarlette(Application):
     @staticmethod
     def _view(route: str) -> Callable[[Request], Awaitable[Response]]:
         async def view(request: Request) -> Response:
+            if route == "/wait":
+                waiting.set()
+                await _disconnect(request)
             try:
                 said = say(route, await request.body() if request.method == "POST" else b"")
             except NotThere as error:
@@ -472,6 +503,7 @@ FRAMEWORKS = {
     "flask": OfFlask,
     "django": OfDjango,
     "django-async": OfAsyncDjango,
+    "django-mixed": OfMixedDjango,
     "starlette": OfStarlette,
     "fastapi": OfFastAPI,
 }
@@ -599,8 +631,19 @@ def test_streams_count_at_their_end(make: Make) -> None:
     gc.collect()  # under ASGI, Django leaves the file of a request's body open where a stream fails
 
 
+NOTICING_ASGI = [name for name in NOTICING if FRAMEWORKS[name].send is over_asgi]
+
+
+@pytest.mark.parametrize("make", NOTICING_ASGI, indirect=True)
+def test_a_client_that_leaves_before_the_answer_is_a_499(make: Make) -> None:
+    """A client that leaves while a view waits counts as 499, whether the view is cancelled or answers nobody."""
+    app = make()
+    type(app).leave(app.app, "/wait")
+    assert without_durations(app.scrape().text) == counted("GET /wait 499")
+
+
 @pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("make", [name for name in NOTICING if FRAMEWORKS[name].send is over_asgi], indirect=True)
+@pytest.mark.parametrize("make", NOTICING_ASGI, indirect=True)
 def test_a_client_that_leaves_a_stream_of_a_server_is_a_499(make: Make, server: Serve) -> None:
     """The same under real servers, which tell an application in different ways that its client is gone."""
     app = make()
@@ -612,6 +655,19 @@ def test_a_client_that_leaves_a_stream_of_a_server_is_a_499(make: Make, server: 
         client.close()
         wait_until(lambda: 'in_progress{method="GET"} 0.0' in app.scrape().text)
     assert without_durations(app.scrape().text) == counted("GET /endless 499")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("make", NOTICING_ASGI, indirect=True)
+def test_a_client_that_leaves_a_server_before_the_answer_is_a_499(make: Make, server: Serve) -> None:
+    """The same under real servers."""
+    app = make()
+    with server(app.app) as port:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /wait HTTP/1.1\r\nHost: shop\r\n\r\n")
+            wait_until(lambda: 'in_progress{method="GET"} 1.0' in app.scrape().text)
+        wait_until(lambda: 'in_progress{method="GET"} 0.0' in app.scrape().text)
+    assert without_durations(app.scrape().text) == counted("GET /wait 499")
 
 
 @pytest.mark.parametrize("make", NOTICING, indirect=True)
