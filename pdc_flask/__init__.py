@@ -92,8 +92,9 @@ def _mount(app: Flask, metrics: HTTPMetrics, path: str) -> None:
         hosts = [{"host": "<pdc_host>"}]
     elif app.subdomain_matching:  # Prometheus asks processes by their address, which is in no domain
         hosts = [{}, {"subdomain": "<pdc_host>"}]
+    view = exclude(serve)
     for host in hosts:
-        app.add_url_rule(path, ENDPOINT, serve, methods=methods, provide_automatic_options=False, **host)
+        app.add_url_rule(path, ENDPOINT, view, methods=methods, provide_automatic_options=False, **host)
 
 
 def _tracker() -> Tracker | None:

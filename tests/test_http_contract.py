@@ -49,14 +49,18 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from pdc.http import exclude
 from pdc.options import from_header
 from pdc_django import conf
+from pdc_django.views import metrics as metrics_of_django
 from pdc_flask import PrometheusMetrics
 from pdc_starlette import instrument
+from pdc_starlette import metrics as metrics_of_starlette
 
 # The behaviour of every application: its views, an answer to X-Deny before any of them, an answer to the exception Handled.
 
 DENY = "X-Deny"
 ITEMS = "/items/{name}"
 QUIET = "/quiet/{name}"
+ELSEWHERE = "/monitoring/metrics"
+"""Another path of the metrics page than the option's."""
 ROUTES = {  # the path, as Starlette writes it, to the method
     ITEMS: "GET",
     "/orders": "POST",
@@ -330,6 +334,8 @@ class OfFlask(Application):
         for route, method in ROUTES.items():
             rule = re.sub(r"\{(\w+)\}", r"<\1>", route)
             app.add_url_rule(rule, route.replace("/", "-"), decorated(route, self._view(route)), methods=[method])
+        if options.get("enabled", True):
+            app.add_url_rule(ELSEWHERE, view_func=app.view_functions["pdc_metrics"])
         app.before_request(lambda: abort(401) if DENY in flask_request.headers else None)
         app.register_error_handler(Handled, lambda _: ("sorry", 418))
         return app
@@ -370,7 +376,11 @@ class OfDjango(Application):
         ]
         self._settings = override_settings(
             MIDDLEWARE=list(self.middlewares),
-            ROOT_URLCONF=(*patterns, django_path("", include("pdc_django.urls"))),
+            ROOT_URLCONF=(
+                *patterns,
+                django_path("", include("pdc_django.urls")),
+                django_path(ELSEWHERE[1:], metrics_of_django),
+            ),
             **{f"PDC_{name.upper()}": value for name, value in options.items()},
         )
         self._settings.enable()
@@ -457,6 +467,7 @@ class OfStarlette(Application):
         )
         for route, method in ROUTES.items():
             self.add(app, route, decorated(route, self._view(route)), [method])
+        self.add(app, ELSEWHERE, metrics_of_starlette, ["GET"])
         instrument(app, **options)
         return app
 
@@ -884,6 +895,19 @@ def test_the_page_is_not_counted(make: Make) -> None:
     statuses = [app.request(method, "/metrics") for method in ("GET", "HEAD", "OPTIONS", "POST")]
     assert statuses == [200, 200, 200, 405]
     assert lines(app.scrape().text) == []
+
+
+@pytest.mark.parametrize("labels", [{}, {"user": lambda _: "me"}])
+def test_the_page_is_not_counted_elsewhere(make: Make, labels: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The metrics page at another path than metrics_path, also below a mount, is no request and no error."""
+    app = make(labels=labels)
+    assert app.get(ELSEWHERE, 2) == 200
+    app.mount("/outer")
+    assert app.get(f"/outer{ELSEWHERE}", 2) == 200
+    found = app.scrape()
+    assert [line for line in lines(found.text) if "in_progress" not in line] == []
+    assert 'http_requests_in_progress{method="GET"} 0.0' in found.text
+    assert [record for record in caplog.records if record.name.startswith("pdc")] == []
 
 
 def test_nothing_is_counted_when_switched_off(make: Make, tmp_path: Path) -> None:

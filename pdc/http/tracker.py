@@ -175,10 +175,10 @@ class Tracker:
         self.finish()
 
     def forget(self) -> None:
-        """Do not count the request after all."""
+        """Do not count the request after all; its route is not asked for any more."""
         if self.finished:
             return
-        self.finished = True
+        self.finished = self._known = True
         try:
             self._in_progress(-1.0)
         except Exception as error:
