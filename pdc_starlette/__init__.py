@@ -71,22 +71,23 @@ class PrometheusMiddleware:
         if metrics is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
-            if not self._watching:
+            if not self._watching or self._routes.forget():
                 self._watch(scope)
             error_page = self._has_error_page
             await track_asgi(metrics, self.app, scope, receive, send, self._find_route, has_error_page=error_page)
         elif scope["type"] == "websocket":
-            if not self._watching:
+            if not self._watching or self._routes.forget():
                 self._watch(scope)
             await track_websocket(metrics, self.app, scope, receive, send, self._find_route)
         else:
             await self.app(scope, receive, _flushing(send))
 
     def _watch(self, scope: Scope) -> None:
-        """Watch the application's exceptions, once it is complete: at its first request."""
-        self._watching = True
+        """Watch the application's exceptions, once it is complete: at its first request, and after its routes changed."""
         watch(self.app)
-        self._has_error_page = watch_error_page(scope.get("app"), self)
+        if not self._watching:
+            self._has_error_page = watch_error_page(scope.get("app"), self)
+        self._watching = True
 
     def _find_route(self, scope: Scope) -> Match:
         match = self._routes.find(scope)

@@ -9,10 +9,10 @@ from typing import Any
 from starlette._utils import is_async_callable
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import Host, Mount
+from starlette.routing import Host, Mount, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pdc.http import TRACKER
@@ -21,11 +21,12 @@ from .routes import effective
 
 
 def watch(app: Any) -> None:
-    """Watch the exceptions of an application and of the applications mounted in it.
+    """Watch the scopes and exceptions of an application and of the applications mounted in it, again after new ones were.
 
     Starlette has no signal for them. It calls handlers around each view, so each handler is wrapped. An exception without
     a handler is seen on its way out, before a middleware can turn it into an answer.
     """
+    is_watched = has_middleware = False
     while app is not None:
         if isinstance(app, Starlette):
             if app.middleware_stack is None:  # as its own first request would do
@@ -33,14 +34,21 @@ def watch(app: Any) -> None:
             app = app.middleware_stack
         elif isinstance(app, ExceptionMiddleware):
             _watch_handlers(app)
-            app = app.app
+            app, is_watched = app.app, True
         elif isinstance(getattr(app, "routes", None), list):
-            for route in effective(app.routes):
-                if isinstance(route, (Mount, Host)):
-                    watch(route.app)
+            _watch_routes(app, has_middleware and not is_watched)
             return
         else:
-            app = getattr(app, "app", None)
+            app, has_middleware = getattr(app, "app", None), True
+
+
+def _watch_routes(app: Any, has_only_middlewares: bool) -> None:
+    """Watch the mounts of an application or router, and a router that middlewares are around, but no application."""
+    if has_only_middlewares and isinstance(app, Router) and not isinstance(app.middleware_stack, _Watched):
+        app.middleware_stack = _Watched(app.middleware_stack)
+    for route in effective(app.routes):
+        if isinstance(route, (Mount, Host)):
+            watch(route.app)
 
 
 def _watch_handlers(middleware: ExceptionMiddleware) -> None:
@@ -54,12 +62,15 @@ def _watch_handlers(middleware: ExceptionMiddleware) -> None:
 
 
 class _Watched:
-    """Reports the exceptions of an application."""
+    """Reports the scope that reaches the routes of an application, and exceptions on their way out of it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tracker = scope.get(TRACKER)
+        if tracker is not None:
+            tracker.source = scope
         try:
             await self.app(scope, receive, send)
         except Exception as error:
@@ -125,6 +136,7 @@ def _note(scope: Scope, error: Exception) -> None:
 
 
 def _answers() -> tuple[type[Exception], ...]:
-    """The exceptions by which a view gives an answer of status 4xx."""
+    """The exceptions by which a view gives an answer of status 4xx, or closes a WebSocket for a reason."""
     fastapi = sys.modules.get("fastapi.exceptions")
-    return (HTTPException,) if fastapi is None else (HTTPException, fastapi.RequestValidationError)
+    own = (HTTPException, WebSocketException)
+    return own if fastapi is None else (*own, fastapi.RequestValidationError, fastapi.WebSocketRequestValidationError)

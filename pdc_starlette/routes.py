@@ -23,6 +23,14 @@ class RouteFinder:
         self._app = app
         self._table = _Table([])
 
+    def forget(self) -> bool:
+        """Forget the table if routes were added, removed or replaced since, wherever they are; return True then."""
+        for live, copy in self._table.copies:
+            if live != copy:  # which compares identities first
+                self._table = _Table([])
+                return True
+        return False
+
     def find(self, scope: Scope) -> Match:
         """Find the route of a request that was handled; the request object of the match is for the caller to add."""
         endpoint = scope.get("endpoint")
@@ -30,9 +38,10 @@ class RouteFinder:
             return Match(_frontend(scope))
         table = self._table
         owner = scope.get("router") or scope.get("app") or self._app
-        if getattr(owner, "routes", None) is not table.routes or table.is_outdated(endpoint):
+        is_unknown = endpoint is not None and id(endpoint) not in table.by_endpoint
+        if is_unknown or getattr(owner, "routes", None) is not table.routes:
             routes = routes_of(owner)
-            if routes is not table.routes or table.is_outdated(endpoint):
+            if is_unknown or routes is not table.routes:
                 table = self._table = _Table(routes)
         candidates = table.by_endpoint.get(id(endpoint)) or table.entries
         if len(candidates) == 1:
@@ -54,12 +63,25 @@ def _frontend(scope: Scope) -> str:
 
 def routes_of(app: Any) -> list[BaseRoute]:
     """The routes of an application or a mount, also behind middlewares; an empty list if it is not Starlette's."""
+    found: list[BaseRoute] = []
     for _ in range(100):  # nobody stacks more middlewares
         routes = getattr(app, "routes", None)
-        if isinstance(routes, list) and routes:
-            return routes
+        if isinstance(routes, list):
+            found = routes
         app = getattr(app, "app", None)
-    return []
+        if found or app is None:
+            break
+    return found
+
+
+def _lists(routes: list[BaseRoute]) -> Iterator[list[BaseRoute]]:
+    """Yield the list of routes, and those of everything below it."""
+    yield routes
+    for route in routes:
+        if isinstance(route, (Mount, Host)):
+            yield from _lists(routes_of(route))
+        elif hasattr(route, "original_router"):  # FastAPI's included router
+            yield from _lists(route.original_router.routes)
 
 
 def effective(routes: Iterable[Any]) -> Iterator[Any]:
@@ -91,17 +113,13 @@ class _Entry(NamedTuple):
 class _Table:
     def __init__(self, routes: list[BaseRoute]) -> None:
         self.routes = routes
-        self._size = len(routes)
+        self.copies = [(live, list(live)) for live in _lists(routes)]
         self.entries = list(_entries(routes))
         self.by_endpoint: dict[int, list[_Entry]] = {}
         for entry in self.entries:
             same = self.by_endpoint.setdefault(id(entry.endpoint), [])
             if entry.match.route != UNMATCHED:
                 same.append(entry)
-
-    def is_outdated(self, endpoint: Any) -> bool:
-        """Return True if routes were added since, as far as the number of routes and the endpoint show it."""
-        return (endpoint is not None and id(endpoint) not in self.by_endpoint) or len(self.routes) != self._size
 
 
 def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern[str], ...] = ()) -> Iterator[_Entry]:

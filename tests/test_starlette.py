@@ -13,7 +13,8 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.endpoints import HTTPEndpoint
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
@@ -163,6 +164,14 @@ class ScopeCopy:
         await self.app(dict(scope), receive, send)
 
 
+class Versioned(ScopeCopy):
+    """A middleware that hands on a copy of the scope with another path."""
+
+    async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
+        """Pass on what is below the version."""
+        await self.app({**scope, "path": scope["path"].removeprefix("/v1")}, receive, send)
+
+
 class TooMany:
     """A middleware that answers by itself."""
 
@@ -253,6 +262,38 @@ def test_one_view_may_have_several_routes(make_app: Make, inner: list[Middleware
     }
 
 
+def test_middlewares_may_rewrite_the_path(make_app: Make, options: dict[str, Any]) -> None:
+    """A request counts under the route that it took, also where a middleware wrote its path anew in a copy of the scope."""
+    web = client(make_app({"/users/me": fine, "/users/{id}": fine, "/broken/{id}": fail}, [Middleware(Versioned)]))
+    for path in ("/v1/users/me", "/v1/users/7", "/v1/broken/1", "/v1/nowhere", "/users/7"):
+        web.get(path)
+    web = client(PrometheusMiddleware(Versioned(Router([Route("/router/{id}", fine)])), **options))
+    web.get("/v1/router/1")
+    assert requests() == {
+        ("GET", "/users/me", "200"): 1.0,
+        ("GET", "/users/{id}", "200"): 2.0,
+        ("GET", "/broken/{id}", "500"): 1.0,
+        ("GET", "<unmatched>", "404"): 1.0,
+        ("GET", "/router/{id}", "200"): 1.0,
+    }
+    assert stored("http_exceptions_total") == {("KeyError", "GET", "/broken/{id}"): 1.0}
+
+
+def test_routes_may_be_replaced(make_app: Make, framework: str) -> None:
+    """A route that another one of the same view replaces gives its template, wherever it is."""
+    app, router = make_app({"/old/{id}": fine}), Router([Route("/old", fine)])
+    app.mount("/nested", router)
+    web = client(app)
+    for path in ("/old/1", "/nested/old"):
+        assert web.get(path).status_code == 200
+    other = FastAPI() if framework == "fastapi" else Starlette()
+    add(other, "/new/{id}", fine)
+    app.router.routes[-2] = router.routes[0] = other.router.routes[-1]
+    for path in ("/new/1", "/nested/new/1"):
+        assert web.get(path).status_code == 200
+    assert {route for _, route, _ in requests()} == {"/old/{id}", "/nested/old", "/new/{id}", "/nested/new/{id}"}
+
+
 def test_routes_may_be_added_late(make_app: Make) -> None:
     """Routes that are added after the first request have their templates, also in nested routers."""
     app, router = make_app({"/": fine}), Router()
@@ -316,6 +357,21 @@ def test_exceptions_of_mounted_applications_are_counted(make_app: Make) -> None:
     for path in ("/a/broken", "/b/broken"):
         assert client(app).get(path).status_code == 418
     assert stored("http_exceptions_total") == {("KeyError", "GET", f"/{prefix}/broken"): 1.0 for prefix in "ab"}
+
+
+def test_exceptions_of_applications_that_are_mounted_late_are_counted(make_app: Make) -> None:
+    """An exception that a mounted application handles counts, also where it was mounted after the first request."""
+    app, outer = make_app({"/": fine}), Starlette()
+    app.mount("/outer", outer)
+    web = client(app)
+    web.get("/")
+    for number, parent in enumerate((app, outer)):
+        parent.mount(f"/{number}", Starlette(routes=[Route("/broken", fail)], exception_handlers={KeyError: sorry}))
+    for path in ("/0/broken", "/outer/1/broken"):
+        assert web.get(path).status_code == 418
+    app.routes[-1] = Mount("/2", Starlette(routes=[Route("/broken", fail)], exception_handlers={KeyError: sorry}))
+    assert web.get("/2/broken").status_code == 418
+    assert {route for _, _, route in stored("http_exceptions_total")} == {"/0/broken", "/outer/1/broken", "/2/broken"}
 
 
 @pytest.mark.parametrize("handler", [sorry, sorry_async])
@@ -535,6 +591,42 @@ def test_websockets_are_counted_apart(make_app: Make) -> None:
     assert stored("websocket_duration_seconds_count") == {("/rooms/{room}",): 1.0, ("/broken",): 1.0}
     assert stored("websocket_connections_in_progress") == {(): 0.0}
     assert requests() == {}
+
+
+async def _fail_socket(websocket: WebSocket) -> None:
+    if websocket.url.path == "/refused":
+        raise WebSocketException(1008)
+    if websocket.url.path == "/early":
+        raise LookupError
+    await websocket.accept()
+    if websocket.url.path == "/left":
+        await websocket.receive_text()
+    raise ZeroDivisionError if websocket.url.path == "/handled" else KeyError
+
+
+async def _close(websocket: WebSocket, _: Exception) -> None:
+    await websocket.close()
+
+
+@pytest.mark.parametrize("inner", [[], [Middleware(ScopeCopy)]])
+def test_exceptions_in_websockets_are_counted(make_app: Make, inner: list[Middleware]) -> None:
+    """An exception that leaves the view of a WebSocket counts once, handled or not; refusals and clients that leave do not."""
+    app = make_app({"/": fine}, inner, labels={"zone": "eu"}, exclude_paths=["/quiet"])
+    app.add_exception_handler(ZeroDivisionError, _close)
+    for path in ("/broken/{id}", "/early", "/handled", "/refused", "/left", "/quiet"):
+        app.router.routes.append(WebSocketRoute(path, _fail_socket))
+    app.router.routes.append(WebSocketRoute("/unseen", exclude(partial(_fail_socket))))
+    web = client(app)
+    for path in ("/broken/1", "/early", "/handled", "/refused", "/left", "/quiet", "/unseen"):
+        with suppress(LookupError, TypeError, WebSocketDisconnect), web.websocket_connect(path) as websocket:
+            if path != "/left":
+                websocket.receive_text()
+    assert stored("websocket_exceptions_total") == {
+        ("KeyError", "/broken/{id}", "eu"): 1.0,
+        ("LookupError", "/early", "eu"): 1.0,
+        ("ZeroDivisionError", "/handled", "eu"): 1.0,
+    }
+    assert stored("websocket_connections_in_progress") == {(): 0.0}
 
 
 def test_excluded_websockets_are_not_counted(make_app: Make) -> None:

@@ -49,10 +49,10 @@ async def track_websocket(
 ) -> None:
     """Count and time a WebSocket connection of an ASGI application. Connections that are never accepted are not counted.
 
-    The source of `find_route`, which is called when the connection is accepted, is the scope.
+    The framework finds the connection in ``scope[TRACKER]``, to report exceptions. The source of `find_route`, which is called
+    when the connection is accepted or an exception is counted, is the scope.
     """
-    scope[TRACKER] = None
-    connection = metrics.connect(asgi_path(scope), find_route, scope)
+    connection = scope[TRACKER] = metrics.connect(asgi_path(scope), find_route, scope)
     if connection is None:
         await app(scope, receive, send)
         return
@@ -60,10 +60,23 @@ async def track_websocket(
     async def watched(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "websocket.accept":
             connection.opened()
-        await send(message)
+        try:
+            await send(message)
+        except OSError:  # a server raises it for a client that is gone (ASGI 2.4)
+            connection.disconnected()
+            raise
+
+    async def received() -> MutableMapping[str, Any]:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            connection.disconnected()
+        return message
 
     try:
-        await app(scope, receive, watched)
+        await app(scope, received, watched)
+    except Exception as error:
+        connection.raised(error)
+        raise
     finally:
         connection.closed()
 
@@ -100,20 +113,19 @@ class _Channel:
         except OSError:  # a server raises it for a client that is gone (ASGI 2.4)
             tracker.disconnected()
             raise
-        if kind == "http.response.body":
-            if not left_before:  # a server drops bytes for a client that is gone
-                self._sent += len(message.get("body", b""))
+        if left_before:  # a server drops bytes for a client that is gone
+            if kind != "http.response.start" and not message.get("more_body", False):
+                self._left()
+        elif kind == "http.response.body":
+            self._sent += len(message.get("body", b""))
             if not message.get("more_body", False):
-                self._complete(left_before)
+                tracker.finish(self._sent)
         elif kind == "http.response.pathsend":  # a file that the server sends by itself is all of the body
-            if left_before:
-                tracker.abandon(self._sent)
-            else:
-                tracker.all_sent()
+            tracker.all_sent()
 
-    def _complete(self, left_before: bool) -> None:
-        """Finish the request with its last message, which applications also send for a client that left before."""
-        if left_before and self._sent < self._tracker.body_bytes():
+    def _left(self) -> None:
+        """Finish a request with its last message, which applications also send for a client that left before."""
+        if self._sent < self._tracker.body_bytes():
             self._tracker.abandon(self._sent)
         else:
             self._tracker.finish(self._sent)

@@ -35,6 +35,7 @@ class WebSocketFamilies(NamedTuple):
     connections: Counter
     in_progress: Gauge
     duration: Histogram
+    exceptions: Counter
 
 
 @once
@@ -78,6 +79,7 @@ def _websocket_families(namespace: str, labels: tuple[str, ...], max_series: int
             buckets=WEBSOCKET_BUCKETS,
             **common,
         ),
+        Counter("websocket_exceptions", "Exceptions that left a view of WebSockets.", [*route, "exception"], **common),
     )
 
 

@@ -45,13 +45,14 @@ class Tracker:
 
     A framework calls `matched`, or gives a `find_route`. That is called once, with `source`, when the match is first needed:
     when the answer starts, an exception is counted, or the application ends without an answer. Then come `started`, and
-    `finish` or one of its variants: `answered`, `all_sent`, `abandon`, `fail`.
+    `finish` or one of its variants: `answered`, `all_sent`, `abandon`, `fail`. Until then it may replace `source`, which a
+    middleware in between may have changed or copied.
     """
 
     __slots__ = (
         *("_exception", "_exemplar", "_find_route", "_headers", "_in_progress", "_known", "_label_values", "_labels"),
-        *("_method", "_received", "_request", "_route", "_series", "_source", "_start", "_status"),
-        *("finished", "gone", "is_buffered"),
+        *("_method", "_received", "_request", "_route", "_series", "_start", "_status"),
+        *("finished", "gone", "is_buffered", "source"),
     )
 
     def __init__(
@@ -61,7 +62,7 @@ class Tracker:
         self._labels = labels
         self._method = method
         self._find_route = find_route
-        self._source = source
+        self.source = source
         self._known = find_route is None and not labels.are_asked_for
         self.finished = self.gone = self.is_buffered = False
         self._label_values: tuple[str, ...] = ()
@@ -151,7 +152,7 @@ class Tracker:
                 sizes[1].observe(sent)
         except Exception as error:
             log_or_raise(error, "a request could not be counted")
-        self._request = self._source = self._exception = None  # only the garbage collector would free a cycle with the tracker
+        self._request = self.source = self._exception = None  # only the garbage collector would free a cycle with the tracker
 
     def answered(self, status: int, length: int) -> None:
         """Finish a request whose answer is complete: its status, and the length of its body unless the headers say less."""
@@ -183,14 +184,14 @@ class Tracker:
             self._in_progress(-1.0)
         except Exception as error:
             log_or_raise(error, "a request could not be left out")
-        self._request = self._source = self._exception = None
+        self._request = self.source = self._exception = None
 
     def _learn(self) -> None:
         """Find out the route, the application's labels and the exemplar."""
         self._known = True
         try:
             if self._find_route is not None:
-                self._route, self._request, excluded = self._find_route(self._source)
+                self._route, self._request, excluded = self._find_route(self.source)
                 if excluded:
                     self.forget()
         except Exception as error:
@@ -203,23 +204,27 @@ class Tracker:
 class Connection:
     """One WebSocket connection. Its methods raise no errors of their own."""
 
-    __slots__ = ("_find_route", "_label_values", "_labels", "_series", "_source", "_start")
+    __slots__ = (
+        *("_exception", "_find_route", "_is_excluded", "_label_values", "_labels", "_series", "_start"),
+        *("gone", "source"),
+    )
 
     def __init__(self, series: RequestSeries, labels: RequestLabels, find_route: FindRoute, source: Any) -> None:
         self._series = series
         self._labels = labels
         self._find_route = find_route
-        self._source = source
+        self.source = source
+        self._is_excluded = self.gone = False
         self._label_values: tuple[str, ...] = ()
+        self._exception: BaseException | None = None
         self._start: float | None = None
 
     def opened(self) -> None:
         """Count the connection, unless its endpoint is excluded."""
         try:
-            match = self._find_route(self._source)
-            if match.excluded:
+            self._learn()
+            if self._is_excluded:
                 return
-            self._label_values = (match.route, *self._labels.values(match.request))
             families = self._series.websockets
             families.connections.labels(*self._label_values).inc()
             families.in_progress.inc()
@@ -228,8 +233,32 @@ class Connection:
         else:
             self._start = perf_counter()
 
+    def disconnected(self) -> None:
+        """Note that the client is gone: exceptions from now on are not the application's."""
+        self.gone = True
+
+    def raised(self, error: BaseException) -> None:
+        """Count an exception that left the view, once. Ignores exits, disconnected clients, and excluded endpoints."""
+        if error is self._exception or self.gone or not isinstance(error, Exception):
+            return
+        self._exception = error
+        try:
+            if not self._label_values:
+                self._learn()
+            if not self._is_excluded:
+                self._series.websockets.exceptions.labels(*self._label_values, type(error).__name__).inc()
+        except Exception as error:
+            log_or_raise(error, "an exception could not be counted")
+
+    def _learn(self) -> None:
+        """Find out the route and the application's labels."""
+        match = self._find_route(self.source)
+        self._is_excluded = match.excluded
+        self._label_values = (match.route, *self._labels.values(match.request))
+
     def closed(self) -> None:
         """Time the connection, if it was ever opened."""
+        self.source = self._exception = None  # only the garbage collector would free a cycle with the connection
         if self._start is None:
             return
         try:
