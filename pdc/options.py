@@ -26,7 +26,7 @@ RESERVED_LABELS = ("method", "route", "status", "exception", "le")
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the default of prometheus_client.start_http_server
 
 LABELS = (
-    f"a dict of label names and texts or callables, which are no coroutine functions; not one of {', '.join(RESERVED_LABELS)}"
+    f"a dict of label names and texts or callables, in ASGI also coroutine functions; not one of {', '.join(RESERVED_LABELS)}"
 )
 _SECONDS_OR_NEVER = "seconds, more than 0, or None (never)"
 _TRUE_OR_FALSE = "true or false"
@@ -176,8 +176,6 @@ def _labels(value: Any) -> dict[str, Label]:
     for name, label in labels.items():
         if not re.fullmatch(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", _text(name)) or name in RESERVED_LABELS:
             raise ValueError(value)
-        if inspect.iscoroutinefunction(label):
-            raise TypeError(value)
         if not callable(label):
             _text(label)
     return labels

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction
 from django.apps import apps
 from django.core.exceptions import BadRequest, ImproperlyConfigured, PermissionDenied, SuspiciousOperation
 from django.core.handlers.base import BaseHandler
@@ -51,7 +51,10 @@ class PrometheusMiddleware:
         if tracker is None:
             return self._get_response(request)  # type: ignore[no-any-return]  # it is of the sync kind here
         try:
-            return _answered(tracker, request, self._get_response(request))
+            response = self._get_response(request)
+            if tracker.may_wait:
+                async_to_sync(tracker.learn)()
+            return _answered(tracker, request, response)
         except asyncio.CancelledError:  # under ASGI, of a coroutine that this thread waited for
             tracker.abandon()
             raise
@@ -64,7 +67,10 @@ class PrometheusMiddleware:
         if tracker is None:
             return await self._get_response(request)  # type: ignore[no-any-return]  # it is of the async kind here
         try:
-            return _answered(tracker, request, await self._get_response(request))
+            response = await self._get_response(request)
+            if tracker.may_wait:
+                await tracker.learn()
+            return _answered(tracker, request, response)
         except asyncio.CancelledError:  # the client is gone
             tracker.abandon()
             raise
@@ -77,8 +83,9 @@ def _track(request: HttpRequest) -> Tracker | None:
     """Begin to track a request; None for an excluded path, and where PDC_ENABLED is false."""
     metrics = conf.http_metrics()
     tracker = None if metrics is None else metrics.track(request.method or "", request.path_info, _find_route, request)
-    if tracker is not None:
+    if metrics is not None and tracker is not None:
         request.META[TRACKER] = tracker
+        tracker.may_wait = metrics.labels.may_wait and hasattr(request, "scope")  # ASGI can await
         if length := request.META.get("CONTENT_LENGTH"):
             tracker.read(content_length(length))
     return tracker

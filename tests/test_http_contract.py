@@ -47,7 +47,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from pdc.http import exclude
-from pdc.options import from_header
+from pdc.options import OptionError, from_header
 from pdc_django import conf
 from pdc_django.views import metrics as metrics_of_django
 from pdc_flask import PrometheusMetrics
@@ -797,6 +797,65 @@ def test_labels_of_the_application(make: Make, caplog: pytest.LogCaptureFixture)
     }
     assert without_durations(app.scrape().text) == sorted(expected)
     assert len([record for record in caplog.records if "the label 'user' failed" in record.message]) == 1
+
+
+async def _asked_for(request: Any) -> str:
+    await asyncio.sleep(0)
+    return str(request.headers["X-Tenant"])
+
+
+async def _failing(_: Any) -> str:
+    raise LookupError
+
+
+def _hidden(label: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A callable that no one can tell from others before its first call."""
+
+    def call(request: Any) -> Any:
+        return label(request)
+
+    return call
+
+
+def test_callables_of_labels_may_return_awaitables(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Under ASGI a label waits for the awaitable of its callable; WSGI refuses it, with one line in the log."""
+    app = make(labels={"tenant": _hidden(_asked_for), "failing": _hidden(_failing), "zone": "eu"})
+    for path in ("/items/tea", "/items/cake", "/broken", "/handled", "/nowhere", "/stream"):
+        app.request("GET", path, {"X-Tenant": "a"})
+    app.request("GET", "/items/tea", {"X-Tenant": "a", DENY: "1"})
+    tenant = "a" if type(app).send is over_asgi else ""
+    labels = f',failing="",tenant="{tenant}",zone="eu"'
+    answers = counted(
+        *(f"GET {ITEMS} 200 = 2", "GET /broken 500", "GET /handled 418", "GET <unmatched> 404", "GET /stream 200"),
+        f"GET {ITEMS} 401",
+        labels=labels,
+    )
+    exceptions = [
+        f'http_exceptions_total{{exception="{name}",failing="",method="GET",route="{route}",tenant="{tenant}",zone="eu"}} 1.0'
+        for name, route in (("KeyError", "/broken"), ("Handled", "/handled"))
+    ]
+    assert without_durations(app.scrape().text) == sorted([*answers, *exceptions])
+    told = [record.message for record in caplog.records if "the label 'tenant' failed" in record.message]
+    assert len(told) == (0 if tenant else 1)
+
+
+@pytest.mark.parametrize("make", NOTICING_ASGI, indirect=True)
+def test_a_label_does_not_wait_for_a_client_that_left(make: Make) -> None:
+    """A request whose client left counts though its label has nothing to wait for any more."""
+    app = make(labels={"tenant": _asked_for})
+    type(app).leave(app.app, "/wait")
+    (line,) = [line for line in lines(app.scrape().text) if line.startswith("http_requests_total")]
+    assert 'route="/wait",status="499"' in line
+    assert "coroutine" not in line
+
+
+@pytest.mark.parametrize("make", ["flask"], indirect=True)
+def test_wsgi_refuses_coroutine_functions_at_start(make: Make) -> None:
+    """An application that cannot await its labels does not start with them."""
+    with pytest.raises(
+        OptionError, match="PDC_LABELS: expected no coroutine functions under WSGI, got them for \\['tenant'\\]"
+    ):
+        make(labels={"tenant": _asked_for})
 
 
 def test_sizes_are_of_the_bodies(make: Make) -> None:

@@ -17,11 +17,6 @@ import pdc
 from pdc.options import OptionError, Options
 
 
-async def a_coroutine(_: object) -> str:
-    """An invalid label: no caller would await it."""
-    return "me"
-
-
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -70,7 +65,6 @@ def test_an_option_comes_from_the_environment_or_the_settings(name: str, text: s
         ("METRICS_PORT", 0),
         ("METRICS_PORT", 65536),
         ("METRICS_PORT", True),
-        ("LABELS", {"user": a_coroutine}),
         ("NAMESPACE", "a-b"),
         ("BUCKETS", []),
         ("BUCKETS", [2, 1]),

@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -611,14 +611,22 @@ async def _close(websocket: WebSocket, _: Exception) -> None:
 @pytest.mark.parametrize("inner", [[], [Middleware(ScopeCopy)]])
 def test_exceptions_in_websockets_are_counted(make_app: Make, inner: list[Middleware]) -> None:
     """An exception that leaves the view of a WebSocket counts once, handled or not; refusals and clients that leave do not."""
-    app = make_app({"/": fine}, inner, labels={"zone": "eu"}, exclude_paths=["/quiet"])
+
+    async def zone(connection: HTTPConnection) -> str:
+        await asyncio.sleep(0)
+        return connection.headers["x-zone"]
+
+    app = make_app({"/": fine}, inner, labels={"zone": zone}, exclude_paths=["/quiet"])
     app.add_exception_handler(ZeroDivisionError, _close)
     for path in ("/broken/{id}", "/early", "/handled", "/refused", "/left", "/quiet"):
         app.router.routes.append(WebSocketRoute(path, _fail_socket))
     app.router.routes.append(WebSocketRoute("/unseen", exclude(partial(_fail_socket))))
     web = client(app)
     for path in ("/broken/1", "/early", "/handled", "/refused", "/left", "/quiet", "/unseen"):
-        with suppress(LookupError, TypeError, WebSocketDisconnect), web.websocket_connect(path) as websocket:
+        with (
+            suppress(LookupError, TypeError, WebSocketDisconnect),
+            web.websocket_connect(path, headers={"X-Zone": "eu"}) as websocket,
+        ):
             if path != "/left":
                 websocket.receive_text()
     assert stored("websocket_exceptions_total") == {

@@ -60,7 +60,7 @@ class HTTPMetrics:
     def __init__(self, options: Options, registry: CollectorRegistry | None = None) -> None:
         self.options = options
         self._registry = registry
-        self._labels = RequestLabels(options)
+        self.labels = RequestLabels(options)
         options.setup()
         self.series = RequestSeries(options)
         exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
@@ -74,11 +74,11 @@ class HTTPMetrics:
             self._port.open()
         if path in self._excluded or (self._patterns and self._excludes(path)):
             return None
-        return Tracker(self.series, self._labels, method if method in METHODS else OTHER_METHOD, find_route, source)
+        return Tracker(self.series, self.labels, method if method in METHODS else OTHER_METHOD, find_route, source)
 
     def connect(self, path: str, find_route: FindRoute, source: Any) -> Connection | None:
         """Begin to track a WebSocket connection that a client asks for; None for an excluded path."""
-        return None if self._excludes(path) else Connection(self.series, self._labels, find_route, source)
+        return None if self._excludes(path) else Connection(self.series, self.labels, find_route, source)
 
     def _excludes(self, path: str) -> bool:
         return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)

@@ -29,6 +29,7 @@ async def track_asgi(
     if tracker is None:
         await app(scope, receive, send)
         return
+    tracker.may_wait = metrics.labels.may_wait
     counts_received = False
     if metrics.options.sizes:
         announced = _announced_length(scope)
@@ -38,10 +39,10 @@ async def track_asgi(
     try:
         await app(scope, channel.receive, channel.send)
     except BaseException as error:
-        channel.ended(error, has_error_page=has_error_page)
+        await channel.ended(error, has_error_page=has_error_page)
         raise
     if not tracker.finished:
-        channel.ended(None)
+        await channel.ended(None)
 
 
 async def track_websocket(
@@ -58,6 +59,7 @@ async def track_websocket(
         return
 
     async def watched(message: MutableMapping[str, Any]) -> None:
+        await connection.learn()
         if message["type"] == "websocket.accept":
             connection.opened()
         try:
@@ -75,6 +77,7 @@ async def track_websocket(
     try:
         await app(scope, received, watched)
     except Exception as error:
+        await connection.learn()
         connection.raised(error)
         raise
     finally:
@@ -104,6 +107,8 @@ class _Channel:
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         tracker, kind = self._tracker, message["type"]
+        if tracker.may_wait:
+            await tracker.learn()
         if kind == "http.response.start":
             tracker.started(message["status"], message.get("headers", ()))
             self._started = True
@@ -114,8 +119,7 @@ class _Channel:
             tracker.disconnected()
             raise
         if left_before:  # a server drops bytes for a client that is gone
-            if kind != "http.response.start" and not message.get("more_body", False):
-                self._left()
+            self._unsent(message)
         elif kind == "http.response.body":
             self._sent += len(message.get("body", b""))
             if not message.get("more_body", False):
@@ -123,18 +127,21 @@ class _Channel:
         elif kind == "http.response.pathsend":  # a file that the server sends by itself is all of the body
             tracker.all_sent()
 
-    def _left(self) -> None:
+    def _unsent(self, message: MutableMapping[str, Any]) -> None:
         """Finish a request with its last message, which applications also send for a client that left before."""
+        if message["type"] == "http.response.start" or message.get("more_body", False):
+            return
         if self._sent < self._tracker.body_bytes():
             self._tracker.abandon(self._sent)
         else:
             self._tracker.finish(self._sent)
 
-    def ended(self, error: BaseException | None, *, has_error_page: bool = False) -> None:
+    async def ended(self, error: BaseException | None, *, has_error_page: bool = False) -> None:
         """Finish the request, unless its answer was complete; a server cancels a request whose client is gone."""
         if self._tracker.gone or (error is not None and not isinstance(error, Exception)):
             self._tracker.abandon(self._sent)
             return
+        await self._tracker.learn()
         if error is not None:
             self._tracker.raised(error)
             if has_error_page and not self._started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from prometheus_client.validation import _validate_exemplar
 from ..options import Label, OptionError, Options
 from ..process import log
 from ..process.interruption import interruption
+
+ONLY_ASGI = "only ASGI awaits labels, so give a callable that is no coroutine function"
 
 
 class RequestLabels:
@@ -26,10 +29,30 @@ class RequestLabels:
         self._logged: set[str] = set()
         self.are_asked_for = bool(options.labels or options.exemplars)
         """True if requests have labels beside method, route and status, or exemplars."""
+        self.may_wait = any(callable(label) for label in options.labels.values())
+        """True if there are callables, which may return awaitables."""
+        self.defaults = tuple(label if isinstance(label, str) else "" for label in options.labels.values())
+        """The values of a request whose callables were not called."""
 
-    def values(self, request: Any) -> tuple[str, ...]:
-        """The values of the labels for a request; a callable that fails, or returns None, leaves its value empty."""
-        return tuple(self._value(name, label, request) for name, label in self._labels.items())
+    def values(self, request: Any, *, is_left: bool = False) -> tuple[str, ...]:
+        """The values of the labels for a request; a callable that fails, or returns None, leaves its value empty.
+
+        So does one that returns an awaitable. It is refused, with a line in the log unless `is_left`: then the client left
+        before ASGI could wait for it.
+        """
+        return tuple(self._text(name, self._value(name, label, request), is_left) for name, label in self._labels.items())
+
+    async def awaited(self, request: Any) -> tuple[str, ...]:
+        """The same values, where awaitables are awaited."""
+        found = []
+        for name, label in self._labels.items():
+            value = self._value(name, label, request)
+            try:
+                found.append(self._text(name, await value if inspect.isawaitable(value) else value))
+            except Exception as error:  # a label must not break a request
+                self._failed(name, error)
+                found.append("")
+        return tuple(found)
 
     def exemplar(self) -> dict[str, str] | None:
         """The exemplar for the request that is being handled, if it has one."""
@@ -44,15 +67,32 @@ class RequestLabels:
             return None
         return exemplar
 
-    def _value(self, name: str, label: Label, request: Any) -> str:
+    def _value(self, name: str, label: Label, request: Any) -> object:
         if isinstance(label, str):
             return label
         try:
-            value = None if request is None else label(request)
+            return None if request is None else label(request)
+        except Exception as error:  # a label must not break a request
+            self._failed(name, error)
+            return None
+
+    def _text(self, name: str, value: object, is_left: bool = False) -> str:
+        if isinstance(value, str):
+            return value
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()  # else Python warns that nobody awaited it
+            if not is_left:
+                self._failed(name, TypeError(f"expected the label {name!r} to return a text, got {value!r}: {ONLY_ASGI}"))
+            return ""
+        try:
             return "" if value is None else str(value)
         except Exception as error:  # a label must not break a request
-            self._log_once(f"the label {name!r} failed and is left empty", error)
+            self._failed(name, error)
             return ""
+
+    def _failed(self, name: str, error: Exception) -> None:
+        self._log_once(f"the label {name!r} failed and is left empty", error)
 
     def _log_once(self, message: str, error: Exception) -> None:
         """Log an error of a callable, once per application; raise an exception that the application raised into it."""

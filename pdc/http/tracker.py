@@ -46,13 +46,14 @@ class Tracker:
     A framework calls `matched`, or gives a `find_route`. That is called once, with `source`, when the match is first needed:
     when the answer starts, an exception is counted, or the application ends without an answer. Then come `started`, and
     `finish` or one of its variants: `answered`, `all_sent`, `abandon`, `fail`. Until then it may replace `source`, which a
-    middleware in between may have changed or copied.
+    middleware in between may have changed or copied. One that can await sets `may_wait` where callables of labels may return
+    awaitables, and calls `learn` before the others.
     """
 
     __slots__ = (
         *("_exception", "_exemplar", "_find_route", "_headers", "_in_progress", "_known", "_label_values", "_labels"),
-        *("_method", "_received", "_request", "_route", "_series", "_start", "_status"),
-        *("finished", "gone", "is_buffered", "source"),
+        *("_method", "_received", "_request", "_route", "_series", "_start", "_status", "_uncounted"),
+        *("finished", "gone", "is_buffered", "may_wait", "source"),
     )
 
     def __init__(
@@ -64,7 +65,8 @@ class Tracker:
         self._find_route = find_route
         self.source = source
         self._known = find_route is None and not labels.are_asked_for
-        self.finished = self.gone = self.is_buffered = False
+        self.finished = self.gone = self.is_buffered = self.may_wait = False
+        self._uncounted: tuple[BaseException, ...] = ()
         self._label_values: tuple[str, ...] = ()
         self._headers: Iterable[Header] | None = None
         self._exemplar: dict[str, str] | None = None
@@ -80,6 +82,18 @@ class Tracker:
         except Exception as error:
             log_or_raise(error, "a request could not be tracked")
             self.finished = True
+
+    async def learn(self) -> None:
+        """Find out the route and the labels, and await what callables return; `may_wait` is true until this is called."""
+        if not self.may_wait or self.finished:
+            return
+        self.may_wait = False
+        self._learn(without_labels=True)
+        self._label_values = self._labels.defaults  # for a request that is cancelled meanwhile
+        if not self.finished:
+            self._label_values = await self._labels.awaited(self._request)
+            self._exemplar = self._labels.exemplar()
+            self._count_exceptions()
 
     def matched(self, route: str, request: Any = None, excluded: bool = False) -> None:
         """Note the facts of a `Match`; an excluded request is not counted."""
@@ -123,13 +137,21 @@ class Tracker:
         if error is self._exception or self.gone or not isinstance(error, Exception):
             return
         self._exception = error
+        self._uncounted = (*self._uncounted, error)
+        if self.may_wait:
+            return
         if not self._known:
             self._learn()
+        self._count_exceptions()
+
+    def _count_exceptions(self) -> None:
+        errors, self._uncounted = self._uncounted, ()
         if self.finished:
             return
         try:
-            values = self._method, self._route, type(error).__name__, *self._label_values
-            self._series.families.exceptions.labels(*values).inc()
+            for error in errors:
+                values = self._method, self._route, type(error).__name__, *self._label_values
+                self._series.families.exceptions.labels(*values).inc()
         except Exception as error:
             log_or_raise(error, "an exception could not be counted")
 
@@ -138,6 +160,8 @@ class Tracker:
         duration = perf_counter() - self._start
         if not self._known:
             self._learn()  # which may forget the request
+        if self._uncounted:
+            self._count_exceptions()
         if self.finished:
             return
         self.finished = True
@@ -180,13 +204,15 @@ class Tracker:
         if self.finished:
             return
         self.finished = self._known = True
+        self.may_wait = False
         try:
             self._in_progress(-1.0)
         except Exception as error:
             log_or_raise(error, "a request could not be left out")
         self._request = self.source = self._exception = None
+        self._uncounted = ()
 
-    def _learn(self) -> None:
+    def _learn(self, *, without_labels: bool = False) -> None:
         """Find out the route, the application's labels and the exemplar."""
         self._known = True
         try:
@@ -196,8 +222,8 @@ class Tracker:
                     self.forget()
         except Exception as error:
             log_or_raise(error, "the route of a request could not be found")
-        if self._labels.are_asked_for:
-            self._label_values = self._labels.values(self._request)
+        if self._labels.are_asked_for and not without_labels:
+            self._label_values = self._labels.values(self._request, is_left=self.may_wait)
             self._exemplar = self._labels.exemplar()
 
 
@@ -205,7 +231,7 @@ class Connection:
     """One WebSocket connection. Its methods raise no errors of their own."""
 
     __slots__ = (
-        *("_exception", "_find_route", "_is_excluded", "_label_values", "_labels", "_series", "_start"),
+        *("_exception", "_find_route", "_is_excluded", "_label_values", "_labels", "_series", "_start", "_uncounted"),
         *("gone", "source"),
     )
 
@@ -217,14 +243,30 @@ class Connection:
         self._is_excluded = self.gone = False
         self._label_values: tuple[str, ...] = ()
         self._exception: BaseException | None = None
+        self._uncounted: BaseException | None = None
         self._start: float | None = None
 
-    def opened(self) -> None:
-        """Count the connection, unless its endpoint is excluded."""
+    async def learn(self) -> None:
+        """Find out the route and the labels, unless they are known, and await what callables return."""
+        if self._label_values:
+            return
         try:
-            self._learn()
-            if self._is_excluded:
-                return
+            match = self._find_route(self.source)
+            self._is_excluded = match.excluded
+            self._label_values = (match.route, *self._labels.defaults)  # for a connection that is cancelled meanwhile
+            if self._labels.may_wait:
+                self._label_values = (match.route, *await self._labels.awaited(match.request))
+        except Exception as error:
+            log_or_raise(error, "the route of a WebSocket connection could not be found")
+            self._label_values = (UNMATCHED, *self._labels.defaults)
+        if self._uncounted is not None:
+            self._count(self._uncounted)
+
+    def opened(self) -> None:
+        """Count the connection, unless its endpoint is excluded; `learn` was called before."""
+        if self._is_excluded:
+            return
+        try:
             families = self._series.websockets
             families.connections.labels(*self._label_values).inc()
             families.in_progress.inc()
@@ -242,23 +284,22 @@ class Connection:
         if error is self._exception or self.gone or not isinstance(error, Exception):
             return
         self._exception = error
+        if self._label_values:
+            self._count(error)
+        else:  # until `learn` is called
+            self._uncounted = error
+
+    def _count(self, error: BaseException) -> None:
+        if self._is_excluded:
+            return
         try:
-            if not self._label_values:
-                self._learn()
-            if not self._is_excluded:
-                self._series.websockets.exceptions.labels(*self._label_values, type(error).__name__).inc()
+            self._series.websockets.exceptions.labels(*self._label_values, type(error).__name__).inc()
         except Exception as error:
             log_or_raise(error, "an exception could not be counted")
 
-    def _learn(self) -> None:
-        """Find out the route and the application's labels."""
-        match = self._find_route(self.source)
-        self._is_excluded = match.excluded
-        self._label_values = (match.route, *self._labels.values(match.request))
-
     def closed(self) -> None:
         """Time the connection, if it was ever opened."""
-        self.source = self._exception = None  # only the garbage collector would free a cycle with the connection
+        self.source = self._exception = self._uncounted = None  # else only the garbage collector would free a cycle
         if self._start is None:
             return
         try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..options import OptionError
 from .application import HTTPMetrics
+from .labels import ONLY_ASGI
 from .tracker import TRACKER, Tracker, WatchedBody, content_length
 
 if TYPE_CHECKING:
@@ -13,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
-    """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``."""
+    """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``. Raises OptionError."""
+    _refuse_coroutines(metrics.options.labels)
     sizes = metrics.options.sizes
 
     def tracked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -42,6 +46,12 @@ def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
         return Body(tracker, body)
 
     return tracked
+
+
+def _refuse_coroutines(labels: Mapping[str, object]) -> None:
+    """Refuse labels that only ASGI awaits, as far as they can be told from others before their first call."""
+    if names := [name for name, label in labels.items() if inspect.iscoroutinefunction(label)]:
+        raise OptionError(f"PDC_LABELS: expected no coroutine functions under WSGI, got them for {names}: {ONLY_ASGI}")
 
 
 def _sent_by_server(file: Any, tracker: Tracker) -> Iterable[bytes]:
