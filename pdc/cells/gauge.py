@@ -83,7 +83,7 @@ class SharedGaugeCell(NumericCell):
             self.enqueue()
         slot, flying = self._slot, self._flying
         if not self._is_set:
-            slot = 6 - slot - flying if flying else slot % 3 + 1
+            slot = slot % 3 + 1  # also the third one, while a batch is in flight
         self.memory[self.offset + slot] = value
         self.memory[self.offset] = 16 * slot + 8 + 2 * flying + self._was_set
         self._slot = slot
@@ -114,7 +114,7 @@ class SharedGaugeCell(NumericCell):
                 TURN_LOCK.acquire()
                 slot, flying = self._slot, self._flying
                 if not self._is_set:
-                    slot = 6 - slot - flying if flying else slot % 3 + 1
+                    slot = slot % 3 + 1  # also the third one, while a batch is in flight
                 self.memory[self.offset + slot] = value
                 self.memory[self.offset] = 16 * slot + 8 + 2 * flying + self._was_set
                 self._slot = slot
