@@ -31,6 +31,8 @@ from pdc.delivery import Buffer
 from pdc.exposition import Port
 from pdc.process import once
 
+pytest.register_assert_rewrite("django_project", "http_applications", "starlette_applications")  # their failures show values
+
 ROOT = Path(__file__).parent.parent
 AS_PYTHON_BEGINS = """import signal
 signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -1,19 +1,30 @@
-"""A Django project for tests. Django is configured once per process: tests change it with `override_settings`."""
+"""A Django project for tests, and requests to it. Django is configured once per process: tests change it with fixtures."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import io
 import threading
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from wsgiref.util import setup_testing_defaults
 
 import django
+import pytest
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.conf import settings
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
 from django.http import FileResponse, Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import override_settings
 from django.urls import include, path, re_path
+from prometheus_client.parser import text_string_to_metric_families
+
+from pdc.process import once
 
 OURS = "pdc_django.middleware.PrometheusMiddleware"
 
@@ -172,3 +183,143 @@ urlpatterns = [
     path("where", where),
     path("", include("pdc_django.urls")),
 ]
+
+Settings = Callable[..., None]
+
+
+class Answer(NamedTuple):
+    """The answer of a handler."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Send:
+    """Sends requests to a handler that is made anew for each, since settings may have changed."""
+
+    def __init__(self, kind: str) -> None:
+        self.is_async = kind == "asgi"
+
+    def __call__(self, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> Answer:
+        """Send a request as a server does, and read the answer to its end."""
+        path, _, query = path.partition("?")
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        return (asgi if self.is_async else wsgi)(path, method, query, body, headers)
+
+
+def wsgi(
+    path: str,
+    method: str = "GET",
+    query: str = "",
+    body: bytes = b"",
+    headers: Any = (),
+    *,
+    chunks: int | None = None,
+    file_wrapper: Any = None,
+) -> Answer:
+    """Call the WSGI handler and read all of its body, or that many chunks, and close it."""
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, "wsgi.input": io.BytesIO(body)}
+    environ.update({f"HTTP_{name}".upper().replace("-", "_"): value for name, value in dict(headers).items()})
+    environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", str(len(body)))
+    setup_testing_defaults(environ)
+    environ["wsgi.file_wrapper"] = file_wrapper
+    started: list[Any] = []
+    answer: Any = WSGIHandler()(environ, lambda status, headers, *_: started.extend([status, headers]))
+    try:
+        content = b"".join(chunk for _, chunk in zip(range(chunks if chunks is not None else 10**6), answer, strict=False))
+    finally:
+        answer.close()
+    return Answer(int(started[0][:3]), {name.lower(): value for name, value in started[1]}, content)
+
+
+def asgi(path: str, method: str = "GET", query: str = "", body: bytes = b"", headers: Any = (), **_: Any) -> Answer:
+    """Call the ASGI handler in its own event loop."""
+    return asyncio.run(_asgi(path, method, query, body, headers))
+
+
+def scope_of(path: str, method: str = "GET", query: str = "", headers: Any = ()) -> dict[str, Any]:
+    """The scope of a request."""
+    named = [(name.lower().encode(), value.encode()) for name, value in dict(headers).items()]
+    return {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": named}
+
+
+async def _asgi(path: str, method: str, query: str, body: bytes, headers: Any) -> Answer:
+    incoming = [{"type": "http.request", "body": body}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if incoming:
+            return incoming.pop()
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = {"Content-Length": str(len(body)), **dict(headers)}
+    await ASGIHandler()(scope_of(path, method, query, headers), receive, send)
+    named = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], named, b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def send(request: pytest.FixtureRequest) -> Send:
+    """Send a request over WSGI, and over ASGI."""
+    return Send(request.param)
+
+
+@pytest.fixture
+def change() -> Iterator[Settings]:
+    """Override settings until the end of the test; options of pdc without their prefix, in lower case."""
+    overridden: list[Any] = []
+
+    def changing(**changes: Any) -> None:
+        named = {name if name.isupper() else f"PDC_{name.upper()}": value for name, value in changes.items()}
+        overridden.append(override_settings(**named))
+        overridden[-1].enable()
+
+    yield changing
+    for override in reversed(overridden):
+        override.disable()
+    once.forget()  # the metrics of the test end with it
+
+
+@pytest.fixture(autouse=True)
+def own_storage(change: Settings, tmp_path: Path) -> Iterator[None]:
+    """A new storage for each test."""
+    change(sqlite_path=str(tmp_path / "metrics.db"))
+    yield
+    seen.clear()
+
+
+@pytest.fixture
+def collect() -> Iterator[Callable[[], None]]:
+    """Collect garbage, and do so after the test: Django leaves a request body's file open where an answer fails."""
+
+    def collecting() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+
+    yield collecting
+    seen.clear()  # an exception has a traceback, which has the request
+    collecting()
+
+
+def scraped(name: str, page: str | None = None) -> dict[tuple[str, ...], float]:
+    """The samples of that name on the metrics page: label values, sorted by label name, to value."""
+    if page is None:
+        answer = wsgi("/metrics")
+        assert answer.status == 200, answer
+        page = answer.body.decode()
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def nothing_is_in_progress() -> bool:
+    """True if no request is counted as in progress."""
+    return set(scraped("http_requests_in_progress").values()) <= {0.0}

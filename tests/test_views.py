@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from test_starlette import client
+from starlette_applications import client
 from werkzeug.test import Client
 
 import pdc
