@@ -230,13 +230,25 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run Python source in its own process, in an empty folder, and return its output.
 
-    The arguments of `pdc.setup` come as keywords; the source calls `setup(**options)` to change some of them.
+    The arguments of `pdc.setup` come as keywords; the source calls `setup(**options)` to change some of them. It finds
+    other arguments in `sys.argv`. A file, whose source `script` returns, imports `setup` from `__main__`.
     """
 
-    def run(source: str, *, storage: dict[str, Any] | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        source: str, *arguments: object, storage: dict[str, Any] | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         head = AS_PYTHON_BEGINS + f"import pdc\ndef setup(**options): pdc.setup(**{{**{storage!r}, **options}})\n"
         return subprocess.run(
-            [sys.executable, "-W", "error", "-W", FORKS_WITH_THREADS, "-c", head + textwrap.dedent(source)],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-W",
+                FORKS_WITH_THREADS,
+                "-c",
+                head + textwrap.dedent(source),
+                *map(str, arguments),
+            ],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,

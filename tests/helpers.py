@@ -20,6 +20,8 @@ import pdc
 from pdc.exposition import Scrape
 from pdc.storage import MARK, Mark, Storage, StorageError
 
+SCRIPTS = Path(__file__).parent / "scripts"
+"""Long programs of tests."""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 """The fixture `run_script`."""
 INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
@@ -43,6 +45,12 @@ PROMETHEUS_2 = (
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
 """The header `Accept` of Prometheus 2."""
+
+
+def script(name: str) -> str:
+    """Source that runs a file of `tests/scripts` in the same namespace; tracebacks show its lines."""
+    path = SCRIPTS / name
+    return f"exec(compile({path.read_text()!r}, {str(path)!r}, 'exec'))\n"
 
 
 def shown(name: str = "") -> dict[str, float]:

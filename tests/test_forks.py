@@ -6,70 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Run
+from helpers import Run, script
 
 import pdc
 from pdc.exposition import collect
-
-CLONE = """
-import atexit, contextlib, ctypes, os, sys, threading, time, traceback
-fork = ctypes.{library}(None).fork
-
-def others():
-    found = []
-    for task in set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}:
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/status") as file:
-            found.append([line for line in file if line.startswith(("State", "voluntary"))])
-    return found
-
-def cloned(work, end=os._exit):
-    # CPython itself hangs in a clone of a process in which another thread has the GIL or waits for it. Without the GIL so
-    # does any thread that runs: the clone waits for it at its next garbage collection.
-    before = None
-    while before != (now := others()) or any("S (sleeping)" not in lines[0] for lines in now):
-        before = now
-        time.sleep(0.05)
-    pid = fork()
-    if pid == 0:
-        # From 3.14 on CPython also keeps a list of threads that wait, by address, of which some are on stacks that a thread
-        # of the clone gets: by chance it hangs or crashes on them. `prove_threads.py --control` shows both without pdc.
-        getattr(ctypes.pythonapi, "_PyParkingLot_AfterFork", int)()
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            end(status)
-    return pid
-
-def wait(pids):
-    for pid in pids:
-        assert os.waitpid(pid, 0)[1] == 0
-
-def end_as_usual(status):
-    atexit._run_exitfuncs()
-    os._exit(status)
-
-hits = pdc.Counter("hits", "Hits.")
-kinds = pdc.Counter("kinds", "Hits.", ["kind"])
-last = pdc.Gauge("last", "Shared.")
-own = pdc.Gauge("own", "Per process.", multiprocess_mode="sum")
-sizes = pdc.Histogram("sizes", "Sizes.", buckets=(1, 2))
-lasted = pdc.Summary("times", "Times.")
-mode = pdc.Enum("mode", "Mode.", states=["a", "b"])
-
-def count(times=10, kind="parent"):
-    for _ in range(times):
-        hits.inc()
-        kinds.labels(kind).inc(2)
-        last.inc()
-        own.inc()
-        sizes.observe(1.5)
-        lasted.observe(0.5)
-"""
 
 
 def stored(storage: dict[str, Any]) -> dict[str, float]:
@@ -88,7 +28,7 @@ def stored(storage: dict[str, Any]) -> dict[str, float]:
 def test_clones(storage: dict[str, Any], run_script: Run, library: str, interval: float) -> None:
     """Clones of a process with pending updates, and clones of these, count exactly; the parent's updates count once."""
     source = (
-        CLONE.replace("{library}", library)
+        script("clones.py")
         + f"setup(flush_interval={interval})\n"
         + """
 count()
@@ -107,7 +47,7 @@ wait(pids)
 count()
 """
     )
-    result = run_script(source, storage=storage)
+    result = run_script(source, library, storage=storage)
     assert result.stderr == ""
     found = stored(storage)
     total = 30 + 3 * 20 + 6 * 5
@@ -122,7 +62,7 @@ count()
 def test_clones_that_end(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """Clones that end normally, also those made at the exit of the parent, have counted exactly."""
     source = (
-        CLONE.replace("{library}", "PyDLL")
+        script("clones.py")
         + f"setup(flush_interval={interval})\n"
         + """
 def at_exit():
@@ -136,7 +76,7 @@ wait([cloned(lambda: count(10, "child"), end_as_usual), cloned(lambda: None, end
 count()
 """
     )
-    result = run_script(source, storage=storage)
+    result = run_script(source, "PyDLL", storage=storage)
     assert result.stderr == ""
     found = stored(storage)
     assert (found["hits_total"], found["kinds_total,late"], found["kinds_total,child"]) == (50, 20, 20)
@@ -150,7 +90,7 @@ def test_clones_of_a_process_whose_threads_are_at_work(storage: dict[str, Any], 
     SQLite's own locks cannot be made anew: there, another process sends the updates of the clone's journal.
     """
     source = (
-        CLONE.replace("{library}", "PyDLL")
+        script("clones.py")
         + f"setup(flush_interval={interval})\n"
         + """
 buffer = pdc.config.DEFAULT
@@ -178,7 +118,7 @@ buffer._work.replay_due = True
 pdc.flush()
 """
     )
-    result = run_script(source, storage=storage)
+    result = run_script(source, "PyDLL", storage=storage)
     assert ("while a thread was using it" in result.stderr) == ("sqlite" in storage)
     found = stored(storage)
     assert (found["hits_total"], found["kinds_total,child"]) == (41, 60)
@@ -192,7 +132,7 @@ def test_a_snapshot_of_a_virtual_machine(storage: dict[str, Any], run_script: Ru
         "before, after = [], []\nregister_before_snapshot, register_after_restore = before.append, after.append\n"
     )
     source = (
-        CLONE.replace("{library}", "PyDLL")
+        script("clones.py")
         + """
 import snapshot_restore_py
 os.environ["AWS_LAMBDA_INITIALIZATION_TYPE"] = "snap-start"
@@ -208,6 +148,6 @@ def copy():
 wait([cloned(copy) for _ in range(2)])
 """
     )
-    assert run_script(source, storage=storage).stderr == ""
+    assert run_script(source, "PyDLL", storage=storage).stderr == ""
     found = stored(storage)
     assert (found["hits_total"], found["kinds_total,copy"], found["own"]) == (30, 40, 30)

@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 import pytest
 from conftest import RedisServer, wait_until
-from helpers import INTERVALS, Run
+from helpers import INTERVALS, Run, script
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -277,67 +277,13 @@ def test_pending_updates_stay(storage: dict[str, Any], interval: float, registry
     interrupted_everywhere(program, works[work], check)
 
 
-LIMITS = """
-import os, random, signal, sys, warnings
-warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)  # redis-py leaves one where it is interrupted
-sys.unraisablehook = lambda _: None  # Python drops exceptions in finalizers, such as those of sockets
-
-class TimeLimit(Exception): ...
-
-interrupts, armed = 0, False
-
-def interrupt(*_):
-    global armed, interrupts
-    if armed:
-        armed = False
-        interrupts += 1
-        raise TimeLimit
-
-def other():
-    mine = pdc.Counter("other", "Of another process.")
-    setup(flush_interval=0)
-    for _ in range(200):
-        mine.inc()
-
-child = os.fork()
-if child == 0:
-    other()
-    sys.exit()
-signal.signal(signal.SIGALRM, interrupt)
-hits = pdc.Counter("hits", "Hits.", ["path"])
-wait = pdc.Histogram("wait", "Wait.", buckets=[1])
-level = pdc.Gauge("level", "Level.")
-setup(flush_interval={interval})
-pdc.flush()  # imports what connecting needs: locks of Python's imports stay held where an exception comes amid one
-pdc.generate_latest()
-swallowed = 0
-works = [hits.labels("/").inc] * 6 + [lambda: wait.observe(1), level.inc, pdc.flush, pdc.generate_latest]
-counts = dict.fromkeys(works, 0)
-while interrupts < {limits}:
-    work, before = random.choice(works), interrupts
-    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, {longest}))
-    try:
-        armed = True
-        work()
-        armed = False
-        counts[work] += 1
-        swallowed += interrupts > before
-    except TimeLimit:
-        pass
-signal.setitimer(signal.ITIMER_REAL, 0)
-assert os.waitpid(child, 0)[1] == 0
-pdc.flush()
-cells = [metric._cell for metric in (hits.labels("/"), wait)]
-print(swallowed, *counts.values(), *(cell.memory[cell.offset] for cell in cells))
-"""
-
-
 @INTERVALS
 def test_time_limits_at_random_times(storage: dict[str, Any], interval: float, run_script: Run) -> None:
     """Exceptions of a handler amid updates, flushes and scrapes all reach the program, and each update is stored once."""
     limits = POINTS * 10
     longest = 0.0003 if interval else 0.002
-    result = run_script(LIMITS.format(interval=interval and 0.01, limits=limits, longest=longest), storage=storage, check=False)
+    arguments = (interval and 0.01, limits, longest)
+    result = run_script(script("time_limits.py"), *arguments, storage=storage, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     swallowed, hits, observations, level, _, _, counted, observed = map(float, result.stdout.split())
     assert swallowed <= (limits / 10 if "redis" in storage else 0)  # redis-py drops some while it connects, again and again

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from helpers import Run
+from helpers import Run, script
 from journals import Journal
 
 import pdc
@@ -24,54 +24,13 @@ from pdc.delivery.journal import batches
 from pdc.delivery.journal.layout import CLOCK, SENT_AT, SINCE
 from pdc.storage import Batch, Kind, Operation
 
-COUNT = """
-import json, mmap, os, random, signal, struct, sys, time
-
-ROUNDS, INTERVAL = {rounds}, {interval}
-setup(flush_interval=INTERVAL, journal="journals")
-counter = pdc.Counter("hits", "Hits.", ["by"])
-wait = pdc.Histogram("wait", "Wait.", buckets=[1, 2])
-size = pdc.Summary("size", "Size.")
-level = pdc.Gauge("level", "Level.")
-latest = pdc.Gauge("latest", "Latest.")
-each = pdc.Gauge("each", "Of each.", multiprocess_mode="sum")
-acknowledged = memoryview(mmap.mmap(-1, 8)).cast("Q")
-
-def work():
-    child = counter.labels("me")
-    while True:
-        child.inc()
-        wait.observe(1.5)
-        size.observe(3)
-        level.inc()
-        each.inc()
-        latest.set(acknowledged[0] + 1)
-        acknowledged[0] += 1
-
-for _ in range(ROUNDS):
-    pid = os.fork()
-    if pid == 0:
-        work()
-    time.sleep(random.uniform(0, 0.08))
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-setup(journal="journals")
-pdc.flush()
-found = {{}}
-import pdc.exposition
-for metric in pdc.exposition.collect():
-    for sample in metric.samples:
-        found[sample.name + sample.labels.get("le", "")] = sample.value
-print(json.dumps([acknowledged[0], found]))
-"""
-
 
 @pytest.mark.parametrize("interval", [0.01, 600])
 def test_updates_acknowledged_before_a_kill_are_counted(
     storage: dict[str, Any], run_script: Run, tmp_path: Path, interval: float
 ) -> None:
     """Fifty processes, killed at any moment, lose no acknowledged update; an update in flight is in or out."""
-    acknowledged, found = json.loads(run_script(COUNT.format(rounds=50, interval=interval), storage=storage).stdout)
+    acknowledged, found = json.loads(run_script(script("kills.py"), 50, interval, storage=storage).stdout)
     assert acknowledged > 1000
     for name in ("hits_total", "wait_count", "wait_bucket2.0", "size_count", "level", "each"):
         assert acknowledged <= found[name] <= acknowledged + 50
@@ -144,44 +103,9 @@ os.kill(os.getpid(), signal.SIGSTOP)
         os.kill(child, signal.SIGKILL)
 
 
-EVERY_KIND = """
-level = pdc.Gauge("level", "Shared.")
-least = pdc.Gauge("least", "Of each process.", multiprocess_mode="min")
-recent = pdc.Gauge("recent", "Of the last process.", multiprocess_mode="mostrecent")
-busy = pdc.Gauge("busy", "Of living processes.", multiprocess_mode="livesum")
-about = pdc.Info("about", "Versions.")
-state = pdc.Enum("state", "What it does.", states=["idle", "working"])
-starts = pdc.Counter("starts", "Starts.")
-def begin():
-    level.set(10)
-    least.set(4)
-    recent.set(5)
-    busy.set(6)
-    about.info({"version": "1"})
-    starts.inc(7)
-    hits.labels("/old").inc(8)
-    hits.labels("/kept").inc(9)
-begin()
-pdc.flush()
-level.inc(2.5)
-level.dec(0.5)
-least.set(3)
-recent.set(1)
-busy.set(2)
-about.info({"version": "2"})
-about.info({"version": "3"})
-state.state("working")
-starts.reset()
-starts.inc(4)
-hits.labels("/old").inc(50)
-hits.remove("/old")
-hits.labels("/old").inc()
-"""
-
-
 def test_metrics_of_every_kind_outlive_a_kill(journal: Journal) -> None:
     """Gauges, texts, resets and removals of the last interval are sent in their order; live values end with the process."""
-    journal.leave(EVERY_KIND)
+    journal.leave(script("every_kind.py"))
     assert journal.send() == {("/old",): 1.0, ("/kept",): 9.0}
     shown = set(pdc.generate_latest().decode().splitlines())
     assert shown >= {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Peer, RedisServer, wait_until
-from helpers import INTERVALS, SHORT_INTERVALS, Run, Tally, shown
+from helpers import INTERVALS, SHORT_INTERVALS, Run, Tally, script, shown
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -36,9 +36,9 @@ def totals(storage: dict[str, Any]) -> dict[str, float]:
     return shown()
 
 
-def run_quietly(run_script: Run, source: str, storage: dict[str, Any]) -> str:
+def run_quietly(run_script: Run, source: str, storage: dict[str, Any], *arguments: object) -> str:
     """Run the script, which must succeed without exceptions in threads and without warnings in the log."""
-    result = run_script(FORKS + source, storage=storage, check=False)
+    result = run_script(FORKS + source, *arguments, storage=storage, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
 
@@ -214,43 +214,7 @@ work.hits.inc(10)
 @SHORT_INTERVALS
 def test_a_fork_amid_updates_and_flushes(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """A process whose threads update, flush and scrape may fork at any time; parent and children count exactly."""
-    source = f"""
-import os, sys, threading
-hits = pdc.Counter("hits", "Hits.", ["who"])
-latency = pdc.Histogram("latency", "Seconds.")
-setup(flush_interval={interval})
-stop = threading.Event()
-counted = [0] * 4
-
-def update(index):
-    while not stop.is_set():
-        hits.labels("parent").inc()
-        latency.observe(1)
-        counted[index] += 1
-        if counted[index] % 50 == 0:
-            (pdc.flush if index % 2 else pdc.generate_latest)()
-
-threads = [threading.Thread(target=update, args=(index,)) for index in range(4)]
-for thread in threads:
-    thread.start()
-children = []
-for _ in range(20):
-    child = os.fork()
-    if not child:
-        for _ in range(3):
-            hits.labels("child").inc()
-            latency.observe(1)
-        pdc.generate_latest()
-        threading.main_thread()  # the other threads are not in this process
-        sys.exit()
-    children.append(child)
-assert [os.waitpid(child, 0)[1] for child in children] == [0] * 20
-stop.set()
-for thread in threads:
-    thread.join()
-print(sum(counted))
-"""
-    parent = float(run_quietly(run_script, source, storage))
+    parent = float(run_quietly(run_script, script("forks.py"), storage, interval))
     found = totals(storage)
     assert found['hits_total{who="parent"}'] == parent
     assert found['hits_total{who="child"}'] == 60
@@ -317,67 +281,8 @@ hits.inc()
 @SHORT_INTERVALS
 def test_handlers_finalizers_and_callbacks_may_update(storage: dict[str, Any], run_script: Run, interval: float) -> None:
     """Updates that interrupt updates, flushes and scrapes in the same thread neither block nor are lost."""
-    source = f"""
-import gc, itertools, signal, threading
-hits = pdc.Counter("hits", "Hits.", ["who"])
-latency = pdc.Histogram("latency", "Seconds.", buckets=(1,))
-level = pdc.Gauge("level", "Ups.", multiprocess_mode="sum")
-setup(flush_interval={interval})
-counts = {{who: itertools.count() for who in ("handler", "finalizer", "collector", "main", "thread")}}
-collections = itertools.count()
-
-def collected(phase, _):
-    if next(collections) % 101 == 0:  # an update makes garbage itself
-        update("collector")
-
-def update(who):
-    hits.labels(who).inc()
-    latency.observe(0.5)
-    level.inc()
-    next(counts[who])  # in one step: finalizers run in both threads
-
-class Cycle:
-    def __init__(self):
-        self.itself = self
-
-    def __del__(self):
-        update("finalizer")
-
-def work():
-    for _ in range(300):
-        update("thread")
-
-def interrupt(*_):
-    update("handler")
-    if not done:
-        signal.setitimer(signal.ITIMER_REAL, 0.001)  # not sooner, or a slow machine would do nothing else
-
-done = []
-signal.signal(signal.SIGALRM, interrupt)
-thread = threading.Thread(target=work)
-thread.start()
-gc.set_threshold(50)
-gc.callbacks.append(collected)
-signal.setitimer(signal.ITIMER_REAL, 0.001)
-for number in range(600):
-    Cycle()
-    update("main")
-    if number % 20 == 0:
-        pdc.generate_latest()
-        hits.labels(f"extra {{number}}")
-        pdc.flush()
-        hits.remove(f"extra {{number}}")
-thread.join()
-done.append(True)
-signal.setitimer(signal.ITIMER_REAL, 0)
-gc.collect()
-gc.callbacks.remove(collected)
-pdc.flush()
-counted = [next(count) for count in counts.values()]
-assert all(counted), counted
-print(*counted)
-"""
-    counts = [float(count) for count in run_quietly(run_script, source, storage).split()]
+    printed = run_quietly(run_script, script("handlers.py"), storage, interval)
+    counts = [float(count) for count in printed.split()]
     found = totals(storage)
     assert [found[f'hits_total{{who="{who}"}}'] for who in ("handler", "finalizer", "collector", "main", "thread")] == counts
     assert found["latency_count"] == found['latency_bucket{le="1.0"}'] == found["latency_sum"] * 2 == sum(counts)

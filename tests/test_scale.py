@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer
-from helpers import SMALL_PIECES, Run, driver_call, set_constants
+from helpers import SMALL_PIECES, Run, driver_call, script, set_constants
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -161,79 +161,9 @@ def test_a_removal_in_pieces_is_done_once(another: Open, monkeypatch: pytest.Mon
     assert set(stored(other)) == {str(user) for user in (0, 1, *range(20, 30))}
 
 
-KILLED = """
-import collections, json, os, random, signal, time
-import pdc.exposition
-
-SERIES, ROUNDS = 2000, {rounds}
-setup(flush_interval=600, journal="journals")
-wait = pdc.Histogram("wait", "Wait.", ["user", "group"], buckets=[1, 2])
-ready, go = os.pipe()
-
-def child(number):
-    return str(number), str(number % 4)
-
-def in_a_process(work, seconds=None):
-    pid = os.fork()
-    if pid == 0:
-        work()
-        os.write(go, b"1")
-        pdc.flush()
-        os._exit(0)
-    os.read(ready, 1)
-    began = time.monotonic()
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return time.monotonic() - began
-
-def observe(numbers, amount):
-    for number in numbers:
-        wait.labels(*child(number)).observe(amount)
-
-def remove_and_go_on():
-    for number in removed:
-        if number % 4:
-            wait.remove(*child(number))
-    wait.remove_by_labels({{"group": "0"}})
-    observe(again, 0.5)
-
-def stored():
-    found = collections.defaultdict(dict)
-    for metric in pdc.exposition.collect():
-        for sample in metric.samples:
-            if metric.name == "wait" and not sample.name.endswith("_created"):
-                found[int(sample.labels["user"])][sample.name + sample.labels.get("le", "")] = sample.value
-    return {{n: (f["wait_sum"], f["wait_count"], f["wait_bucket1.0"], f["wait_bucket2.0"]) for n, f in found.items()}}
-
-expected = dict.fromkeys(range(SERIES), (1.5, 1.0, 0.0, 1.0))
-in_a_process(lambda: observe(range(SERIES), 1.5))
-taken, cut = 0.0, 0
-for round in range(ROUNDS):
-    removed = {{n for n in range(SERIES) if n % 4 == 0 or random.random() < 0.8}}
-    again = random.sample(range(SERIES), 1700)
-    seconds = in_a_process(remove_and_go_on, random.uniform(0, taken) if round else None)
-    taken = taken or seconds
-    left = stored()
-    cut += 0 < len([n for n in removed if left.get(n) == expected.get(n)]) < len([n for n in removed if n in expected])
-    setup(flush_interval=600, journal="journals")
-    pdc.flush()
-    for number in removed:
-        expected.pop(number, None)
-    for number in again:
-        total, count, low, high = expected.get(number, (0.0, 0.0, 0.0, 0.0))
-        expected[number] = total + 0.5, count + 1, low + 1, high + 1
-    found = stored()
-    wrong = [(n, found.get(n), expected.get(n)) for n in range(SERIES) if found.get(n) != expected.get(n)]
-    assert not wrong, (round, len(wrong), wrong[:5])
-print(cut)
-"""
-
-
 def test_a_process_that_is_killed_amid_a_removal(storage: dict[str, Any], run_script: Run) -> None:
     """The next process finishes it, and series that were counted again have exactly the later counts."""
-    run_script(KILLED.format(rounds=3), storage=storage)
+    run_script(script("removals.py"), 3, storage=storage)
 
 
 @pytest.mark.parametrize("most_stems", [100, 2], ids=["named", "searched"])
