@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import redis
 from conftest import ROOT, RedisServer, free_port, wait_until
+from helpers import SCRIPTS
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from redis.sentinel import Sentinel
 
@@ -39,44 +40,6 @@ LAG_SECONDS = 0.3
 METRICS = 6
 """As many metrics, so that every primary of a cluster has some."""
 SERVICE = "metrics"
-LOAD = f"""
-import sys, threading, time
-import pdc, redis
-from redis.sentinel import Sentinel
-
-pdc.setup(redis=CLIENT, flush_interval=INTERVAL, journal=False)
-counters = [pdc.Counter(f"load_{{number}}", "Load.") for number in range({METRICS})]
-stop, counts = threading.Event(), []
-
-def count():
-    done = 0
-    while not stop.wait(0.002):
-        for counter in counters:
-            counter.inc()
-        done += 1
-    counts.append(done)
-
-def send():
-    try:
-        pdc.flush()
-    except pdc.StorageError:
-        time.sleep(0.1)
-        return False
-    return True
-
-threads = [threading.Thread(target=count) for _ in range({THREADS})]
-for thread in threads:
-    thread.start()
-sys.stdin.readline()
-stop.set()
-for thread in threads:
-    thread.join()
-assert len(counts) == {THREADS}
-while not send():
-    pass
-print(sum(counts))
-"""
-
 
 T = TypeVar("T", bound="Topology")
 
@@ -345,8 +308,9 @@ def run(topology: Topology, replace: Callable[[], object]) -> Run:
 
 
 def _start(client: str, interval: float) -> subprocess.Popen[str]:
+    arguments = [client, *map(str, (interval, METRICS, THREADS))]
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", LOAD.replace("CLIENT", client).replace("INTERVAL", str(interval))],
+        [sys.executable, "-W", "error", SCRIPTS / "load.py", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

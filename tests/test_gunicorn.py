@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,44 +16,11 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, free_port, wait_until
+from helpers import SCRIPTS
 
 import pdc
 import pdc.exposition
 
-SHOP = """
-import os, time
-import django
-from django.conf import settings
-from django.http import HttpResponse
-from django.urls import path
-
-def answer(request):
-    return HttpResponse(str(os.getpid()))
-
-def stuck(request):
-    while True:
-        time.sleep(0.01)
-
-async def stuck_async(request):
-    stuck(request)
-
-urlpatterns = [path("", answer), path("stuck", stuck), path("stuck-async", stuck_async)]
-settings.configure(
-    ALLOWED_HOSTS=["*"],
-    INSTALLED_APPS=["pdc_django"],
-    MIDDLEWARE=["pdc_django.middleware.PrometheusMiddleware"],
-    PDC_FLUSH_INTERVAL=600,
-    PDC_JOURNAL=False,  # which would do it, too
-    PDC_METRICS_PATH=None,
-    PDC_SQLITE_PATH="metrics.db",
-    ROOT_URLCONF=__name__,
-)
-django.setup()
-
-from django.core.asgi import get_asgi_application
-from django.core.wsgi import get_wsgi_application
-asgi, wsgi = get_asgi_application(), get_wsgi_application()
-"""
 WORKERS = {
     "sync": ("sync", "wsgi"),
     "gthread": ("gthread", "wsgi"),
@@ -66,7 +34,7 @@ class Gunicorn:
     """A Gunicorn, with two workers by default, whose metrics are sent at their end only."""
 
     def __init__(self, folder: Path, worker_class: str, *options: str, workers: int | None = 2) -> None:
-        (folder / "shop.py").write_text(SHOP)
+        shutil.copy(SCRIPTS / "shop.py", folder)
         self.port = free_port()
         name, app = WORKERS[worker_class]
         command = ["-m", "gunicorn", "--bind", f"127.0.0.1:{self.port}", *([f"--workers={workers}"] if workers else [])]
