@@ -161,6 +161,7 @@ def test_a_removal_in_pieces_is_done_once(another: Open, monkeypatch: pytest.Mon
     assert set(stored(other)) == {str(user) for user in (0, 1, *range(20, 30))}
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_amid_a_removal(storage: dict[str, Any], run_script: Run) -> None:
     """The next process finishes it, and series that were counted again have exactly the later counts."""
     run_script(script("removals.py"), 3, storage=storage)

@@ -92,6 +92,7 @@ def test_a_primary_that_is_killed(topology: Topology) -> None:
     assert 0 < result.lost < result.acknowledged / 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["hand_over", "kill"])
 def test_a_primary_that_goes_amid_a_removal(
     topology: Topology, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, way: str
