@@ -16,7 +16,7 @@ SECONDS ?= 60
 PYTHONS ?=
 TESTS ?=
 # The tests that must pass on every Python. `make check-pythons TESTS='$(CORE)'` runs only these.
-CORE = $(patsubst %,tests/test_%.py,family rendering cells threads journal faults losses forks processes sharing storage storage_content \
+CORE = $(patsubst %,tests/test_%.py,family rendering cells threads journal faults losses processes sharing storage storage_content \
   buffer retries log metrics declarations gauges limits config health exposition server testing)
 PROVE ?=
 POINTS ?= 60

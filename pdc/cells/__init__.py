@@ -1,5 +1,6 @@
 """The updates that one process gathered since it last sent: a cell per series, one module per kind of metric."""
 
+from ..process.forks import FREE_THREADED
 from .counter import CounterCell, counter_additions
 from .gauge import (
     CallbackGaugeCell,
@@ -15,7 +16,7 @@ from .metric import Cell, Entry, Holder, MetricCells, Removal, Sender
 from .numeric import SUM_ROWS, NumericCell, unsent_sums
 from .summary import SummaryCell, summary_additions
 from .text import TextCell
-from .turn import FREE_THREADED, TURN, TURN_LOCK, wait_for_threads
+from .turn import TURN, TURN_LOCK, wait_for_threads
 
 __all__ = [
     "FREE_THREADED",

@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ..family import EXEMPLAR, Family
-from ..process.forks import FORKS
+from ..process.forks import FORKS, FREE_THREADED
 from ..storage import Kind, Operation
 from .journaled import Journaled, JournaledOperation
 from .metric import creation, with_lock_held
 from .numeric import SeriesSumCell
-from .turn import FREE_THREADED, TURN
+from .turn import TURN
 
 
 class CounterCell(SeriesSumCell):

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from ..family import Family
 from ..process import log
+from ..process.forks import FREE_THREADED
 from ..process.interruption import is_raised_by_handler, release_own
 from ..storage import Kind, Operation, Stamped
 from .journaled import Unsent
 from .metric import Cell, MetricCells
 from .numeric import NumericCell
-from .turn import FREE_THREADED, TURN, TURN_LOCK
+from .turn import TURN, TURN_LOCK
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from json.encoder import encode_basestring_ascii as spell
 from typing import TYPE_CHECKING
 
 from ..family import Family
-from ..process.forks import FORKS
+from ..process.forks import FORKS, FREE_THREADED
 from ..storage import Operation
 from .journaled import Journaled, Unsent, zeros
 from .metric import Cell, with_lock_held
-from .turn import FREE_THREADED, TURN, wait_for_threads
+from .turn import TURN, wait_for_threads
 
 
 class NumericCell(Cell):

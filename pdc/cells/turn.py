@@ -6,10 +6,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ..process.forks import FREE_THREADED
 from ..process.interruption import is_own
-
-FREE_THREADED = "t" in getattr(sys, "abiflags", "")
-"""This build of Python can run without the GIL. It may do so at any time, whatever PYTHON_GIL says."""
 
 
 def wait_for_threads() -> None:

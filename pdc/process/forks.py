@@ -15,6 +15,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+FREE_THREADED = "t" in getattr(sys, "abiflags", "")
+"""This build of Python can run without the GIL. It may do so at any time, whatever PYTHON_GIL says."""
 MADV_WIPEONFORK = 18
 """Of Linux, from 4.14 on: a fork finds nothing but zeros in such memory. Python's `mmap` does not name it."""
 
@@ -72,7 +74,7 @@ class Forks:
         It takes no call to look at it: it is a pointer in memory that the kernel clears at a fork. Where the kernel cannot, it
         is True. Without the GIL each thread has one of its own: others would make it wait while they look.
         """
-        thread = threading.get_ident() if "t" in getattr(sys, "abiflags", "") else 0
+        thread = threading.get_ident() if FREE_THREADED else 0
         if thread not in self._unforked:
             self._unforked[thread] = _pointer_that_forks_lose()
         return self._unforked[thread]

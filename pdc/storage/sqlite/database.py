@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ...process.files import Descriptor, keep_for_ever
+from ...process.forks import FREE_THREADED
 from ...process.interruption import locked
 from .. import ForkSafe, StorageError
 from .errors import expect_database, is_busy, remedy
@@ -31,6 +32,12 @@ PAUSE_SECONDS = 0.005
 """The pause between two tries."""
 FORK_SECONDS = 10.0
 """How long a fork waits for a thread that is using the database, but not for other programs that hold it."""
+CACHED_STATEMENTS = 0 if FREE_THREADED else 128
+"""The most statements that a connection keeps.
+
+Without the GIL, Python frees them in the thread that made them. That thread has no lock then, and may be amid a fork of another
+one: SQLite hangs in the child.
+"""
 CACHE_KIB = 256
 """The pages that a connection keeps: the kernel has them too, once for all processes."""
 
@@ -231,7 +238,9 @@ class Database(ForkSafe):
         if self._sentinel is None:
             self._sentinel = Descriptor.sentinel()
         uri = f"{self._file_path.as_uri()}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False, cached_statements=CACHED_STATEMENTS
+        )
         try:
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
