@@ -12,7 +12,7 @@ from .gauge import (
 )
 from .histogram import HistogramCell, histogram_additions
 from .journaled import Journaled, JournaledOperation, Unsent, zeros
-from .metric import Cell, Entry, Holder, MetricCells, Removal, Sender
+from .metric import LOCK_HOLDERS, Cell, Entry, Holder, MetricCells, Removal, Sender
 from .numeric import SUM_ROWS, NumericCell, unsent_sums
 from .summary import SummaryCell, summary_additions
 from .text import TextCell
@@ -20,6 +20,7 @@ from .turn import TURN, TURN_LOCK, wait_for_threads
 
 __all__ = [
     "FREE_THREADED",
+    "LOCK_HOLDERS",
     "SUM_ROWS",
     "TURN",
     "TURN_LOCK",

@@ -22,6 +22,9 @@ from .journaled import Journaled, JournaledOperation
 MOST_REMOVALS = 1000
 """The most removals that go together: as many as a storage finds in one pass, and as a batch may be longer by."""
 
+LOCK_HOLDERS: set[int] = set()
+"""The threads that may hold the lock of a metric. A handler there must not wait for the sending thread, which may want it."""
+
 CellT = TypeVar("CellT", bound="Cell")
 HasMetricT = TypeVar("HasMetricT", bound="MetricCells | Removal | Cell")
 P = ParamSpec("P")
@@ -35,12 +38,16 @@ def with_lock_held(method: Callable[Concatenate[HasMetricT, P], T]) -> Callable[
     def held(self: HasMetricT, /, *args: Any) -> T:
         lock = self.metric.lock  # the same as `locked` without one more call: each update that is sent takes some of these
         is_nested = is_own(lock)
+        me = threading.get_ident()
         try:
+            LOCK_HOLDERS.add(me)
             with lock:
                 return method(self, *args)  # type: ignore[call-arg]  # keywords, which no call has, would cost time
         finally:
-            if not is_nested and is_own(lock):
-                lock.release()
+            if not is_nested:
+                if is_own(lock):
+                    lock.release()
+                LOCK_HOLDERS.discard(me)
 
     return held  # type: ignore[return-value]  # as above
 

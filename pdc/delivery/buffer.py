@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
 
-from ..cells import Cell, Entry, Journaled, JournaledOperation, MetricCells
+from ..cells import LOCK_HOLDERS, Cell, Entry, Journaled, JournaledOperation, MetricCells
 from ..process import log, servers
 from ..process.files import is_root
 from ..process.forks import FORKS
@@ -127,8 +127,8 @@ class Buffer:
     def send_queued(self) -> None:
         """Send what is queued, unless the storage was found down a moment ago. Raise only exceptions of the application."""
         FORKS.notice()
-        work = self._work
-        is_free = work.sending_thread != threading.get_ident() and work.target.is_for_this_thread
+        work, me = self._work, threading.get_ident()
+        is_free = work.sending_thread != me and me not in LOCK_HOLDERS and work.target.is_for_this_thread
         if is_free and work.backoff.may_try and not self.is_overdue:
             self._with_lock(self._send_queued)
 
