@@ -244,6 +244,7 @@ class MetricCells:
     def after_fork(self) -> None:
         """Start as a new process: a free lock, and empty cells."""
         self.lock = threading.RLock()
+        LOCK_HOLDERS.clear()  # threads of the parent, whose ids new threads may get
         for cell in list(self.cells):
             cell.start_anew()
         self.discard()
