@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ from helpers import in_threads, shown
 from prometheus_client import CollectorRegistry
 
 import pdc
+from pdc.cells import LOCK_HOLDERS
+from pdc.cells.metric import with_lock_held
 from pdc.exposition import Scrape
 
 OPENMETRICS = Scrape(accept="application/openmetrics-text")
@@ -154,3 +159,53 @@ def test_threads_that_change_a_gauge_lose_nothing(registry: CollectorRegistry, t
     finally:
         sys.setswitchinterval(before)
     assert b"\nlevel 20007.0\n" in pdc.generate_latest()
+
+
+def test_an_update_amid_the_lock_of_a_metric_waits_for_no_thread(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A handler may update a metric whose lock its thread holds, while the thread that sends wants that lock."""
+    pdc.setup(**storage)
+    hits = pdc.Counter("hits", "Help", ["way"], registry=registry)
+    ours, theirs = hits.labels("in"), hits.labels("out")
+    theirs.inc()  # opens the connection
+    sender = threading.Thread(target=theirs.inc)
+
+    class Interrupted:
+        metric = ours._metric_cells
+
+        @with_lock_held  # type: ignore[type-var]  # all that it needs of an object is `metric.lock`
+        def update(self) -> None:
+            sender.start()
+            time.sleep(0.1)  # until that thread holds the lock of its buffer, and waits for the one of the metric
+            ours.inc()
+
+    updating = threading.Thread(target=Interrupted().update, daemon=True)
+    updating.start()
+    updating.join(5)
+    assert not updating.is_alive()
+    sender.join()
+    assert (shown()['hits_total{way="in"}'], shown()['hits_total{way="out"}']) == (1, 2)
+    assert not LOCK_HOLDERS
+
+
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_a_thread_holds_no_lock_of_a_metric_after_a_call(error: type[Exception] | None) -> None:
+    """The lock is free, and its thread may send, after a call that held it, also after one that raised."""
+
+    class Calls:
+        metric = SimpleNamespace(lock=threading.RLock())
+
+        @with_lock_held  # type: ignore[type-var]  # all that it needs of an object is `metric.lock`
+        def outer(self) -> None:
+            self.inner()
+            assert threading.get_ident() in LOCK_HOLDERS
+            if error is not None:
+                raise error
+
+        @with_lock_held  # type: ignore[type-var]  # all that it needs of an object is `metric.lock`
+        def inner(self) -> None:
+            assert threading.get_ident() in LOCK_HOLDERS
+
+    with pytest.raises(error) if error is not None else nullcontext():
+        Calls().outer()
+    in_threads(1, lambda: Calls.metric.lock.acquire(timeout=1) or pytest.fail("the lock is not free"))
+    assert not LOCK_HOLDERS

@@ -43,10 +43,12 @@ def with_lock_held(method: Callable[Concatenate[HasMetricT, P], T]) -> Callable[
             LOCK_HOLDERS.add(me)
             with lock:
                 return method(self, *args)  # type: ignore[call-arg]  # keywords, which no call has, would cost time
+        except BaseException:
+            if not is_nested and is_own(lock):
+                lock.release()
+            raise
         finally:
             if not is_nested:
-                if is_own(lock):
-                    lock.release()
                 LOCK_HOLDERS.discard(me)
 
     return held  # type: ignore[return-value]  # as above
