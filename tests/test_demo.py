@@ -16,12 +16,12 @@ RECYCLED, PRELOADED, THREADED = ["--max-requests", "50"], ["--preload"], ["--thr
 @pytest.mark.parametrize(
     ("app", "options"),
     [
-        ("flask_app", []),
+        pytest.param("flask_app", [], marks=pytest.mark.long),
         ("flask_app", RECYCLED),
         ("flask_app", PRELOADED + THREADED),
-        ("django_app", []),
+        pytest.param("django_app", [], marks=pytest.mark.long),
         ("django_app", PRELOADED + THREADED + RECYCLED),
-        ("starlette_app", []),
+        pytest.param("starlette_app", [], marks=pytest.mark.long),
         ("starlette_app", PRELOADED),
     ],
 )
