@@ -17,7 +17,19 @@ from django.http.multipartparser import MultiPartParserError
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, resolve
 
-from pdc.http import TRACKER, AsyncBody, Body, Match, Tracker, content_length, excludes_method, is_excluded
+from pdc.http import (
+    TRACKER,
+    AsyncBody,
+    Body,
+    Match,
+    Tracker,
+    content_length,
+    excludes_method,
+    expect_wsgi,
+    is_excluded,
+    join,
+    outer_of,
+)
 
 from . import conf
 from .routes import readable
@@ -37,6 +49,7 @@ class PrometheusMiddleware:
             raise ImproperlyConfigured("PrometheusMiddleware needs 'pdc_django' in INSTALLED_APPS")
         metrics = conf.http_metrics()  # raises for wrong options, at start-up
         if metrics is not None:
+            expect_wsgi()
             metrics.open_port()
         self._get_response = get_response
         self._is_async = iscoroutinefunction(get_response)
@@ -80,11 +93,20 @@ class PrometheusMiddleware:
 
 
 def _track(request: HttpRequest) -> Tracker | None:
-    """Begin to track a request; None for an excluded path, and where PDC_ENABLED is false."""
+    """Begin to track a request.
+
+    None for an excluded path, where PDC_ENABLED is false, and where an application around this project counts the request.
+    """
     metrics = conf.http_metrics()
-    tracker = None if metrics is None else metrics.track(request.method or "", request.path_info, _find_route, request)
-    if metrics is not None and tracker is not None:
-        request.META[TRACKER] = tracker
+    if metrics is None:
+        return None
+    outer = outer_of(request.META, getattr(request, "scope", None))
+    if outer is not None:
+        request.META[TRACKER] = outer.tracker
+        join(metrics, outer, request.path_info, lambda _: _find_route(request))
+        return None
+    tracker = request.META[TRACKER] = metrics.track(request.method or "", request.path_info, _find_route, request)
+    if tracker is not None:
         tracker.may_wait = metrics.labels.may_wait and hasattr(request, "scope")  # ASGI can await
         if length := request.META.get("CONTENT_LENGTH"):
             tracker.read(content_length(length))

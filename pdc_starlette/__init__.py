@@ -21,7 +21,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pdc import config
 from pdc.exposition import scrape_from_asgi
-from pdc.http import TRACKER, HTTPMetrics, Match, exclude, track_asgi, track_websocket
+from pdc.http import (
+    TRACKER,
+    UNMATCHED,
+    HTTPMetrics,
+    Match,
+    asgi_path,
+    exclude,
+    join,
+    outer_of,
+    track_asgi,
+    track_websocket,
+)
 from pdc.options import OptionError, Options, with_options_shown
 
 from .exceptions import watch, watch_error_page
@@ -29,6 +40,8 @@ from .routes import RouteFinder
 
 __all__ = ["PrometheusMiddleware", "exclude", "instrument", "metrics"]
 
+ENVIRON = "wsgi_environ"
+"""The key of the environment in a scope that `a2wsgi.ASGIMiddleware` makes."""
 METRICS = "pdc.metrics"
 """The key of the application's HTTPMetrics in a scope; its value is None where PDC_ENABLED is false."""
 
@@ -61,10 +74,10 @@ class PrometheusMiddleware:
             self._refusal = str(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Track the request or connection, unless another instance of this middleware already does."""
+        """Track the request or connection, unless an application around this one already does."""
         if self._refusal is not None:
             await _refuse(self._refusal, scope, receive, send)
-        if METRICS in scope:
+        if (METRICS in scope or ENVIRON in scope) and self._is_inside(scope):
             await self.app(scope, receive, send)
             return
         scope[METRICS] = metrics = self._metrics
@@ -81,6 +94,32 @@ class PrometheusMiddleware:
             await track_websocket(metrics, self.app, scope, receive, send, self._find_route)
         else:
             await self.app(scope, receive, _flushing(send))
+
+    def _is_inside(self, scope: Scope) -> bool:
+        """Return True where an application around this one decides what is counted, after letting that one know the path."""
+        own = self._metrics
+        if METRICS in scope:  # an application of Starlette, which finds all routes by itself
+            if own is not None and scope["type"] == "http" and not own.is_counted(asgi_path(scope)):
+                _leave_out(scope)
+            return True
+        outer = outer_of(scope[ENVIRON])
+        if outer is None or own is None:
+            return False
+        scope[METRICS], scope[TRACKER] = own, outer.tracker
+        join(own, outer, asgi_path(scope), self._find_whole_route)
+        if outer.tracker is not None:
+            outer.tracker.source = scope
+            self._watch_changes(scope)
+        return True
+
+    def _find_whole_route(self, scope: Scope) -> Match:
+        """Find the route with the path of the mount before it, as WSGI has it."""
+        match, root = self._find_route(scope), scope.get("app_root_path", scope.get("root_path", "")).rstrip("/")
+        return match if match.route == UNMATCHED else match._replace(route=root + match.route)
+
+    def _watch_changes(self, scope: Scope) -> None:
+        if not self._watching or self._routes.forget():
+            self._watch(scope)
 
     def _watch(self, scope: Scope) -> None:
         """Watch the application's exceptions, once it is complete: at its first request, and after its routes changed."""
@@ -103,8 +142,7 @@ async def metrics(request: Request) -> Response:
         raise RuntimeError("metrics() needs the middleware: call app.add_middleware(PrometheusMiddleware) or instrument(app)")
     if scope[METRICS] is None:
         raise HTTPException(404, "metrics are switched off (PDC_ENABLED)")
-    if scope[TRACKER] is not None:
-        scope[TRACKER].forget()
+    _leave_out(scope)
     authorization = request.headers.get("authorization", "")
     return Response(*await run_in_threadpool(scope[METRICS].answer, scrape_from_asgi(scope), authorization))
 
@@ -137,6 +175,11 @@ def _flushing(send: Send) -> Send:
         await send(message)
 
     return flushing
+
+
+def _leave_out(scope: Scope) -> None:
+    if scope.get(TRACKER) is not None:
+        scope[TRACKER].forget()
 
 
 async def _refuse(reason: str, scope: Scope, receive: Receive, send: Send) -> None:

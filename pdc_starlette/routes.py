@@ -135,7 +135,8 @@ def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern
             inside = routes_of(route)
             yield from _entries(inside, template, chain)
             nothing_else = UNMATCHED if inside else template or "/"
-            yield _Entry(Match(nothing_else, excluded=is_excluded(route.app)), route.app, ("http", "websocket"), (), chain)
+            match = Match(nothing_else, excluded=is_excluded(route.app), is_mount=not inside)
+            yield _Entry(match, route.app, ("http", "websocket"), (), chain)
         else:
             kind = "http" if hasattr(route, "methods") else "websocket"
             match = Match(template, excluded=is_excluded(route.endpoint))

@@ -5,6 +5,7 @@ A framework finds method, route, status and the end of the body; it reports them
 
 from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
 from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
+from .nesting import expect_wsgi, join, outer_of
 from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, UNMATCHED, Match, Tracker, content_length
 from .wsgi import Body, track_wsgi
 
@@ -22,7 +23,10 @@ __all__ = [
     "content_length",
     "exclude",
     "excludes_method",
+    "expect_wsgi",
     "is_excluded",
+    "join",
+    "outer_of",
     "track_asgi",
     "track_websocket",
     "track_wsgi",

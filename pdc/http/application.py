@@ -76,6 +76,12 @@ class HTTPMetrics:
             return None
         return Tracker(self.series, self.labels, method if method in METHODS else OTHER_METHOD, find_route, source)
 
+    def is_counted(self, path: str) -> bool:
+        """Return True if requests of this path are counted, here or by an application around this one."""
+        if self._port is not None:
+            self._port.open()
+        return not self._excludes(path)
+
     def connect(self, path: str, find_route: FindRoute, source: Any) -> Connection | None:
         """Begin to track a WebSocket connection that a client asks for; None for an excluded path."""
         return None if self._excludes(path) else Connection(self.series, self.labels, find_route, source)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..exposition import ASGIApplication, Receive, Scope, Send
 from .application import HTTPMetrics
+from .nesting import AROUND, WSGI_IS_EXPECTED
 from .tracker import TRACKER, FindRoute, Tracker, WatchedBody, content_length
 
 
@@ -27,8 +28,14 @@ async def track_asgi(
     """
     tracker = scope[TRACKER] = metrics.track(scope["method"], asgi_path(scope), find_route, scope)
     if tracker is None:
-        await app(scope, receive, send)
+        AROUND.set(scope)
+        try:
+            await app(scope, receive, send)
+        finally:
+            AROUND.set(None)
         return
+    if WSGI_IS_EXPECTED:
+        AROUND.set(tracker)
     tracker.may_wait = metrics.labels.may_wait
     counts_received = False
     if metrics.options.sizes:

@@ -34,6 +34,8 @@ class Match(NamedTuple):
     """The object that callables for labels take."""
     excluded: bool = False
     """True if `exclude` decorates the view."""
+    is_mount: bool = False
+    """True if another application is mounted there, which may know the rest of the route."""
 
 
 FindRoute = Callable[[Any], Match]
@@ -101,6 +103,20 @@ class Tracker:
         self._request = request
         if excluded:
             self.forget()
+
+    def hand_over(self, find_inner: FindRoute | None = None, root: str = "") -> None:
+        """Let an application that is inside this one find the route, or call `matched`.
+
+        Its routes begin with `root`, the path of the mount, of which this one may know the template.
+        """
+        find_outer, outer_source = self._find_route, self.source
+
+        def find(source: Any) -> Match:
+            outer = Match(request=self._request) if find_outer is None else find_outer(outer_source)
+            return _joined(outer, Match(self._route) if find_inner is None else find_inner(source), root)
+
+        if find_inner is not None or find_outer is not None:
+            self._find_route, self._known = find, False
 
     def read(self, length: int) -> None:
         """Add to the length of the request's body."""
@@ -176,7 +192,8 @@ class Tracker:
                 sizes[1].observe(sent)
         except Exception as error:
             log_or_raise(error, "a request could not be counted")
-        self._request = self.source = self._exception = None  # only the garbage collector would free a cycle with the tracker
+        # else only the garbage collector would free a cycle with the tracker
+        self._request = self.source = self._exception = self._find_route = None
 
     def answered(self, status: int, length: int) -> None:
         """Finish a request whose answer is complete: its status, and the length of its body unless the headers say less."""
@@ -209,7 +226,7 @@ class Tracker:
             self._in_progress(-1.0)
         except Exception as error:
             log_or_raise(error, "a request could not be left out")
-        self._request = self.source = self._exception = None
+        self._request = self.source = self._exception = self._find_route = None
         self._uncounted = ()
 
     def _learn(self, *, without_labels: bool = False) -> None:
@@ -217,7 +234,7 @@ class Tracker:
         self._known = True
         try:
             if self._find_route is not None:
-                self._route, self._request, excluded = self._find_route(self.source)
+                self._route, self._request, excluded, _ = self._find_route(self.source)
                 if excluded:
                     self.forget()
         except Exception as error:
@@ -342,6 +359,14 @@ class WatchedBody:
             (self._tracker.abandon if self._left > 0 else self._tracker.finish)(self._sent)
         if hasattr(self._body, "close"):
             self._body.close()
+
+
+def _joined(outer: Match, inner: Match, root: str) -> Match:
+    """The match of a request in an inner application, with the template of the mount in place of its path."""
+    route = inner.route
+    if outer.is_mount and route.startswith(f"{root}/"):
+        route = outer.route.rstrip("/") + route.removeprefix(root)
+    return Match(route, outer.request, outer.excluded or inner.excluded)
 
 
 def content_length(header: str) -> int:

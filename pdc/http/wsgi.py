@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..options import OptionError
 from .application import HTTPMetrics
 from .labels import ONLY_ASGI
+from .nesting import expect_wsgi, join, outer_of
 from .tracker import TRACKER, Tracker, WatchedBody, content_length
 
 if TYPE_CHECKING:
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
     """Track the requests of a WSGI application; the framework finds its tracker in ``environ[TRACKER]``. Raises OptionError."""
     _refuse_coroutines(metrics.options.labels)
+    expect_wsgi()
     sizes = metrics.options.sizes
 
     def tracked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        tracker = metrics.track(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        tracker = _begin(metrics, environ)
         if tracker is None:
             return app(environ, start_response)
-        environ[TRACKER] = tracker
         if sizes:
             tracker.read(content_length(environ.get("CONTENT_LENGTH", "")))
 
@@ -46,6 +47,17 @@ def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
         return Body(tracker, body)
 
     return tracked
+
+
+def _begin(metrics: HTTPMetrics, environ: WSGIEnvironment) -> Tracker | None:
+    """Begin to track a request, unless its path is excluded or an application around this one decides that."""
+    path, outer = environ.get("PATH_INFO", ""), outer_of(environ)
+    if outer is not None:
+        environ[TRACKER] = outer.tracker
+        join(metrics, outer, path)
+        return None
+    tracker = environ[TRACKER] = metrics.track(environ["REQUEST_METHOD"], path)
+    return tracker
 
 
 def _refuse_coroutines(labels: Mapping[str, object]) -> None:
