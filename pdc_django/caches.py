@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from django.core.cache import BaseCache, caches
 
 from pdc import Counter, Histogram
-from pdc.process.once import once
+from pdc.metrics import declared_once
 
 from . import conf
 
@@ -30,7 +30,7 @@ class _Families(NamedTuple):
     duration: Histogram
 
 
-@once
+@declared_once
 def _families(namespace: str) -> _Families:
     common: dict[str, Any] = {"namespace": namespace, "registry": None}
     return _Families(

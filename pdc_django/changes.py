@@ -10,12 +10,12 @@ from django.db.models import Model
 from django.db.models.sql.compiler import SQLCompiler, SQLDeleteCompiler, SQLInsertCompiler, SQLUpdateCompiler
 
 from pdc import Counter
-from pdc.process.once import once
+from pdc.metrics import declared_once
 
 from . import conf
 
 
-@once
+@declared_once
 def _family(namespace: str) -> Counter:
     return Counter(
         "django_model_changes",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from pdc import Counter, Histogram
-from pdc.process.once import once
+from pdc.metrics import declared_once
 
 from . import conf
 
@@ -20,7 +20,7 @@ class _Families(NamedTuple):
     duration: Histogram
 
 
-@once
+@declared_once
 def _families(namespace: str) -> _Families:
     common: dict[str, Any] = {"namespace": namespace, "registry": None}
     labels = ["alias", "vendor"]

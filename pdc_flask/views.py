@@ -14,10 +14,9 @@ from weakref import WeakSet
 from flask import Flask, Response, after_this_request, has_request_context
 from werkzeug.exceptions import HTTPException
 
-from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary
+from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary, declared_once
 from pdc.process import log
 from pdc.process.log import log_or_raise
-from pdc.process.once import once
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)
@@ -201,7 +200,7 @@ def warn_of_misplaced(app: Flask) -> None:
             log.write(logging.WARNING, text, getattr(view, "__qualname__", view))
 
 
-@once
+@declared_once
 def _metric(kind: type[MetricT], name: str, documentation: str, labels: tuple[str, ...], **options: Any) -> MetricT:
     """The metric of that declaration, once per process."""
     return kind(name, documentation, labels, registry=None, **options)

@@ -19,6 +19,7 @@ import pdc
 from pdc import config
 from pdc.cells import FREE_THREADED
 from pdc.delivery.health import NAMES
+from pdc.metrics import declared_once
 
 
 def test_metrics_may_be_declared_before_setup(storage: dict[str, Any], registry: CollectorRegistry) -> None:
@@ -240,3 +241,40 @@ def test_the_last_declaration_counts(registry: CollectorRegistry) -> None:
     registry.unregister(second)
     del second
     assert shown("m") == {"m": 1.0}
+
+
+@declared_once
+def _shared() -> tuple[pdc.Counter, tuple[pdc.Gauge, pdc.Gauge]]:
+    """Metrics of all applications of the process, as those of requests."""
+    busy = pdc.Gauge("busy", "Help", ["path"], registry=None, multiprocess_mode="livesum")
+    return pdc.Counter("c", "Help", ["path"], registry=None, max_series=2), (busy, pdc.Gauge("g", "Help", registry=None))
+
+
+@pytest.mark.parametrize("interval", [0, 3600])
+def test_shared_metrics_start_empty_in_another_storage(interval: float, storage: dict[str, Any], tmp_path: Path) -> None:
+    """Metrics that applications share show what goes on and what is updated there, also after that storage lost its data."""
+    pdc.setup(**storage, flush_interval=interval)
+    counter, (busy, gauge) = _shared()
+    for path in ("/a", "/b"):
+        counter.labels(path).inc()
+        busy.labels(path).inc()
+    gauge.set(7)
+    busy.labels("/b").dec()
+    before = {'c_total{path="/a"}': 1.0, 'c_total{path="/b"}': 1.0, "g": 7.0}
+    assert shown() == {**before, 'busy{path="/a"}': 1.0, 'busy{path="/b"}': 0.0}
+    pdc.setup(sqlite=tmp_path / "other.db", flush_interval=interval)
+    config.DEFAULT._beat(1e9)
+    assert shown() == {'busy{path="/a"}': 1.0}
+    counter.labels("/b").inc(2)
+    counter.labels("/c").inc(3)
+    others = {'busy{path="/a"}': 1.0, 'c_total{path="/b"}': 2.0, 'c_total{path="/c"}': 3.0}
+    assert shown() == others
+    config.DEFAULT._work.restart_due = True  # as where the storage has lost its data
+    assert shown() == others
+    assert _shared()[0] is counter
+    busy.labels("/a").dec()
+    pdc.shutdown()
+    pdc.setup(**storage, flush_interval=interval)
+    assert shown() == before
+    gauge.inc()
+    assert shown() == {**before, "g": 8.0}

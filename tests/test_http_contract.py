@@ -32,7 +32,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         return made[-1]
 
     yield making
-    for application in made:
+    for application in reversed(made):
         application.close()
 
 
@@ -470,3 +470,19 @@ def test_nothing_is_counted_when_switched_off(make: Make, tmp_path: Path) -> Non
     app = make(enabled=False)
     assert [app.get("/items/tea"), app.get("/nowhere"), app.get("/broken"), app.scrape().status] == [200, 404, 500, 404]
     assert not (tmp_path / "metrics.db").exists()
+
+
+@pytest.mark.parametrize("interval", [0, 60])
+def test_another_storage_shows_only_its_own_counts(make: Make, interval: int, tmp_path: Path) -> None:
+    """An application with another storage shows nothing of one before; back in the first storage, its counts go on."""
+    places = [{"sqlite_path": str(tmp_path / f"{name}.db"), "flush_interval": interval} for name in "ab"]
+    first = make(**places[0])
+    assert (first.get("/items/tea"), first.request("POST", "/orders"), first.get("/broken")) == (200, 201, 500)
+    second = make(**places[1])
+    assert second.get("/nowhere") == 404
+    assert without_durations(second.scrape().text) == counted("GET <unmatched> 404")
+    third = make(**places[0])
+    assert third.get("/items/tea") == 200
+    expected = counted(f"GET {ITEMS} 200 = 2", "POST /orders 201", "GET /broken 500", more=(raised("KeyError", "/broken"),))
+    found = without_durations(third.scrape().text)
+    assert found == [line for line in expected if line != 'http_requests_in_progress{method="POST"} 0.0']

@@ -135,6 +135,10 @@ class MetricCells:
         self.unacknowledged: set[Cell] = set()
         """The cells whose last update is on its way to the storage, in a metric whose idle series expire."""
         self._sweep_at = 0.0
+        self.is_shared = False
+        """True for a metric that the applications of this process share, whatever storages they use one after the other."""
+        self.resting: set[Cell] = set()
+        """The cells of a shared metric that nobody has updated since the storage changed."""
 
     @property
     def metric(self) -> MetricCells:
@@ -187,11 +191,22 @@ class MetricCells:
         cells = list(self.cells)
         for cell in cells:
             cell.forget_stored()
+        if self.resting:
+            cells = [cell for cell in cells if cell not in self.resting]
         idle_since = time.monotonic() - (self.family.expire_series or math.inf)
         return [cell for cell in cells if self._updated.get(cell, math.inf) > idle_since]
 
+    def rest(self) -> None:
+        """Start in another storage: series of a shared metric that the one before has come with their next update."""
+        for cell in list(self.cells) if self.is_shared else ():
+            cell.forget_stored()
+            if cell.created is None and not cell.queued and not cell.has_unsent:
+                self.resting.add(cell)
+
     def is_update(self, cell: Cell, was_updated: bool) -> bool:
         """True where the storage must hear of an update of the cell: a new one, or one that no batch carried yet."""
+        if was_updated and self.resting:
+            self.resting.discard(cell)
         if was_updated and self.family.expire_series:
             self.unacknowledged.add(cell)
         return cell in self.unacknowledged
@@ -219,6 +234,7 @@ class MetricCells:
             self.cells.pop(cell, None)
             self._updated.pop(cell, None)
             self.unacknowledged.discard(cell)
+            self.resting.discard(cell)
 
     def remove(self, kind: Kind, labels: str, cells: Iterable[Cell] = ()) -> None:
         """Remove series from the storage, by all or by some of their labels (JSON) as the kind says, and drop these `cells`."""

@@ -74,6 +74,7 @@ class Dispatcher:
         self.write_through = write_through
         for metric in self.metrics.all():
             metric.apply_limits()
+            metric.rest()
         self.backoff.try_now()
         self.replay_due = self.restart_due = True
         self._queue_everything()

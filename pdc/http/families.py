@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..metrics import Counter, Gauge, Histogram
+from ..metrics import Counter, Gauge, Histogram, declared_once
 from ..options import Options
-from ..process.once import once
 
 SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
 """64 bytes to 64 MiB."""
@@ -38,7 +37,7 @@ class WebSocketFamilies(NamedTuple):
     exceptions: Counter
 
 
-@once
+@declared_once
 def _request_families(
     namespace: str, buckets: tuple[float, ...], labels: tuple[str, ...], sizes: bool, max_series: int
 ) -> RequestFamilies:
@@ -65,7 +64,7 @@ def _request_families(
     )
 
 
-@once
+@declared_once
 def _websocket_families(namespace: str, labels: tuple[str, ...], max_series: int) -> WebSocketFamilies:
     common: dict[str, Any] = {"namespace": namespace, "registry": None, "max_series": max_series}
     route = ["route", *labels]

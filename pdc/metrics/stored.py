@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import _lru_cache_wrapper, wraps
 from operator import itemgetter
 from threading import get_ident
 from types import MappingProxyType
@@ -19,8 +20,10 @@ from .. import config
 from ..cells import FREE_THREADED, Cell, Holder, MetricCells
 from ..delivery import Buffer
 from ..family import OVERFLOW, Family, check_unit, clean, dump, text
+from ..process.once import once
 from ..storage import Kind
 
+T = TypeVar("T")
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
 _PARENTS_OWN = frozenset(
@@ -200,8 +203,8 @@ class StoredMetric(MetricWrapperBase):
 
     def _is_full(self) -> bool:
         """True where this process has as many series of the metric as the storage may have, without the overflow series."""
-        most = self._metric_cells.family.max_series
-        return 0 < most <= len(self._metrics) - ((OVERFLOW,) * len(self._labelnames) in self._metrics)
+        most, known = self._metric_cells.family.max_series, len(self._metrics) - len(self._metric_cells.resting)
+        return 0 < most <= known - ((OVERFLOW,) * len(self._labelnames) in self._metrics)
 
     def _new_child(self: MetricT, values: tuple[str, ...]) -> MetricT:
         child = object.__new__(type(self))
@@ -283,6 +286,30 @@ class StoredMetric(MetricWrapperBase):
             own = dict(zip(self._labelnames, self._labelvalues, strict=True))
             metric.samples = [_without(own, sample) for sample in metric.samples if own.items() <= sample.labels.items()]
         return [metric]
+
+
+def declared_once(declare: Callable[..., T]) -> _lru_cache_wrapper[T]:
+    """Declare metrics that all applications of this process share, once for each set of arguments.
+
+    Applications may use storages one after the other. Each storage shows the series that were updated there, and no others.
+    """
+
+    @wraps(declare)
+    def declaring(*arguments: Any, **options: Any) -> T:
+        declared = declare(*arguments, **options)
+        for metric in _metrics_in(declared):
+            metric._metric_cells.is_shared = True
+        return declared
+
+    return once(declaring)
+
+
+def _metrics_in(declared: Any) -> Iterator[StoredMetric]:
+    if isinstance(declared, StoredMetric):
+        yield declared
+        return
+    for each in declared:
+        yield from _metrics_in(each)
 
 
 class _NoCell:
