@@ -21,6 +21,8 @@ from pdc.process.log import log_or_raise
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)
 
+REMEDY = "views do not await labels, so give a callable that is no coroutine function"
+
 Labels = Mapping[str, str | Callable[[], object] | Callable[[Response], object]]
 """The values of labels by name: texts, or callables of no argument (ask `flask.request`) or of the response."""
 
@@ -31,6 +33,7 @@ class ViewMetrics:
     They return the same object as the view, so that decorators above them see it. A label of the response waits for the
     response that the application sends: outside of a request it is empty. An exception passes through as it is, and counts
     as the response of an HTTPException, or as status 500. A label whose callable fails is empty, and the error is logged.
+    Nobody awaits labels: coroutine functions are a ValueError, and other awaitables empty, with one line in the log.
     The same metric may be declared again, as in an application factory that is called twice.
     """
 
@@ -135,6 +138,10 @@ class _Series:
     def __init__(self, metric: Any, labels: Labels | None) -> None:
         self._metric = metric
         self._labels = {name: (value, _takes_response(value)) for name, value in (labels or {}).items()}
+        self._awaitable: set[str] = set()
+        """The labels that were found to be awaitables, which is logged."""
+        if names := [name for name, (value, _) in self._labels.items() if inspect.iscoroutinefunction(value)]:
+            raise ValueError(f"expected no coroutine functions as labels of {metric}, got them for {names}: {REMEDY}")
         self.takes_response = any(takes_response for _, takes_response in self._labels.values())
 
     def child(self, call: _Call) -> Any:
@@ -148,10 +155,20 @@ class _Series:
         if takes_response and call.response is None:
             return ""  # no request, no response
         try:
-            return str(value(call.response) if takes_response else value())
+            found = value(call.response) if takes_response else value()
+            return self._refused(name, found) if inspect.isawaitable(found) else str(found)
         except Exception as error:
             log_or_raise(error, "the label %s of %s failed and is left empty", name, self._metric)
             return ""
+
+    def _refused(self, name: str, found: object) -> str:
+        if inspect.iscoroutine(found):
+            found.close()  # else Python warns that nobody awaited it
+        if name not in self._awaitable:
+            self._awaitable.add(name)
+            text = "the label %s of %s is left empty: expected a text, got %r: " + REMEDY
+            log.write(logging.WARNING, text, name, self._metric, found)
+        return ""
 
 
 def _takes_response(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -281,6 +282,27 @@ def test_an_async_view_can_be_measured(make_app: Make) -> None:
 
     assert app.test_client().get("/").text == "done"
     assert scraped(app, "answers_total") == {(): 1.0}
+
+
+def test_a_decorator_refuses_labels_that_wait(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """A label that is a coroutine function is an error at once; one that returns an awaitable is empty, and logged once."""
+    app, metrics = make_app(), PrometheusMetrics()
+
+    async def name(*_: Any) -> str:
+        return "tea"
+
+    for refused in (name, functools.partial(name, "tea")):
+        with pytest.raises(ValueError, match=r"got them for \['name'\]: views do not await labels"):
+            metrics.counter("refused", "Refused.", {"name": refused})
+    labels: Any = {"name": lambda: name("tea"), "answer": lambda response: name(response, "tea"), "kind": "view"}
+    app.add_url_rule("/", view_func=metrics.counter("answers", "Answers.", labels)(lambda: "done"))
+    assert [app.test_client().get("/").text for _ in range(3)] == ["done"] * 3
+    assert scraped(app, "answers_total") == {("", "view", ""): 3.0}
+    logged = [record.getMessage() for record in caplog.records if "left empty" in record.getMessage()]
+    assert [re.findall(r"the label (\w+) of counter:answers is left empty: expected a text, got", line) for line in logged] == [
+        ["name"],
+        ["answer"],
+    ]
 
 
 def test_a_decorator_returns_the_object_of_the_view(make_app: Make) -> None:
