@@ -55,7 +55,7 @@ class PrometheusMiddleware:
     ``exclude_paths``, ``group_status``, ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``expire_series``, ``enabled``.
     Requests of an endpoint that `exclude` decorates, below its route, are not counted.
 
-    A wrong or unknown option fails the start of the application.
+    A wrong or unknown option, or Redis without its driver, fails the start of the application.
     """
 
     @with_options_shown
@@ -70,7 +70,10 @@ class PrometheusMiddleware:
             if loaded.enabled:
                 self._metrics = HTTPMetrics(loaded)
                 self._metrics.open_port()
-        except OptionError as error:  # raised here, it would look to a server like an application without lifespan
+        except (
+            OptionError,
+            ImportError,
+        ) as error:  # raised here, it would look to a server like one without lifespan
             self._refusal = str(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
