@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 try:
@@ -26,6 +27,7 @@ from pdc.http import (
     UNMATCHED,
     HTTPMetrics,
     Match,
+    Outer,
     asgi_path,
     exclude,
     join,
@@ -65,6 +67,8 @@ class PrometheusMiddleware:
         self._metrics: HTTPMetrics | None = None
         self._refusal: str | None = None
         self._watching = self._has_error_page = False
+        self.is_known = False
+        """True if an application around this one finds the routes of this one by itself; `watch` notes that."""
         try:
             loaded = _load(options)
             if loaded.enabled:
@@ -99,26 +103,30 @@ class PrometheusMiddleware:
             await self.app(scope, receive, _flushing(send))
 
     def _is_inside(self, scope: Scope) -> bool:
-        """Return True where an application around this one decides what is counted, after letting that one know the path."""
-        own = self._metrics
-        if METRICS in scope:  # an application of Starlette, which finds all routes by itself
-            if own is not None and scope["type"] == "http" and not own.is_counted(asgi_path(scope)):
+        """Return True where an application around this one decides what is counted, after letting that one know the route."""
+        own, of_starlette, root = self._metrics, METRICS in scope, scope.get("root_path", "")
+        if own is None or scope["type"] != "http":
+            return of_starlette
+        outer = Outer(scope.get(TRACKER), root) if of_starlette else outer_of(scope[ENVIRON])
+        if outer is None:
+            return False
+        if of_starlette and self.is_known:
+            if not own.is_counted(asgi_path(scope)):
                 _leave_out(scope)
             return True
-        outer = outer_of(scope[ENVIRON])
-        if outer is None or own is None:
-            return False
-        scope[METRICS], scope[TRACKER] = own, outer.tracker
-        join(own, outer, asgi_path(scope), self._find_whole_route)
+        scope.setdefault(METRICS, own)
+        scope[TRACKER] = outer.tracker
+        join(own, outer, asgi_path(scope), partial(self._find_inside, root))
         if outer.tracker is not None:
             outer.tracker.source = scope
             self._watch_changes(scope)
         return True
 
-    def _find_whole_route(self, scope: Scope) -> Match:
-        """Find the route with the path of the mount before it, as WSGI has it."""
-        match, root = self._find_route(scope), scope.get("app_root_path", scope.get("root_path", "")).rstrip("/")
-        return match if match.route == UNMATCHED else match._replace(route=root + match.route)
+    def _find_inside(self, root: str, scope: Scope) -> Match:
+        """Find the route with the path of the mount, `root`, before it; the scope may have the router of another one."""
+        own = {key: value for key, value in scope.items() if key != "router"}
+        match = self._find_route({**own, "app_root_path": root})
+        return match if match.route == UNMATCHED else match._replace(route=root.rstrip("/") + match.route)
 
     def _watch_changes(self, scope: Scope) -> None:
         if not self._watching or self._routes.forget():

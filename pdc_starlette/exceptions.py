@@ -39,6 +39,8 @@ def watch(app: Any) -> None:
             _watch_routes(app, has_middleware and not is_watched)
             return
         else:
+            if hasattr(app, "is_known"):  # our middleware, in an application that is inside the watched one
+                app.is_known = True
             app, has_middleware = getattr(app, "app", None), True
 
 

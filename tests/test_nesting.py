@@ -27,6 +27,7 @@ from flask import Flask
 from http_applications import DENY, FRAMEWORKS, Answer, Application, leave_asgi, over_asgi, over_wsgi
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette_applications import ignore, never
@@ -91,6 +92,15 @@ def unchanged(app: Any) -> Any:
     return app
 
 
+def by_hand(app: Any) -> Any:
+    """A function that calls it, in which Starlette finds no routes."""
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, receive, send)
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """An event loop in a thread, for ASGI applications in WSGI applications."""
@@ -112,6 +122,7 @@ NESTINGS: dict[str, tuple[str, Callable[..., Nested], str | Wrap]] = {
     "async django in fastapi": ("django-async", in_fastapi, unchanged),
     "fastapi in fastapi": ("fastapi", in_fastapi, unchanged),
     "starlette in starlette": ("starlette", in_starlette, unchanged),
+    "fastapi in starlette by hand": ("fastapi", in_starlette, by_hand),
     **{f"flask in starlette by {name}": ("flask", in_starlette, adapter) for name, adapter in ADAPTERS.items()},
     **{f"django in fastapi by {name}": ("django", in_fastapi, adapter) for name, adapter in ADAPTERS.items()},
 }
@@ -197,6 +208,46 @@ def test_a_client_that_leaves_an_inner_stream_is_a_499(tmp_path: Path) -> None:
     app = in_starlette(unchanged, FRAMEWORKS["fastapi"](**storage).app, storage, FastAPI)
     leave_asgi(app.app, f"{PATH}/endless")
     assert app.lines() == counted(f"GET {ROUTE}/endless 499")
+
+
+class Dispatcher:
+    """A middleware that sends some paths to another application."""
+
+    def __init__(self, app: Any, inner: Any) -> None:
+        self.app, self._inner = app, inner
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Call one of the two."""
+        if scope["path"].startswith(f"{PLAIN}/"):
+            await self._inner({**scope, "root_path": PLAIN}, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "django-async"])
+def test_a_middleware_may_send_requests_to_an_inner_application(framework: str, tmp_path: Path) -> None:
+    """Requests that a middleware sends to another application count under its routes, not under those of the outer one."""
+    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    inner = FRAMEWORKS[framework](**storage)
+    outer = FastAPI(middleware=[Middleware(Dispatcher, inner=inner.app)])
+    instrument(outer, **storage)
+    outer.add_route("/{path:path}", lambda _: PlainTextResponse("own"))
+    app = Nested(outer, over_asgi, PLAIN, PLAIN)
+    assert [app.request("GET", path).status for path in ("/items/tea", "/broken", "/nowhere", "/metrics")] == [
+        200,
+        500,
+        404,
+        200,
+    ]
+    assert over_asgi(outer, "GET", "/items/tea", {}, b"").text == "own"
+    assert app.lines() == counted(
+        f"GET {PLAIN}/items/{{name}} 200",
+        f"GET {PLAIN}/broken 500",
+        "GET <unmatched> 404",
+        "GET /{path:path} 200",
+        more=(raised("KeyError", f"{PLAIN}/broken"),),
+    )
+    inner.close()
 
 
 def _asks(client: Client) -> Callable[[Any], Any]:

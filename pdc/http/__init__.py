@@ -5,7 +5,7 @@ A framework finds method, route, status and the end of the body; it reports them
 
 from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
 from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
-from .nesting import expect_wsgi, join, outer_of
+from .nesting import Outer, expect_wsgi, join, outer_of
 from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, UNMATCHED, Match, Tracker, content_length
 from .wsgi import Body, track_wsgi
 
@@ -18,6 +18,7 @@ __all__ = [
     "Body",
     "HTTPMetrics",
     "Match",
+    "Outer",
     "Tracker",
     "asgi_path",
     "content_length",

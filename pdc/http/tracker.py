@@ -115,7 +115,7 @@ class Tracker:
             outer = Match(request=self._request) if find_outer is None else find_outer(outer_source)
             return _joined(outer, Match(self._route) if find_inner is None else find_inner(source), root)
 
-        if find_inner is not None or find_outer is not None:
+        if not self.finished and (find_inner is not None or find_outer is not None):
             self._find_route, self._known = find, False
 
     def read(self, length: int) -> None:
