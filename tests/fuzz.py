@@ -56,7 +56,7 @@ def exposition(data: atheris.FuzzedDataProvider) -> None:
         fields[pick(PREFIXES) + pick(LABELS)] = pick(VALUES)
     for openmetrics in (False, True):
         try:
-            rendered = Renderer().render(Snapshot(NOW, {family.name: dict(fields)}), Encoder(openmetrics), lambda _: ())
+            rendered = Renderer().render(Snapshot(NOW, {family.name: dict(fields)}), Encoder(openmetrics), lambda _: b"")
         except StorageError:
             continue
         if openmetrics:

@@ -73,7 +73,8 @@ def stored_metrics(draw: st.DrawFn) -> Metrics:
 
 def rendered(renderer: Renderer, metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:
     """The renderer's text of the metrics, of which it gets a copy."""
-    return renderer.render(Snapshot(NOW, {name: dict(fields) for name, fields in metrics.items()}), encoder, lambda _: others)
+    snapshot = Snapshot(NOW, {name: dict(fields) for name, fields in metrics.items()})
+    return renderer.render(snapshot, encoder, lambda _: encoder.encode(others))
 
 
 def expected(metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:

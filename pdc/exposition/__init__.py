@@ -1,6 +1,7 @@
 """A scrape, from one read of the storage to bytes on a socket: collect, render, negotiate, serve."""
 
 from .collection import collect, generate_latest
+from .others import OtherCollectors
 from .scrape import (
     ASGIApplication,
     Receive,
@@ -20,6 +21,7 @@ from .server import Port, start_http_server
 
 __all__ = [
     "ASGIApplication",
+    "OtherCollectors",
     "Port",
     "Receive",
     "Response",

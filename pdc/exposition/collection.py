@@ -13,9 +13,9 @@ from .. import config
 from ..cells import in_one_scrape
 from ..delivery import health
 from ..family import Page, families
-from ..metrics import StoredMetric
 from ..storage import Snapshot, StorageError
 from .negotiation import ESCAPINGS
+from .others import OtherCollectors, chosen, collectors
 from .rendering import Encoder, Renderer
 
 _RENDERER = Renderer()
@@ -50,16 +50,19 @@ def collect(
         restricted, whole = registry._name_set, registry._registry  # noqa: SLF001 - it has no public names for them
         return collect(whole, restricted.intersection(names or restricted), own=own, escaping=escaping)
     wanted = None if names is None else frozenset(names)  # there may be thousands
-    metrics = in_one_scrape(_collect, registry, Page(escaping), own, wanted)
-    if wanted is not None:
-        metrics = [chosen for metric in metrics if (chosen := _restricted(metric, wanted)).samples]
-    return metrics
+    return list(chosen(in_one_scrape(_collect, registry, Page(escaping), own, wanted), wanted))
 
 
-def render(encoder: Encoder, registry: Collector | None, names: Collection[str] | None = None, *, own: bool = False) -> bytes:
-    """Render the families that `collect` returns."""
-    if names is None and (registry is None or isinstance(registry, CollectorRegistry)):
-        return in_one_scrape(_render_all, encoder, registry, own)
+def render(
+    encoder: Encoder,
+    registry: Collector | OtherCollectors | None,
+    names: Collection[str] | None = None,
+    *,
+    own: bool = False,
+) -> bytes:
+    """Render the families that `collect` returns, those of `OtherCollectors` without the ones that fail."""
+    if registry is None or isinstance(registry, (CollectorRegistry, OtherCollectors)):
+        return in_one_scrape(_render, encoder, registry, own, None if names is None else frozenset(names))
     return encoder.encode(collect(registry, names, own=own, escaping=encoder.escaping)) + encoder.end
 
 
@@ -67,11 +70,26 @@ def _collect(registry: Collector | None, page: Page, own: bool, names: frozenset
     if registry is not None and not isinstance(registry, CollectorRegistry):
         return list(page.admitted(registry.collect()))
     snapshot = _read(own=own)
-    return [*families(snapshot.metrics, snapshot.now, page, names), *_others(registry, page)]
+    return [*families(snapshot.metrics, snapshot.now, page, names), *_others(registry, page, names)]
 
 
-def _render_all(encoder: Encoder, registry: CollectorRegistry | None, own: bool) -> bytes:
-    return _RENDERER.render(_read(own=own), encoder, partial(_others, registry))
+def _render(
+    encoder: Encoder, registry: CollectorRegistry | OtherCollectors | None, own: bool, names: frozenset[str] | None
+) -> bytes:
+    snapshot, others = _read(own=own), partial(_render_others, registry, encoder, names)
+    if names is None:
+        return _RENDERER.render(snapshot, encoder, others)
+    page = Page(encoder.escaping)
+    stored = chosen(families(snapshot.metrics, snapshot.now, page, names), names)
+    return encoder.encode(stored) + others(page) + encoder.end
+
+
+def _render_others(
+    registry: CollectorRegistry | OtherCollectors | None, encoder: Encoder, names: frozenset[str] | None, page: Page
+) -> bytes:
+    if isinstance(registry, OtherCollectors):
+        return registry.render(encoder, page, names)
+    return encoder.encode(chosen(_others(registry, page, names), names))
 
 
 def _read(*, own: bool) -> Snapshot:
@@ -92,24 +110,8 @@ def _read(*, own: bool) -> Snapshot:
     return Snapshot(now, stored | about)
 
 
-def _others(registry: CollectorRegistry | None, page: Page) -> Iterator[Metric]:
+def _others(registry: CollectorRegistry | None, page: Page, names: frozenset[str] | None) -> Iterator[Metric]:
     """The families of the registry that the page does not show yet: metrics of the default storage are on it."""
-    return page.admitted(_all_others(registry)) if registry is not None else iter(())
-
-
-def _all_others(registry: CollectorRegistry) -> Iterator[Metric]:
-    if target := registry.get_target_info():
-        metric = Metric("target", "Target metadata", "info")
-        metric.add_sample("target_info", target, 1)
-        yield metric
-    with registry._lock:  # noqa: SLF001 - a registry has no public list of its collectors
-        collectors = list(registry._collector_to_names)  # noqa: SLF001 - the same
-    for collector in collectors:
-        if not isinstance(collector, StoredMetric) or collector.buffer.storage is not config.DEFAULT.storage:
-            yield from collector.collect()
-
-
-def _restricted(metric: Metric, names: frozenset[str]) -> Metric:
-    restricted = Metric(metric.name, metric.documentation, metric.type, metric.unit)
-    restricted.samples = [sample for sample in metric.samples if sample.name in names]
-    return restricted
+    if registry is not None:
+        for collector in collectors(registry, names):
+            yield from page.admitted(collector.collect())

@@ -126,8 +126,8 @@ class Renderer:
     def __init__(self) -> None:
         self._layouts: dict[str, _Layout] = {}
 
-    def render(self, snapshot: Snapshot, encoder: Encoder, others: Callable[[Page], Iterable[Metric]]) -> bytes:
-        """Render the families of the snapshot, then those that `others` adds to the page, and the end.
+    def render(self, snapshot: Snapshot, encoder: Encoder, others: Callable[[Page], bytes]) -> bytes:
+        """Render the families of the snapshot, then the text of those that `others` adds to the page, and the end.
 
         Frees the snapshot's fields on the way. Raises StorageError for fields that pdc did not write.
         """
@@ -143,7 +143,7 @@ class Renderer:
             else:
                 output.write(encoder.encode([family.metric(fields, now)]))
         self._layouts = layouts
-        output.write(encoder.encode(others(page)))
+        output.write(others(page))
         output.write(encoder.end)
         return output.getvalue()
 

@@ -17,6 +17,7 @@ from ..delivery import NotConfigured
 from ..storage import StorageError
 from .collection import render
 from .negotiation import accepts_gzip, negotiate
+from .others import OtherCollectors
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -44,8 +45,11 @@ class Scrape(NamedTuple):
     query: str = ""
     accept: str = ""
     accept_encoding: str = ""
+    authorization: str = ""
+    client: str = ""
+    """The address of the client; empty where the server has none, as on a Unix socket."""
 
-    def answer(self, registry: Collector | None = None, *, compress: bool = True) -> Response:
+    def answer(self, registry: Collector | OtherCollectors | None = None, *, compress: bool = True) -> Response:
         """Read the storage once and render it as the client asked; 503 with the reason where it cannot be read."""
         if self.method == "OPTIONS":
             return plain(HTTPStatus.OK, METHODS, ("Allow", METHODS))
@@ -57,15 +61,16 @@ class Scrape(NamedTuple):
         except (StorageError, NotConfigured) as error:
             waiting = config.waiting_series()
             message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
-            return self._without_body_of_head(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
+            return self.sent(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
         headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
         if compress and accepts_gzip(self.accept_encoding):
             body = gzip.compress(body, compresslevel=6, mtime=0)
             headers["Content-Encoding"] = "gzip"
         headers["Content-Length"] = str(len(body))
-        return self._without_body_of_head(Response(body, HTTPStatus.OK, headers))
+        return self.sent(Response(body, HTTPStatus.OK, headers))
 
-    def _without_body_of_head(self, response: Response) -> Response:
+    def sent(self, response: Response) -> Response:
+        """The response as the method of the scrape allows it: without a body for HEAD."""
         return response._replace(body=b"") if self.method == "HEAD" else response
 
 
@@ -121,6 +126,8 @@ def scrape_from_wsgi(environ: WSGIEnvironment) -> Scrape:
         query=environ.get("QUERY_STRING", ""),
         accept=environ.get("HTTP_ACCEPT", ""),
         accept_encoding=environ.get("HTTP_ACCEPT_ENCODING", ""),
+        authorization=environ.get("HTTP_AUTHORIZATION", ""),
+        client=environ.get("REMOTE_ADDR", ""),
     )
 
 
@@ -153,6 +160,8 @@ def scrape_from_asgi(scope: Mapping[str, Any]) -> Scrape:
         query=scope.get("query_string", b"").decode("latin-1"),
         accept=header(b"accept"),
         accept_encoding=header(b"accept-encoding"),
+        authorization=header(b"authorization"),
+        client=(scope.get("client") or ("",))[0],
     )
 
 
