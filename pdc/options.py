@@ -7,11 +7,15 @@ import inspect
 import logging
 import math
 import os
+import pkgutil
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, TypeVar
+
+from prometheus_client.registry import CollectorRegistry
 
 from . import config
 from .metrics import Histogram
@@ -20,6 +24,9 @@ from .storage.redaction import is_url, without_secrets
 
 Label = str | Callable[[Any], object]
 """The value of an application's own label: a text, or a callable that takes the request of the framework."""
+
+Network = IPv4Network | IPv6Network
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 RESERVED_LABELS = ("method", "route", "status", "exception", "le")
 """Labels of the HTTP metrics themselves."""
@@ -164,6 +171,37 @@ def _patterns(value: Any) -> tuple[str | re.Pattern[str], ...]:
     return patterns
 
 
+def _credentials(value: Any) -> str:
+    user, _, password = _text(value).partition(":")
+    if not user.strip() or not password.strip():
+        raise ValueError(value)
+    return _text(value)
+
+
+def _networks(value: Any) -> tuple[Network, ...]:
+    networks = [value] if isinstance(value, Network) else parse_items(value)  # the items of a network are its addresses
+    if not networks or not all(isinstance(each, (str, IPv4Address, IPv6Address, Network)) for each in networks):
+        raise ValueError(value)
+    return tuple(ip_network(each) for each in networks)
+
+
+def _dotted_path(value: Any) -> str:
+    """The dotted path of an object: it is imported where the object is needed."""
+    if not re.fullmatch(r"\w+(\.\w+)+", _text(value)):
+        raise ValueError(value)
+    return _text(value)
+
+
+def _decorator(value: Any) -> str | Decorator:
+    return value if callable(value) else _dotted_path(value)
+
+
+def _registry(value: Any) -> str | CollectorRegistry | None:
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return None
+    return value if isinstance(value, CollectorRegistry) else _dotted_path(value)
+
+
 def _namespace(value: Any) -> str:
     if not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", _text(value)):
         raise ValueError(value)
@@ -235,6 +273,24 @@ class Options:
     metrics_token: str | None = option(
         None, _filled, "the bearer token that a scrape must send, not empty", "Scrapes without it get 401.", secret=True
     )
+    metrics_basic_auth: str | None = option(
+        None, _credentials, "user:password, neither of them empty", "Scrapes without these credentials get 401.", secret=True
+    )
+    metrics_networks: tuple[Network, ...] = option(
+        (), _networks, "networks or addresses such as 10.0.0.0/8, at least one", "Scrapes of clients elsewhere get 403."
+    )
+    metrics_decorator: str | Decorator | None = option(
+        None,
+        _decorator,
+        "a callable, or the dotted path of one",
+        "Decorates the view of the metrics page, as `login_required` does.",
+    )
+    registry: str | CollectorRegistry | None = option(
+        "prometheus_client.REGISTRY",
+        _registry,
+        "a CollectorRegistry, the dotted path of one, or None (text: none)",
+        "Its metrics that are not pdc's are on the metrics page, too.",
+    )
     namespace: str = option(
         "", _namespace, "letters, digits and underscores", "The start of the names of HTTP metrics and of Django's metrics."
     )
@@ -267,7 +323,7 @@ class Options:
 
         Raises OptionError for an unknown setting that starts with ``PDC_``, for an unknown environment variable whose name
         is close to an option, for a value that is not allowed, and for two storages. An empty environment variable counts as
-        missing, except the token. Other unknown variables may belong to other programs: they are logged.
+        missing, except for guards of the metrics page. Other unknown variables may belong to other programs: they are logged.
         """
         known = {f"PDC_{option.name.upper()}": option for option in fields(cls)}
         for name in settings:
@@ -288,6 +344,23 @@ class Options:
                 "remove the other"
             )
         return options
+
+    def found(self, name: str) -> Any:
+        """The value of an option that may be a dotted path: the object there. Raises OptionError where there is none."""
+        value = getattr(self, name)
+        if not isinstance(value, str):
+            return value
+        (option,) = [each.metadata["option"] for each in fields(self) if each.name == name]
+        setting = f"PDC_{name.upper()}"
+        try:
+            found = pkgutil.resolve_name(value)
+        except (ImportError, AttributeError) as error:
+            raise OptionError(
+                f"{setting} must be {option.allowed}, got {value!r}, which cannot be imported: {error}"
+            ) from error
+        if found is None or isinstance(found, str):
+            raise OptionError(f"{setting} must be {option.allowed}, got {value!r}, which is {found!r}")
+        return _parsed(setting, found, option)
 
     def setup(self) -> None:
         """Use the storage of these options. Without one, keep the storage of an earlier `pdc.setup`, or use ``metrics.db``.
@@ -357,6 +430,8 @@ def setup_from_environ(**options: Any) -> None:
 
 _OF_KUBERNETES = re.compile(r"(PDC\w*?)_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
 """Variables that Kubernetes sets in containers beside a service whose name begins with ``pdc``."""
+_GUARDS = ("PDC_METRICS_TOKEN", "PDC_METRICS_BASIC_AUTH", "PDC_METRICS_NETWORKS", "PDC_METRICS_DECORATOR")
+"""Options whose variable must not be empty: the page would be open to everybody."""
 _OF_EXTENSIONS = "PDC_DJANGO_"
 """The start of options that only one framework has: an environment may serve several frameworks."""
 
@@ -367,7 +442,7 @@ def _given(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]
     for name in ours.keys() - set(known):
         if not name.startswith(_OF_EXTENSIONS):
             _refuse_or_log(name, known)
-    return {name: text for name, text in ours.items() if name in known and (text.strip() or name == "PDC_METRICS_TOKEN")}
+    return {name: text for name, text in ours.items() if name in known and (text.strip() or name in _GUARDS)}
 
 
 def _refuse_or_log(name: str, known: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 
 from pdc.exposition import scrape_from_wsgi
-from pdc.http import TRACKER
+from pdc.http import TRACKER, HTTPMetrics
 
 from . import conf
 
@@ -23,8 +23,14 @@ def metrics(request: HttpRequest) -> HttpResponse:
     http = conf.http_metrics()
     if http is None:
         return HttpResponse("# PDC_ENABLED is false\n", "text/plain; charset=utf-8", status=404)
-    answer = http.answer(scrape_from_wsgi(request.META), request.headers.get("Authorization", ""))
-    return HttpResponse(answer.body, status=answer.status, headers=answer.headers)
+    answer: HttpResponse = http.decorated(_page)(request)
+    return answer
 
 
-metrics.login_required = False  # type: ignore[attr-defined] # LoginRequiredMiddleware asks; PDC_METRICS_TOKEN is the guard
+def _page(request: HttpRequest) -> HttpResponse:
+    http: HTTPMetrics = conf.http_metrics()  # type: ignore[assignment]  # the view answers where it is None
+    body, status, headers = http.answer(scrape_from_wsgi(request.META))
+    return HttpResponse(body, status=status, headers=headers)
+
+
+metrics.login_required = False  # type: ignore[attr-defined] # LoginRequiredMiddleware asks; options such as PDC_METRICS_TOKEN guard

@@ -33,9 +33,10 @@ class PrometheusMetrics(ViewMetrics):
     Options come from ``app.config``, or from an environment variable of the same name: ``PDC_REDIS_URL`` or
     ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``,
     ``PDC_FLUSH_INTERVAL``, ``PDC_JOURNAL``, ``PDC_EXIT_TIMEOUT``, ``PDC_METRICS_PATH``, ``PDC_METRICS_PORT``,
-    ``PDC_METRICS_TOKEN``, ``PDC_NAMESPACE``, ``PDC_BUCKETS``, ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``,
-    ``PDC_SIZES``, ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``, ``PDC_EXPIRE_SERIES``, ``PDC_ENABLED``. Requests of a view,
-    a class of views, or a method of one that ``@metrics.exclude`` decorates, below ``@app.route``, are not counted.
+    ``PDC_METRICS_TOKEN``, ``PDC_METRICS_BASIC_AUTH``, ``PDC_METRICS_NETWORKS``, ``PDC_METRICS_DECORATOR``, ``PDC_REGISTRY``,
+    ``PDC_NAMESPACE``, ``PDC_BUCKETS``, ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``, ``PDC_SIZES``,
+    ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``, ``PDC_EXPIRE_SERIES``, ``PDC_ENABLED``. Requests of a view, a class of views, or a
+    method of one that ``@metrics.exclude`` decorates, below ``@app.route``, are not counted.
     """
 
     exclude = staticmethod(exclude)
@@ -82,9 +83,13 @@ class PrometheusMetrics(ViewMetrics):
 
 
 def _mount(app: Flask, metrics: HTTPMetrics, path: str) -> None:
-    def serve(**_: str) -> Response:
-        answer = metrics.answer(scrape_from_wsgi(request.environ), request.headers.get("Authorization", ""))
-        return Response(answer.body, answer.status, answer.headers)
+    def page(**_: str) -> Response:
+        return Response(*metrics.answer(scrape_from_wsgi(request.environ)))
+
+    guarded = app.ensure_sync(metrics.decorated(page))
+
+    def serve(**values: str) -> Any:
+        return guarded(**values)
 
     methods = ["GET", "HEAD", "OPTIONS"]
     hosts: list[dict[str, str]] = [{}]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from inspect import isawaitable
 from typing import Any
 
 try:
@@ -16,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -34,6 +36,7 @@ from pdc.http import (
     outer_of,
     track_asgi,
     track_websocket,
+    warn_of_port,
 )
 from pdc.options import OptionError, Options, with_options_shown
 
@@ -44,6 +47,7 @@ __all__ = ["PrometheusMiddleware", "exclude", "instrument", "metrics"]
 
 ENVIRON = "wsgi_environ"
 """The key of the environment in a scope that `a2wsgi.ASGIMiddleware` makes."""
+METHODS = ("GET", "HEAD", "OPTIONS")
 METRICS = "pdc.metrics"
 """The key of the application's HTTPMetrics in a scope; its value is None where PDC_ENABLED is false."""
 
@@ -53,8 +57,9 @@ class PrometheusMiddleware:
 
     Options are keywords, or environment variables such as ``PDC_REDIS_URL`` for ``redis_url``: ``redis_url`` or
     ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``, ``journal``,
-    ``exit_timeout``, ``metrics_path`` (not counted), ``metrics_port``, ``metrics_token``, ``namespace``, ``buckets``,
-    ``exclude_paths``, ``group_status``, ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``expire_series``, ``enabled``.
+    ``exit_timeout``, ``metrics_path`` (not counted), ``metrics_port``, ``metrics_token``, ``metrics_basic_auth``,
+    ``metrics_networks``, ``metrics_decorator``, ``registry``, ``namespace``, ``buckets``, ``exclude_paths``, ``group_status``,
+    ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``expire_series``, ``enabled``.
     Requests of an endpoint that `exclude` decorates, below its route, are not counted.
 
     A wrong or unknown option, or Redis without its driver, fails the start of the application.
@@ -154,23 +159,72 @@ async def metrics(request: Request) -> Response:
     if scope[METRICS] is None:
         raise HTTPException(404, "metrics are switched off (PDC_ENABLED)")
     _leave_out(scope)
-    authorization = request.headers.get("authorization", "")
-    return Response(*await run_in_threadpool(scope[METRICS].answer, scrape_from_asgi(scope), authorization))
+    answer: Any = scope[METRICS].decorated(_page)(request)
+    response: Response = await answer if isawaitable(answer) else answer
+    return response
+
+
+async def _page(request: Request) -> Response:
+    return Response(*await run_in_threadpool(request.scope[METRICS].answer, scrape_from_asgi(request.scope)))
 
 
 @with_options_shown
-def instrument(app: Starlette, **options: Any) -> None:
+def instrument(
+    app: Starlette,
+    *,
+    dependencies: Sequence[Any] | None = None,
+    include_in_schema: bool = False,
+    tags: Sequence[str] | None = None,
+    **options: Any,
+) -> None:
     """Add the middleware with these options, and the metrics page.
 
-    Raises OptionError for a wrong or unknown option, RuntimeError for an application that has the middleware already.
+    In FastAPI, `dependencies` such as ``[Depends(check)]`` run before the page, `include_in_schema` shows it in the schema,
+    and `tags` group it there. With any of them the page is a route of FastAPI: dependencies of the application run, too.
+
+    Raises OptionError for a wrong or unknown option, RuntimeError for an application that has the middleware already, TypeError
+    for `dependencies`, `include_in_schema` or `tags` of an application that is not one of FastAPI.
     """
     added: list[Any] = [middleware.cls for middleware in app.user_middleware]
     if PrometheusMiddleware in added:
         raise RuntimeError(f"{app} has PrometheusMiddleware already: add it once per application")
-    path = _load(options).metrics_path
+    is_of_fastapi = bool(dependencies or include_in_schema or tags)
+    if is_of_fastapi and not hasattr(app.router, "add_api_route"):
+        raise TypeError(
+            f"dependencies, include_in_schema and tags need an application of FastAPI, got {app!r}: "
+            "guard its page with metrics_decorator, or with metrics_token, metrics_basic_auth or metrics_networks"
+        )
+    loaded = _load(options)
     app.add_middleware(PrometheusMiddleware, **options)
-    if path is not None:  # before all other routes: one of them may take every path
-        app.router.routes.insert(0, Route(path, metrics, methods=["GET", "HEAD", "OPTIONS"], include_in_schema=False))
+    if loaded.metrics_path is None:
+        return
+    if dependencies:
+        warn_of_port(loaded, "dependencies")
+    routes = app.router.routes
+    before = len(routes)
+    if is_of_fastapi:
+        _add_api_routes(app, loaded.metrics_path, dependencies, include_in_schema, tags)
+    else:
+        routes.append(Route(loaded.metrics_path, metrics, methods=METHODS, include_in_schema=False))
+    routes[:] = [*routes[before:], *routes[:before]]  # before all other routes: one of them may take every path
+
+
+def _add_api_routes(
+    app: Any, path: str, dependencies: Sequence[Any] | None, include_in_schema: bool, tags: Sequence[str] | None
+) -> None:
+    """Add routes of FastAPI for the page. Its schema has an operation for each method, and shows GET alone."""
+    for method in METHODS:
+        app.router.add_api_route(
+            path,
+            metrics,
+            methods=[method],
+            dependencies=dependencies,
+            include_in_schema=include_in_schema and method == "GET",
+            tags=None if tags is None else list(tags),
+            description="The metrics, in the text format of Prometheus.",
+            response_class=PlainTextResponse,
+            response_model=None,
+        )
 
 
 def _load(options: dict[str, Any]) -> Options:

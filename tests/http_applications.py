@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import logging
 import re
@@ -73,6 +74,23 @@ ROUTES = {  # the path, as Starlette writes it, to the method
 
 class Handled(Exception):  # noqa: N818 - the applications handle it, as no error
     """An exception that the application's error handler answers."""
+
+
+guarded: list[str] = []
+"""The names of the views that `guard` decorates."""
+
+
+def guard(view: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator for the view of the metrics page: requests with the header X-Guard get the answer to `Handled`."""
+    guarded.append(view.__name__)
+
+    @functools.wraps(view)
+    def guarding(*arguments: Any, **values: Any) -> Any:
+        if "X-Guard" in (arguments[0] if arguments else flask_request).headers:
+            raise Handled
+        return view(*arguments, **values)
+
+    return guarding
 
 
 class NotThere(Exception):  # noqa: N818 - each framework raises its own for it
@@ -307,6 +325,18 @@ class Application:
             self.app = DispatcherMiddleware(NotFound(), {prefix: self.app})
         else:
             self.app = Starlette(routes=[Mount(prefix, self.app)])
+
+    def move_clients(self, address: str | None) -> None:
+        """Let all requests come from that address; None is a Unix socket."""
+        app = self.app
+
+        def wsgi(environ: Any, start_response: Any) -> Any:
+            return app({**environ, "REMOTE_ADDR": address or ""}, start_response)
+
+        async def asgi(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "client": None if address is None else (address, 1)}, receive, send)
+
+        self.app = wsgi if type(self).send is over_wsgi else asgi
 
     def close(self) -> None:
         """Undo the changes that `make` made to the process."""

@@ -13,7 +13,7 @@ from helpers import block, run_block
 from pdc.delivery.journal import layout
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-ARCHITECTURE, REDIS = PAGES["architecture.md"], PAGES["redis.md"]
+ACCESS, ARCHITECTURE, REDIS = PAGES["access.md"], PAGES["architecture.md"], PAGES["redis.md"]
 VARYING = {r"\d+-[0-9a-f]{16}": "WRITER", r"\b1\d{9}\.\d+": "TIME", r"(?<=#mark:WRITER  )\d+": "SEQUENCE"}
 """The parts of a line that differ from run to run, and their names."""
 
@@ -29,6 +29,7 @@ def test_every_block_of_code_is_run() -> None:
     """The pages have as many blocks of code as tests run: here, and alerts by `tests/test_health.py`."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
+        "access.md": ["python", "python", "python"],
         "architecture.md": ["python", "python"],
         "redis.md": ["python", "python"],
         "reliability.md": ["yaml"],
@@ -60,6 +61,35 @@ def test_the_hashes_are_the_ones_shown(redis_server: RedisServer, tmp_path: Path
     assert "localhost:6379" in source
     printed = run_block(source.replace("localhost:6379", f"localhost:{redis_server.port}"), tmp_path)
     assert [*map(same, printed)] == [*map(same, block(ARCHITECTURE, "text", of=of).splitlines())]
+
+
+def test_the_blocks_about_flask_guard_the_page_and_show_a_collector(tmp_path: Path) -> None:
+    """The decorator of the page refuses clients without its session, and the collector of the registry is on the page."""
+    ask = """
+client = app.test_client()
+print(client.get("/metrics").status_code)
+with client.session_transaction() as session_of_client:
+    session_of_client["is_staff"] = True
+print(client.get("/metrics").status_code)
+"""
+    assert run_block(block(ACCESS, "python", of="Decorators") + ask, tmp_path) == ["403", "200"]
+    show = 'print(app.test_client().get("/metrics").text)'
+    assert "queue_length 3.0" in run_block(block(ACCESS, "python", of="Metrics that are not pdc's") + show, tmp_path)
+
+
+def test_the_block_about_fastapi_guards_the_page(tmp_path: Path) -> None:
+    """The dependency of the page refuses clients without its header, and the schema has the page under its tag."""
+    ask = """
+import asyncio, httpx
+async def main():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for headers in ({}, {"X-Key": "change me"}):
+            print((await client.get("/metrics", headers=headers)).status_code)
+asyncio.run(main())
+print(*app.openapi()["paths"]["/metrics"]["get"]["tags"])
+"""
+    printed = run_block(block(ACCESS, "python", of="Dependencies of FastAPI") + ask, tmp_path)
+    assert printed == ["403", "200", "monitoring"]
 
 
 COUNT = """

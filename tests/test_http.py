@@ -173,7 +173,7 @@ def test_statuses_can_be_grouped(tmp_path: Path) -> None:
 def test_metrics_need_the_token(tmp_path: Path, authorization: str, status: int) -> None:
     """With a token, only a scrape that sends it gets metrics."""
     metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), metrics_token="gehéim"))
-    assert metrics.answer(Scrape(), authorization).status == status
+    assert metrics.answer(Scrape(authorization=authorization)).status == status
 
 
 def test_a_request_goes_on_when_metrics_cannot(metrics: HTTPMetrics, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,15 +6,29 @@ import asyncio
 import gc
 import re
 import socket
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 import requests
 from conftest import free_port, wait_until
-from http_applications import DENY, ELSEWHERE, FRAMEWORKS, ITEMS, NOTICING, SERVERS, Application, Serve, over_asgi
+from http_applications import (
+    DENY,
+    ELSEWHERE,
+    FRAMEWORKS,
+    ITEMS,
+    NOTICING,
+    SERVERS,
+    Application,
+    Serve,
+    guarded,
+    over_asgi,
+)
+from prometheus_client.core import GaugeMetricFamily
 
 from pdc.options import OptionError, from_header
 
@@ -227,9 +241,9 @@ def test_routes_have_the_prefix_of_the_mount(make: Make) -> None:
 
 
 def test_the_metrics_have_a_port_of_their_own(make: Make) -> None:
-    """With metrics_port the metrics are served there, to clients with the token."""
+    """With metrics_port the metrics are served there, to clients of the networks with the token."""
     port = free_port()
-    app = make(metrics_port=f"127.0.0.1:{port}", metrics_token="secret")
+    app = make(metrics_port=f"127.0.0.1:{port}", metrics_token="secret", metrics_networks="127.0.0.0/8")
     app.get("/items/tea")
     session = requests.Session()
     assert wait_until(lambda: _status(session, port)) == 401
@@ -429,6 +443,134 @@ def test_only_clients_with_the_token_get_the_reason(make: Make, tmp_path: Path) 
     assert page.status == HTTPStatus.SERVICE_UNAVAILABLE
     assert str(tmp_path / "gone") in page.text
     assert "secret" not in page.text
+
+
+METHODS = ("GET", "HEAD", "OPTIONS", "POST")
+
+
+def basic(credentials: str) -> dict[str, str]:
+    """The header of these credentials."""
+    return {"Authorization": f"Basic {b64encode(credentials.encode()).decode()}"}
+
+
+def test_the_page_takes_either_of_two_credentials(make: Make) -> None:
+    """With a token and a password, a client needs one of them, whatever its method; both guard the page elsewhere, too."""
+    app = make(metrics_token="secret", metrics_basic_auth="ann:pass:wörd")
+    accepted = [basic("ann:pass:wörd"), {"Authorization": "Bearer secret"}]
+    refused = [{}, basic("ann:pass"), basic("secret"), basic("eve:pass:wörd"), {"Authorization": "Bearer ann:pass:wörd"}]
+    for path in ("/metrics", ELSEWHERE):
+        assert {app.request("GET", path, headers) for headers in accepted} == {200}
+        assert {app.request("GET", path, headers) for headers in refused} == {401}
+    assert {app.request(method, "/metrics") for method in METHODS[:3]} == {401}
+    assert [app.request(method, "/metrics", accepted[0]) for method in METHODS] == [200, 200, 200, 405]
+
+
+def test_clients_of_the_networks_get_the_page(make: Make, tmp_path: Path) -> None:
+    """Clients of the networks may read, also by IPv4 in IPv6; others, and those without an address, get 403 and no reason."""
+    gone = str(tmp_path / "gone" / "metrics.db")
+    app = make(metrics_networks=["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"], metrics_token="secret", sqlite_path=gone)
+    bare = app.app
+    sent = {"X-Forwarded-For": "10.1.2.3", "Forwarded": "for=10.1.2.3", "Authorization": "Bearer secret"}
+    for address in ("10.1.2.3", "::ffff:10.1.2.3", "192.0.2.7", "2001:db8::1"):
+        app.move_clients(address)
+        assert [app.request("GET", path, headers) for path in ("/metrics", ELSEWHERE) for headers in (sent, {})] == [
+            503,
+            401,
+        ] * 2
+        app.app = bare
+    for elsewhere in ("192.0.2.8", "::1", "unix:", "", None):
+        app.move_clients(elsewhere)
+        assert {app.request(method, "/metrics", sent) for method in METHODS} <= {403, 405}
+        assert app.request("GET", ELSEWHERE, sent) == 403
+        text = app.scrape(**sent).text
+        needs = (
+            "metrics are not for clients at" if elsewhere in ("192.0.2.8", "::1") else "PDC_METRICS_NETWORKS needs the address"
+        )
+        assert text.startswith(f"# {needs}")
+        assert "gone" not in text
+        app.app = bare
+
+
+def test_the_page_has_the_decorator_of_the_option(make: Make) -> None:
+    """The decorator at that path decorates the page once, wherever the page is; its exceptions are answered."""
+    guarded.clear()
+    app = make(metrics_decorator="http_applications.guard")
+    for path in ("/metrics", ELSEWHERE):
+        assert app.get(path, 2) == 200
+        assert app.request("GET", path, {"X-Guard": "1"}) == 418
+    assert {app.request(method, "/metrics", {"X-Guard": "1"}) for method in ("HEAD", "OPTIONS")} == {418}
+    assert len(guarded) == 1
+    assert [line for line in lines(app.scrape().text) if "in_progress" not in line] == []
+
+
+@pytest.fixture
+def local() -> Iterator[prometheus_client.Counter]:
+    """A metric of prometheus_client in its default registry."""
+    metric = prometheus_client.Counter("local", "Of one process.")
+    yield metric
+    prometheus_client.REGISTRY.unregister(metric)
+
+
+def test_the_page_shows_metrics_of_prometheus_client(
+    make: Make, local: prometheus_client.Counter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its default registry is on the page without its own collectors, and one line of the log names metrics of one process."""
+    local.inc(3)
+    app = make()
+    app.get("/items/tea")
+    page = app.scrape().text
+    assert "\nlocal_total 3.0\n" in page
+    assert "\npdc_collectors_failed 0.0\n" in page
+    assert not re.search("^(process_|python_)", page, re.MULTILINE)
+    assert without_durations(page) == counted(f"GET {ITEMS} 200")
+    app.scrape()
+    told = [each for each in caplog.messages if "metrics of prometheus_client" in each]
+    assert len(told) == 1
+    assert "which each process has for itself: local." in told[0]
+    assert "pdc.Counter" in told[0]
+
+
+class Elsewhere:
+    """A collector of another registry."""
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """A family, and then an error where `fails` is set."""
+        yield GaugeMetricFamily("elsewhere", "A number.", 7)
+        if fails:
+            raise LookupError("out of order")
+
+
+fails: list[bool] = []
+OTHER = prometheus_client.CollectorRegistry()
+OTHER.register(Elsewhere())
+
+
+@pytest.mark.usefixtures("local")
+def test_the_page_shows_the_registry_of_the_option(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """The registry at that path is on the page in place of the default one."""
+    page = make(registry=f"{__name__}.OTHER").scrape().text
+    assert "\nelsewhere 7.0\n" in page
+    assert "local" not in page
+    assert caplog.messages == []
+
+
+def test_a_collector_that_fails_takes_nothing_else_with_it(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """The page has all metrics but those of a collector that raises, counts it, and the log has its error once."""
+    app = make(registry=OTHER)
+    app.get("/items/tea")
+    fails.append(True)
+    try:
+        pages = [app.scrape() for _ in range(2)]
+    finally:
+        fails.clear()
+    for page in pages:
+        assert page.status == 200
+        assert without_durations(page.text) == counted(f"GET {ITEMS} 200")
+        assert "elsewhere" not in page.text
+        assert "\npdc_collectors_failed 1.0\n" in page.text
+    (told,) = [record for record in caplog.records if "the collector Elsewhere failed" in record.message]
+    assert told.exc_info
+    assert "\nelsewhere 7.0\n" in app.scrape().text
 
 
 def test_an_outage_of_the_storage_loses_nothing(make: Make, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 A framework finds method, route, status and the end of the body; it reports them to a `Tracker`.
 """
 
+from .access import warn_of_port
 from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
 from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
 from .nesting import Outer, expect_wsgi, join, outer_of
@@ -31,4 +32,5 @@ __all__ = [
     "track_asgi",
     "track_websocket",
     "track_wsgi",
+    "warn_of_port",
 ]

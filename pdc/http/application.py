@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Iterable, Mapping
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client.registry import CollectorRegistry
 
-from ..exposition import Port, Response, Scrape, plain, respond, scrape_from_wsgi
+from ..exposition import OtherCollectors, Port, Response, Scrape, respond, scrape_from_wsgi
 from ..options import Options
+from .access import Access, warn_of_port
 from .families import RequestSeries
 from .labels import RequestLabels
 from .tracker import Connection, FindRoute, Tracker
@@ -54,12 +53,16 @@ def excludes_method(owner: object, method: str, names: Mapping[str, str] | None 
 class HTTPMetrics:
     """Counts and times the requests of an application, and answers its scrapes.
 
-    The collectors of a registry come after the families of the storage. Raises OptionError.
+    After the families of the storage come the collectors of the framework's registry, and of that of the options. Raises
+    OptionError.
     """
 
     def __init__(self, options: Options, registry: CollectorRegistry | None = None) -> None:
         self.options = options
-        self._registry = registry
+        self._access = Access(options)
+        self._others = OtherCollectors(*[each for each in (registry, options.found("registry")) if each is not None])
+        self._decorator = options.found("metrics_decorator")
+        self._decorated: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.labels = RequestLabels(options)
         options.setup()
         self.series = RequestSeries(options)
@@ -91,23 +94,24 @@ class HTTPMetrics:
 
     def open_port(self) -> None:
         """Serve scrapes on PDC_METRICS_PORT, if it is set. Processes that serve requests call this when they begin to."""
+        if self._decorator is not None:
+            warn_of_port(self.options, "PDC_METRICS_DECORATOR")
         if self.options.metrics_port is not None:
             self._port = Port.of(self.options.metrics_port, self._serve)
             self._port.open()
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        response = self.answer(scrape_from_wsgi(environ), environ.get("HTTP_AUTHORIZATION", ""))
-        return respond(response, start_response)
+        return respond(self.answer(scrape_from_wsgi(environ)), start_response)
 
-    def answer(self, scrape: Scrape, authorization: str = "") -> Response:
-        """Answer a scrape with that Authorization header; 401 without the right token."""
-        token = self.options.metrics_token
-        if token is not None and not hmac.compare_digest(_bytes(authorization), _bytes(f"Bearer {token}")):
-            challenge = ("WWW-Authenticate", "Bearer")
-            return plain(HTTPStatus.UNAUTHORIZED, "metrics need the header Authorization: Bearer <token>", challenge)
-        return scrape.answer(self._registry)
+    def answer(self, scrape: Scrape) -> Response:
+        """Answer a scrape; 401 or 403 where the client may not read metrics."""
+        refusal = self._access.refusal(scrape)
+        return scrape.answer(self._others) if refusal is None else scrape.sent(refusal)
 
-
-def _bytes(text: str) -> bytes:
-    """The text in UTF-8, also where it has lone surrogates, as an environment variable may."""
-    return text.encode(errors="surrogatepass")
+    def decorated(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        """The view of the page with the decorator of the options, which decorates each view once."""
+        if self._decorator is None:
+            return view
+        if view not in self._decorated:
+            self._decorated[view] = self._decorator(view)
+        return self._decorated[view]

@@ -1,0 +1,80 @@
+"""The guards of the metrics page: the clients that may read it."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from base64 import b64encode
+from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from ..exposition import Response, Scrape, plain
+from ..options import Options
+from ..process import log
+
+
+class Access:
+    """The networks and the credentials that a scrape needs. It needs both where both are set, but one of two credentials."""
+
+    def __init__(self, options: Options) -> None:
+        self._networks = options.metrics_networks
+        accepted = {}
+        challenges = []
+        if (credentials := options.metrics_basic_auth) is not None:
+            accepted["Basic <user:password in Base64>"] = f"Basic {b64encode(_bytes(credentials)).decode()}"
+            challenges.append('Basic realm="metrics", charset="UTF-8"')
+        if options.metrics_token is not None:
+            accepted["Bearer <token>"] = f"Bearer {options.metrics_token}"
+            challenges.append("Bearer")
+        self._accepted = [*map(_bytes, accepted.values())]
+        self._needed = f"metrics need the header Authorization: {' or '.join(accepted)}"
+        self._challenge = ", ".join(challenges)
+
+    def refusal(self, scrape: Scrape) -> Response | None:
+        """The answer to a client that may not read metrics, whatever its method; None for others."""
+        if self._networks and not self._is_near(scrape.client):
+            return plain(HTTPStatus.FORBIDDEN, _reason(scrape.client))
+        if self._accepted and not self._knows(scrape.authorization):
+            return plain(HTTPStatus.UNAUTHORIZED, self._needed, ("WWW-Authenticate", self._challenge))
+        return None
+
+    def _is_near(self, client: str) -> bool:
+        address = _address(client)
+        return address is not None and any(address in network for network in self._networks)
+
+    def _knows(self, authorization: str) -> bool:
+        scheme, space, rest = authorization.partition(" ")
+        given = _bytes(f"{scheme.capitalize()}{space}{rest}")  # the case of a scheme means nothing
+        return any(hmac.compare_digest(given, accepted) for accepted in self._accepted)
+
+
+def warn_of_port(options: Options, guard: str) -> None:
+    """Log that a guard of the framework does not guard PDC_METRICS_PORT, unless another one does."""
+    guards = (options.metrics_networks, options.metrics_token, options.metrics_basic_auth)
+    if options.metrics_port is not None and not any(guards):
+        log.write(
+            logging.WARNING,
+            "every client may read the metrics on PDC_METRICS_PORT: %s guards only the page of the application; "
+            "PDC_METRICS_NETWORKS, PDC_METRICS_TOKEN and PDC_METRICS_BASIC_AUTH guard both",
+            guard,
+        )
+
+
+def _address(client: str) -> IPv4Address | IPv6Address | None:
+    """The address of a client; that of IPv4 where IPv6 carries one, and None where there is none."""
+    try:
+        address = ip_address(client)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _reason(client: str) -> str:
+    if _address(client) is None:
+        return f"PDC_METRICS_NETWORKS needs the address of the client, but the server gives {client!r}"
+    return f"metrics are not for clients at {client}: it is in no network of PDC_METRICS_NETWORKS"
+
+
+def _bytes(text: str) -> bytes:
+    """The text in UTF-8, also where it has lone surrogates, as an environment variable may."""
+    return text.encode(errors="surrogatepass")
