@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import math
 import os
 import pkgutil
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from prometheus_client.registry import CollectorRegistry
 
 from . import config
+from .environment import OptionError, given, with_hint
 from .metrics import Histogram
 from .process import log
 from .storage.redaction import is_url, without_secrets
@@ -54,10 +54,6 @@ def from_header(name: str, *, allowed: Collection[str] | None = None, default: s
         return default if value is None or (allowed is not None and value not in allowed) else str(value)
 
     return label
-
-
-class OptionError(ValueError):
-    """An option has a value that is not allowed, or a name that does not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,8 +324,8 @@ class Options:
         known = {f"PDC_{option.name.upper()}": option for option in fields(cls)}
         for name in settings:
             if str(name).startswith("PDC_") and name not in known:
-                raise OptionError(f"unknown option {_with_hint(name, known)}")
-        environ = _given(os.environ if environ is None else environ, known)
+                raise OptionError(f"unknown option {with_hint(name, known)}")
+        environ = given(os.environ if environ is None else environ, known)
         options = cls(
             **{
                 option.name: _parsed(name, source[name], option.metadata["option"])
@@ -426,50 +422,6 @@ def setup_from_environ(**options: Any) -> None:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()
-
-
-_OF_KUBERNETES = re.compile(r"(PDC\w*?)_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
-"""Variables that Kubernetes sets in containers beside a service whose name begins with ``pdc``."""
-_GUARDS = ("PDC_METRICS_TOKEN", "PDC_METRICS_BASIC_AUTH", "PDC_METRICS_NETWORKS", "PDC_METRICS_DECORATOR")
-"""Options whose variable must not be empty: the page would be open to everybody."""
-_OF_EXTENSIONS = "PDC_DJANGO_"
-"""The start of options that only one framework has: an environment may serve several frameworks."""
-
-
-def _given(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
-    """The variables of these names that have a value. Raises OptionError for a variable that looks like a misspelt option."""
-    ours = {name: text for name, text in environ.items() if name.startswith("PDC_") and not _is_of_kubernetes(name, environ)}
-    for name in ours.keys() - set(known):
-        if not name.startswith(_OF_EXTENSIONS):
-            _refuse_or_log(name, known)
-    return {name: text for name, text in ours.items() if name in known and (text.strip() or name in _GUARDS)}
-
-
-def _refuse_or_log(name: str, known: Collection[str]) -> None:
-    if _closest(name, known) is not None:
-        raise OptionError(f"unknown environment variable {_with_hint(name, known)} Rename it, or remove it")
-    log.write(logging.WARNING, "the environment variable %s means nothing to pdc", _with_hint(name, known))
-
-
-def _closest(name: str, known: Iterable[str]) -> str | None:
-    """The option that the name may have meant, if any; the ``PDC_`` that all begin with does not count."""
-    by_rest = {option.removeprefix("PDC_"): option for option in known}
-    rest = name.removeprefix("PDC_")
-    found = difflib.get_close_matches(rest, by_rest, n=1)
-    found += [option for option in by_rest if set(rest.split("_")) <= set(option.split("_"))]
-    return by_rest[found[0]] if found else None
-
-
-def _is_of_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
-    found = _OF_KUBERNETES.fullmatch(name)
-    if found is None or f"{found[1]}_SERVICE_HOST" not in environ:
-        return False
-    return found[2] != "PORT" or "://" in environ[name]  # PDC_METRICS_PORT=9100 is an option beside any services
-
-
-def _with_hint(name: str, known: Iterable[str]) -> str:
-    close = _closest(name, known)
-    return f"{name}; did you mean {close}?" if close else f"{name}; there are {', '.join(known)}"
 
 
 def _parsed(name: str, value: Any, option: Option) -> Any:
