@@ -22,8 +22,10 @@ from .metrics import Histogram
 from .process import log
 from .storage.redaction import is_url, without_secrets
 
-Label = str | Callable[[Any], object]
-"""The value of an application's own label: a text, or a callable that takes the request of the framework."""
+Label = str | Callable[[Any], object] | Callable[[Any, Any], object]
+"""The value of an application's own label: a text, or a callable of the framework's request, or of that and the response."""
+Exemplars = bool | Callable[[], Mapping[str, str] | None] | Callable[[Any], Mapping[str, str] | None]
+"""No exemplars, those of OpenTelemetry, or those of a callable, which may take the framework's request."""
 
 Network = IPv4Network | IPv6Network
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -38,7 +40,7 @@ LABELS = (
 _SECONDS_OR_NEVER = "seconds, more than 0, or None (never)"
 _TRUE_OR_FALSE = "true or false"
 
-__all__ = ["OptionError", "from_header"]
+__all__ = ["OptionError", "from_header", "from_response_header"]
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -50,10 +52,25 @@ def from_header(name: str, *, allowed: Collection[str] | None = None, default: s
     """
 
     def label(request: Any) -> str:
-        value = request.headers.get(name)
-        return default if value is None or (allowed is not None and value not in allowed) else str(value)
+        return _allowed(request.headers.get(name), allowed, default)
 
     return label
+
+
+def from_response_header(name: str, *, allowed: Collection[str] | None = None, default: str = "") -> Callable[[Any, Any], str]:
+    """A label whose value is a header of the response; `default` where the header is missing or not `allowed`.
+
+    It is empty for a request that gets no response.
+    """
+
+    def label(_: Any, response: Any) -> str:
+        return _allowed(response.headers.get(name), allowed, default)
+
+    return label
+
+
+def _allowed(value: Any, allowed: Collection[str] | None, default: str) -> str:
+    return default if value is None or (allowed is not None and value not in allowed) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +232,14 @@ def _labels(value: Any) -> dict[str, Label]:
     return labels
 
 
-def _exemplars(value: Any) -> bool | Callable[[], Mapping[str, str] | None]:
+def _methods(value: Any) -> tuple[str, ...]:
+    methods = tuple(_text(method).upper() for method in parse_items(value))
+    if not all(re.fullmatch(r"[A-Z][A-Z-]*", method) for method in methods):
+        raise ValueError(value)
+    return methods
+
+
+def _exemplars(value: Any) -> Exemplars:
     return value if callable(value) else parse_flag(value)
 
 
@@ -296,11 +320,22 @@ class Options:
     exclude_paths: tuple[str | re.Pattern[str], ...] = option(
         (), _patterns, "paths, or compiled patterns that must match fully", "Requests of these paths are not counted."
     )
+    exclude_methods: tuple[str, ...] = option(
+        (), _methods, "methods, such as OPTIONS and HEAD", "Requests of these methods are not counted."
+    )
+    count_unmatched: bool = option(
+        True, parse_flag, _TRUE_OR_FALSE, "False leaves out requests that no route matches, else `<unmatched>`."
+    )
     group_status: bool = option(False, parse_flag, _TRUE_OR_FALSE, "Count statuses as `2xx` and `4xx`, not `200` and `404`.")
-    labels: dict[str, Label] = option({}, _labels, LABELS, "Further labels of the HTTP metrics; callables take the request.")
+    labels: dict[str, Label] = option(
+        {}, _labels, LABELS, "Further labels of the HTTP metrics; callables take the request, or it and the response."
+    )
     sizes: bool = option(False, parse_flag, _TRUE_OR_FALSE, "Observe the sizes of request and response bodies, too.")
-    exemplars: bool | Callable[[], Mapping[str, str] | None] = option(
-        False, _exemplars, "true, false or a callable", "True attaches the trace of OpenTelemetry; a callable returns labels."
+    exemplars: Exemplars = option(
+        False,
+        _exemplars,
+        "true, false or a callable",
+        "True attaches the trace of OpenTelemetry; a callable, of the request if it takes one, returns labels.",
     )
     max_series: int = option(
         10_000, _count, "a whole number, at least 1", "The most series of an HTTP metric; further ones count as `<overflow>`."

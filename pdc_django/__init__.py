@@ -18,6 +18,10 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{__name__} needs Django: pip install 'prometheus-distributed-client[django]'") from error
 
-from pdc.http import exclude
+from pdc.http import RequestRecord, exclude
 
-__all__ = ["exclude"]
+from .conf import HOOKS
+
+__all__ = ["RequestRecord", "add", "exclude"]
+
+add = HOOKS.add

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.core.exceptions import SynchronousOnlyOperation
 from prometheus_client.registry import CollectorRegistry
 
-from pdc.http import HTTPMetrics
+from pdc.http import Hooks, HTTPMetrics
 from pdc.options import Options, option, parse_flag, parse_items
 from pdc.process.log import log_or_raise
 from pdc.process.once import once
@@ -19,6 +21,8 @@ DURATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 """For queries and cache operations, which are faster than requests."""
 CONFIG_ERRORS = (ValueError, TypeError, ImportError)
 """Errors of wrong options (OptionError is a ValueError), of a storage that refuses them, and of a missing driver."""
+HOOKS = Hooks()
+"""The hooks of this process."""
 REGISTRY = CollectorRegistry(auto_describe=False)
 """The collectors of this app, whose families come after the families of the storage; `apps` registers them."""
 
@@ -57,7 +61,16 @@ def options() -> DjangoOptions:
 @once
 def http_metrics() -> HTTPMetrics | None:
     """The metrics of the project's requests, None where PDC_ENABLED is false. Sets the storage up. Raises OptionError."""
-    return HTTPMetrics(options(), REGISTRY) if options().enabled else None
+    if not options().enabled:
+        return None
+    metrics = HTTPMetrics(options(), REGISTRY, hooks=HOOKS)
+    metrics.labels.run_in_thread((SynchronousOnlyOperation,), _in_thread)
+    return metrics
+
+
+async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
+    """Call the function where Django uses its database."""
+    return await sync_to_async(function, thread_sensitive=True)(*args)
 
 
 def start() -> None:

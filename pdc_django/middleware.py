@@ -22,6 +22,7 @@ from pdc.http import (
     AsyncBody,
     Body,
     Match,
+    ResponseStart,
     Tracker,
     content_length,
     excludes_method,
@@ -64,9 +65,9 @@ class PrometheusMiddleware:
         if tracker is None:
             return self._get_response(request)  # type: ignore[no-any-return]  # it is of the sync kind here
         try:
-            response = self._get_response(request)
+            tracker.response = response = self._get_response(request)
             if tracker.may_wait:
-                async_to_sync(tracker.learn)()
+                async_to_sync(tracker.learn)(response.status_code, response.items())
             return _answered(tracker, request, response)
         except asyncio.CancelledError:  # under ASGI, of a coroutine that this thread waited for
             tracker.abandon()
@@ -80,9 +81,9 @@ class PrometheusMiddleware:
         if tracker is None:
             return await self._get_response(request)  # type: ignore[no-any-return]  # it is of the async kind here
         try:
-            response = await self._get_response(request)
+            tracker.response = response = await self._get_response(request)
             if tracker.may_wait:
-                await tracker.learn()
+                await tracker.learn(response.status_code, response.items())
             return _answered(tracker, request, response)
         except asyncio.CancelledError:  # the client is gone
             tracker.abandon()
@@ -146,9 +147,11 @@ def _answered(tracker: Tracker, request: HttpRequest, response: Any) -> HttpResp
     elif getattr(response, "file_to_stream", None) is not None and request.META.get("wsgi.file_wrapper"):
         closers = response._resource_closers  # noqa: SLF001 - Django has no public way to hear of the end
         closers.append(tracker.all_sent)  # the server sends the file by itself
+    elif response.is_async:
+        response.streaming_content = AsyncBody(tracker, response.streaming_content)
+        tracker.response = ResponseStart(response.status_code, response.headers)  # Django may drop, not close, the response
     else:
-        body = (AsyncBody if response.is_async else Body)(tracker, response.streaming_content)
-        response.streaming_content = body
+        response.streaming_content = Body(tracker, response.streaming_content)
     return response  # type: ignore[no-any-return]  # Django does not type the body of a stream
 
 

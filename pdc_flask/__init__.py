@@ -12,17 +12,30 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"{__name__} needs Flask: pip install 'prometheus-distributed-client[flask]'") from error
 
 from flask import Flask, Response, request
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule
 
 from pdc import Info, config
 from pdc.exposition import scrape_from_wsgi
-from pdc.http import TRACKER, UNMATCHED, HTTPMetrics, Tracker, exclude, excludes_method, is_excluded, track_wsgi
+from pdc.http import (
+    TRACKER,
+    UNMATCHED,
+    Hooks,
+    HTTPMetrics,
+    RequestRecord,
+    Tracker,
+    exclude,
+    excludes_method,
+    is_excluded,
+    track_wsgi,
+)
+from pdc.http.hooks import HookT
 from pdc.options import Options
 
 from .views import ViewMetrics, warn_of_misplaced
 
-__all__ = ["PrometheusMetrics"]
+__all__ = ["PrometheusMetrics", "RequestRecord"]
 
 ENDPOINT = "pdc_metrics"
 
@@ -43,6 +56,7 @@ class PrometheusMetrics(ViewMetrics):
 
     def __init__(self, app: Flask | None = None) -> None:
         super().__init__()
+        self._hooks = Hooks()
         self._infos: list[tuple[Info, dict[str, str]]] = []
         if app is not None:
             self.init_app(app)
@@ -59,7 +73,7 @@ class PrometheusMetrics(ViewMetrics):
         options = Options.load(app.config)
         if not options.enabled:
             return
-        metrics = app.extensions["pdc"] = HTTPMetrics(options)
+        metrics = app.extensions["pdc"] = HTTPMetrics(options, hooks=self._hooks, make_headers=Headers)
         for info, labels in self._infos:
             info.info(labels)
         if options.metrics_path is not None:
@@ -69,6 +83,10 @@ class PrometheusMetrics(ViewMetrics):
         metrics.open_port()
         self._apps.add(app)
         warn_of_misplaced(app)
+
+    def add(self, hook: HookT) -> HookT:
+        """Call the function with the `RequestRecord` of each request that was counted, as `pdc.http.Hooks.add` describes."""
+        return self._hooks.add(hook)
 
     def info(self, name: str, documentation: str, **labels: str) -> Info:
         """Declare an info metric with these labels, for example the version of the application, and return it.
@@ -117,7 +135,7 @@ def _watch_requests(app: Flask) -> Callable[..., Response]:
         if tracker is None:
             return dispatch(*args)
         _note_request(app, current, tracker)
-        response = dispatch(*args)
+        tracker.response = response = dispatch(*args)
         if _is_buffered(response):
             tracker.buffered()
         return response
@@ -145,7 +163,7 @@ def _complete(app: Flask) -> None:
     """Watch all handlers of exceptions: extensions such as Flask-RESTX put theirs before those of Flask."""
     methods: Any = app  # Flask has no hook there, and its signal is also sent for exceptions that become an answer
     methods.handle_user_exception = _watch_exceptions(app.handle_user_exception, (HTTPException,))
-    methods.handle_exception = _watch_exceptions(app.handle_exception)
+    methods.handle_exception = _note_answers(_watch_exceptions(app.handle_exception))
     warn_of_misplaced(app)
 
 
@@ -191,5 +209,18 @@ def _watch_exceptions(
         if tracker is not None and not isinstance(error, answers):
             tracker.raised(error)
         return handle(error)
+
+    return handling
+
+
+def _note_answers(handle: Callable[[Exception], Response]) -> Callable[[Exception], Response]:
+    """Let the tracker have the response that Flask makes of an exception."""
+
+    def handling(error: Exception) -> Response:
+        response = handle(error)
+        tracker = _tracker()
+        if tracker is not None:
+            tracker.response = response
+        return response
 
     return handling

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from inspect import isawaitable
 from typing import Any
@@ -16,6 +16,7 @@ except ModuleNotFoundError as error:
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, Response
@@ -27,9 +28,11 @@ from pdc.exposition import scrape_from_asgi
 from pdc.http import (
     TRACKER,
     UNMATCHED,
+    Hooks,
     HTTPMetrics,
     Match,
     Outer,
+    RequestRecord,
     asgi_path,
     exclude,
     join,
@@ -43,13 +46,16 @@ from pdc.options import OptionError, Options, with_options_shown
 from .exceptions import watch, watch_error_page
 from .routes import RouteFinder
 
-__all__ = ["PrometheusMiddleware", "exclude", "instrument", "metrics"]
+__all__ = ["PrometheusMiddleware", "RequestRecord", "add", "exclude", "instrument", "metrics"]
 
 ENVIRON = "wsgi_environ"
 """The key of the environment in a scope that `a2wsgi.ASGIMiddleware` makes."""
 METHODS = ("GET", "HEAD", "OPTIONS")
 METRICS = "pdc.metrics"
 """The key of the application's HTTPMetrics in a scope; its value is None where PDC_ENABLED is false."""
+HOOKS = Hooks()
+"""The hooks of all applications of this process."""
+add = HOOKS.add
 
 
 class PrometheusMiddleware:
@@ -71,13 +77,14 @@ class PrometheusMiddleware:
         self._routes = RouteFinder(app)
         self._metrics: HTTPMetrics | None = None
         self._refusal: str | None = None
-        self._watching = self._has_error_page = False
+        self._watching = self._has_error_page = self._takes_request = False
         self.is_known = False
         """True if an application around this one finds the routes of this one by itself; `watch` notes that."""
         try:
             loaded = _load(options)
             if loaded.enabled:
-                self._metrics = HTTPMetrics(loaded)
+                self._metrics = HTTPMetrics(loaded, hooks=HOOKS, make_headers=_headers)
+                self._takes_request = self._metrics.labels.take_request
                 self._metrics.open_port()
         except (
             OptionError,
@@ -146,7 +153,7 @@ class PrometheusMiddleware:
 
     def _find_route(self, scope: Scope) -> Match:
         match = self._routes.find(scope)
-        if self._metrics is not None and self._metrics.options.labels:
+        if self._takes_request or HOOKS.functions:
             return match._replace(request=Request(scope) if scope["type"] == "http" else HTTPConnection(scope))
         return match
 
@@ -225,6 +232,10 @@ def _add_api_routes(
             response_class=PlainTextResponse,
             response_model=None,
         )
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
+    return Headers(raw=[(name.lower(), value) for name, value in raw])  # applications of others may not write small letters
 
 
 def _load(options: dict[str, Any]) -> Options:

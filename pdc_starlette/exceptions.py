@@ -12,10 +12,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException, WebSocketException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.responses import Response
 from starlette.routing import Host, Mount, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pdc.http import TRACKER
+from pdc.http import TRACKER, Tracker
 
 from .routes import effective
 
@@ -122,13 +123,23 @@ def _finishing(handler: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Await
         try:
             response = await _call(handler, connection, error)
             if tracker is not None:
-                tracker.answered(response.status_code, len(getattr(response, "body", b"")))
+                await _answer(tracker, response)
             return response
         finally:
             if tracker is not None:
+                await tracker.learn()
                 tracker.finish()
 
     return finishing
+
+
+async def _answer(tracker: Tracker, response: Response) -> None:
+    """Finish a request whose answer the framework sends by itself."""
+    tracker.response = response
+    start = response.status_code, response.raw_headers
+    await tracker.learn(*start)
+    tracker.started(*start)
+    tracker.answered(response.status_code, len(getattr(response, "body", b"")))
 
 
 def _note(scope: Scope, error: Exception) -> None:

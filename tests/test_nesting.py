@@ -134,7 +134,7 @@ def nest(request: pytest.FixtureRequest, tmp_path: Path, loop: asyncio.AbstractE
     """Make an application in another one; `outer` and `inner` are options."""
     framework, put, wrap = NESTINGS[request.param]
     made: list[Application] = []
-    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
 
     def nesting(outer: dict[str, Any] | None = None, **inner: Any) -> Nested:
         made.append(FRAMEWORKS[framework](**storage, **inner))
@@ -195,7 +195,7 @@ def test_labels_and_sizes_are_those_of_the_outer_application(nest: Nest) -> None
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 def test_labels_get_the_request_of_the_outer_application(adapter: Wrap, tmp_path: Path) -> None:
     """A callable for a label takes a request of the outermost framework, also for requests of other frameworks."""
-    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
     inner = FRAMEWORKS["flask"](**storage, labels={"wrong": "label"})
     app = in_starlette(adapter, inner.app, {**storage, "labels": {"shop": lambda request: request.path_params["shop"]}})
     assert app.request("GET", "/items/tea").status == 200
@@ -204,7 +204,7 @@ def test_labels_get_the_request_of_the_outer_application(adapter: Wrap, tmp_path
 
 def test_a_client_that_leaves_an_inner_stream_is_a_499(tmp_path: Path) -> None:
     """A client that leaves the stream of an inner application counts once, as 499."""
-    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
     app = in_starlette(unchanged, FRAMEWORKS["fastapi"](**storage).app, storage, FastAPI)
     leave_asgi(app.app, f"{PATH}/endless")
     assert app.lines() == counted(f"GET {ROUTE}/endless 499")
@@ -227,7 +227,7 @@ class Dispatcher:
 @pytest.mark.parametrize("framework", ["fastapi", "django-async"])
 def test_a_middleware_may_send_requests_to_an_inner_application(framework: str, tmp_path: Path) -> None:
     """Requests that a middleware sends to another application count under its routes, not under those of the outer one."""
-    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
     inner = FRAMEWORKS[framework](**storage)
     outer = FastAPI(middleware=[Middleware(Dispatcher, inner=inner.app)])
     instrument(outer, **storage)
@@ -260,7 +260,7 @@ def _asks(client: Client) -> Callable[[Any], Any]:
 
 def test_requests_that_an_application_sends_itself_count(tmp_path: Path) -> None:
     """An application that asks another one, in the same process and the same context, is not around that one."""
-    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
     asked = FRAMEWORKS["flask"](**storage).app
     client = Client(asked)
     app = Starlette(routes=[Route("/ask", _asks(client))])
@@ -281,7 +281,7 @@ def test_requests_that_an_application_sends_itself_count(tmp_path: Path) -> None
 
 def test_applications_side_by_side_count_by_themselves(tmp_path: Path) -> None:
     """Two applications of a dispatcher that is not instrumented count their own requests."""
-    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
     one, other = (FRAMEWORKS["flask"](**storage).app for _ in range(2))
     app = Nested(DispatcherMiddleware(one, {PLAIN: other}), over_wsgi, PLAIN, PLAIN)
     assert (app.request("GET", "/items/tea").status, over_wsgi(app.app, "GET", "/items/tea", {}, b"").status) == (200, 200)
@@ -332,7 +332,7 @@ def test_an_environment_may_be_used_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 def test_the_mount_may_have_another_name_outside(adapter: Wrap, tmp_path: Path) -> None:
     """Below the root path of a proxy, and in a project with FORCE_SCRIPT_NAME, requests count once."""
-    storage = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
     inner = FRAMEWORKS["django"](**storage)
     app = in_starlette(adapter, inner.app, storage)
     for forced in (None, "/forced"):

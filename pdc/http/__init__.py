@@ -6,8 +6,9 @@ A framework finds method, route, status and the end of the body; it reports them
 from .access import warn_of_port
 from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
 from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
+from .hooks import Hooks, RequestRecord
 from .nesting import Outer, expect_wsgi, join, outer_of
-from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, UNMATCHED, Match, Tracker, content_length
+from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, UNMATCHED, Match, ResponseStart, Tracker, content_length
 from .wsgi import Body, track_wsgi
 
 __all__ = [
@@ -18,8 +19,11 @@ __all__ = [
     "AsyncBody",
     "Body",
     "HTTPMetrics",
+    "Hooks",
     "Match",
     "Outer",
+    "RequestRecord",
+    "ResponseStart",
     "Tracker",
     "asgi_path",
     "content_length",

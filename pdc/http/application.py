@@ -11,6 +11,7 @@ from ..exposition import OtherCollectors, Port, Response, Scrape, respond, scrap
 from ..options import Options
 from .access import Access, warn_of_port
 from .families import RequestSeries
+from .hooks import Hooks, ObservedTracker
 from .labels import RequestLabels
 from .tracker import Connection, FindRoute, Tracker
 
@@ -53,31 +54,46 @@ def excludes_method(owner: object, method: str, names: Mapping[str, str] | None 
 class HTTPMetrics:
     """Counts and times the requests of an application, and answers its scrapes.
 
-    After the families of the storage come the collectors of the framework's registry, and of that of the options. Raises
-    OptionError.
+    After the families of the storage come the collectors of the framework's registry, and of that of the options.
+    `make_headers` makes a mapping, in which case does not matter, of the headers of an answer for which the framework has no
+    object. Raises OptionError.
     """
 
-    def __init__(self, options: Options, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        registry: CollectorRegistry | None = None,
+        *,
+        hooks: Hooks | None = None,
+        make_headers: Callable[[Any], Any] = dict,
+    ) -> None:
         self.options = options
         self._access = Access(options)
         self._others = OtherCollectors(*[each for each in (registry, options.found("registry")) if each is not None])
         self._decorator = options.found("metrics_decorator")
         self._decorated: dict[Callable[..., Any], Callable[..., Any]] = {}
-        self.labels = RequestLabels(options)
+        self._hooks = Hooks() if hooks is None else hooks
+        self.labels = RequestLabels(options, make_headers)
         options.setup()
         self.series = RequestSeries(options)
         exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
         self._excluded = frozenset([*exact, options.metrics_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
+        self._counts_unmatched = options.count_unmatched
+        self._has_rules = bool(self._patterns or options.exclude_methods)
         self._port: Port | None = None
 
     def track(self, method: str, path: str, find_route: FindRoute | None = None, source: Any = None) -> Tracker | None:
-        """Begin to track a request; None for an excluded path. `Tracker` explains `find_route` and `source`."""
+        """Begin to track a request; None for an excluded one. `Tracker` explains `find_route` and `source`."""
         if self._port is not None:
             self._port.open()
-        if path in self._excluded or (self._patterns and self._excludes(path)):
+        if path in self._excluded or (self._has_rules and (method in self.options.exclude_methods or self._excludes(path))):
             return None
-        return Tracker(self.series, self.labels, method if method in METHODS else OTHER_METHOD, find_route, source)
+        shown = method if method in METHODS else OTHER_METHOD
+        if self._hooks.functions or not self._counts_unmatched:
+            more = self._hooks, self._counts_unmatched
+            return ObservedTracker(self.series, self.labels, shown, find_route, source, *more)
+        return Tracker(self.series, self.labels, shown, find_route, source)
 
     def is_counted(self, path: str) -> bool:
         """Return True if requests of this path are counted, here or by an application around this one."""
@@ -87,7 +103,9 @@ class HTTPMetrics:
 
     def connect(self, path: str, find_route: FindRoute, source: Any) -> Connection | None:
         """Begin to track a WebSocket connection that a client asks for; None for an excluded path."""
-        return None if self._excludes(path) else Connection(self.series, self.labels, find_route, source)
+        if self._excludes(path):
+            return None
+        return Connection(self.series, self.labels, find_route, source, self._counts_unmatched)
 
     def _excludes(self, path: str) -> bool:
         return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)

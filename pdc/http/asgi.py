@@ -114,9 +114,9 @@ class _Channel:
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         tracker, kind = self._tracker, message["type"]
-        if tracker.may_wait:
-            await tracker.learn()
         if kind == "http.response.start":
+            if tracker.may_wait:
+                await tracker.learn(message["status"], message.get("headers", ()))
             tracker.started(message["status"], message.get("headers", ()))
             self._started = True
         left_before = tracker.gone
@@ -148,11 +148,11 @@ class _Channel:
         if self._tracker.gone or (error is not None and not isinstance(error, Exception)):
             self._tracker.abandon(self._sent)
             return
-        await self._tracker.learn()
         if error is not None:
             self._tracker.raised(error)
             if has_error_page and not self._started:
                 return
+        await self._tracker.learn()
         self._tracker.finish(self._sent)
 
 

@@ -25,6 +25,14 @@ MOST_DIGITS = 18
 Header = tuple[str, str] | tuple[bytes, bytes]
 
 
+class ResponseStart(NamedTuple):
+    """The start of an answer for which the framework has no object."""
+
+    status_code: int
+    headers: Any
+    """A mapping in which case does not matter."""
+
+
 class Match(NamedTuple):
     """The facts that a framework knows of a request or connection."""
 
@@ -48,14 +56,14 @@ class Tracker:
     A framework calls `matched`, or gives a `find_route`. That is called once, with `source`, when the match is first needed:
     when the answer starts, an exception is counted, or the application ends without an answer. Then come `started`, and
     `finish` or one of its variants: `answered`, `all_sent`, `abandon`, `fail`. Until then it may replace `source`, which a
-    middleware in between may have changed or copied. One that can await sets `may_wait` where callables of labels may return
-    awaitables, and calls `learn` before the others.
+    middleware in between may have changed or copied, and set `response`, if it has an object for that. One that can await
+    sets `may_wait` where callables of labels may return awaitables, and calls `learn` before the others.
     """
 
     __slots__ = (
         *("_exception", "_exemplar", "_find_route", "_headers", "_in_progress", "_known", "_label_values", "_labels"),
         *("_method", "_received", "_request", "_route", "_series", "_start", "_status", "_uncounted"),
-        *("finished", "gone", "is_buffered", "may_wait", "source"),
+        *("finished", "gone", "is_buffered", "may_wait", "response", "source"),
     )
 
     def __init__(
@@ -68,12 +76,13 @@ class Tracker:
         self.source = source
         self._known = find_route is None and not labels.are_asked_for
         self.finished = self.gone = self.is_buffered = self.may_wait = False
-        self._uncounted: tuple[BaseException, ...] = ()
+        self._uncounted: tuple[Exception, ...] = ()
         self._label_values: tuple[str, ...] = ()
         self._headers: Iterable[Header] | None = None
         self._exemplar: dict[str, str] | None = None
-        self._exception: BaseException | None = None
+        self._exception: Exception | None = None
         self._request: Any = None
+        self.response: Any = None
         self._route = UNMATCHED
         self._status = 500
         self._received = 0
@@ -85,16 +94,21 @@ class Tracker:
             log_or_raise(error, "a request could not be tracked")
             self.finished = True
 
-    async def learn(self) -> None:
-        """Find out the route and the labels, and await what callables return; `may_wait` is true until this is called."""
+    async def learn(self, status: int = 500, headers: Iterable[Header] | None = None) -> None:
+        """Find out the route and the labels, and await what callables return; `may_wait` is true until this is called.
+
+        An answer that starts has this status and these headers.
+        """
         if not self.may_wait or self.finished:
             return
         self.may_wait = False
+        self._status = status
+        self._headers = headers
         self._learn(without_labels=True)
         self._label_values = self._labels.defaults  # for a request that is cancelled meanwhile
         if not self.finished:
-            self._label_values = await self._labels.awaited(self._request)
-            self._exemplar = self._labels.exemplar()
+            self._label_values = await self._labels.awaited(self._request, self._answer())
+            self._exemplar = self._labels.exemplar(self._request)
             self._count_exceptions()
 
     def matched(self, route: str, request: Any = None, excluded: bool = False) -> None:
@@ -154,7 +168,7 @@ class Tracker:
             return
         self._exception = error
         self._uncounted = (*self._uncounted, error)
-        if self.may_wait:
+        if self.may_wait or (self._labels.take_response and not self._known):  # until the response is there
             return
         if not self._known:
             self._learn()
@@ -192,8 +206,8 @@ class Tracker:
                 sizes[1].observe(sent)
         except Exception as error:
             log_or_raise(error, "a request could not be counted")
-        # else only the garbage collector would free a cycle with the tracker
-        self._request = self.source = self._exception = self._find_route = None
+        # Only the garbage collector would free a cycle with the tracker.
+        self._request = self.response = self.source = self._exception = self._find_route = None
 
     def answered(self, status: int, length: int) -> None:
         """Finish a request whose answer is complete: its status, and the length of its body unless the headers say less."""
@@ -213,6 +227,8 @@ class Tracker:
     def fail(self, error: BaseException) -> None:
         """Count the exception and finish the request as status 500."""
         self.raised(error)
+        if self._headers is None:  # the answer has not started, and never will
+            self.response = None
         self._status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.finish()
 
@@ -226,8 +242,14 @@ class Tracker:
             self._in_progress(-1.0)
         except Exception as error:
             log_or_raise(error, "a request could not be left out")
-        self._request = self.source = self._exception = self._find_route = None
+        self._request = self.response = self.source = self._exception = self._find_route = None
         self._uncounted = ()
+
+    def _answer(self) -> Any:
+        """The response; None before it starts, and for a client that left before."""
+        if self.response is None and self._headers is not None and not self.gone:
+            self.response = ResponseStart(int(self._status), self._labels.make_headers(self._headers))
+        return self.response
 
     def _learn(self, *, without_labels: bool = False) -> None:
         """Find out the route, the application's labels and the exemplar."""
@@ -240,22 +262,28 @@ class Tracker:
         except Exception as error:
             log_or_raise(error, "the route of a request could not be found")
         if self._labels.are_asked_for and not without_labels:
-            self._label_values = self._labels.values(self._request, is_left=self.may_wait)
-            self._exemplar = self._labels.exemplar()
+            response = self._answer() if self._labels.take_response else None
+            self._label_values = self._labels.values(self._request, response, is_left=self.may_wait)
+            self._exemplar = self._labels.exemplar(self._request)
+            if self._uncounted:
+                self._count_exceptions()
 
 
 class Connection:
     """One WebSocket connection. Its methods raise no errors of their own."""
 
     __slots__ = (
-        *("_exception", "_find_route", "_is_excluded", "_label_values", "_labels", "_series", "_start", "_uncounted"),
-        *("gone", "source"),
+        *("_counts_unmatched", "_exception", "_find_route", "_is_excluded", "_label_values", "_labels", "_series", "_start"),
+        *("_uncounted", "gone", "source"),
     )
 
-    def __init__(self, series: RequestSeries, labels: RequestLabels, find_route: FindRoute, source: Any) -> None:
+    def __init__(
+        self, series: RequestSeries, labels: RequestLabels, find_route: FindRoute, source: Any, counts_unmatched: bool
+    ) -> None:
         self._series = series
         self._labels = labels
         self._find_route = find_route
+        self._counts_unmatched = counts_unmatched
         self.source = source
         self._is_excluded = self.gone = False
         self._label_values: tuple[str, ...] = ()
@@ -269,7 +297,7 @@ class Connection:
             return
         try:
             match = self._find_route(self.source)
-            self._is_excluded = match.excluded
+            self._is_excluded = match.excluded or (match.route == UNMATCHED and not self._counts_unmatched)
             self._label_values = (match.route, *self._labels.defaults)  # for a connection that is cancelled meanwhile
             if self._labels.may_wait:
                 self._label_values = (match.route, *await self._labels.awaited(match.request))

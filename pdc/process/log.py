@@ -107,6 +107,19 @@ def log_or_raise(error: Exception, text: str, *values: object) -> None:
     write(logging.ERROR, text, *values, error=error)
 
 
+def log_once_or_raise(logged: set[str], error: Exception, message: str) -> None:
+    """Log an error of a function of the application, unless it is among the `logged`; raise what came into it from outside.
+
+    Call this after the ``except`` clause: an exception that the caller handles, such as that of a client that left, is the
+    context of the error, and no reason.
+    """
+    if (raised := interruption(error, sys.exc_info()[1])) is not None:
+        raise raised
+    if message not in logged:
+        logged.add(message)
+        write(logging.WARNING, message, error=error)
+
+
 def _count_failure() -> None:
     for count in FAILURES:
         count()
