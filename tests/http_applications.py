@@ -42,7 +42,9 @@ from starlette.routing import Mount
 from werkzeug.exceptions import NotFound
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from pdc.http import exclude
+import pdc_django
+import pdc_starlette
+from pdc.http import RequestRecord, exclude
 from pdc_django import conf
 from pdc_django.views import metrics as metrics_of_django
 from pdc_flask import PrometheusMetrics
@@ -52,6 +54,8 @@ from pdc_starlette import metrics as metrics_of_starlette
 # The behaviour of every application: its views, an answer to X-Deny before any of them, an answer to the exception Handled.
 
 DENY = "X-Deny"
+HEADERS = {"X-Brand": "tea"}
+"""The headers of every answer of a view."""
 ITEMS = "/items/{name}"
 QUIET = "/quiet/{name}"
 ELSEWHERE = "/monitoring/metrics"
@@ -297,6 +301,8 @@ class Application:
     leave: Callable[[Any, str], None] = staticmethod(leave_asgi)
     head = options = 405
     """The status of the framework's own answer to HEAD, and to OPTIONS, for a route of GET."""
+    sees_error_pages = True
+    """True if the answer to a failure passes through our tracking."""
 
     def __init__(self, **options: Any) -> None:
         self.app = self.make(options)
@@ -338,8 +344,12 @@ class Application:
 
         self.app = wsgi if type(self).send is over_wsgi else asgi
 
+    def add(self, hook: Callable[[RequestRecord], object]) -> None:
+        """Add a hook."""
+        raise NotImplementedError
+
     def close(self) -> None:
-        """Undo the changes that `make` made to the process."""
+        """Undo the changes that `make` and `add` made to the process."""
 
 
 class OfFlask(Application):
@@ -354,7 +364,7 @@ class OfFlask(Application):
         app = Flask("shop")
         app.logger.setLevel(logging.CRITICAL)
         app.config.update({f"PDC_{name.upper()}": value for name, value in options.items()})
-        PrometheusMetrics(app)
+        self.metrics = PrometheusMetrics(app)
         for route, method in ROUTES.items():
             rule = re.sub(r"\{(\w+)\}", r"<\1>", route)
             app.add_url_rule(rule, route.replace("/", "-"), decorated(route, self._view(route)), methods=[method])
@@ -364,6 +374,10 @@ class OfFlask(Application):
         app.register_error_handler(Handled, lambda _: ("sorry", 418))
         return app
 
+    def add(self, hook: Callable[[RequestRecord], object]) -> None:
+        """Add a hook."""
+        self.metrics.add(hook)
+
     @staticmethod
     def _view(route: str) -> Callable[..., FlaskResponse]:
         def view(**_: str) -> FlaskResponse:
@@ -371,7 +385,7 @@ class OfFlask(Application):
                 said = say(route, flask_request.get_data() if flask_request.method == "POST" else b"")
             except NotThere:
                 abort(404)
-            return FlaskResponse(said.body if said.breaks is None else chunks(said), said.status)
+            return FlaskResponse(said.body if said.breaks is None else chunks(said), said.status, HEADERS)
 
         return view
 
@@ -410,10 +424,15 @@ class OfDjango(Application):
         self._settings.enable()
         return type(self).handler()
 
+    def add(self, hook: Callable[[RequestRecord], object]) -> None:
+        """Add a hook."""
+        pdc_django.add(hook)
+
     def close(self) -> None:
-        """Restore the settings."""
+        """Restore the settings, and remove hooks."""
         self._settings.disable()
         conf.http_metrics.cache_clear()
+        conf.HOOKS.functions = ()
 
     @classmethod
     def _view(cls, route: str, method: str) -> type[View]:
@@ -427,8 +446,9 @@ class OfDjango(Application):
             except NotThere as error:
                 raise Http404 from error
             if said.breaks is None:
-                return HttpResponse(said.body, status=said.status)
-            return StreamingHttpResponse(chunks_async(said) if hasattr(request, "scope") else chunks(said))
+                return HttpResponse(said.body, status=said.status, headers=HEADERS)
+            body = chunks_async(said) if hasattr(request, "scope") else chunks(said)
+            return StreamingHttpResponse(body, headers=HEADERS)
 
         return handle
 
@@ -483,6 +503,15 @@ class OfStarlette(Application):
     """Starlette, with a middleware inside ours and an exception handler."""
 
     head = 200
+    sees_error_pages = False
+
+    def add(self, hook: Callable[[RequestRecord], object]) -> None:
+        """Add a hook."""
+        pdc_starlette.add(hook)
+
+    def close(self) -> None:
+        """Remove hooks."""
+        pdc_starlette.HOOKS.functions = ()
 
     def make(self, options: dict[str, Any]) -> Any:
         """Make it."""
@@ -490,8 +519,8 @@ class OfStarlette(Application):
             middleware=[Middleware(BaseHTTPMiddleware, dispatch=_deny_async)], exception_handlers={Handled: _sorry}
         )
         for route, method in ROUTES.items():
-            self.add(app, route, decorated(route, self._view(route)), [method])
-        self.add(app, ELSEWHERE, metrics_of_starlette, ["GET"])
+            self.add_route(app, route, decorated(route, self._view(route)), [method])
+        self.add_route(app, ELSEWHERE, metrics_of_starlette, ["GET"])
         instrument(app, **options)
         return app
 
@@ -499,7 +528,7 @@ class OfStarlette(Application):
         """The class of the application."""
         return Starlette
 
-    def add(self, app: Any, route: str, view: Any, methods: list[str]) -> None:
+    def add_route(self, app: Any, route: str, view: Any, methods: list[str]) -> None:
         """Add a route."""
         app.add_route(route, view, methods=methods)
 
@@ -514,8 +543,8 @@ class OfStarlette(Application):
             except NotThere as error:
                 raise HTTPException(404) from error
             if said.breaks is None:
-                return PlainTextResponse(said.body, said.status)
-            return StreamingResponse(chunks_async(said))
+                return PlainTextResponse(said.body, said.status, HEADERS)
+            return StreamingResponse(chunks_async(said), headers=HEADERS)
 
         return view
 
@@ -529,7 +558,7 @@ class OfFastAPI(OfStarlette):
         """The class of the application."""
         return FastAPI
 
-    def add(self, app: Any, route: str, view: Any, methods: list[str]) -> None:
+    def add_route(self, app: Any, route: str, view: Any, methods: list[str]) -> None:
         """Add a route."""
         app.add_api_route(route, view, methods=methods, response_model=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from wsgiref.util import FileWrapper
@@ -12,7 +12,12 @@ from wsgiref.util import FileWrapper
 import django
 import django_project
 import pytest
+from django.contrib.auth import login
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.handlers.asgi import ASGIHandler
+from django.core.management import call_command
+from django.db import connections
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client
 from django.urls import include, path
@@ -357,3 +362,59 @@ def test_a_test_can_assert_a_change(send: Send) -> None:
         assert_change("http_requests_total", route="/"),
     ):
         pass
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Iterator[str]:
+    """The session of a user who logged in, in a file that all threads use."""
+    settings = connections.settings["default"]
+    memory, settings["NAME"] = settings["NAME"], str(tmp_path / "users.db")
+    connections["default"].close()
+    del connections["default"]
+    call_command("migrate", verbosity=0)
+    request = HttpRequest()
+    request.session = SessionStore()
+    login(request, User.objects.create_user("ada"))
+    request.session.save()
+    yield request.session.session_key or ""
+    connections["default"].close()
+    del connections["default"]
+    settings["NAME"] = memory
+
+
+def test_labels_may_use_the_user_of_a_session(change: Settings, session: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A callable that asks for `request.user` gets it also under ASGI: it runs in Django's thread once it needed that."""
+    runs: list[tuple[str, bool]] = []
+
+    def own(name: str, value: Callable[[HttpRequest], object]) -> Callable[[HttpRequest], object]:
+        def label(request: HttpRequest) -> object:
+            runs.append((name, threading.current_thread() is threading.main_thread()))
+            return value(request)
+
+        return label
+
+    labels = {
+        "staff": own("staff", lambda request: request.user.is_staff),  # type: ignore[union-attr] # it depends on settings
+        "user": own("user", lambda request: request.user),
+        "verb": own("verb", lambda request: request.method),
+    }
+    users = ["django.contrib.sessions.middleware.SessionMiddleware", "django.contrib.auth.middleware.AuthenticationMiddleware"]
+    for kind, more, names, needing in [
+        ("wsgi", [], "staff user verb", ""),
+        ("asgi", [], "user staff verb", "user"),  # the first callable that asks loads the user for the others
+        ("asgi", ["http_applications.passing"], "staff user verb", "staff"),
+    ]:
+        change(MIDDLEWARE=[OURS, *more, *users], labels={name: labels[name] for name in names.split()})
+        runs.clear()
+        for url in ("/shop/async/tea/", "/shop/tea/", "/fail-async/key"):
+            Send(kind)(url, Cookie=f"sessionid={session}")
+        Send(kind)("/shop/tea/")
+        for name in labels:
+            in_main_thread = [is_main for each, is_main in runs if each == name]
+            assert in_main_thread == ([True, False, False, False, False] if name == needing else [True] * 4)
+    routes = {"/shop/async/<slug:name>/": "200", "/shop/<slug:name>/": "200", "/fail-async/<name>": "500"}
+    expected = {("GET", route, "False", status, "ada", "GET"): 3.0 for route, status in routes.items()}
+    expected["GET", "/shop/<slug:name>/", "False", "200", "AnonymousUser", "GET"] = 3.0
+    assert scraped("http_requests_total") == expected
+    assert scraped("http_exceptions_total") == {("KeyError", "GET", "/fail-async/<name>", "False", "ada", "GET"): 3.0}
+    assert "failed" not in caplog.text

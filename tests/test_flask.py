@@ -20,9 +20,9 @@ from werkzeug.test import Client
 
 import pdc
 import pdc.exposition
-from pdc.options import OptionError, from_header
+from pdc.options import OptionError, from_header, from_response_header
 from pdc.testing import value_of
-from pdc_flask import PrometheusMetrics
+from pdc_flask import PrometheusMetrics, RequestRecord
 
 Make = Callable[..., Flask]
 
@@ -488,6 +488,27 @@ def test_an_exemplar_that_is_wrong_is_left_out(make_app: Make, exemplar: Any, ca
         app.test_client().get("/")
     assert scraped(app, "http_requests_total") == {("GET", "/", "200"): 2.0}
     assert caplog.text.count("the exemplar failed and is left out") == 1
+
+
+def test_answers_of_other_wsgi_applications_have_status_and_headers(make_app: Make) -> None:
+    """Where a WSGI middleware answers before Flask, labels and hooks have its status and headers, and no request."""
+    app = Flask("shop")
+    app.config.update(make_app().config, PDC_LABELS={"brand": from_response_header("x-brand"), "path": lambda _: "x"})
+    app.wsgi_app = Response("busy", 503, {"X-Brand": "tea"})  # type: ignore[method-assign]  # Flask documents it
+    metrics = PrometheusMetrics()
+    records: list[RequestRecord] = []
+
+    @metrics.add
+    def note(record: RequestRecord) -> None:
+        records.append(record)
+
+    metrics.init_app(app)
+    assert app.test_client().get("/").status_code == 503
+    ((request, response, *rest),) = records
+    assert (request, response.status_code, response.headers["x-BRAND"], rest[1:3]) == (None, 503, "tea", ["<unmatched>", 503])
+    assert note.__name__ == "note"
+    page = pdc.generate_latest().decode()
+    assert 'http_requests_total{brand="",method="GET",path="",route="<unmatched>",status="503"} 1.0' in page
 
 
 def test_series_are_bounded(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 import pdc
 from pdc.exposition import Scrape
-from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, HTTPMetrics, track_wsgi
-from pdc.options import Options
+from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, Hooks, HTTPMetrics, track_wsgi
+from pdc.options import OptionError, Options
 
 
 @pytest.fixture
@@ -41,6 +41,13 @@ def call(app: Any, method: str = "GET", path: str = "/", *, read: bool = True, *
             pass
         body.close()
     return body  # type: ignore[no-any-return]  # WSGI types do not know our class
+
+
+def _keyword_only(*, request: object) -> str:
+    return str(request)
+
+
+async def _coroutine(_: object) -> None: ...
 
 
 def answering(chunks: Callable[[], Iterable[bytes]], status: str = "200 OK", headers: Any = ()) -> Any:
@@ -181,6 +188,36 @@ def test_a_request_goes_on_when_metrics_cannot(metrics: HTTPMetrics, caplog: pyt
     pdc.shutdown()
     call(track_wsgi(metrics, answering(lambda: [b"a"])))
     assert "could not be tracked" in caplog.text
+
+
+def test_callables_of_other_parameters_are_refused(tmp_path: Path) -> None:
+    """A callable of a label takes the request, or that and the response; one of exemplars nothing, or the request."""
+    of_user = "PDC_LABELS: expected the callable of 'user' to take the request, or the request and the response, got "
+    wrong: list[tuple[str, Any, str]] = [
+        ("labels", {"user": lambda: ""}, rf"{of_user}.*<lambda>\(\): give"),
+        (
+            "labels",
+            {"user": lambda a, b, c: (a, b, c)},
+            r"<lambda>\(a, b, c\): give it one or two parameters without defaults",
+        ),
+        ("labels", {"user": _keyword_only}, rf"{of_user}_keyword_only\(\*, request"),
+        (
+            "exemplars",
+            lambda a, b: {a: b},
+            r"PDC_EXEMPLARS: expected .* nothing or the request, got .*<lambda>\(a, b\): give it one",
+        ),
+    ]
+    for option, value, message in wrong:
+        with pytest.raises(OptionError, match=message):
+            HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), **{option: value}))
+
+
+def test_functions_that_are_no_hooks_are_refused() -> None:
+    """A function of other parameters, and a coroutine function, are no hooks."""
+    wrong: list[Any] = [lambda: None, lambda a, b: (a, b), _coroutine, 5]
+    for hook in wrong:
+        with pytest.raises(TypeError, match="expected a function of one parameter, the record of a request, got "):
+            Hooks().add(hook)
 
 
 def test_series_over_the_limit_take_no_memory(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ from http_applications import (
 )
 from prometheus_client.core import GaugeMetricFamily
 
-from pdc.options import OptionError, from_header
+import pdc
+from pdc.http import RequestRecord
+from pdc.options import OptionError, from_header, from_response_header
 
 Make = Callable[..., Application]
 
@@ -359,6 +361,50 @@ def test_a_label_does_not_wait_for_a_client_that_left(make: Make) -> None:
     assert "coroutine" not in line
 
 
+async def _later(text: str) -> str:
+    await asyncio.sleep(0)
+    return text
+
+
+def _brand(request: Any, response: Any) -> Any:
+    """A label that ASGI awaits."""
+    brand = from_response_header("x-bRand", allowed={"tea"}, default="?")(request, response)
+    return _later(brand) if hasattr(request, "scope") else brand
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_labels_of_the_response(make: Make) -> None:
+    """A callable of two parameters gets the request and the response, whose status and headers every framework has."""
+    app = make(
+        labels={
+            "brand": _brand,
+            "code": lambda request, response: f"{request.method}{response.status_code}",
+            "zone": lambda _, zone="eu": zone,
+        }
+    )
+    for path in ("/items/tea", "/stream", "/broken-stream", "/nowhere", "/handled", "/broken"):
+        app.get(path)
+    app.request("GET", "/items/tea", {DENY: "1"})
+    failed = 'brand="?",code="GET500"' if app.sees_error_pages else 'brand="",code=""'
+    good = ',brand="tea",code="GET200",zone="eu"'
+    expected = {
+        *counted(f"GET {ITEMS} 200", "GET /stream 200", "GET /broken-stream 200", labels=good),
+        *counted("GET <unmatched> 404", labels=',brand="?",code="GET404",zone="eu"'),
+        *counted("GET /handled 418", labels=',brand="?",code="GET418",zone="eu"'),
+        *counted(f"GET {ITEMS} 401", labels=',brand="?",code="GET401",zone="eu"'),
+        *counted("GET /broken 500", labels=f',{failed},zone="eu"'),
+    }
+    for exception, route, own in [
+        ("LookupError", "/broken-stream", good[1:]),
+        ("Handled", "/handled", 'brand="?",code="GET418",zone="eu"'),
+        ("KeyError", "/broken", f'{failed},zone="eu"'),
+    ]:
+        series = _sorted_labels(f'{{exception="{exception}",method="GET",route="{route}",{own}}} 1.0')
+        expected.add(f"http_exceptions_total{series}")
+    assert without_durations(app.scrape().text) == sorted(expected)
+    gc.collect()
+
+
 @pytest.mark.parametrize("make", ["flask"], indirect=True)
 def test_wsgi_refuses_coroutine_functions_at_start(make: Make) -> None:
     """An application that cannot await its labels does not start with them."""
@@ -389,16 +435,109 @@ def test_sizes_are_of_the_bodies(make: Make) -> None:
     assert 'http_request_size_bytes_sum{method="GET",route="/stream",status="401"} 6.0' in sums
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_hooks_get_a_record_of_each_request(make: Make) -> None:
+    """A hook gets one record of each request that is counted, when it is counted, and may update a metric."""
+    app = make(exclude_paths=["/health"])
+    records: list[RequestRecord] = []
+    app.add(records.append)
+    app.add(records.append)
+    bytes_sent = pdc.Counter("sent_bytes", "Bytes of answers by media type.", ["type"], registry=None)
+    app.add(lambda record: bytes_sent.labels(record.route).inc(record.response_size))
+    assert app.request("POST", "/orders", body=b"a cup of tea") == 201
+    for path in ("/items/tea", "/stream", "/broken-stream", "/handled", "/broken", "/nowhere", "/health", "/quiet/a"):
+        app.get(path)
+    page = app.scrape().text
+    found = [
+        (*record[2:5], *record[6:8], type(record.exception).__name__, getattr(record.response, "status_code", None))
+        for record in records
+    ]
+    items = next(record.route for record in records if record.route.startswith("/items"))
+    failed = 500 if app.sees_error_pages else None
+    assert (
+        found[:-3]
+        == [
+            ("POST", "/orders", 201, 12, 20, "NoneType", 201),
+            ("GET", items, 200, 0, 7, "NoneType", 200),
+            ("GET", "/stream", 200, 0, 5, "NoneType", 200),
+            ("GET", "/broken-stream", 200, 0, 3, "LookupError", 200),
+            ("GET", "/handled", 418, 0, 5, "Handled", 418),
+        ][: len(found) - 3]
+    )
+    sizes = [size for *_, size, _, _ in found[-2:]]
+    assert found[-2:] == [
+        ("GET", "/broken", 500, 0, sizes[0], "KeyError", failed),
+        ("GET", "<unmatched>", 404, 0, sizes[1], "NoneType", 404),
+    ]
+    assert {record.request.method for record in records} == {"GET", "POST"}
+    assert all(0 < record.duration < 10 for record in records)
+    assert records[0].response.headers["x-brand"] == "tea"
+    assert 'sent_bytes_total{type="/stream"} 5.0' in page
+
+
+@pytest.mark.parametrize("make", NOTICING, indirect=True)
+def test_labels_and_hooks_see_clients_that_leave(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that leaves a stream had a response; one that left before the answer had none, whatever a callable raises."""
+    app = make(labels={"code": lambda _, response: str(response.status_code), "failing": lambda _: 1 / 0})
+    records: list[RequestRecord] = []
+    app.add(records.append)
+    type(app).leave(app.app, "/endless")
+    expected = {*counted("GET /endless 499", labels=',code="200",failing=""')}
+    if type(app).send is over_asgi:
+        type(app).leave(app.app, "/wait")
+        expected |= {*counted("GET /wait 499", labels=',code="",failing=""')}
+    assert without_durations(app.scrape().text) == sorted(expected)
+    first, *others = [(record.status, record.response and record.response.status_code) for record in records]
+    assert (first, others) == ((499, 200), [(499, None)] if type(app).send is over_asgi else [])
+    assert records[0].response.headers["X-Brand"] == "tea"
+    assert records[0].response_size >= 8
+    assert [record.message for record in caplog.records if "'code'" in record.message] == []
+
+
+def test_a_hook_that_fails_breaks_no_request(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """The errors of a hook reach neither the request nor other hooks, and are logged once per hook."""
+
+    def failing(record: RequestRecord) -> None:
+        raise LookupError(record.route)
+
+    app = make()
+    later: list[RequestRecord] = []
+    app.add(failing)
+    app.add(lambda _: 1 / 0)
+    app.add(later.append)
+    assert (app.get("/items/tea", 2), app.get("/broken"), len(later)) == (200, 500, 3)
+    assert without_durations(app.scrape().text) == counted(
+        f"GET {ITEMS} 200 = 2", "GET /broken 500", more=(raised("KeyError", "/broken"),)
+    )
+    told = [record.message for record in caplog.records if record.message.startswith("the hook")]
+    assert [("failing" in message, "<lambda>" in message) for message in told] == [(True, False), (False, True)]
+
+
 def test_exemplars_come_from_the_callable(make: Make) -> None:
-    """In OpenMetrics the counter and the bucket of the duration have the callable's result as their exemplar."""
-    app = make(exemplars=lambda: {"trace_id": "abc"}, buckets=[60])
-    app.get("/items/tea")
+    """In OpenMetrics the exemplar of the counter and of a bucket of the duration is what the callable finds in the request."""
+    app = make(exemplars=lambda request: {"trace_id": request.headers["X-Trace"]}, buckets=[60])
+    app.request("GET", "/items/tea", {"X-Trace": "abc"})
     page = app.scrape(Accept="application/openmetrics-text").text
     exemplars = [line.partition(" # ") for line in page.splitlines() if " # " in line]
     assert sorted((name.partition("{")[0], exemplar[:18]) for name, _, exemplar in exemplars) == [
         ("http_request_duration_seconds_bucket", '{trace_id="abc"} 0'),
         ("http_requests_total", '{trace_id="abc"} 1'),
     ]
+
+
+def test_unmatched_requests_and_methods_may_be_left_out(make: Make) -> None:
+    """Requests that no route matches, and those of some methods, are then in no family, not in progress, and in no hook."""
+    app = make(
+        count_unmatched=False, exclude_methods="HEAD, options,BREW", labels={"code": lambda _, answer: answer.status_code}
+    )
+    records: list[RequestRecord] = []
+    app.add(records.append)
+    assert (app.get("/nowhere", 3), app.request("GET", "/nowhere", {DENY: "1"}), app.get("/items/tea")) == (404, 401, 200)
+    statuses = [app.request(method, "/items/tea") for method in ("HEAD", "OPTIONS", "BREW", "DELETE")]
+    assert statuses == [app.head, app.options, 405, 405]
+    expected = {*counted(f"GET {ITEMS} 200", labels=',code="200"'), *counted(f"DELETE {ITEMS} 405", labels=',code="405"')}
+    assert without_durations(app.scrape().text) == sorted(expected)
+    assert [record.status for record in records] == [200, 405]
 
 
 def test_new_series_over_the_limit_are_one(make: Make) -> None:

@@ -102,15 +102,20 @@ def test_exceptions_of_applications_that_are_mounted_late_are_counted(make_app: 
 
 @pytest.mark.parametrize("handler", [sorry, sorry_async])
 def test_the_handler_of_every_exception_makes_the_answer(make_app: Make, handler: Any) -> None:
-    """A request counts with the status and the size that the application's handler of `Exception` answers."""
-    app = make_app({"/broken": fail, "/stream": broken_stream}, sizes=True)
+    """A request counts with the status, the size and the labels of the answer of the application's handler of `Exception`."""
+
+    async def kind(_: Request, response: Response) -> str:
+        return response.headers.get("Content-Type", "?").partition(";")[0]
+
+    app = make_app({"/broken": fail, "/stream": broken_stream}, sizes=True, labels={"kind": kind})
     app.add_exception_handler(Exception, handler)
     web = client(app)
     answer = web.get("/broken")
     assert answer.status_code == 418
     web.get("/stream")
-    assert requests() == {("GET", "/broken", "418"): 1.0, ("GET", "/stream", "200"): 1.0}
-    assert stored("http_response_size_bytes_sum")["GET", "/broken", "418"] == len(answer.content)
+    assert requests() == {("text/plain", "GET", "/broken", "418"): 1.0, ("?", "GET", "/stream", "200"): 1.0}
+    assert stored("http_response_size_bytes_sum")["text/plain", "GET", "/broken", "418"] == len(answer.content)
+    assert stored("http_exceptions_total")["KeyError", "text/plain", "GET", "/broken"] == 1.0
 
 
 def test_a_handler_of_every_exception_may_fail(make_app: Make) -> None:

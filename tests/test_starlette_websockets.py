@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from starlette_applications import Make, ScopeCopy, client, fine, requests, stored
+from starlette_applications import ASGI, Make, Message, ScopeCopy, client, fine, requests, stored
 
 from pdc_starlette import exclude
 
@@ -96,6 +96,38 @@ def test_exceptions_in_websockets_are_counted(make_app: Make, inner: list[Middle
         ("ZeroDivisionError", "/handled", "eu"): 1.0,
     }
     assert stored("websocket_connections_in_progress") == {(): 0.0}
+
+
+class AcceptAll:
+    """A middleware that accepts the WebSockets which no route matches."""
+
+    def __init__(self, app: ASGI) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: ASGI, send: ASGI) -> None:
+        """Answer, or pass on."""
+        if scope["type"] == "websocket" and scope["path"] == "/nowhere":
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close"})
+        else:
+            await self.app(scope, receive, send)
+
+
+def test_websockets_have_no_response_and_may_be_unmatched(make_app: Make) -> None:
+    """A label of the response is empty; with count_unmatched=False a WebSocket that no route matches is not counted."""
+
+    async def fine_socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    labels = {"code": lambda _, response: response.status_code, "zone": lambda connection: connection.url.path}
+    app = make_app({}, [Middleware(AcceptAll)], labels=labels, count_unmatched=False)
+    app.router.routes.append(WebSocketRoute("/rooms/{room}", fine_socket))
+    for path in ("/rooms/1", "/nowhere"):
+        with client(app).websocket_connect(path) as socket, pytest.raises(WebSocketDisconnect):
+            socket.receive_text()
+    assert stored("websocket_connections_total") == {("", "/rooms/{room}", "/rooms/1"): 1.0}
+    assert stored("websocket_duration_seconds_count") == {("", "/rooms/{room}", "/rooms/1"): 1.0}
 
 
 def test_excluded_websockets_are_not_counted(make_app: Make) -> None:
