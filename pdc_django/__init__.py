@@ -10,7 +10,8 @@ set) counts queries, ``PDC_DJANGO_CACHES`` counts cache operations, ``PDC_DJANGO
 written rows of these models, ``PDC_DJANGO_MIGRATIONS`` shows how many migrations are applied, and
 ``PDC_DJANGO_READABLE_ROUTES`` shows regular expressions of routes as templates. ``manage.py check`` reports wrong settings.
 
-Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class or a method.
+Requests of a view that `exclude` decorates are not counted; for a class-based view it decorates the class or a method. `add`
+adds a function that is called with the record of each request.
 """
 
 try:

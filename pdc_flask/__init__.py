@@ -44,12 +44,8 @@ class PrometheusMetrics(ViewMetrics):
     """Counts and times every request of an application, and serves ``/metrics``.
 
     Options come from ``app.config``, or from an environment variable of the same name: ``PDC_REDIS_URL`` or
-    ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``,
-    ``PDC_FLUSH_INTERVAL``, ``PDC_JOURNAL``, ``PDC_EXIT_TIMEOUT``, ``PDC_METRICS_PATH``, ``PDC_METRICS_PORT``,
-    ``PDC_METRICS_TOKEN``, ``PDC_METRICS_BASIC_AUTH``, ``PDC_METRICS_NETWORKS``, ``PDC_METRICS_DECORATOR``, ``PDC_REGISTRY``,
-    ``PDC_NAMESPACE``, ``PDC_BUCKETS``, ``PDC_EXCLUDE_PATHS``, ``PDC_GROUP_STATUS``, ``PDC_LABELS``, ``PDC_SIZES``,
-    ``PDC_EXEMPLARS``, ``PDC_MAX_SERIES``, ``PDC_EXPIRE_SERIES``, ``PDC_ENABLED``. Requests of a view, a class of views, or a
-    method of one that ``@metrics.exclude`` decorates, below ``@app.route``, are not counted.
+    ``PDC_SQLITE_PATH`` (neither: the file ``metrics.db``), and more that `pdc.options.Options` has. Requests of a view, a class
+    of views, or a method of one that ``@metrics.exclude`` decorates, below ``@app.route``, are not counted.
     """
 
     exclude = staticmethod(exclude)

@@ -62,11 +62,8 @@ class PrometheusMiddleware:
     """Counts and times every request and WebSocket connection; add it last, so that it sees the work of other middlewares.
 
     Options are keywords, or environment variables such as ``PDC_REDIS_URL`` for ``redis_url``: ``redis_url`` or
-    ``sqlite_path`` (neither: the file ``metrics.db``), ``redis_prefix``, ``redis_expire``, ``flush_interval``, ``journal``,
-    ``exit_timeout``, ``metrics_path`` (not counted), ``metrics_port``, ``metrics_token``, ``metrics_basic_auth``,
-    ``metrics_networks``, ``metrics_decorator``, ``registry``, ``namespace``, ``buckets``, ``exclude_paths``, ``group_status``,
-    ``labels``, ``exemplars``, ``sizes``, ``max_series``, ``expire_series``, ``enabled``.
-    Requests of an endpoint that `exclude` decorates, below its route, are not counted.
+    ``sqlite_path`` (neither: the file ``metrics.db``), and more that `pdc.options.Options` has. Requests of an endpoint that
+    `exclude` decorates, below its route, are not counted. `add` adds a hook.
 
     A wrong or unknown option, or Redis without its driver, fails the start of the application.
     """

@@ -11,11 +11,15 @@ from conftest import ROOT, RedisServer, free_port, wait_until
 from helpers import block, run_block
 
 from pdc.delivery.journal import layout
+from pdc.http import RequestRecord
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-ACCESS, ARCHITECTURE, REDIS = PAGES["access.md"], PAGES["architecture.md"], PAGES["redis.md"]
+ACCESS, ARCHITECTURE, HTTP, REDIS = (PAGES[f"{name}.md"] for name in ("access", "architecture", "http", "redis"))
 VARYING = {r"\d+-[0-9a-f]{16}": "WRITER", r"\b1\d{9}\.\d+": "TIME", r"(?<=#mark:WRITER  )\d+": "SEQUENCE"}
 """The parts of a line that differ from run to run, and their names."""
+
+NOT_FOUND = '{"detail":"Not Found"}'
+"""The answer of FastAPI to a path without a route."""
 
 
 def same(line: str) -> str:
@@ -31,6 +35,7 @@ def test_every_block_of_code_is_run() -> None:
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["python", "python", "python"],
         "architecture.md": ["python", "python"],
+        "http.md": ["python", "python"],
         "redis.md": ["python", "python"],
         "reliability.md": ["yaml"],
     }
@@ -138,6 +143,33 @@ def test_the_block_of_a_sentinel_counts(sentinel: RedisServer, tmp_path: Path) -
     assert addresses in source
     printed = run_block("import pdc\n" + source.replace(addresses, f'("127.0.0.1", {sentinel.port})') + COUNT, tmp_path)
     assert "hits_total 1.0" in printed
+
+
+def test_the_block_of_labels_shows_them(tmp_path: Path) -> None:
+    """The application counts a request with the four labels of the page."""
+    ask = """
+import pdc
+app.test_client().get("/", headers={"X-Tenant": "a"})
+print(pdc.generate_latest().decode())
+"""
+    labels = 'cache="hit",method="GET",route="/",status="200",tenant="a",type="text/html",zone="eu"'
+    assert f"http_requests_total{{{labels}}} 1.0" in run_block(block(HTTP, "python", of="Labels") + ask, tmp_path)
+
+
+def test_the_block_of_hooks_counts_bytes(tmp_path: Path) -> None:
+    """The hook of the page counts the bytes of the answer, and its table has the fields of a record."""
+    ask = """
+import asyncio, httpx
+async def main():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await client.get("/nowhere")
+asyncio.run(main())
+print(pdc.generate_latest().decode())
+"""
+    expected = f'sent_bytes_total{{type="application/json"}} {float(len(NOT_FOUND))}'
+    assert expected in run_block(block(HTTP, "python", of="Hooks") + ask, tmp_path)
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", HTTP, re.MULTILINE)
+    assert re.findall(r"\w+", " ".join(rows)) == [*RequestRecord._fields]
 
 
 def test_the_guide_for_contributors_names_what_exists() -> None:

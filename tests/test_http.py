@@ -13,6 +13,7 @@ import pytest
 import pdc
 from pdc.exposition import Scrape
 from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, Hooks, HTTPMetrics, track_wsgi
+from pdc.http.labels import RequestLabels
 from pdc.options import OptionError, Options
 
 
@@ -210,6 +211,20 @@ def test_callables_of_other_parameters_are_refused(tmp_path: Path) -> None:
     for option, value, message in wrong:
         with pytest.raises(OptionError, match=message):
             HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), **{option: value}))
+
+
+class Lazy:
+    """An object that loads another one when it is used, and fails."""
+
+    @property
+    def __class__(self) -> type:
+        """Its class: that of the object."""
+        raise LookupError
+
+
+def test_a_label_that_cannot_be_loaded_is_empty() -> None:
+    """A lazy object that fails when it becomes a text leaves its label empty, as a callable that fails does."""
+    assert RequestLabels(Options(labels={"user": lambda _: Lazy(), "zone": "eu"})).values(object()) == ("", "eu")
 
 
 def test_functions_that_are_no_hooks_are_refused() -> None:
