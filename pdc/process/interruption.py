@@ -85,7 +85,8 @@ def is_raised_by_handler(traceback: TracebackType | None) -> bool:
 
 def _has_argument(frame: FrameType, wanted: FrameType) -> bool:
     values = list(frame.f_locals.values())
-    return any(value is wanted or (isinstance(value, tuple) and any(item is wanted for item in value)) for value in values)
+    tuples = (value for value in values if issubclass(type(value), tuple))  # `isinstance` would ask lazy objects to load
+    return any(value is wanted for value in values) or any(item is wanted for each in tuples for item in each)
 
 
 def _is_raised_from_outside(error: Exception) -> bool:
