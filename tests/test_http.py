@@ -216,7 +216,7 @@ def test_callables_of_other_parameters_are_refused(tmp_path: Path) -> None:
 class Lazy:
     """An object that loads another one when it is used, and fails."""
 
-    @property  # type: ignore[misc] # that of other objects may be assigned
+    @property  # type: ignore[misc]  # that of other objects may be assigned
     def __class__(self) -> type:
         """Its class: that of the object."""
         raise LookupError
