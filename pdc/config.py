@@ -391,6 +391,11 @@ def _before_snapshot() -> None:
         storage.close()
 
 
+def _as_worker_starts() -> None:
+    for buffer in BUFFERS:
+        buffer.report()
+
+
 def _after_request() -> None:
     for buffer in BUFFERS:
         buffer.catch_up()
@@ -415,6 +420,7 @@ def _after_fork_in_child() -> None:
 log.FAILURES.append(_count_message)
 atexit.register(_at_exit)
 ENDS.append(_at_exit)
+servers.WORKER_STARTS.append(_as_worker_starts)
 servers.SNAPSHOTS.append(_before_snapshot)
 servers.ABORTS.append(flush_before_end)
 servers.REQUEST_ENDS.append(_after_request)

@@ -29,7 +29,7 @@ from prometheus_client.samples import Exemplar, Sample
 
 import pdc
 from pdc.config import DEFAULT
-from pdc.delivery import Buffer
+from pdc.delivery.flusher import Flusher
 
 TYPES = ("Counter", "Gauge", "Summary", "Histogram", "Info", "Enum")
 STATES = ("starting", 'up "and" running\\', "\n")
@@ -250,7 +250,7 @@ def bench(
     clock = [0.0]
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: clock[0])
-        patched.setattr(Buffer, "_start_thread", lambda _: None)  # programs flush by their own steps
+        patched.setattr(Flusher, "start", lambda _: None)  # programs flush by their own steps
         yield Bench(storages, clock)
 
 

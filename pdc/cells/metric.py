@@ -130,6 +130,8 @@ class MetricCells:
         self.removal: Removal | None = None
         """The last removal that waits to be sent. It accepts more."""
         self.has_callbacks = False
+        self.reports_idle = False
+        """True where a process sends it from its start on, also while it updates nothing."""
         self._updated: dict[Cell, float] = {}
         """The time of each cell's last update, in a metric whose idle series expire."""
         self.unacknowledged: set[Cell] = set()

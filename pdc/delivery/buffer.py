@@ -49,6 +49,7 @@ class Buffer:
             on_beat=self._beat,
             on_renewal=self._renew,
             is_down=lambda: self.down,
+            may_start=lambda: self._work.target.accepts_a_thread,
             send=self.send_queued,
             finish=lambda: self._with_lock(self._work.finish),
         )
@@ -194,9 +195,10 @@ class Buffer:
         work, flusher = self._work, self._flusher
         work.attach(target, write_through=target.interval == 0 or flusher.is_exiting)
         flusher.schedule(target.interval, target.renew_seconds)
+        self.report()
         if work.write_through:
             if work.outbox.queue and flusher.thread is None:
-                self._start_thread()
+                flusher.start()
             work.try_to_send()
         elif work.begun:
             work.open_journal()
@@ -252,7 +254,7 @@ class Buffer:
     def _send_for_scrape(self) -> None:
         self._work.send_unless_down()
         if self._work.begun and self._flusher.thread is None:
-            self._start_thread()
+            self._flusher.start()
 
     def clear(self) -> None:
         """Delete all metrics from the storage; the metrics of this process start again. Raises StorageError."""
@@ -302,11 +304,11 @@ class Buffer:
                     self._work.open_journal()
             finally:
                 release_own(self._lock)
-        self._start_thread()
+        self._flusher.start()
 
-    def _start_thread(self) -> None:
-        """Start the background thread; where none can be started, the next update tries again."""
-        if self._work.target.thread is None:
+    def report(self) -> None:
+        """Let the background thread send metrics that change without an update, if there are any; in no master of a server."""
+        if self._work.metrics.report_idle and self._flusher.thread is None and not servers.is_master():
             self._flusher.start()
 
     def catch_up(self) -> None:
@@ -374,8 +376,6 @@ class Buffer:
 
     def after_fork_in_child(self) -> None:
         """Start as a new process: another writer, nothing pending, no thread. It declares metrics that its parent did not."""
-        begun = self._work.begun
         self._start_anew()
-        self._work.journal.after_fork_in_child()
-        self._work.metrics.after_fork()
-        self._work.restart_due = not begun and self.storage is not None
+        self._work.after_fork_in_child()
+        self.report()

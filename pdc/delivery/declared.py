@@ -59,6 +59,11 @@ class DeclaredMetrics:
         """The cells of all metrics."""
         return [cell for metric in self.all() for cell in list(metric.cells)]
 
+    @property
+    def report_idle(self) -> bool:
+        """True where an idle process has something to send."""
+        return any(metric.reports_idle for metric in self.all())
+
     def unprompted(self, names: Collection[str] | None, beat: bool) -> list[Cell]:
         """The cells of those metrics, or of all, to send though no update queued them. Calls functions of the application."""
         return [cell for metric in self.all(names) for cell in metric.unprompted(beat=beat)]

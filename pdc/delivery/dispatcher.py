@@ -38,6 +38,7 @@ class Dispatcher:
         self.write_through = True
         self.metrics = DeclaredMetrics()
         self.journal = OwnJournal(self._unsent_entries)
+        self.begun = False
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -47,13 +48,18 @@ class Dispatcher:
         self.backoff = Backoff()
         self.sending_thread: int | None = None
         self.replay_due = True
-        self.restart_due = False
-        """Every series must be sent, as to an empty storage."""
+        self.restart_due = not self.begun and self.target.storage is not None
+        """Every series must be sent, as to an empty storage, or as of a parent that declared nothing."""
         self._is_overtaken = False
         """Another process sends the pending updates."""
         self.health_due = True
         self.begun = False
         """This process has updated a metric, or sent anything."""
+
+    def after_fork_in_child(self) -> None:
+        """Leave everything pending to the parent."""
+        self.journal.after_fork_in_child()
+        self.metrics.after_fork()
 
     def _flush_durations(self) -> Entry | None:
         """The durations of flushes since the last scrape or beat, which go along with the next batch."""

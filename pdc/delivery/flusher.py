@@ -32,6 +32,7 @@ class Flusher:
         on_beat: Callable[[float], bool],
         on_renewal: Callable[[], None],
         is_down: Callable[[], bool],
+        may_start: Callable[[], bool],
         send: Callable[[], None],
         finish: Callable[[], None],
     ) -> None:
@@ -40,6 +41,8 @@ class Flusher:
         self._on_renewal = on_renewal
         """Queues all metrics, whose expiry is renewed then."""
         self._is_down = is_down
+        self._may_start = may_start
+        """Returns whether there is a storage, and the thread may use it."""
         self._send = send
         self._finish = finish
         self.interval = 0.0
@@ -69,8 +72,11 @@ class Flusher:
         return threading.current_thread() is self.thread
 
     def start(self) -> None:
-        """Start the thread, where threads run and the process does not end. The first of two threads ends."""
-        if self.is_exiting or not servers.threads_run():
+        """Start the thread, where threads run and the process does not end. The first of two threads ends.
+
+        Where none can be started, the next update tries again.
+        """
+        if self.is_exiting or not self._may_start() or not servers.threads_run():
             return
         thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
         try:

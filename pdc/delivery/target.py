@@ -48,6 +48,11 @@ class Target(NamedTuple):
         return self.storage
 
     @property
+    def accepts_a_thread(self) -> bool:
+        """True where a background thread may use the storage."""
+        return self.storage is not None and self.thread is None
+
+    @property
     def is_for_this_thread(self) -> bool:
         """True in a thread that may use the storage."""
         return self.thread in (None, threading.get_ident())

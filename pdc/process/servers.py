@@ -80,11 +80,12 @@ def _join(pid: object) -> None:
         return
     run = worker.run
 
-    def run_with_signals() -> None:
+    def run_as_worker() -> None:
         _heed_signals(worker)
+        _call(WORKER_STARTS)
         run()
 
-    worker.run = run_with_signals  # the code before it, and the hooks, set handlers of signals
+    worker.run = run_as_worker  # the code before it, and the hooks, set handlers of signals, another user, gevent's classes
 
 
 def _heed_signals(worker: Any) -> None:
