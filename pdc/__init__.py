@@ -12,6 +12,7 @@ from .storage import StorageError
 if TYPE_CHECKING:
     from . import redis, sqlite
     from .exposition import generate_latest, make_asgi_app, make_wsgi_app, scrape_response, start_http_server
+    from .metrics.processes import ProcessMetrics
     from .options import setup_from_environ
 
     __version__: str
@@ -23,6 +24,7 @@ __all__ = [
     "Histogram",
     "Info",
     "NotConfigured",
+    "ProcessMetrics",
     "StorageError",
     "Summary",
     "clear",
@@ -45,6 +47,7 @@ _LATER = {
     **dict.fromkeys(
         ("generate_latest", "make_asgi_app", "make_wsgi_app", "scrape_response", "start_http_server"), "exposition"
     ),
+    "ProcessMetrics": "metrics.processes",
     "setup_from_environ": "options",
     "redis": "redis",
     "sqlite": "sqlite",

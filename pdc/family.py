@@ -88,7 +88,10 @@ class Family(NamedTuple):
     unit: str = ""
     labelnames: tuple[str, ...] = ()
     mode: str = "shared"
-    """The way in which the values of several processes make one gauge: ``shared`` or a mode of prometheus_client."""
+    """The way in which the values of several processes make one gauge: ``shared`` or a mode of prometheus_client.
+
+    A counter that each process reads from elsewhere, and does not count itself, has the mode ``liveall``.
+    """
     bounds: tuple[str, ...] = ()
     """Upper bounds of a histogram's buckets, as ``le`` spells them."""
     states: tuple[str, ...] = ()
@@ -182,7 +185,8 @@ class Family(NamedTuple):
     def _series(self, fields: Fields, now: float) -> dict[Labels, Values]:
         if self.mode != "shared":
             merged = _merged(self.mode, self._processes(fields, now))
-            return {labels: {("", ""): Stored(value)} for labels, value in merged}
+            key = ("_total", "") if self.type == "counter" else ("", "")
+            return {labels: {key: Stored(value)} for labels, value in merged}
         found: dict[Labels, Values] = {}
         for field, labels, key in self.located(fields):
             found.setdefault(labels, {})[key] = Stored(fields[field], fields.get(EXEMPLAR + field))
@@ -360,6 +364,10 @@ class Page:
                 return False
         self._families.update(dict.fromkeys(names, name))
         return True
+
+    def has(self, name: str) -> bool:
+        """True where the page has that name."""
+        return escape_metric_name(name, self._escaping) in self._families
 
     def admitted(self, metrics: Iterable[Metric]) -> Iterator[Metric]:
         """Yield the families that may be shown."""

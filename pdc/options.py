@@ -19,6 +19,7 @@ from prometheus_client.registry import CollectorRegistry
 from . import config
 from .environment import OptionError, given, with_hint
 from .metrics import Histogram
+from .metrics.processes import ProcessMetrics
 from .process import log
 from .storage.redaction import is_url, without_secrets
 
@@ -331,6 +332,12 @@ class Options:
         {}, _labels, LABELS, "Further labels of the HTTP metrics; callables take the request, or it and the response."
     )
     sizes: bool = option(False, parse_flag, _TRUE_OR_FALSE, "Observe the sizes of request and response bodies, too.")
+    process_metrics: bool = option(
+        False,
+        parse_flag,
+        _TRUE_OR_FALSE,
+        "Show `process_*`, `python_gc_*` and `python_info` of every living process, by host and pid.",
+    )
     exemplars: Exemplars = option(
         False,
         _exemplars,
@@ -423,6 +430,11 @@ class Options:
             text = "the metrics of this process go to %s from now on, no longer to %s"
             log.write(logging.WARNING, text, config.DEFAULT.storage, before)
 
+    def report_process(self) -> None:
+        """Show this process among the others, where the options ask for it."""
+        if self.process_metrics and self.enabled:
+            ProcessMetrics()
+
     def _refuse_prefix(self) -> None:
         if self.redis_prefix:
             instead = "remove PDC_SQLITE_PATH" if self.sqlite_path is not None else "metrics would go to metrics.db"
@@ -452,11 +464,13 @@ def setup_from_environ(**options: Any) -> None:
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given.
     The others are ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``,
-    ``PDC_EXIT_TIMEOUT`` (2 seconds) and ``PDC_EXPIRE_SERIES``. They mean the same as in web applications, so that one
-    environment serves all programs. A keyword goes before its variable:
+    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES`` and ``PDC_PROCESS_METRICS``. They mean the same as in web
+    applications, so that one environment serves all programs. A keyword goes before its variable:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
-    Options.load({f"PDC_{name.upper()}": value for name, value in options.items()}).setup()
+    loaded = Options.load({f"PDC_{name.upper()}": value for name, value in options.items()})
+    loaded.setup()
+    loaded.report_process()
 
 
 def _parsed(name: str, value: Any, option: Option) -> Any:

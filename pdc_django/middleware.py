@@ -51,7 +51,7 @@ class PrometheusMiddleware:
         metrics = conf.http_metrics()  # raises for wrong options, at start-up
         if metrics is not None:
             expect_wsgi()
-            metrics.open_port()
+            metrics.begin_serving()
         self._get_response = get_response
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:

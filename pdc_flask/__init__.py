@@ -76,7 +76,7 @@ class PrometheusMetrics(ViewMetrics):
             _mount(app, metrics, options.metrics_path)
         app.full_dispatch_request = _watch_requests(app)  # type: ignore[method-assign]  # Flask has no hook there
         app.wsgi_app = track_wsgi(metrics, app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask documents it
-        metrics.open_port()
+        metrics.begin_serving()
         self._apps.add(app)
         warn_of_misplaced(app)
 

@@ -82,7 +82,7 @@ class PrometheusMiddleware:
             if loaded.enabled:
                 self._metrics = HTTPMetrics(loaded, hooks=HOOKS, make_headers=_headers)
                 self._takes_request = self._metrics.labels.take_request
-                self._metrics.open_port()
+                self._metrics.begin_serving()
         except (
             OptionError,
             ImportError,

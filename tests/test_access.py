@@ -131,7 +131,7 @@ def test_a_port_that_only_the_framework_guards_is_logged(tmp_path: Path, caplog:
     """The log warns that a decorator, or dependencies, guard no port; it does not where another guard does."""
     port = f"127.0.0.1:{free_port()}"
     for guards in ({}, {"metrics_networks": "127.0.0.1"}, {"metrics_token": "a"}, {"metrics_basic_auth": "a:b"}):
-        metrics_of(tmp_path, metrics_decorator=guard, metrics_port=port, **guards).open_port()
+        metrics_of(tmp_path, metrics_decorator=guard, metrics_port=port, **guards).begin_serving()
     instrument(FastAPI(), dependencies=[Depends(fine)], metrics_port=port)
     warnings = [each.partition("METRICS_PORT: ")[2] for each in caplog.messages if "every client may read" in each]
     rest = "guards only the page of the application; "
@@ -141,7 +141,7 @@ def test_a_port_that_only_the_framework_guards_is_logged(tmp_path: Path, caplog:
 def test_networks_guard_the_port(tmp_path: Path) -> None:
     """A client outside of the networks gets 403 from the port of its own, too."""
     port = free_port()
-    metrics_of(tmp_path, metrics_port=f"127.0.0.1:{port}", metrics_networks="192.0.2.0/24").open_port()
+    metrics_of(tmp_path, metrics_port=f"127.0.0.1:{port}", metrics_networks="192.0.2.0/24").begin_serving()
 
     def ask() -> tuple[int, str] | None:
         try:

@@ -30,13 +30,14 @@ def same(line: str) -> str:
 
 
 def test_every_block_of_code_is_run() -> None:
-    """The pages have as many blocks of code as tests run: here, and alerts by `tests/test_health.py`."""
+    """The pages have as many blocks of code as tests run: here, in `test_health.py`, and in `test_process_metrics.py`."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["python", "python", "python"],
         "architecture.md": ["python", "python"],
         "http.md": ["python", "python"],
         "redis.md": ["python", "python"],
+        "reference.md": ["promql"],
         "reliability.md": ["yaml"],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
 import socket
 from base64 import b64encode
@@ -96,6 +97,13 @@ def test_answers_count_by_method_route_and_status(make: Make) -> None:
     assert without_durations(app.scrape().text) == counted(
         f"GET {ITEMS} 200 = 3", "GET /missing/{name} 404", "POST /orders 201"
     )
+
+
+def test_a_process_shows_itself_when_asked_for(make: Make) -> None:
+    """With PDC_PROCESS_METRICS the page has the metrics of its process, by host and pid; without it, it has none of them."""
+    pattern = rf'^process_open_fds{{host="[^"]+",pid="{os.getpid()}-\w+"}} \d+'
+    assert "process_" not in make().scrape().text
+    assert re.search(pattern, make(process_metrics=True).scrape().text, re.MULTILINE)
 
 
 def test_unknown_paths_are_one_series(make: Make) -> None:

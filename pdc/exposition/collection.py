@@ -15,7 +15,7 @@ from ..delivery import health
 from ..family import Page, families
 from ..storage import Snapshot, StorageError
 from .negotiation import ESCAPINGS
-from .others import OtherCollectors, chosen, collectors
+from .others import OtherCollectors, admitted, chosen, collectors
 from .rendering import Encoder, Renderer
 
 _RENDERER = Renderer()
@@ -114,4 +114,4 @@ def _others(registry: CollectorRegistry | None, page: Page, names: frozenset[str
     """The families of the registry that the page does not show yet: metrics of the default storage are on it."""
     if registry is not None:
         for collector in collectors(registry, names):
-            yield from page.admitted(collector.collect())
+            yield from admitted(collector, page)

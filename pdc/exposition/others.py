@@ -21,8 +21,10 @@ from ..process.once import once
 from ..storage import StorageError
 from .rendering import Encoder
 
-OF_ONE_PROCESS = (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR)
+BY_DEFAULT = (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR)
 """Collectors that prometheus_client registers by itself. Each scrape would show another process."""
+OF_ONE_PROCESS = tuple(map(type, BY_DEFAULT))
+"""The collectors whose families `pdc.ProcessMetrics` has for all processes."""
 FAILED = "pdc_collectors_failed"
 MOST_NAMED = 20
 """Metrics that one line of the log names."""
@@ -45,7 +47,7 @@ class OtherCollectors:
         rendered, failed = [], 0
         for collector in self._collectors(names):
             try:
-                rendered.append(encoder.encode(chosen(page.admitted(list(collector.collect())), names)))
+                rendered.append(encoder.encode(chosen(list(admitted(collector, page)), names)))
             except StorageError:  # a page without metrics of pdc is none
                 raise
             except Exception as error:  # noqa: BLE001 - the code of others, which may raise any
@@ -59,7 +61,7 @@ class OtherCollectors:
 
     def _collectors(self, names: Collection[str] | None) -> Iterator[Collector]:
         for registry in self._registries:
-            others = [each for each in collectors(registry, names) if each not in OF_ONE_PROCESS]
+            others = [each for each in collectors(registry, names) if each not in BY_DEFAULT]
             if registry is REGISTRY and values.ValueClass._multiprocess:  # noqa: SLF001 - it has no public name
                 others = [each for each in others if not _is_in_memory(each)]
                 yield _OfFiles()
@@ -114,6 +116,14 @@ def collectors(registry: CollectorRegistry, names: Collection[str] | None = None
             continue
         if names is None or not own or any(name in names for name in own):
             yield collector
+
+
+def admitted(collector: Collector, page: Page) -> Iterator[Metric]:
+    """The families of the collector that the page does not show yet. Those of all processes replace those of this one."""
+    found: Iterable[Metric] = list(collector.collect())
+    if isinstance(collector, OF_ONE_PROCESS):
+        found = [metric for metric in found if not page.has(metric.name)]
+    return page.admitted(found)
 
 
 def chosen(metrics: Iterable[Metric], names: Collection[str] | None) -> Iterable[Metric]:

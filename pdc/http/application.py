@@ -110,8 +110,12 @@ class HTTPMetrics:
     def _excludes(self, path: str) -> bool:
         return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
 
-    def open_port(self) -> None:
-        """Serve scrapes on PDC_METRICS_PORT, if it is set. Processes that serve requests call this when they begin to."""
+    def begin_serving(self) -> None:
+        """Serve scrapes on PDC_METRICS_PORT, and show this process, if options ask for it.
+
+        Processes that serve requests call this when they begin to.
+        """
+        self.options.report_process()
         if self._decorator is not None:
             warn_of_port(self.options, "PDC_METRICS_DECORATOR")
         if self.options.metrics_port is not None:
