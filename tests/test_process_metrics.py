@@ -130,13 +130,15 @@ def test_a_process_with_the_id_of_a_dead_one_has_its_own_series(
 
 
 def test_a_master_is_left_out(tmp_path: Path, run_script: Run) -> None:
-    """A process that loads the application for its forks shows and starts nothing; its worker does."""
+    """A process that loads the application for its forks shows and starts nothing; a worker does once it is ready."""
     source = """
-import os, threading
+import os, sys, threading
 import pdc.delivery.flusher
+from pdc.exposition import Port
 from pdc.process import servers
 pdc.delivery.flusher.BEAT_SECONDS = 0.01
 servers.is_master = lambda: True
+Port.of(("127.0.0.1", int(sys.argv[1])), None).open()
 pdc.ProcessMetrics()
 setup(flush_interval=0.01)
 pdc.ProcessMetrics()
@@ -145,14 +147,18 @@ master = os.getpid()
 assert "pid=" not in pdc.generate_latest().decode()
 worker = os.fork()
 if not worker:
+    assert threading.active_count() == 1  # it is not ready: it may get another user, or gevent
     servers.is_master = lambda: False
+    for hook in servers.WORKER_STARTS:
+        hook()
+    assert {thread.name for thread in threading.enumerate()} == {"MainThread", "pdc-flush", "pdc-port"}
     while f'pid="{os.getpid()}-' not in (page := pdc.generate_latest().decode()):
         pass
     assert f'pid="{master}-' not in page
     raise SystemExit
 assert os.waitpid(worker, 0)[1] == 0
 """
-    run_script(source, storage={"sqlite": str(tmp_path / "metrics.db")})
+    run_script(source, free_port(), storage={"sqlite": str(tmp_path / "metrics.db")})
 
 
 def test_values_that_cannot_be_read_break_nothing(

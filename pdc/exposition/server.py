@@ -186,12 +186,22 @@ class Port:
         if self._server is not None:
             self._server.server_close()
         self._server, self._opened = None, threading.Lock()
+        self.open_in_worker()
+
+    def open_in_worker(self) -> None:
+        """Open the port that the master did not, once the server has made the worker ready."""
         if self._waits_for_workers:
-            self._waits_for_workers = False
-            self._open()
+            self.open()
+
+    @classmethod
+    def as_worker_starts(cls) -> None:
+        """Open every port that waits for a worker."""
+        for port in cls._ports.values():
+            port.open_in_worker()
 
 
 FORKS.register(after_in_child=Port.after_fork_in_child)
+servers.WORKER_STARTS.append(Port.as_worker_starts)
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
