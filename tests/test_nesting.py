@@ -124,7 +124,7 @@ NESTINGS: dict[str, tuple[str, Callable[..., Nested], str | Wrap]] = {
     "starlette in starlette": ("starlette", in_starlette, unchanged),
     "fastapi in starlette by hand": ("fastapi", in_starlette, by_hand),
     **{f"flask in starlette by {name}": ("flask", in_starlette, adapter) for name, adapter in ADAPTERS.items()},
-    **{f"django in fastapi by {name}": ("django", in_fastapi, adapter) for name, adapter in ADAPTERS.items()},
+    "django in fastapi by asgiref": ("django", in_fastapi, WsgiToAsgi),
 }
 Nest = Callable[..., Nested]
 
