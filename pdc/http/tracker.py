@@ -107,7 +107,8 @@ class Tracker:
         self._learn(without_labels=True)
         self._label_values = self._labels.defaults  # for a request that is cancelled meanwhile
         if not self.finished:
-            self._label_values = await self._labels.awaited(self._request, self._answer())
+            response = self._answer() if self._labels.take_response else None
+            self._label_values = await self._labels.awaited(self._request, response)
             self._exemplar = self._labels.exemplar(self._request)
             self._count_exceptions()
 
