@@ -432,7 +432,7 @@ class OfDjango(Application):
         """Restore the settings, and remove hooks."""
         self._settings.disable()
         conf.http_metrics.cache_clear()
-        conf.HOOKS.functions = ()
+        conf.HOOKS.clear()
 
     @classmethod
     def _view(cls, route: str, method: str) -> type[View]:
@@ -511,7 +511,7 @@ class OfStarlette(Application):
 
     def close(self) -> None:
         """Remove hooks."""
-        pdc_starlette.HOOKS.functions = ()
+        pdc_starlette.HOOKS.clear()
 
     def make(self, options: dict[str, Any]) -> Any:
         """Make it."""

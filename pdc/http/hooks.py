@@ -60,6 +60,11 @@ class Hooks:
             self.functions = (*self.functions, hook)
         return hook
 
+    def clear(self) -> None:
+        """Forget all functions: for tests, each of which begins like a new process."""
+        self.functions = ()
+        self._logged.clear()
+
     def call(self, record: RequestRecord) -> None:
         """Call all functions with the record."""
         for hook in self.functions:

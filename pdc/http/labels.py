@@ -60,9 +60,14 @@ class RequestLabels:
 
     async def awaited(self, request: Any, response: Any = None) -> tuple[str, ...]:
         """The same values, where awaitables are awaited."""
-        return tuple(
-            [label if isinstance(label, str) else await self._awaited(label, request, response) for label in self._labels]
-        )
+        found = []
+        for label in self._labels:
+            if isinstance(label, str):
+                found.append(label)
+                continue
+            value = self._called(label, request, response)
+            found.append(value if isinstance(value, str) else await self._awaited(label, value))
+        return tuple(found)
 
     def exemplar(self, request: Any) -> dict[str, str] | None:
         """The exemplar for the request that is being handled, if it has one."""
@@ -96,18 +101,25 @@ class RequestLabels:
             self._failed(label, failure)
         return ""
 
-    async def _awaited(self, label: _Own, request: Any, response: Any) -> str:
+    def _called(self, label: _Own, request: Any, response: Any) -> str | Awaitable[Any]:
+        """The text of a label, or an awaitable of it: of its callable, or of the thread that runs it."""
+        if not self._in_thread or label.name not in self._in_thread:
+            try:
+                return label.called(request, response)
+            except Exception as error:  # a label must not break a request
+                failure = error
+            if not isinstance(failure, self._needs_thread):
+                self._failed(label, failure)
+                return ""
+            self._in_thread.add(label.name)
+        return self._run(label.called, request, response)
+
+    async def _awaited(self, label: _Own, value: Awaitable[Any]) -> str:
         try:
-            if label.name in self._in_thread:
-                value = await self._run(label.called, request, response)
-            else:
-                value = label.called(request, response)
-            return value if isinstance(value, str) else _text(await value)
+            found = await value
+            return _text(await found if inspect.isawaitable(found) else found)
         except Exception as error:  # a label must not break a request
             failure = error
-        if isinstance(failure, self._needs_thread) and label.name not in self._in_thread:
-            self._in_thread.add(label.name)
-            return await self._awaited(label, request, response)
         self._failed(label, failure)
         return ""
 
@@ -122,7 +134,7 @@ class _Own(NamedTuple):
     function: Callable[..., object]
     takes_response: bool
 
-    def called(self, request: Any, response: Any) -> Any:
+    def called(self, request: Any, response: Any) -> str | Awaitable[Any]:
         """A text, or an awaitable of a value; empty where the callable takes what is not there."""
         if request is None or (response is None and self.takes_response):
             return ""
