@@ -33,6 +33,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 RESERVED_LABELS = ("method", "route", "status", "exception", "le")
 """Labels of the HTTP metrics themselves."""
+NAMES = (
+    *("pdc", "otel", "django-prometheus", "prometheus-flask-exporter", "starlette-exporter"),
+    *("fastapi-instrumentator", "fastapi-observability"),
+)
+"""The exporters that the HTTP metrics may be named after."""
+SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
+"""64 bytes to 64 MiB."""
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the default of prometheus_client.start_http_server
 
 LABELS = (
@@ -216,6 +223,13 @@ def _registry(value: Any) -> str | CollectorRegistry | None:
     return value if isinstance(value, CollectorRegistry) else _dotted_path(value)
 
 
+def _names(value: Any) -> str:
+    name = _text(value).strip().lower()
+    if name not in NAMES:
+        raise ValueError(value)
+    return name
+
+
 def _namespace(value: Any) -> str:
     if not re.fullmatch(r"([a-zA-Z_][a-zA-Z0-9_]*)?", _text(value)):
         raise ValueError(value)
@@ -315,6 +329,9 @@ class Options:
     namespace: str = option(
         "", _namespace, "letters, digits and underscores", "The start of the names of HTTP metrics and of Django's metrics."
     )
+    names: str = option(
+        "pdc", _names, f"one of {', '.join(NAMES)}", "The exporter whose names and labels the HTTP metrics have."
+    )
     buckets: tuple[float, ...] = option(
         Histogram.DEFAULT_BUCKETS, _bounds, "increasing numbers of seconds", "The buckets of request durations."
     )
@@ -332,6 +349,13 @@ class Options:
         {}, _labels, LABELS, "Further labels of the HTTP metrics; callables take the request, or it and the response."
     )
     sizes: bool = option(False, parse_flag, _TRUE_OR_FALSE, "Observe the sizes of request and response bodies, too.")
+    size_buckets: tuple[float, ...] = option(SIZE_BUCKETS, _bounds, "increasing numbers of bytes", "The buckets of sizes.")
+    first_byte: bool = option(
+        False, parse_flag, _TRUE_OR_FALSE, "Observe the time until the start of the answer in a histogram of its own, too."
+    )
+    in_progress_by_route: bool = option(
+        False, parse_flag, _TRUE_OR_FALSE, "Show requests and WebSocket connections in progress by route, too."
+    )
     process_metrics: bool = option(
         False,
         parse_flag,

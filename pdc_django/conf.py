@@ -51,6 +51,11 @@ class DjangoOptions(Options):
         False, parse_flag, "true or false", "Show regular expressions of routes as templates: `/posts/{pk}/`."
     )
 
+    @property
+    def has_peer_names(self) -> bool:
+        """True if metrics of databases, caches, models and migrations have the names of django-prometheus, too."""
+        return self.names == "django-prometheus"
+
 
 @once
 def options() -> DjangoOptions:

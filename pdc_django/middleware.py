@@ -32,7 +32,7 @@ from pdc.http import (
     outer_of,
 )
 
-from . import conf
+from . import conf, templates
 from .routes import readable
 
 ANSWERS = (Http404, PermissionDenied, BadRequest, SuspiciousOperation, MultiPartParserError)
@@ -56,6 +56,8 @@ class PrometheusMiddleware:
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:
             markcoroutinefunction(self)
+        if metrics is not None and conf.options().has_peer_names:
+            self.process_template_response = self._count_template_async if self._is_async else self._count_template
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         """Answer the request, with a coroutine where Django runs asynchronously."""
@@ -92,6 +94,13 @@ class PrometheusMiddleware:
             tracker.fail(error)
             raise
 
+    def _count_template(self, request: HttpRequest, response: Any) -> HttpResponseBase:
+        templates.count(request, response)
+        return response  # type: ignore[no-any-return]  # each template engine has a class of its own
+
+    async def _count_template_async(self, request: HttpRequest, response: Any) -> HttpResponseBase:
+        return self._count_template(request, response)
+
 
 def _track(request: HttpRequest) -> Tracker | None:
     """Begin to track a request.
@@ -101,12 +110,13 @@ def _track(request: HttpRequest) -> Tracker | None:
     metrics = conf.http_metrics()
     if metrics is None:
         return None
+    find_route = _find_view if metrics.has_views else _find_route
     outer = outer_of(request.META, getattr(request, "scope", None))
     if outer is not None:
         request.META[TRACKER] = outer.tracker
-        join(metrics, outer, request.path_info, lambda _: _find_route(request))
+        join(metrics, outer, request.path_info, lambda _: find_route(request))
         return None
-    tracker = request.META[TRACKER] = metrics.track(request.method or "", request.path_info, _find_route, request)
+    tracker = request.META[TRACKER] = metrics.track(request.method or "", request.path_info, find_route, request)
     if tracker is not None:
         tracker.may_wait = metrics.labels.may_wait and hasattr(request, "scope")  # ASGI can await
         if length := request.META.get("CONTENT_LENGTH"):
@@ -123,7 +133,17 @@ def _find_route(request: HttpRequest) -> Match:
         route = readable(route)
     if mount or not route.startswith("^"):
         route = f"{mount}/{route}"
-    return Match(route, request, is_excluded(match.func) or _excludes_method(match.func, request.method or ""))
+    return Match(route, request, _excludes(match, request))
+
+
+def _find_view(request: HttpRequest) -> Match:
+    """Find the name of the view in place of the template of its route."""
+    match = request.resolver_match or _resolved(request)
+    return Match(request=request) if match is None else Match(match.view_name, request, _excludes(match, request))
+
+
+def _excludes(match: ResolverMatch, request: HttpRequest) -> bool:
+    return is_excluded(match.func) or _excludes_method(match.func, request.method or "")
 
 
 def _excludes_method(view: Any, method: str) -> bool:

@@ -123,6 +123,7 @@ def _tracker() -> Tracker | None:
 def _watch_requests(app: Flask) -> Callable[..., Response]:
     """Watch the start of requests. Flask's signal ``request_started`` would cost a microsecond and a half each."""
     dispatch = app.full_dispatch_request
+    note = _enter_route if app.extensions["pdc"].options.in_progress_by_route else _note_request
 
     def dispatching(*args: Any) -> Response:
         # Once: every use of the proxy costs. Flask documents the method.
@@ -130,7 +131,7 @@ def _watch_requests(app: Flask) -> Callable[..., Response]:
         tracker = current.environ.get(TRACKER)
         if tracker is None:
             return dispatch(*args)
-        _note_request(app, current, tracker)
+        note(app, current, tracker)
         tracker.response = response = dispatch(*args)
         if _is_buffered(response):
             tracker.buffered()
@@ -173,6 +174,11 @@ def _note_request(app: Flask, current: Any, tracker: Tracker) -> None:
         if not excluded and (owner := getattr(view, "view_class", None)) is not None:
             excluded = excludes_method(owner, current.method)
         tracker.matched(current.root_path + rule.rule, current, excluded)
+
+
+def _enter_route(app: Flask, current: Any, tracker: Tracker) -> None:
+    _note_request(app, current, tracker)
+    tracker.enter()
 
 
 def _is_buffered(response: Response) -> bool:

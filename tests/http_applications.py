@@ -409,7 +409,9 @@ class OfDjango(Application):
     def make(self, options: dict[str, Any]) -> Any:
         """Make it."""
         patterns = [
-            django_path(route[1:].replace("{name}", "<str:name>"), decorated(route, self._view(route, method)).as_view())
+            django_path(
+                route[1:].replace("{name}", "<str:name>"), decorated(route, self._view(route, method)).as_view(), name=route
+            )
             for route, method in ROUTES.items()
         ]
         self._settings = override_settings(

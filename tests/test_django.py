@@ -19,6 +19,8 @@ from django.core.handlers.asgi import ASGIHandler
 from django.core.management import call_command
 from django.db import connections
 from django.http import HttpRequest, HttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client
 from django.urls import include, path
 from django.views import View
@@ -418,3 +420,33 @@ def test_labels_may_use_the_user_of_a_session(change: Settings, session: str, ca
     assert scraped("http_requests_total") == expected
     assert scraped("http_exceptions_total") == {("KeyError", "GET", "/fail-async/<name>", "False", "ada", "GET"): 3.0}
     assert "failed" not in caplog.text
+
+
+def test_views_and_templates_have_the_names_of_django_prometheus(send: Send, change: Settings) -> None:
+    """With these PDC_NAMES a view is its name in its namespaces, and responses count by the names of their templates."""
+    template = "django.template.backends.django.DjangoTemplates"
+    loaders = [("django.template.loaders.locmem.Loader", {"mug.html": "tea"})]
+    names: dict[str, Any] = {"mug": "mug.html", "any": ["cup.html", "mug.html"]}
+
+    def show(request: HttpRequest, name: str) -> TemplateResponse:
+        return TemplateResponse(request, names.get(name) or engines["django"].from_string("tea"))
+
+    shop = [path("<name>", show, name="show")]
+    urls = (
+        path("shop/", include((shop, "shop"))),
+        path("plain", lambda _: HttpResponse()),
+        path("", include("pdc_django.urls")),
+    )
+    change(names="django-prometheus", TEMPLATES=[{"BACKEND": template, "OPTIONS": {"loaders": loaders}}], ROOT_URLCONF=urls)
+    answers = [send(url).status for url in ("/shop/mug", "/shop/mug", "/shop/any", "/shop/own", "/plain", "/nowhere")]
+    assert answers == [200, 200, 200, 200, 200, 404]
+    assert scraped("django_http_responses_total_by_status_view_method_total") == {
+        ("GET", "200", "shop:show"): 4.0,
+        ("GET", "200", "test_django.<lambda>"): 1.0,
+        ("GET", "404", "<unnamed view>"): 1.0,
+    }
+    assert scraped("django_http_responses_total_by_templatename_total") == {
+        ("mug.html",): 2.0,
+        ("['cup.html', 'mug.html']",): 1.0,
+        ("None",): 1.0,
+    }

@@ -169,7 +169,8 @@ print(pdc.generate_latest().decode())
 """
     expected = f'sent_bytes_total{{type="application/json"}} {float(len(NOT_FOUND))}'
     assert expected in run_block(block(HTTP, "python", of="Hooks") + ask, tmp_path)
-    rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", HTTP, re.MULTILINE)
+    section = HTTP.partition("## Hooks\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", section, re.MULTILINE)
     assert re.findall(r"\w+", " ".join(rows)) == [*RequestRecord._fields]
 
 

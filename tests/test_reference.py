@@ -25,7 +25,7 @@ def default(value: object) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     values = value if isinstance(value, tuple) else () if value in (None, "", {}) else (value,)
-    text = ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
+    text = ", ".join(f"{each:.10g}" if isinstance(each, float) else str(each) for each in values)
     return f"`{text}`" if text else ""
 
 

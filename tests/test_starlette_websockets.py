@@ -144,3 +144,18 @@ def test_excluded_websockets_are_not_counted(make_app: Make) -> None:
         socket.receive_text()
     assert not stored("websocket_connections_total")
     assert not any(stored("websocket_duration_seconds_count").values())
+
+
+def test_open_websockets_are_shown_by_route(make_app: Make) -> None:
+    """With in_progress_by_route the open connections have their route; names with a scheme have that of a connection."""
+
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(str(stored("websocket_connections_in_progress")))
+
+    app = make_app(in_progress_by_route=True, names="otel")
+    app.router.routes.append(WebSocketRoute("/rooms/{room}", echo))
+    with client(app).websocket_connect("/rooms/1") as websocket:
+        assert websocket.receive_text() == str({("/rooms/{room}",): 1.0})
+    assert stored("websocket_connections_in_progress") == {("/rooms/{room}",): 0.0}
+    assert stored("websocket_connections_total") == {("/rooms/{room}", "http"): 1.0}

@@ -7,8 +7,9 @@ from .access import warn_of_port
 from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
 from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
 from .hooks import Hooks, RequestRecord
+from .names import UNMATCHED
 from .nesting import Outer, expect_wsgi, join, outer_of
-from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, UNMATCHED, Match, ResponseStart, Tracker, content_length
+from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, Match, ResponseStart, Tracker, content_length
 from .wsgi import Body, track_wsgi
 
 __all__ = [

@@ -13,6 +13,7 @@ from .access import Access, warn_of_port
 from .families import RequestSeries
 from .hooks import Hooks, ObservedTracker
 from .labels import RequestLabels
+from .names import NAMES, OTHER_METHOD, implied
 from .tracker import Connection, FindRoute, Tracker
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
-OTHER_METHOD = "<other>"
 _EXCLUDED = "pdc_excluded"
 """The attribute of a view whose requests are not counted."""
 
@@ -67,7 +67,7 @@ class HTTPMetrics:
         hooks: Hooks | None = None,
         make_headers: Callable[[Any], Any] = dict,
     ) -> None:
-        self.options = options
+        self.options = options = implied(options)
         self._access = Access(options)
         self._others = OtherCollectors(*[each for each in (registry, options.found("registry")) if each is not None])
         self._decorator = options.found("metrics_decorator")
@@ -82,6 +82,9 @@ class HTTPMetrics:
         self._counts_unmatched = options.count_unmatched
         self._has_rules = bool(self._patterns or options.exclude_methods)
         self._port: Port | None = None
+        self.has_views = NAMES[options.names].has_views
+        """True if routes are to be the names of views, where the framework has such names."""
+        self._is_observed = options.first_byte or not options.count_unmatched
 
     def track(self, method: str, path: str, find_route: FindRoute | None = None, source: Any = None) -> Tracker | None:
         """Begin to track a request; None for an excluded one. `Tracker` explains `find_route` and `source`."""
@@ -90,7 +93,7 @@ class HTTPMetrics:
         if path in self._excluded or (self._has_rules and (method in self.options.exclude_methods or self._excludes(path))):
             return None
         shown = method if method in METHODS else OTHER_METHOD
-        if self._hooks.functions or not self._counts_unmatched:
+        if self._hooks.functions or self._is_observed:
             more = self._hooks, self._counts_unmatched
             return ObservedTracker(self.series, self.labels, shown, find_route, source, *more)
         return Tracker(self.series, self.labels, shown, find_route, source)

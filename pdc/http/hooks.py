@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from ..process.log import log_once_or_raise
 from .families import RequestSeries
 from .labels import RequestLabels, takes
-from .tracker import CLIENT_CLOSED_REQUEST, UNMATCHED, FindRoute, Header, Tracker, content_length
+from .names import UNMATCHED
+from .tracker import CLIENT_CLOSED_REQUEST, FindRoute, Header, Tracker, content_length
 
 
 class RequestRecord(NamedTuple):
@@ -78,9 +79,9 @@ class Hooks:
 
 
 class ObservedTracker(Tracker):
-    """The tracker of an application that has hooks, or that leaves requests out which no route matches."""
+    """The tracker of an application that has hooks, leaves requests out which no route matches, or times starts of answers."""
 
-    __slots__ = ("_counts_unmatched", "_hooks")
+    __slots__ = ("_counts_unmatched", "_hooks", "until_start")
 
     def __init__(
         self,
@@ -93,11 +94,14 @@ class ObservedTracker(Tracker):
         counts_unmatched: bool,
     ) -> None:
         super().__init__(series, labels, method, find_route, source)
+        self.until_start: float | None = None
         self._hooks = hooks
         self._counts_unmatched = counts_unmatched
 
     def started(self, status: int, headers: Iterable[Header]) -> None:
         """Note the start of the answer, while the request is being handled."""
+        if not self.gone:
+            self.until_start = perf_counter() - self._start
         super().started(status, headers)
         if not self.finished:
             self._answer()  # a client may leave before the end

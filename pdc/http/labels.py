@@ -11,6 +11,7 @@ from prometheus_client.validation import _validate_exemplar
 
 from ..options import OptionError, Options
 from ..process.log import log_once_or_raise
+from .names import scheme
 
 ONLY_ASGI = "only ASGI awaits labels, so give a callable that is no coroutine function"
 
@@ -34,9 +35,9 @@ class RequestLabels:
         callables = [label for label in self._labels if not isinstance(label, str)]
         self.are_asked_for = bool(options.labels or options.exemplars)
         """True if requests have labels beside method, route and status, or exemplars."""
-        self.may_wait = bool(callables)
+        self.may_wait = any(label.function is not scheme for label in callables)
         """True if there are callables, which may return awaitables."""
-        self.take_request = self.may_wait or self._exemplar_takes_request
+        self.take_request = bool(callables) or self._exemplar_takes_request
         """True if a label or the exemplar takes the request."""
         self.take_response = any(label.takes_response for label in callables)
         """True if a label takes the response."""

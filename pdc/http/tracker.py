@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from ..process.log import log_or_raise
 from .families import RequestSeries
 from .labels import RequestLabels
+from .names import UNMATCHED
 
-UNMATCHED = "<unmatched>"
-"""The route of a request that no route of the application matches."""
 CLIENT_CLOSED_REQUEST = 499
 TRACKER = "pdc.tracker"
 """The key of a request's tracker in its WSGI environment or ASGI scope."""
@@ -65,6 +64,8 @@ class Tracker:
         *("_method", "_received", "_request", "_route", "_series", "_start", "_status", "_uncounted"),
         *("finished", "gone", "is_buffered", "may_wait", "response", "source"),
     )
+    until_start: float | None = None
+    """The seconds until the answer started, where a subclass measures them."""
 
     def __init__(
         self, series: RequestSeries, labels: RequestLabels, method: str, find_route: FindRoute | None, source: Any
@@ -88,11 +89,22 @@ class Tracker:
         self._received = 0
         self._start = perf_counter()
         try:
-            self._in_progress = series.adders.get(method) or series.adder(method)
+            self._in_progress = series.adders.get(method) or series.adder(method, find_route, source)
             self._in_progress(1.0)
         except Exception as error:
             log_or_raise(error, "a request could not be tracked")
             self.finished = True
+
+    def enter(self) -> None:
+        """Show the request in progress under the route of `matched`: for PDC_IN_PROGRESS_BY_ROUTE without a `find_route`."""
+        if self.finished:
+            return
+        try:
+            self._in_progress(-1.0)
+            self._in_progress = self._series.adder_of(self._method, self._route)
+            self._in_progress(1.0)
+        except Exception as error:
+            log_or_raise(error, "a request in progress could not be shown")
 
     async def learn(self, status: int = 500, headers: Iterable[Header] | None = None) -> None:
         """Find out the route and the labels, and await what callables return; `may_wait` is true until this is called.
@@ -181,8 +193,7 @@ class Tracker:
             return
         try:
             for error in errors:
-                values = self._method, self._route, type(error).__name__, *self._label_values
-                self._series.families.exceptions.labels(*values).inc()
+                self._series.raised(self._method, self._route, type(error).__name__, self._label_values)
         except Exception as error:
             log_or_raise(error, "an exception could not be counted")
 
@@ -199,12 +210,14 @@ class Tracker:
         try:
             self._in_progress(-1.0)
             key = (self._method, self._route, self._status, self._label_values)
-            requests, durations, sizes = self._series.known.get(key) or self._series.find(*key)
+            requests, durations, more = self._series.known.get(key) or self._series.find(*key)
             requests.inc(1.0, self._exemplar)
             durations.observe(duration, self._exemplar)
-            if sizes:
-                sizes[0].observe(self._received)
-                sizes[1].observe(sent)
+            if more:
+                measured = (1.0, duration, self._received, sent, self.until_start)  # as `MEASURED` has them
+                for place, observe in more:
+                    if (value := measured[place]) is not None:
+                        observe(value)
         except Exception as error:
             log_or_raise(error, "a request could not be counted")
         # Only the garbage collector would free a cycle with the tracker.
@@ -300,7 +313,7 @@ class Connection:
             match = self._find_route(self.source)
             self._is_excluded = match.excluded or (match.route == UNMATCHED and not self._counts_unmatched)
             self._label_values = (match.route, *self._labels.defaults)  # for a connection that is cancelled meanwhile
-            if self._labels.may_wait:
+            if self._labels.are_asked_for:
                 self._label_values = (match.route, *await self._labels.awaited(match.request))
         except Exception as error:
             log_or_raise(error, "the route of a WebSocket connection could not be found")
@@ -315,7 +328,7 @@ class Connection:
         try:
             families = self._series.websockets
             families.connections.labels(*self._label_values).inc()
-            families.in_progress.inc()
+            self._series.open_websockets(self._label_values[0]).inc()
         except Exception as error:
             log_or_raise(error, "a WebSocket connection could not be counted")
         else:
@@ -350,7 +363,7 @@ class Connection:
             return
         try:
             families = self._series.websockets
-            families.in_progress.dec()
+            self._series.open_websockets(self._label_values[0]).dec()
             families.duration.labels(*self._label_values).observe(perf_counter() - self._start)
         except Exception as error:
             log_or_raise(error, "a WebSocket connection could not be timed")
