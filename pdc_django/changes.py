@@ -26,6 +26,12 @@ def _family(namespace: str) -> Counter:
     )
 
 
+@declared_once
+def _peer_family(namespace: str, operation: str) -> Counter:
+    meaning = f"Rows of models: each {operation}, by whatever method but raw SQL."
+    return Counter(f"django_model_{operation}s", meaning, ["model"], namespace=namespace, registry=None)
+
+
 def watch() -> None:
     """Watch the compilers of SQL, through which all writes go: of objects with their cascades, and of whole querysets.
 
@@ -66,4 +72,7 @@ def _returned(_: Any, rows: list[tuple[Any, ...]]) -> int:
 def _count(options: conf.DjangoOptions, model: type[Model], operation: str, rows: int) -> None:
     meta = (model._meta.concrete_model or model)._meta
     if rows > 0 and {meta.label, meta.app_label} & set(options.django_models):
-        _family(options.namespace).labels(meta.label, operation).inc(rows)
+        if options.has_peer_names:
+            _peer_family(options.namespace, operation).labels(meta.label).inc(rows)
+        else:
+            _family(options.namespace).labels(meta.label, operation).inc(rows)

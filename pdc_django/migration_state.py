@@ -21,8 +21,10 @@ class _MigrationState(Collector):
         if options is None or not options.django_migrations:
             return
         prefix = f"{options.namespace}_" if options.namespace else ""
-        applied = GaugeMetricFamily(f"{prefix}django_migrations_applied", "Migrations that are applied.", labels=["alias"])
-        unapplied = GaugeMetricFamily(f"{prefix}django_migrations_unapplied", "Migrations to be applied.", labels=["alias"])
+        end, label = ("_total", "connection") if options.has_peer_names else ("", "alias")
+        start = f"{prefix}django_migrations"
+        applied = GaugeMetricFamily(f"{start}_applied{end}", "Migrations that are applied.", labels=[label])
+        unapplied = GaugeMetricFamily(f"{start}_unapplied{end}", "Migrations to be applied.", labels=[label])
         for alias in connections:
             with conf.log_errors():
                 loader = MigrationLoader(connections[alias], ignore_no_migrations=True)

@@ -197,3 +197,36 @@ def test_nothing_is_counted_with_wrong_options_and_nothing_breaks(change: Settin
     cache.get("tea")
     with pytest.raises(CommandError, match="PDC_BUCKETS must be increasing numbers of seconds, got 'wide'"):
         call_command("check")
+
+
+@pytest.mark.usefixtures("tables")
+def test_databases_have_the_names_of_django_prometheus(change: Settings) -> None:
+    """With these PDC_NAMES, queries, connections, caches, models and migrations have its names and labels, too."""
+    caches_of = {"default": {"BACKEND": LOCMEM, "LOCATION": "named"}}
+    options = {"django_caches": True, "django_models": "auth", "django_migrations": True}
+    change(names="django-prometheus", CACHES=caches_of, **options)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE letters (text)")
+        cursor.executemany("INSERT INTO letters VALUES (%s)", [("a",), ("b",)])
+        cursor.executemany("INSERT INTO letters VALUES (%s)", iter([("c",)]))
+        with pytest.raises(OperationalError):
+            cursor.execute("SELECT * FROM nothing")
+        cursor.execute("DROP TABLE letters")
+    connection_created.send(type(connection), connection=connection)
+    queries = ("default", "sqlite")
+    assert scraped("django_db_execute_total") == {queries: 6.0}
+    assert scraped("django_db_execute_many_total") == {queries: 3.0}
+    assert scraped("django_db_query_duration_seconds_count")[queries] > 5  # with those of the tables
+    assert scraped("django_db_errors_total") == {("default", "OperationalError", "sqlite"): 1.0}
+    assert scraped("django_db_new_connections_total") == {queries: 1.0}
+    cache.set("tea", "green")
+    assert cache.get_many(["tea", "nothing"]) == {"tea": "green"}
+    names = ("django_cache_get_total", "django_cache_get_hits_total", "django_cache_get_misses_total")
+    assert [scraped(name) for name in names] == [{("locmem",): 2.0}, {("locmem",): 1.0}, {("locmem",): 1.0}]
+    group = Group.objects.create(name="cooks")
+    group.save()
+    group.delete()
+    for operation in ("inserts", "updates", "deletes"):
+        assert scraped(f"django_model_{operation}_total") == {("auth.Group",): 1.0}
+    assert scraped("django_migrations_unapplied_total") == {("default",): 0.0}
+    assert scraped("django_migrations_applied_total")["default",] > 0
