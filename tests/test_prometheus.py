@@ -199,7 +199,7 @@ class Prometheus:
     def __init__(self, folder: Path, shops: Collection[Shop]) -> None:
         targets = [f"{{targets: ['127.0.0.1:{shop.port}'], labels: {{shop: {shop.name}}}}}" for shop in shops]
         (folder / "prometheus.yml").write_text(
-            f"global: {{scrape_interval: {SCRAPE_SECONDS:g}s}}\n"
+            f"global: {{scrape_interval: {SCRAPE_SECONDS:g}s, evaluation_interval: {SCRAPE_SECONDS:g}s}}\n"
             f"scrape_configs: [{{job_name: shops, static_configs: [{', '.join(targets)}]}}]\n"
         )
         address = f"127.0.0.1:{free_port()}"
