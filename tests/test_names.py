@@ -217,7 +217,8 @@ def test_the_document_has_the_names(name: str) -> None:
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_requests_count_under_other_names(framework: str, tmp_path: Path) -> None:
     """With PDC_NAMES the same requests have the names, labels and values of another exporter, in every framework."""
-    for name in EXPECTED:
+    # Only scheme, sizes and names of views depend on the framework: two of the exporters show them all.
+    for name in EXPECTED if framework in ("flask", "fastapi") else ("otel", "django-prometheus"):
         app = FRAMEWORKS[framework](names=name, sqlite_path=str(tmp_path / "metrics.db"), flush_interval=60)
         with closing(app):
             use(app)
