@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from .process import log
+from ..process import log
 
 _OF_KUBERNETES = re.compile(r"(PDC\w*?)_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)")
 """Variables that Kubernetes sets in containers beside a service whose name begins with ``pdc``."""
