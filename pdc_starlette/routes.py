@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Host, Mount
 from starlette.types import Scope
 
@@ -43,16 +44,21 @@ class RouteFinder:
             routes = routes_of(owner)
             if is_unknown or routes is not table.routes:
                 table = self._table = _Table(routes)
-        candidates = table.by_endpoint.get(id(endpoint)) or table.entries
-        if len(candidates) == 1:
-            return candidates[0].match
-        entry = _match(candidates, scope["type"], scope.get("method"), _outer_path(scope))
+        known = table.by_endpoint.get(id(endpoint), ())
+        if len(known) == 1:
+            return known[0].match
+        entry = _match(known or table.entries, scope)
         return Match(excluded=is_excluded(endpoint)) if entry is None else entry.match
 
 
 def _outer_path(scope: Scope) -> str:
     """The path below the application that is outermost, also where a mount has taken some of it."""
     return asgi_path({**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))})
+
+
+def _host(scope: Scope) -> str:
+    """The host as `Host` of Starlette reads it."""
+    return Headers(raw=list(scope.get("headers", ()))).get("host", "").split(":")[0]
 
 
 def _frontend(scope: Scope) -> str:
@@ -100,8 +106,12 @@ class _Entry(NamedTuple):
     methods: Collection[str]
     patterns: tuple[re.Pattern[str], ...]
     """The patterns of the mounts around the route, then its own."""
+    hosts: tuple[re.Pattern[str], ...] = ()
+    """The patterns of the hosts around the route."""
 
-    def matches(self, path: str) -> bool:
+    def matches(self, path: str, scope: Scope) -> bool:
+        if self.hosts and not all(pattern.match(_host(scope)) for pattern in self.hosts):
+            return False
         for pattern in self.patterns:
             found = pattern.match(path)
             if found is None:
@@ -125,7 +135,8 @@ class _Table:
 def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern[str], ...] = ()) -> Iterator[_Entry]:
     for route in effective(routes):
         if isinstance(route, Host):
-            yield from _entries(routes_of(route), prefix, patterns)
+            for entry in _entries(routes_of(route), prefix, patterns):
+                yield entry._replace(hosts=(route.host_regex, *entry.hosts))
             continue
         pattern = getattr(route, "path_regex", None)
         if pattern is None:
@@ -152,11 +163,12 @@ def _excluded_methods(endpoint: Any) -> list[str]:
     return [method for method in METHODS if excludes_method(endpoint, method)]
 
 
-def _match(entries: Iterable[_Entry], kind: str, method: str | None, path: str) -> _Entry | None:
-    """The first entry for this path, and for this method if there is one, as the framework decides."""
+def _match(entries: Iterable[_Entry], scope: Scope) -> _Entry | None:
+    """The first entry for this host and path, and for this method if there is one, as the framework decides."""
+    kind, method, path = scope["type"], scope.get("method"), _outer_path(scope)
     other_method = None
     for entry in entries:
-        if kind not in entry.types or not entry.matches(path):
+        if kind not in entry.types or not entry.matches(path, scope):
             continue
         if entry.methods and method not in entry.methods:
             other_method = other_method or entry

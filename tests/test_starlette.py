@@ -183,13 +183,24 @@ def test_routes_may_be_added_late(make_app: Make) -> None:
     assert {route for _, route, _ in requests()} == {"/", "/late/{id}", "/nested/later/{id}"}
 
 
-def test_hosts_have_routes(make_app: Make) -> None:
-    """The template of a route for one host is that of its path."""
-    app = make_app()
-    app.router.routes.append(Host("api.example.org", Router([Route("/things/{id}", fine)])))
-    client(app, base_url="http://api.example.org").get("/things/1")
+@pytest.mark.parametrize(("inner", "found", "lost"), [([], "200", "404"), ([Middleware(TooMany)], "429", "429")])
+def test_hosts_have_routes(make_app: Make, inner: list[Middleware], found: str, lost: str) -> None:
+    """The template of a route for one host is that of its path, also where hosts share a view, or a middleware answers."""
+    app = make_app(inner=inner)
+    for host, name in (("api", "id"), ("www", "name")):
+        app.router.routes.append(Host(f"{host}.example.org", Router([Route(f"/things/{{{name}}}", fine)])))
+        client(app, base_url=f"http://{host}.example.org:80").get("/things/1")
     client(app).get("/things/1")
-    assert requests() == {("GET", "/things/{id}", "200"): 1.0, ("GET", "<unmatched>", "404"): 1.0}
+    routes = {"/things/{id}": found, "/things/{name}": found, "<unmatched>": lost}
+    assert requests() == {("GET", route, status): 1.0 for route, status in routes.items()}
+
+
+def test_an_answer_of_a_middleware_has_no_route_where_none_matches(make_app: Make) -> None:
+    """The only route of an application is not that of all paths for which a middleware answers."""
+    web = client(make_app({"/things/{id}": fine}, [Middleware(TooMany)], metrics_path=None))
+    for path in ("/things/1", "/nowhere"):
+        web.get(path)
+    assert requests() == {("GET", "/things/{id}", "429"): 1.0, ("GET", "<unmatched>", "429"): 1.0}
 
 
 def test_a_method_of_an_endpoint_can_be_excluded(options: dict[str, Any]) -> None:
