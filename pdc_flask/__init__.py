@@ -33,7 +33,7 @@ from pdc.http import (
 from pdc.http.hooks import HookT
 from pdc.options import Options
 
-from .views import ViewMetrics, warn_of_misplaced
+from .views import ViewMetrics, end_unanswered, warn_of_misplaced
 
 __all__ = ["PrometheusMetrics", "RequestRecord"]
 
@@ -216,10 +216,14 @@ def _watch_exceptions(
 
 
 def _note_answers(handle: Callable[[Exception], Response]) -> Callable[[Exception], Response]:
-    """Let the tracker have the response that Flask makes of an exception."""
+    """Let the tracker have the response that Flask makes of an exception, or end calls of views where it makes none."""
 
     def handling(error: Exception) -> Response:
-        response = handle(error)
+        try:
+            response = handle(error)
+        except BaseException:  # in tests and in debug mode
+            end_unanswered()
+            raise
         tracker = _tracker()
         if tracker is not None:
             tracker.response = response

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
-from flask import Flask, Response, after_this_request, has_request_context
+from flask import Flask, Response, after_this_request, current_app, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary, declared_once
@@ -22,6 +22,8 @@ ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)
 
 REMEDY = "views do not await labels, so give a callable that is no coroutine function"
+UNANSWERED = "pdc.unanswered"
+"""The key of a WSGI environment that has the calls which raised an exception."""
 
 Labels = Mapping[str, str | Callable[[], object] | Callable[[Response], object]]
 """The values of labels by name: texts, or callables of no argument (ask `flask.request`) or of the response."""
@@ -31,10 +33,11 @@ class ViewMetrics:
     """Decorators that measure a view, to be written below ``@app.route``, or any other function.
 
     They return the same object as the view, so that decorators above them see it. A label of the response waits for the
-    response that the application sends: outside of a request it is empty. An exception passes through as it is, and counts
-    as the response of an HTTPException, or as status 500. A label whose callable fails is empty, and the error is logged.
-    Nobody awaits labels: coroutine functions are a ValueError, and other awaitables empty, with one line in the log.
-    The same metric may be declared again, as in an application factory that is called twice.
+    response that the application sends, also for an exception: outside of a request it is empty. Where the application lets
+    an exception through, it counts as status 500. A label whose callable fails is empty, and the error is logged. Nobody
+    awaits labels: coroutine functions are a ValueError, and other awaitables empty, with one line in the log. A metric whose
+    labels are all texts is 0 before the first call. The same metric may be declared again, as in an application factory that
+    is called twice.
     """
 
     def __init__(self) -> None:
@@ -42,12 +45,12 @@ class ViewMetrics:
 
     def counter(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Count the calls of the view."""
-        series = _Series(_metric(Counter, name, documentation, tuple(labels or ())), labels)
+        series = _Series(_metric(Counter, name, documentation, _names(labels)), labels)
         return self._decorator(lambda call: call.after(lambda: series.child(call).inc(), series.takes_response))
 
     def summary(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Observe the seconds that the view takes."""
-        series = _Series(_metric(Summary, name, documentation, tuple(labels or ())), labels)
+        series = _Series(_metric(Summary, name, documentation, _names(labels)), labels)
         return self._observing(series)
 
     def histogram(
@@ -58,16 +61,17 @@ class ViewMetrics:
         buckets: Sequence[float] = Histogram.DEFAULT_BUCKETS,
     ) -> Callable[[ViewT], ViewT]:
         """Observe the seconds that the view takes, in these buckets."""
-        series = _Series(_metric(Histogram, name, documentation, tuple(labels or ()), buckets=tuple(buckets)), labels)
+        series = _Series(_metric(Histogram, name, documentation, _names(labels), buckets=tuple(buckets)), labels)
         return self._observing(series)
 
     def gauge(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Show how many calls of the view are in progress; its labels cannot depend on the response."""
+        names = _names(labels)
         if late := [label for label, value in (labels or {}).items() if _takes_response(value)]:
             raise ValueError(
                 f"the gauge {name!r} is there before the response: its labels {late} must be callables of no argument"
             )
-        series = _Series(_metric(Gauge, name, documentation, tuple(labels or ()), multiprocess_mode="livesum"), labels)
+        series = _Series(_metric(Gauge, name, documentation, names, multiprocess_mode="livesum"), labels)
 
         def begin(call: _Call) -> None:
             child = series.child(call)
@@ -108,12 +112,8 @@ class _Call:
     def measured(self) -> Iterator[None]:
         try:
             yield
-        except HTTPException as error:
-            answer = error.get_response()
-            self.response = Response(status=answer.status, headers=answer.headers)
-            raise
-        except BaseException:
-            self.response = Response(status=500)
+        except BaseException as error:
+            self._raised(error)
             raise
         finally:
             self.seconds = perf_counter() - self._start
@@ -123,6 +123,24 @@ class _Call:
                 else:
                     ending()
 
+    def _raised(self, error: BaseException) -> None:
+        """Let the response of the application count, if it may answer the exception, or else the one that it stands for."""
+        if isinstance(error, Exception) and has_request_context() and "pdc" in current_app.extensions:
+            request.environ.setdefault(UNANSWERED, []).append(self)
+        elif isinstance(error, HTTPException):
+            answer = error.get_response()
+            self.response = Response(status=answer.status, headers=answer.headers)
+        else:
+            self.response = Response(status=500)
+
+    def unanswered(self) -> None:
+        """End the call as status 500: its request gets no response."""
+        if self.response is None:
+            self.response = Response(status=500)
+            for ending, takes_response in self._endings:
+                if takes_response:
+                    ending()
+
     def _answered(self, ending: Callable[[], None]) -> Callable[[Response], Response]:
         def answered(response: Response) -> Response:
             self.response = response
@@ -130,6 +148,12 @@ class _Call:
             return response
 
         return answered
+
+
+def end_unanswered() -> None:
+    """End the calls of the current request that raised an exception, which the application lets through."""
+    for call in request.environ.pop(UNANSWERED, ()):
+        call.unanswered()
 
 
 class _Series:
@@ -143,6 +167,8 @@ class _Series:
         if names := [name for name, (value, _) in self._labels.items() if inspect.iscoroutinefunction(value)]:
             raise ValueError(f"expected no coroutine functions as labels of {metric}, got them for {names}: {REMEDY}")
         self.takes_response = any(takes_response for _, takes_response in self._labels.values())
+        if labels and not any(callable(value) for value in labels.values()):
+            metric.labels(**{name: str(value) for name, value in labels.items()})  # which is 0 from now on
 
     def child(self, call: _Call) -> Any:
         if not self._labels:
@@ -169,6 +195,12 @@ class _Series:
             text = "the label %s of %s is left empty: expected a text, got %r: " + REMEDY
             log.write(logging.WARNING, text, name, self._metric, found)
         return ""
+
+
+def _names(labels: Labels | None) -> tuple[str, ...]:
+    if labels is not None and not isinstance(labels, Mapping):
+        raise TypeError(f"expected a dict of label names and texts or callables, got {labels!r}")
+    return tuple(labels or ())
 
 
 def _takes_response(value: Any) -> bool:

@@ -7,6 +7,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -341,6 +342,21 @@ def test_a_decorator_returns_the_object_of_the_view(make_app: Make) -> None:
     assert scraped(app, "broken_total") == {("500",): 1.0}
 
 
+def test_a_metric_with_texts_as_labels_begins_at_zero(make_app: Make) -> None:
+    """A metric of a view shows 0 before the first call where its labels are known; labels that are no dict are an error."""
+    metrics, texts = PrometheusMetrics(), {"zone": "eu"}
+    unknown: Any = {"zone": "eu", "path": lambda: request.path}
+    for kind in ("counter", "gauge", "histogram", "summary"):
+        getattr(metrics, kind)(f"my_{kind}", "Calls.", texts)
+        getattr(metrics, kind)(f"other_{kind}", "Calls.", unknown)
+        with pytest.raises(TypeError, match=r"expected a dict of label names and texts or callables, got \['zone'\]"):
+            getattr(metrics, kind)("wrong", "Calls.", ["zone"])
+    app = make_app()
+    names = ("my_counter_total", "my_gauge", "my_histogram_count", "my_summary_count")
+    assert [scraped(app, name) for name in names] == [{("eu",): 0.0}] * 4
+    assert not any(scraped(app, name.replace("my", "other")) for name in names)
+
+
 def test_a_function_can_be_measured_outside_of_requests(make_app: Make) -> None:
     """The decorators measure any function; outside of a request its label of the response is empty."""
     app = make_app()
@@ -348,6 +364,46 @@ def test_a_function_can_be_measured_outside_of_requests(make_app: Make) -> None:
     labels: dict[str, Any] = {"status": lambda r: r.status_code, "zone": "eu"}
     assert metrics.counter("helped", "Calls.", labels)(lambda: 5)() == 5
     assert scraped(app, "helped_total") == {("", "eu"): 1.0}
+
+
+@pytest.mark.parametrize("testing", [False, True])
+def test_the_response_to_an_exception_gives_labels(make_app: Make, testing: bool) -> None:
+    """A label of the response has that of the application's handler; without one, or where the view is called, status 500."""
+    app = make_app()
+    app.testing = testing
+    app.register_error_handler(KeyError, lambda _: ("no such tea", 404))
+    app.register_error_handler(409, lambda error: (str(error.code), 410))
+    count = PrometheusMetrics().counter("calls", "Calls.", {"status": lambda r: r.status_code, "path": lambda: request.path})
+
+    @count
+    def helper() -> None:
+        raise KeyError
+
+    def helped() -> str:
+        with suppress(KeyError):
+            helper()
+        return "fine"
+
+    views: dict[str, Any] = {
+        "/key": helper,
+        "/abort": count(lambda: abort(409)),
+        "/broken": count(lambda: 1 / 0),
+        "/helped": helped,
+    }
+    for path, view in views.items():
+        app.add_url_rule(path, path, view)
+    for path in views:
+        with suppress(ZeroDivisionError):
+            app.test_client().get(path)
+    assert scraped(app, "calls_total") == {
+        ("/key", "404"): 1.0,
+        ("/abort", "410"): 1.0,
+        ("/broken", "500"): 1.0,
+        ("/helped", "200"): 1.0,
+    }
+    with Flask("other").test_request_context("/other"), suppress(KeyError):
+        helper()
+    assert scraped(app, "calls_total")["/other", "500"] == 1.0
 
 
 def test_the_response_of_an_abort_gives_labels(make_app: Make) -> None:
