@@ -227,6 +227,14 @@ def test_requests_count_under_other_names(framework: str, tmp_path: Path) -> Non
             pdc.clear()
 
 
+@pytest.mark.parametrize("make", ["flask", "django"], indirect=True)
+def test_the_first_page_has_what_no_request_changes(make: Make) -> None:
+    """The info about the exporter is there before the first request, and the start of the application writes nothing."""
+    app = make(names="prometheus-flask-exporter")
+    assert not samples(pdc.generate_latest().decode())
+    assert samples(app.scrape().text) == {'flask_exporter_info{version="pdc"}': 1.0}
+
+
 @pytest.mark.parametrize("make", ["flask", "fastapi"], indirect=True)
 def test_labels_of_the_application_come_along(make: Make) -> None:
     """Labels of the application are on each family of requests, and replace constants of the names: `app_name`."""

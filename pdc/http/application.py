@@ -131,7 +131,10 @@ class HTTPMetrics:
     def answer(self, scrape: Scrape) -> Response:
         """Answer a scrape; 401 or 403 where the client may not read metrics."""
         refusal = self._access.refusal(scrape)
-        return scrape.answer(self._others) if refusal is None else scrape.sent(refusal)
+        if refusal is not None:
+            return scrape.sent(refusal)
+        self.series.inform()
+        return scrape.answer(self._others)
 
     def decorated(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """The view of the page with the decorator of the options, which decorates each view once."""

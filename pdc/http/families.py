@@ -158,9 +158,16 @@ class RequestSeries:
         series = (requests, durations[0], more)
         if all(is_own for _, _, is_own in found):
             self.known[method, route, status, labels] = series
-        for _, info in self._of(("info",)):
-            info.child(self._constants())[0].set(1.0)
+        self.inform()
         return series
+
+    def inform(self) -> None:
+        """Show what no request changes: the first request does, and each scrape, as nothing is written before."""
+        try:
+            for _, info in self._of(("info",)):
+                info.child(self._constants())[0].set(1.0)
+        except Exception as error:
+            log_or_raise(error, "the facts about an application could not be shown")
 
     def adder(self, method: str, find_route: Callable[[Any], Any] | None, source: Any) -> Callable[[float], None]:
         """Find the function that adds to the number of requests of that method, and of that route if asked for, in progress.
