@@ -73,6 +73,6 @@ def _count(options: conf.DjangoOptions, model: type[Model], operation: str, rows
     meta = (model._meta.concrete_model or model)._meta
     if rows > 0 and {meta.label, meta.app_label} & set(options.django_models):
         if options.has_peer_names:
-            _peer_family(options.namespace, operation).labels(meta.label).inc(rows)
+            _peer_family(options.namespace, operation).labels(meta.model_name).inc(rows)
         else:
             _family(options.namespace).labels(meta.label, operation).inc(rows)
