@@ -1,7 +1,7 @@
 # `make demo` and `make test` install their dependencies; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions check-pythons prove interrupt long wheel bench fuzz servers wrk luacheck clean
+.PHONY: help demo test lint format check-versions check-pythons peers prove interrupt long wheel bench fuzz servers wrk luacheck clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,11 +9,13 @@ OLDEST ?= .venv-oldest
 EXTRAS = all
 export VERSION2 ?= .venv-version2
 FUZZ ?= .venv-fuzz
+SUITES ?= .venv-suites
 PYTEST ?=
 BENCH ?=
 JOBS ?= 4
 SECONDS ?= 60
 PYTHONS ?=
+PEERS ?=
 TESTS ?=
 # The tests that must pass on every Python. `make check-pythons TESTS='$(CORE)'` runs only these.
 CORE = $(patsubst %,tests/test_%.py,family rendering cells threads journal faults losses processes sharing storage storage_content \
@@ -48,6 +50,10 @@ check-versions: $(OLDEST)/oldest.stamp $(VERSION2)/version2.stamp servers  ## Ru
 
 check-pythons: $(VERSION2)/version2.stamp servers  ## Run the tests with every Python of this machine (PYTHONS="python3.14t ..." names them, TESTS=... some tests)
 	$(PYTHON) tests/check_pythons.py $(if $(PYTHONS),--pythons $(PYTHONS)) -- $(SIDE_BY_SIDE) $(TESTS) $(PYTEST)
+
+# Their packages change what pytest and Starlette's client do, so they have an environment of their own.
+peers: $(SUITES)/suites.stamp  ## Run the tests of peers against pdc (PEERS="starlette-exporter" names some; they come from PyPI and GitHub)
+	$(SUITES)/bin/python tests/peer_suites.py $(PEERS)
 
 prove: servers  ## Count 10,000,000 times in 16 threads amid scrapes, forks and signals (PYTHON=python3.14t: without the GIL)
 	$(PYTHON) tests/prove_threads.py $(PROVE)
@@ -118,4 +124,4 @@ define INSTALL
 endef
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) $(OLDEST) $(VERSION2) $(FUZZ) .venv-pythons benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VERSION2) $(FUZZ) $(SUITES) .venv-pythons benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

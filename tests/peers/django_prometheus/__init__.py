@@ -1,0 +1,1 @@
+"""In place of django_prometheus: its names, by `pdc_django`."""
