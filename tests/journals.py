@@ -96,9 +96,13 @@ class Model:
         """Return nothing: these tests do not read."""
         raise NotImplementedError(names)
 
-    def delete(self) -> None:
+    def remove(self, batch: Batch) -> None:
+        """Do nothing: these tests do not remove."""
+        raise NotImplementedError(batch)
+
+    def delete(self, names: Collection[str] | None = None) -> None:
         """Do nothing: these tests do not delete."""
-        raise NotImplementedError
+        raise NotImplementedError(names)
 
     def close(self) -> None:
         """Do nothing: there is no connection."""

@@ -40,7 +40,11 @@ class Recorder:
         known = {update.name for batch in self.batches for update in batch.updates}
         return Snapshot(time.time(), {name: {} for name in known if names is None or name in names})
 
-    def delete(self) -> None:
+    def remove(self, batch: Batch) -> None:
+        """Keep the batch."""
+        self.batches.append(batch)
+
+    def delete(self, names: Collection[str] | None = None) -> None:  # noqa: ARG002 - the contract has it
         """Run the test's action."""
         self.during()
 

@@ -394,6 +394,38 @@ def test_metrics_are_read_by_name_and_deleted_together(store: Storage) -> None:
     assert numbers(store.read()) == {A: "1.0"}
 
 
+def test_some_metrics_are_deleted_alone(store: Storage) -> None:
+    """`delete` with names leaves all others, and the id of the storage; a deleted metric begins again with its next batch."""
+    store.apply(Batch("1-a", 1, [update(Operation(Kind.ADD, A, 1.0), name=name) for name in ("one", "two", "three_")]))
+    before = store.id()
+    store.delete(["one", "three_", "four"])
+    assert set(store.read().metrics) == {"two"}
+    assert store.id() == before
+    outcome = store.apply(Batch("1-a", 2, [update(Operation(Kind.ADD, A, 2.0), name=name) for name in ("one", "two")]))
+    assert outcome.unknown == {"one"}
+    assert {name: numbers(store.read(), name) for name in ("one", "two")} == {"one": {A: "2.0"}, "two": {A: "3.0"}}
+
+
+def test_series_are_removed_without_a_mark(store: Storage) -> None:
+    """`remove` takes series as a batch does, and leaves no sign of its writer."""
+    store.apply(batch(1, Operation(Kind.SET, A, 1.0), Operation(Kind.SET, B, 1.0)))
+    before = dict(store.read().metrics["m"])
+    store.remove(Batch("2-b", 1, [update(Operation(Kind.DELETE, '{"path":"/b"}'))]))
+    del before[B]
+    assert dict(store.read().metrics["m"]) == before
+
+
+@pytest.mark.parametrize("client", REDIS_CLIENTS)
+def test_the_expiries_of_metrics_are_known(client: str, redis_server: RedisServer) -> None:
+    """Each metric has the time by which it has expired, or infinity, whatever the protocol of the client."""
+    for name, expire in (("one", 3600.0), ("two", None)):
+        storage = RedisStorage(redis_server.client(**REDIS_CLIENTS[client]), "p", expire)
+        storage.apply(Batch("1-a", 1, [update(Operation(Kind.ADD, A, 1.0), name=name)]))
+    found = storage.keys.expiries()
+    assert found == {"one": pytest.approx(time.time() + 1.1 * 3600, abs=60), "two": math.inf}
+    storage.close()
+
+
 def test_several_storages_see_the_same(tmp_path: Path, redis_server: RedisServer) -> None:
     """Any client of a database reads the batches of another one, whatever its protocol, parser and encoding."""
     clients = [redis_server.client(**options) for options in REDIS_CLIENTS.values()]

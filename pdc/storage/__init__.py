@@ -288,8 +288,11 @@ class Storage(Protocol):
         A whole metric is as it was at one moment, too, unless it is large. Never writes. Raises StorageError.
         """
 
-    def delete(self) -> None:
-        """Delete all metrics. Raises StorageError."""
+    def remove(self, batch: Batch) -> None:
+        """Do only the removals of the batch. Unlike `apply`, it marks no writer and renews no expiry. Raises StorageError."""
+
+    def delete(self, names: Collection[str] | None = None) -> None:
+        """Delete these metrics, or all. Raises StorageError."""
 
     def set_deadline(self, deadline: float) -> None:
         """End each call by this time of `time.monotonic`, as far as possible; after it, also break off a call that waits."""

@@ -109,6 +109,17 @@ class Keys:
         """The names of the metrics."""
         return [name for name in self.members() if not name.startswith((ID, VERSION2))]
 
+    def expiries(self) -> dict[str, float]:
+        """By metric, the time in Unix seconds by which its hash has expired; infinite for one that never does."""
+        self.find()
+        (reply,) = self._server.run([Command("ZRANGE", (self.index, "0", "-1", "WITHSCORES"))])
+        if isinstance(reply, ResponseError):
+            raise self._server.failure(reply)
+        if reply and isinstance(reply[0], list):  # RESP3 has pairs
+            reply = [each for pair in reply for each in pair]
+        members, times = map(text_of, reply[::2]), map(text_of, reply[1::2])
+        return {name: float(time) / 1000 for name, time in zip(members, times, strict=True) if name[0] != "#"}
+
     def _listed(self, command: Command) -> list[str]:
         (members,) = self._server.run([command])
         if isinstance(members, ResponseError):

@@ -58,13 +58,18 @@ class RedisStorage:
     def read(self, names: Collection[str] | None = None) -> Snapshot:
         return self.reader.read(names)
 
-    def delete(self) -> None:
+    def remove(self, batch: Batch) -> None:
+        self.keys.find()
+        self.writer.remove(batch)
+
+    def delete(self, names: Collection[str] | None = None) -> None:
         keys = self.keys
         keys.find()
-        members = [member for member in keys.members() if not member.startswith(VERSION2)]
+        found = [member for member in keys.members() if not member.startswith(VERSION2)]
+        members = [member for member in found if names is None or member in names]
         self.writer.forget_listed()
-        names = [name for name in members if not name.startswith(ID)]
-        requests: list[Request] = [Script("delete", [keys.of(name)], (keys.prefix, keys.index, name)) for name in names]
+        chosen = [member for member in members if not member.startswith(ID)]
+        requests: list[Request] = [Script("delete", [keys.of(name)], (keys.prefix, keys.index, name)) for name in chosen]
         if members:
             requests.append(Command("ZREM", (keys.index, *members)))
         self.server.run(requests)

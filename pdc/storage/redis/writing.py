@@ -78,6 +78,10 @@ class Writer:
             self._listed.pop(name, None)
         return outcome.joined(self.apply(batch._replace(updates=left))) if left else outcome
 
+    def remove(self, batch: Batch) -> None:
+        """Do the removals of the batch."""
+        self._removal.remove(batch)
+
     def forget_listed(self) -> None:
         """List metrics again with the next batch."""
         self._listed.clear()

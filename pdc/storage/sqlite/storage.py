@@ -130,9 +130,15 @@ class SqliteStorage:
         found = dict(metrics(cursor, names)) if columns(cursor) else {}
         return Snapshot(time.time(), found)
 
-    def delete(self) -> None:
+    def remove(self, batch: Batch) -> None:
+        for update in batch.updates:
+            self._remove(batch, update)
+
+    def delete(self, names: Collection[str] | None = None) -> None:
         def delete_all(cursor: sqlite3.Cursor) -> None:
-            if self.database.is_beside_version2:
+            if names is not None:
+                cursor.executemany("DELETE FROM metrics WHERE metric_key = ?", [(name,) for name in names])
+            elif self.database.is_beside_version2:
                 cursor.execute("DELETE FROM metrics WHERE metric_key != ?", (VERSION2,))
             else:
                 cursor.execute("DELETE FROM metrics")  # which takes no time, as SQLite looks at no row
