@@ -2,6 +2,7 @@
 
 from .collection import collect, generate_latest
 from .others import OtherCollectors
+from .rendering import Encoder
 from .scrape import (
     ASGIApplication,
     Receive,
@@ -17,10 +18,11 @@ from .scrape import (
     scrape_from_wsgi,
     scrape_response,
 )
-from .server import Port, start_http_server
+from .server import Port, start_http_server, start_server, stop_server
 
 __all__ = [
     "ASGIApplication",
+    "Encoder",
     "OtherCollectors",
     "Port",
     "Receive",
@@ -38,4 +40,6 @@ __all__ = [
     "scrape_from_wsgi",
     "scrape_response",
     "start_http_server",
+    "start_server",
+    "stop_server",
 ]

@@ -59,18 +59,36 @@ def start_http_server(
     prometheus_client explains the arguments. Stop it with `server.shutdown()` and `server.server_close()`. Raises OSError
     where the address cannot be used.
     """
-    server = _server(addr, port, make_wsgi_app(registry))
+    context = None
     if certfile is not None:
         context = ssl.SSLContext(protocol)
         context.load_cert_chain(certfile, keyfile)
         _trust_clients(context, client_cafile, client_capath, required=client_auth_required)
         context.minimum_version = tls_min_version or context.minimum_version
         context.maximum_version = tls_max_version or context.maximum_version
+    return start_server(make_wsgi_app(registry), port, addr, context)
+
+
+def start_server(
+    app: WSGIApplication, port: int, addr: str, context: ssl.SSLContext | None = None
+) -> tuple[WSGIServer, threading.Thread]:
+    """Serve an application from a daemon thread, over TLS where there is a context. Raises OSError."""
+    server = _server(addr, port, app)
+    if context is not None:
         # The thread of the connection does the handshake: a silent client would hold up all others.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, name="pdc-http", daemon=True)
     thread.start()
     return server, thread
+
+
+def stop_server(server: WSGIServer, seconds: float) -> None:
+    """Accept no more connections, and wait so long until the requests of the others are answered."""
+    server.shutdown()
+    server.server_close()
+    until = time.monotonic() + seconds
+    while isinstance(server, _ThreadingServer) and server.is_answering and time.monotonic() < until:
+        time.sleep(0.02)
 
 
 def _trust_clients(context: ssl.SSLContext, cafile: str | None, capath: str | None, *, required: bool) -> None:
@@ -231,6 +249,11 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
         self._since[request] = time.monotonic()
         self._waiting[request] = None
         super().process_request(request, client_address)
+
+    @property
+    def is_answering(self) -> bool:
+        """True while a connection that has sent a request is open."""
+        return len(self._since) > len(self._waiting)
 
     def has_request(self, request: Any) -> None:
         """Note that the client has sent its request."""

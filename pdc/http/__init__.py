@@ -3,7 +3,7 @@
 A framework finds method, route, status and the end of the body; it reports them to a `Tracker`.
 """
 
-from .access import warn_of_port
+from .access import Access, warn_of_port
 from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
 from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
 from .hooks import Hooks, RequestRecord
@@ -17,6 +17,7 @@ __all__ = [
     "METHODS",
     "TRACKER",
     "UNMATCHED",
+    "Access",
     "AsyncBody",
     "Body",
     "HTTPMetrics",
