@@ -76,7 +76,7 @@ fuzz: $(FUZZ)/fuzz.stamp  ## Search input that breaks promises, SECONDS=60 for e
 	done
 
 # These extras bring redis-py without hiredis: its parser in Python reads the replies.
-$(OLDEST)/oldest.stamp: EXTRAS = flask,django,starlette,fastapi
+$(OLDEST)/oldest.stamp: EXTRAS = flask,django,starlette,fastapi,cli
 
 # Version 2 of this project has the same name, so its environment is without this one.
 $(VERSION2)/version2.stamp: pyproject.toml

@@ -87,7 +87,7 @@ def setup(
         _attach_own(limits)
     elif redis is not None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
-        storage = _redis_storage(redis, redis_prefix, expire)
+        storage = redis_storage(redis, redis_prefix, expire)
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
         _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds, limits)
         _announce(storage, interval, folder)
@@ -308,7 +308,8 @@ def _announce(storage: Storage, interval: float, folder: Path | bool) -> None:
     log.write(logging.INFO, "metrics go to %s, %s; %s", described(storage), when, journals)
 
 
-def _redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
+def redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
+    """The storage in Redis. Raises ImportError, with the remedy, where the driver is missing."""
     try:
         from .storage.redis import RedisStorage
     except ImportError as error:

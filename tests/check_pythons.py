@@ -62,7 +62,7 @@ def requirements(*, free_threaded: bool) -> list[str]:
 
 def _extras(*, free_threaded: bool) -> list[str]:
     """The extras that the tests need; the one of Redis brings hiredis, which turns the GIL on."""
-    return ["flask", "django", "starlette", *([] if free_threaded else ["redis"])]
+    return ["flask", "django", "starlette", "cli", *([] if free_threaded else ["redis"])]
 
 
 def environment(python: str, version: str) -> Path:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import ENVIRON
 from conftest import ROOT, RedisServer, free_port, wait_until
 from helpers import block, run_block
 
+from pdc.cli import main
 from pdc.delivery.journal import layout
 from pdc.http import RequestRecord
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-ACCESS, ARCHITECTURE, HTTP, REDIS = (PAGES[f"{name}.md"] for name in ("access", "architecture", "http", "redis"))
+ACCESS, ARCHITECTURE, CLI, HTTP, REDIS = (PAGES[f"{name}.md"] for name in ("access", "architecture", "cli", "http", "redis"))
 VARYING = {r"\d+-[0-9a-f]{16}": "WRITER", r"\b1\d{9}\.\d+": "TIME", r"(?<=#mark:WRITER  )\d+": "SEQUENCE"}
 """The parts of a line that differ from run to run, and their names."""
 
@@ -35,11 +42,53 @@ def test_every_block_of_code_is_run() -> None:
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["python", "python", "python"],
         "architecture.md": ["python", "python"],
+        "cli.md": ["sh", "python", *["sh"] * 6],
         "http.md": ["python", "python"],
         "redis.md": ["python", "python"],
         "reference.md": ["promql"],
         "reliability.md": ["yaml"],
     }
+
+
+def test_the_commands_of_the_page_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command ends well after those before it, and the shown table is the one of that program."""
+    monkeypatch.chdir(tmp_path)
+    run_block(block(CLI, "python", of="Look at metrics"), tmp_path)
+    shown = block(CLI, "text", of="Look at metrics")
+    for titled in ("Look at metrics", "Check a storage", "Copy", "Migrate from version 2", "Delete"):
+        for line in block(CLI, "sh", of=titled).splitlines():
+            words, _, pattern = line.partition(" | grep ")
+            assert main(shlex.split(words)[1:]) == 0, line
+            output = capsys.readouterr().out
+            assert pattern in output
+            if words == "pdc show":
+                assert [row.split("\t") for row in output.replace(" \t", "\t").splitlines()] == [
+                    re.split("  +", row) for row in shown.splitlines()
+                ]
+    assert json.loads((tmp_path / "metrics.json").read_text())[0]["name"] == "orders"
+
+
+def test_the_block_of_a_server_serves(tmp_path: Path) -> None:
+    """The commands of the shell get the health and the metrics of the server, and stop it; the completion can be loaded."""
+    run_block(block(CLI, "python", of="Look at metrics"), tmp_path)
+    command = tmp_path / "pdc"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pdc "$@"\n')
+    command.chmod(0o755)
+    source = block(CLI, "sh", of="Serve metrics").replace("9100", str(free_port()))
+    done = subprocess.run(
+        ["bash", "-m", "-c", "set -e; trap 'kill %1' EXIT\n" + block(CLI, "sh", of="The storage") + source + "trap - EXIT"],
+        cwd=tmp_path,
+        env={**ENVIRON, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'orders_total{till="2"} 40.0' in done.stdout
+    assert "# the storage can be read" in done.stdout
 
 
 def test_the_journal_of_a_killed_process_is_the_one_shown(tmp_path: Path) -> None:

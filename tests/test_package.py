@@ -49,6 +49,7 @@ def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
         "django",
         "starlette",
         "fastapi",
+        "cli",
         "all",
     }
     assert {requirement for requirement in requirements() if "extra==redis" in requirement} == {
@@ -77,7 +78,7 @@ def test_the_source_distribution_has_all_that_the_readme_names() -> None:
     assert [name for name in names if name not in manifest and name.split("/")[0] not in manifest] == []
 
 
-@pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi"])
+@pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi", "click", "rich"])
 def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: str) -> None:
     """The group `oldest` pins the lower bound of each requirement, give or take zeros at its end."""
     (bound,) = {match[1] for line in requirements() if (match := re.match(rf"{name}>=([\d.]+)", line))}
@@ -129,7 +130,7 @@ def test_the_name_of_version_2_says_what_to_import(tmp_path: Path) -> None:
         assert (ROOT / page).is_file()
 
 
-@pytest.mark.parametrize("module", ["redis", "flask", "django", "starlette"])
+@pytest.mark.parametrize("module", ["redis", "flask", "django", "starlette", "click", "rich"])
 def test_importing_pdc_imports_no_driver_and_no_framework(module: str, tmp_path: Path) -> None:
     """After `import pdc` neither a driver nor a framework is loaded."""
     source = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pdc; sys.exit({module!r} in sys.modules)"

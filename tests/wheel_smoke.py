@@ -59,8 +59,17 @@ def check_write() -> None:
     except ImportError as error:
         found = str(error)
     assert "import pdc" in found, f"expected the name of version 2 to give the new one, got {found}"
+    done = subprocess.run([sys.executable, "-m", "pdc"], capture_output=True, text=True, check=False)
+    assert f"{DISTRIBUTION}[cli]" in done.stderr, f"expected `python -m pdc` to name the extra, got {done.stderr!r}"
     pdc.setup(sqlite="metrics.db")
     pdc.Counter("smoke", "Written by one process.", ["by"]).labels("wheel").inc(3)
+
+
+def check_commands() -> None:
+    """With the extra `cli`: the command `pdc` shows that count."""
+    command = Path(sys.executable).with_name("pdc")
+    shown = subprocess.run([command, "show"], capture_output=True, text=True, check=True).stdout
+    assert "smoke\tcounter\t1\t3\t" in shown, f"expected the count of another process, got {shown!r}"
 
 
 def check_read() -> None:
@@ -90,7 +99,7 @@ def check_flask() -> None:
     assert expected in text, f"expected {expected}, got {text!r}"
 
 
-CHECKS = {"write": check_write, "read": check_read, "flask": check_flask}
+CHECKS = {"write": check_write, "read": check_read, "commands": check_commands, "flask": check_flask}
 
 
 def environment(folder: Path, *requirements: str) -> Path:
@@ -128,8 +137,9 @@ def main() -> None:
         wheel = build(scratch)
         plain = environment(scratch / "plain", str(wheel))
         flask = environment(scratch / "flask", f"{DISTRIBUTION}[flask] @ {wheel.as_uri()}")
+        commands = environment(scratch / "commands", f"{DISTRIBUTION}[cli] @ {wheel.as_uri()}")
         (elsewhere := scratch / "elsewhere").mkdir()
-        for check, python in {"write": plain, "read": plain, "flask": flask}.items():
+        for check, python in {"write": plain, "read": plain, "commands": commands, "flask": flask}.items():
             run(python, "-W", "error", __file__, check, folder=elsewhere)
             print(f"{check}: {CHECKS[check].__doc__}")
 

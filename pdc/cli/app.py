@@ -1,0 +1,110 @@
+"""The group of commands, and the report of errors: one line, without a traceback and without secrets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module, metadata
+from typing import Any
+
+import click
+
+from ..delivery import NotConfigured
+from ..options import OptionError
+from ..storage import StorageError
+from ..storage.redaction import without_secrets
+from .terminal import printable
+
+COMMANDS = {
+    "serve": "serve",
+    "show": "show",
+    "get": "get",
+    "dump": "dump",
+    "check": "check",
+    "delete": "delete",
+    "clear": "delete",
+    "copy": "copy",
+    "top": "top",
+    "migrate": "migrate",
+}
+"""The commands in the order of the help, each with its module."""
+FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+"""Exit codes."""
+FAILURES = (StorageError, NotConfigured, OSError, click.ClickException)
+"""Exceptions whose message is all that a user needs."""
+WRONG_CALLS = (click.UsageError, OptionError)
+
+
+class Commands(click.Group):
+    """Imports the module of a command when the command is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it with its context
+        """The names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
+        """The command of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"{__package__}.{COMMANDS[cmd_name]}"), cmd_name)
+        return command
+
+
+def _print_version(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        click.echo(f"pdc {metadata.version('prometheus-distributed-client')}")
+        context.exit()
+
+
+COMPLETION = """\b
+Completion in bash (zsh_source and fish_source are for the other two):
+  eval "$(_PDC_COMPLETE=bash_source pdc)"
+"""
+
+
+@click.group(
+    cls=Commands, epilog=COMPLETION, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
+def app() -> None:
+    """Serve, show and change the metrics in a Redis or SQLite storage.
+
+    Each command takes --redis URL or --sqlite PATH. Without them it uses the storage that PDC_REDIS_URL or PDC_SQLITE_PATH
+    names, or metrics.db, as pdc.setup_from_environ does.
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        result: Any = app.main(given, prog_name="pdc", standalone_mode=False)
+        sys.stdout.flush()
+    except WRONG_CALLS as error:
+        return _report(error, WRONG_CALL)
+    except BrokenPipeError:
+        return _go_quietly()
+    except FAILURES as error:
+        return _report(error, FAILED)
+    except click.exceptions.Abort:
+        click.echo("", err=True)
+        return INTERRUPTED
+    except SystemExit as left:  # click has found the pipe broken
+        return _go_quietly() if left.code == 1 else int(left.code or 0)
+    return result if isinstance(result, int) else 0
+
+
+def _go_quietly() -> int:
+    """End without a word where nobody reads the output any more, as after ``| head``."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _report(error: BaseException, code: int) -> int:
+    """Write the message of the error in one line."""
+    message = error.format_message() if isinstance(error, click.ClickException) else without_secrets(str(error))
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f" (see {context.command_path} --help)" if context is not None else ""
+    click.echo(f"pdc: {printable(' '.join(message.split())).rstrip('.')}{hint}", err=True)
+    return code

@@ -1,0 +1,82 @@
+"""``pdc dump``: all metrics as text, OpenMetrics or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Sample
+
+from ..exposition import Encoder
+from ..family import families
+from .places import Place, with_place
+from .terminal import busy, examples
+from .words import as_json
+
+FORMATS = ("text", "openmetrics", "json")
+
+
+@click.command(
+    epilog=examples(
+        "pdc dump | promtool check metrics",
+        "pdc dump -o /var/lib/node_exporter/pdc.prom",
+        "pdc dump --format json | jq '.[].name'",
+    )
+)
+@with_place
+@click.option("--format", "kind", type=click.Choice(FORMATS), default="text", show_default=True, help="The format.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False), metavar="FILE", help="A file, which is replaced at once.")
+def dump(place: Place, kind: str, output: str | None) -> None:
+    """Write all metrics as text or JSON.
+
+    They go to the standard output, or to a file that other programs never see half written.
+    """
+    storage = place.open()
+    with busy("Reading"):
+        snapshot = storage.read()
+        content = _rendered(families(snapshot.metrics, snapshot.now), kind)
+    if output is None:
+        sys.stdout.buffer.write(content)
+    else:
+        _replace(Path(output), content)
+
+
+def _rendered(metrics: list[Metric], kind: str) -> bytes:
+    if kind == "json":
+        return json.dumps([*map(_family, metrics)], indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    encoder = Encoder(openmetrics=kind == "openmetrics")
+    return encoder.encode(metrics) + encoder.end
+
+
+def _family(metric: Metric) -> dict[str, Any]:
+    samples = [*map(_sample, metric.samples)]
+    return {"name": metric.name, "type": metric.type, "help": metric.documentation, "unit": metric.unit, "samples": samples}
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": sample.name, "labels": dict(sample.labels), "value": as_json(sample.value)}
+    if sample.exemplar is not None:
+        labels, value, time = sample.exemplar
+        found["exemplar"] = {"labels": labels, "value": as_json(value), "timestamp": time}
+    return found
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replace the file at once, with the rights that a new file has."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~umask)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
