@@ -12,6 +12,7 @@ from .storage import StorageError
 if TYPE_CHECKING:
     from . import redis, sqlite
     from .exposition import generate_latest, make_asgi_app, make_wsgi_app, scrape_response, start_http_server
+    from .metrics.installation import install, uninstall
     from .metrics.processes import ProcessMetrics
     from .options import setup_from_environ
 
@@ -32,6 +33,7 @@ __all__ = [
     "generate_latest",
     "get_redis_conn",
     "get_sqlite_conn",
+    "install",
     "make_asgi_app",
     "make_wsgi_app",
     "redis",
@@ -41,6 +43,7 @@ __all__ = [
     "shutdown",
     "sqlite",
     "start_http_server",
+    "uninstall",
 ]
 
 _LATER = {
@@ -48,6 +51,7 @@ _LATER = {
         ("generate_latest", "make_asgi_app", "make_wsgi_app", "scrape_response", "start_http_server"), "exposition"
     ),
     "ProcessMetrics": "metrics.processes",
+    **dict.fromkeys(("install", "uninstall"), "metrics.installation"),
     "setup_from_environ": "options",
     "redis": "redis",
     "sqlite": "sqlite",

@@ -218,6 +218,7 @@ class StoredMetric(MetricWrapperBase):
                 setattr(child, name, value)  # asking for the child's `__dict__` would make one: 64 bytes more (CPython 3.11)
         child._labelvalues = values
         child._cell = child._new_cell(values)
+        child._metric_init()  # of a subclass
         return child
 
     def _check_label_count(self, values: Sequence[object]) -> None:

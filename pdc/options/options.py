@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from prometheus_client.registry import CollectorRegistry
 
 from .. import config
-from ..metrics import Histogram
+from ..metrics import Histogram, Mode
+from ..metrics.installation import install
 from ..metrics.processes import ProcessMetrics
 from ..process import log
 from ..storage.redaction import without_secrets
@@ -236,6 +237,12 @@ class Options:
         _SECONDS_OR_NEVER,
         "The time after which a series goes that nobody updates, unless its metric has another limit.",
     )
+    install: bool | Mode = option(
+        False,
+        values.parse_install,
+        "true, false or the mode of gauges that name none, such as liveall",
+        "Keep metrics of plain `prometheus_client` classes in the storage, too, those of other packages.",
+    )
     enabled: bool = option(True, values.parse_flag, _TRUE_OR_FALSE, "False counts nothing and serves no metrics page.")
 
     @classmethod
@@ -284,10 +291,11 @@ class Options:
         return _parsed(setting, found, option)
 
     def setup(self) -> None:
-        """Use the storage of these options. Without one, keep the storage of an earlier `pdc.setup`, or use ``metrics.db``.
+        """Use the storage of these options, and keep the metrics of other packages there, if one says so.
 
-        Raises OptionError for a prefix where metrics would go to a file. A process has one storage for its applications: a
-        warning is logged where these options replace another one.
+        Without a storage, keep that of an earlier `pdc.setup`, or use ``metrics.db``. Raises OptionError for a prefix where
+        metrics would go to a file. A process has one storage for its applications: a warning is logged where these options
+        replace another one.
         """
         before = config.DEFAULT.storage
         if self.redis_url is not None:
@@ -312,6 +320,8 @@ class Options:
         if before is not None and str(before) != str(config.DEFAULT.storage):
             text = "the metrics of this process go to %s from now on, no longer to %s"
             log.write(logging.WARNING, text, config.DEFAULT.storage, before)
+        if self.install:
+            install(gauge_mode="shared" if self.install is True else self.install)
 
     def report_process(self) -> None:
         """Show this process among the others, where the options ask for it."""
@@ -347,8 +357,8 @@ def setup_from_environ(**options: Any) -> None:
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given.
     The others are ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``,
-    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES`` and ``PDC_PROCESS_METRICS``. They mean the same as in web
-    applications, so that one environment serves all programs. A keyword goes before its variable:
+    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES``, ``PDC_PROCESS_METRICS`` and ``PDC_INSTALL``. They mean the same as in
+    web applications, so that one environment serves all programs. A keyword goes before its variable:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     loaded = Options.load({f"PDC_{name.upper()}": value for name, value in options.items()})

@@ -10,10 +10,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client.registry import CollectorRegistry
 
+from ..metrics import Mode
 from ..storage.redaction import is_url
 
 Label = str | Callable[[Any], object] | Callable[[Any, Any], object]
@@ -204,6 +205,14 @@ def parse_methods(value: Any) -> tuple[str, ...]:
     if not all(re.fullmatch(r"[A-Z][A-Z-]*", method) for method in methods):
         raise ValueError(value)
     return methods
+
+
+def parse_install(value: Any) -> bool | Mode:
+    """True, false or a mode of gauges."""
+    if value in get_args(Mode):
+        mode: Mode = value
+        return mode
+    return parse_flag(value)
 
 
 def parse_exemplars(value: Any) -> Exemplars:
