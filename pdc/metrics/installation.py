@@ -107,6 +107,13 @@ def _installed(cls: Any) -> Any:
     return known
 
 
+class _Unnoticed(MetricWrapperBase):
+    """Keeps `__init_subclass__` of a package from noticing the class that `install` makes."""
+
+    def __init_subclass__(cls) -> None:
+        """Do nothing."""
+
+
 def _make(cls: Any) -> Any:
     kind = _kind(cls)
     if kind is None or not _OURS.isdisjoint(cls.__mro__) or (issubclass(kind, StoredMetric) and _has_samples_of_its_own(cls)):
@@ -114,9 +121,11 @@ def _make(cls: Any) -> Any:
     about = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     if cls in _KINDS:
         return type(cls)(cls.__name__, (kind,), about)
-    if issubclass(kind, StoredMetric) and cls.__init__ not in _constructors():
+    if not issubclass(kind, StoredMetric):
+        return type(cls)(cls.__name__, (cls, kind), about)
+    if cls.__init__ not in _constructors():
         about["__init__"] = _completed(cls.__init__)
-    return type(cls)(cls.__name__, (cls, kind), about)
+    return type(cls)(cls.__name__, (_Unnoticed, cls, kind), about)
 
 
 def _kind(cls: Any) -> Any:

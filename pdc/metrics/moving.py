@@ -109,9 +109,9 @@ def _as(cls: Any, metric: Any) -> Any:
 
 
 def _become(metric: Any, ready: Any) -> None:
-    """Take over the attributes and the class of that copy."""
-    vars(metric).update(vars(ready))
+    """Take over the attributes and the class of that copy. Those of the former class go last: another thread may use them."""
+    former = vars(metric).keys() - vars(ready).keys()
+    metric.__dict__ = {**vars(metric), **vars(ready)}  # one of its own is faster than one that shares keys with others
     metric.__class__ = type(ready)
-    for name in _OURS:
-        if name not in vars(ready):
-            vars(metric).pop(name, None)
+    for name in former.intersection(_OURS):
+        del vars(metric)[name]

@@ -62,7 +62,8 @@ class StoredRegistry(CollectorRegistry):
     def _named(self, names: Collection[str]) -> list[Any]:
         """The collectors of samples with these names, and those without names."""
         named = (self._names_to_collectors[name] for name in names if name in self._names_to_collectors)
-        return list(dict.fromkeys([*self._collectors_without_names, *named]))
+        without_names = vars(self).get("_collectors_without_names", ())  # older versions have none
+        return list(dict.fromkeys([*without_names, *named]))
 
 
 class _Restricted(RestrictedRegistry):
