@@ -26,7 +26,7 @@ def summary_additions(
 ) -> list[Operation]:
     """The operations that add the gains of sum and count to the series of a summary with these label values."""
     total, count = gained
-    kind, labels = Kind.ADD if count else Kind.INIT, family.labels(values)
+    kind, labels = Kind.ADD if count or total else Kind.INIT, family.labels(values)
     return [
         Operation(kind, f"_count:{labels}", count + 0.0),
         Operation(kind, f"_sum:{labels}", total + 0.0),

@@ -1,0 +1,147 @@
+"""Exporters of other packages under a real Gunicorn, unmodified: their pages show the requests of all workers."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, RedisServer, free_port, wait_until
+from helpers import SCRIPTS
+
+CONFIGURATION = """
+import pdc
+
+pdc.setup_from_environ()
+workers = 4
+"""
+COUNTED = {
+    "wsgi": {
+        "/flask": [
+            'flask_http_request_total{method="GET",status="200"}',
+            'flask_http_request_duration_seconds_count{method="GET",path="/hit",status="200"}',
+            'shop_views_total{status="200"}',
+        ],
+        "": ['django_http_responses_total_by_status_view_method_total{method="GET",status="200",view="hit"}'],
+    },
+    "asgi": {
+        "/fastapi": [
+            'http_requests_total{handler="/hit",method="GET",status="2xx"}',
+            'http_request_duration_seconds_count{handler="/hit",method="GET"}',
+        ],
+        "": ['starlette_requests_total{app_name="shop",method="GET",path="/hit",status_code="200"}'],
+    },
+}
+"""The samples that count requests, by the application and the place of each exporter in it."""
+OF_THE_APPLICATION = {
+    'llm_tokens_total{kind="prompt",model="small"}': 3,
+    'llm_tokens_total{kind="completion",model="small"}': 5,
+    "llm_latency_seconds_count": 1,
+}
+"""The samples of plain metrics, each with its value for one request."""
+AT_REST = {'llm_requests_running{engine="0"}': 0.0, 'llm_config_info{block_size="16"}': 1.0}
+"""Samples of plain metrics that have these values when no request runs."""
+
+
+class Server:
+    """A Gunicorn of four workers that serves the application of that name."""
+
+    def __init__(self, folder: Path, name: str, *options: str, environment: dict[str, str]) -> None:
+        for path in (ROOT / "tests" / "plain_metrics.py", SCRIPTS / f"exporters_{name}.py"):
+            shutil.copy(path, folder)
+        (folder / "gunicorn.conf.py").write_text(CONFIGURATION)
+        port = free_port()
+        worker = ["--worker-class", "uvicorn_worker.UvicornWorker"] if name == "asgi" else []
+        command = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--log-level", "critical", *worker, *options]
+        self._process = subprocess.Popen(
+            [sys.executable, *command, f"exporters_{name}:app"],
+            cwd=folder,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PDC_INSTALL": "1", **environment},
+        )
+        self._port = port
+        wait_until(self._listens, 60)
+
+    def get(self, path: str) -> str:
+        """Send a request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def samples(self, path: str) -> dict[str, float]:
+        """The samples of a page."""
+        lines = (line.rpartition(" ") for line in self.get(path).splitlines() if not line.startswith("#"))
+        return {sample: float(value) for sample, _, value in lines}
+
+    def stop(self) -> None:
+        """Kill Gunicorn with its workers, which is faster than to stop it."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+
+    def _listens(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            return False
+        finally:
+            connection.close()
+        return True
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Start a server with a storage of that kind, and stop it at the end."""
+    servers: list[Server] = []
+
+    def start(name: str, storage: str, *options: str) -> Server:
+        if storage == "redis":
+            redis: RedisServer = request.getfixturevalue("redis_server")
+            environment = {"PDC_REDIS_URL": redis.url}
+        else:
+            environment = {"PDC_SQLITE_PATH": "metrics.db"}
+        servers.append(Server(tmp_path, name, *options, environment={**environment, "PDC_FLUSH_INTERVAL": "0.1"}))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "storage", "options"),
+    [
+        ("wsgi", "sqlite", ["--preload"]),
+        ("asgi", "redis", ["--preload"]),
+        *(pytest.param(name, storage, [], marks=pytest.mark.long) for name in COUNTED for storage in ("sqlite", "redis")),
+        pytest.param("wsgi", "redis", ["--preload"], marks=pytest.mark.long),
+        pytest.param("asgi", "sqlite", ["--preload"], marks=pytest.mark.long),
+    ],
+)
+def test_each_worker_shows_the_requests_of_all(start: Any, name: str, storage: str, options: list[str]) -> None:
+    """The page of each exporter has the exact totals, whatever worker answers, of the exporter and of plain metrics."""
+    server: Server = start(name, storage, *options)
+    workers: list[str] = []
+    while len(set(workers)) < 4 or len(workers) < 40:
+        workers += [server.get(f"{place}/hit") for place in COUNTED[name]]
+    of_application = {sample: factor * len(workers) for sample, factor in OF_THE_APPLICATION.items()}
+    for place, counted in COUNTED[name].items():
+        expected = of_application | dict.fromkeys(counted, len(workers) // 2) | AT_REST
+
+        def is_exact(path: str = f"{place}/metrics", expected: dict[str, float] = expected) -> bool:
+            samples = server.samples(path)
+            return {sample: samples.get(sample) for sample in expected} == expected
+
+        wait_until(is_exact)  # some exporters count after the response
+        for _ in range(8):
+            assert is_exact()
