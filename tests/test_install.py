@@ -559,6 +559,19 @@ def test_an_extension_installs(tmp_path: Path) -> None:
     assert "\ninstall_orders_total 2.0\n" in app.test_client().get("/metrics").text
 
 
+def test_an_extension_reads_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In a program that still sets PROMETHEUS_MULTIPROC_DIR the page of an extension has each metric once, and logs nothing."""
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    app = flask.Flask("shop")
+    app.config.update(PDC_SQLITE_PATH=str(tmp_path / "metrics.db"), PDC_INSTALL=True)
+    pdc_flask.PrometheusMetrics(app)
+    Counter("install_orders", "O.").inc()
+    MultiProcessCollector(REGISTRY)
+    assert app.test_client().get("/metrics").text.count("\ninstall_orders_total 1.0\n") == 1
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 @pytest.mark.usefixtures("installed")
 def test_a_registry_of_a_subclass_stays_one() -> None:
     """Registries of subclasses, with constructors and pages of their own, read the storage, too."""

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from .. import config
 from ..family import Page
 from ..metrics import StoredMetric
+from ..metrics.registries import StorageCollector, StoredRegistry
 from ..process import log
 from ..process.interruption import interruption
 from ..process.once import once
@@ -64,7 +65,7 @@ class OtherCollectors:
             others = [each for each in collectors(registry, names) if each not in BY_DEFAULT]
             if registry is REGISTRY and values.ValueClass._multiprocess:  # noqa: SLF001 - it has no public name
                 others = [each for each in others if not _is_in_memory(each)]
-                yield _OfFiles()
+                yield from () if isinstance(registry, StoredRegistry) else (_OfFiles(),)  # `pdc.install` writes no files
             yield from others
             if any(map(_is_in_memory, others)):
                 _warn_of_others(registry)
@@ -112,6 +113,8 @@ def collectors(registry: CollectorRegistry, names: Collection[str] | None = None
     with registry._lock:  # noqa: SLF001 - a registry has no public list of its collectors
         declared = list(registry._collector_to_names.items())  # noqa: SLF001 - the same
     for collector, own in declared:
+        if isinstance(collector, StorageCollector):
+            continue
         if isinstance(collector, StoredMetric) and collector.buffer.storage is config.DEFAULT.storage:
             continue
         if names is None or not own or any(name in names for name in own):
@@ -154,6 +157,7 @@ def _warn_of_others(registry: CollectorRegistry) -> None:
     log.write(
         logging.WARNING,
         "the page shows metrics of prometheus_client, which each process has for itself: %s. Make them with pdc.Counter, "
-        "pdc.Gauge and the other classes of pdc to share them, or set PDC_REGISTRY to none to leave them out",
+        "pdc.Gauge and the other classes of pdc, or call pdc.install() (PDC_INSTALL), to share them, or set PDC_REGISTRY to "
+        "none to leave them out",
         named,
     )

@@ -56,7 +56,7 @@ class StoredRegistry(CollectorRegistry):
             found += _stored(page, names, only=declared)
         for each in others:
             if not _is_stored(each) and not isinstance(each, StorageCollector):
-                found += page.admitted(each.collect())
+                found += page.admitted(metric for metric in each.collect() if not page.has(metric.name))
         return found
 
     def _named(self, names: Collection[str]) -> list[Any]:
@@ -83,6 +83,10 @@ class StorageCollector(MultiProcessCollector):
         self._path = path
         if registry:
             registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Claim no names: the registry may have metrics that the storage has, too."""
+        return []
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of the storage. Raises NotConfigured and StorageError."""

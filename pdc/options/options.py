@@ -357,8 +357,8 @@ def setup_from_environ(**options: Any) -> None:
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given.
     The others are ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``,
-    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES``, ``PDC_PROCESS_METRICS`` and ``PDC_INSTALL``. They mean the same as in
-    web applications, so that one environment serves all programs. A keyword goes before its variable:
+    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES``, ``PDC_PROCESS_METRICS`` and ``PDC_INSTALL``. They mean the same
+    as in web applications, so that one environment serves all programs. A keyword goes before its variable:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     loaded = Options.load({f"PDC_{name.upper()}": value for name, value in options.items()})
