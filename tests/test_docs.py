@@ -37,13 +37,14 @@ def same(line: str) -> str:
 
 
 def test_every_block_of_code_is_run() -> None:
-    """The pages have as many blocks of code as tests run: here, in `test_health.py`, and in `test_process_metrics.py`."""
+    """The pages have as many blocks of code as tests run: here, in `test_health.py`, in `test_process_metrics.py`, `test_exporters.py`."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["python", "python", "python"],
         "architecture.md": ["python", "python"],
         "cli.md": ["sh", "python", *["sh"] * 6],
         "http.md": ["python", "python"],
+        "install.md": ["python", "python"],
         "redis.md": ["python", "python"],
         "reference.md": ["promql"],
         "reliability.md": ["yaml"],
@@ -89,6 +90,12 @@ def test_the_block_of_a_server_serves(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert 'orders_total{till="2"} 40.0' in done.stdout
     assert "# the storage can be read" in done.stdout
+
+
+def test_metrics_of_other_packages_are_kept_as_shown(tmp_path: Path) -> None:
+    """The program of the page shows a metric that it made before and one that it made after."""
+    printed = run_block(PAGES["install.md"].partition("```python\n")[2].partition("```")[0], tmp_path)
+    assert {'orders_total{shop="north"} 2.0', "tills 3.0"} <= set(printed)
 
 
 def test_the_journal_of_a_killed_process_is_the_one_shown(tmp_path: Path) -> None:

@@ -14,14 +14,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, RedisServer, free_port, wait_until
-from helpers import SCRIPTS
+from helpers import SCRIPTS, block
 
-CONFIGURATION = """
-import pdc
-
-pdc.setup_from_environ()
-workers = 4
-"""
+CONFIGURATION = block((ROOT / "docs" / "install.md").read_text(encoding="utf-8"), "python", of="Under Gunicorn")
 COUNTED = {
     "wsgi": {
         "/flask": [
