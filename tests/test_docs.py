@@ -37,7 +37,7 @@ def same(line: str) -> str:
 
 
 def test_every_block_of_code_is_run() -> None:
-    """The pages have as many blocks of code as tests run: here, in `test_health.py`, in `test_process_metrics.py`, `test_exporters.py`."""
+    """The pages have as many blocks of code as tests run: here, and in those of health, process metrics and exporters."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["python", "python", "python"],

@@ -483,6 +483,18 @@ def test_a_metric_that_cannot_move_stays_and_is_logged(
     registry.unregister(odd)
 
 
+def test_a_metric_that_a_registry_refused_does_not_move(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """An error may keep the refused object alive; its declaration does not replace that of the metric with the name."""
+    hits = Counter("hits", "Hits.", registry=registry)
+    with pytest.raises(ValueError, match="Duplicated timeseries") as refused:
+        Gauge("hits", "Not a counter.", registry=registry)
+    pdc.setup(**storage)
+    pdc.install()
+    hits.inc()
+    assert shown() == {"hits_total": 1.0}
+    assert refused.tb is not None
+
+
 def test_metrics_that_the_garbage_collector_forgot_move(storage: dict[str, Any]) -> None:
     """After `gc.freeze`, as servers call it before they fork, metrics of the default registry move nevertheless."""
     hits = Counter("install_frozen", "F.")

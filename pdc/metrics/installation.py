@@ -28,7 +28,6 @@ from .stored import StoredMetric
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-
 _KINDS: dict[type, type] = {
     prometheus_client.Counter: InstalledCounter,
     prometheus_client.Gauge: InstalledGauge,
@@ -52,8 +51,8 @@ def install(*, gauge_mode: Mode = "shared") -> None:
     """Keep the metrics of plain `prometheus_client` classes in the storage: those of other packages and of the application.
 
     This counts for all metrics of the process, also those that exist already, wherever their modules imported the classes
-    from, and for subclasses. Their counts so far go to the storage. `prometheus_client.REGISTRY` then shows all that
-    the storage holds, and another registry its own metrics, with the values of all processes. A `MultiProcessCollector` shows
+    from, and for subclasses. Their counts so far go to the storage. `prometheus_client.REGISTRY` then shows all that the
+    storage holds, and another registry its own metrics, with the values of all processes. A `MultiProcessCollector` shows
     all, too, and needs no folder. Call it before the fork where a server loads the application before its workers.
 
     `gauge_mode` is the mode of gauges that name none. Raises NotConfigured before `setup`, and ValueError for another mode.
@@ -101,9 +100,8 @@ def _installed(cls: Any) -> Any:
     """The class of the objects that this class makes: itself, unless it is of prometheus_client or inherits from such a one."""
     known = _INSTALLED.get(cls)
     if known is None:
-        known = _make(cls)
-        if known is not cls:
-            _INSTALLED[cls] = known
+        made = _make(cls)
+        known = cls if made is cls else _INSTALLED.setdefault(cls, made)  # another thread may have been faster
     return known
 
 

@@ -12,6 +12,10 @@ from .stored import StoredMetric
 
 _OURS = ("_holder", "_cell", "_own", "_cells", "_arguments")
 """Attributes that only a metric of ours has."""
+_LAST = {"gauge": "_is_most_recent", "stateset": "_states"}
+"""Attributes that constructors of prometheus_client set last, after the registry may have refused the metric."""
+_MADE = ("_metrics", "_value", "_sum", "_holder")
+"""Attributes of a metric whose name is allowed: each has one at least."""
 _VALUES: Mapping[str, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
     "counter": lambda own: (own["_value"],),
     "summary": lambda own: (own["_sum"], own["_count"]),
@@ -22,7 +26,8 @@ _VALUES: Mapping[str, Callable[[dict[str, Any]], tuple[Any, ...]]] = {
 
 def is_whole(metric: Any) -> bool:
     """True for a metric whose constructor came to its end, and no child: children go with their parent."""
-    return "_kwargs" in vars(metric) and not metric._labelvalues
+    own = vars(metric).keys()
+    return {"_kwargs", _LAST.get(metric._type, "_kwargs")} <= own and not own.isdisjoint(_MADE) and not metric._labelvalues
 
 
 def move_in(metric: Any, cls: type[StoredMetric], gauge_mode: Mode) -> None:
