@@ -16,7 +16,6 @@ from prometheus_client.registry import CollectorRegistry
 
 from .. import config
 from ..metrics import Histogram, Mode
-from ..metrics.installation import install
 from ..metrics.processes import ProcessMetrics
 from ..process import log
 from ..storage.redaction import without_secrets
@@ -321,6 +320,8 @@ class Options:
             text = "the metrics of this process go to %s from now on, no longer to %s"
             log.write(logging.WARNING, text, config.DEFAULT.storage, before)
         if self.install:
+            from ..metrics.installation import install
+
             install(gauge_mode="shared" if self.install is True else self.install)
 
     def report_process(self) -> None:
