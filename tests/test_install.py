@@ -573,14 +573,16 @@ def test_an_extension_installs(tmp_path: Path) -> None:
 
 def test_an_extension_reads_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In a program that still sets PROMETHEUS_MULTIPROC_DIR the page of an extension has each metric once, and logs nothing."""
-    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     app = flask.Flask("shop")
     app.config.update(PDC_SQLITE_PATH=str(tmp_path / "metrics.db"), PDC_INSTALL=True)
-    pdc_flask.PrometheusMetrics(app)
-    Counter("install_orders", "O.").inc()
-    MultiProcessCollector(REGISTRY)
-    assert app.test_client().get("/metrics").text.count("\ninstall_orders_total 1.0\n") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())
+        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+        pdc_flask.PrometheusMetrics(app)
+        Counter("install_orders", "O.").inc()
+        MultiProcessCollector(REGISTRY)
+        assert app.test_client().get("/metrics").text.count("\ninstall_orders_total 1.0\n") == 1
+    assert list(tmp_path.glob("counter_*.db")) == []
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
