@@ -186,9 +186,9 @@ def test_help_and_completion_show_all_of_the_public_interface() -> None:
 def test_constructors_show_the_arguments_of_prometheus_client(module: Any) -> None:
     """A metric class has the public arguments of the class that it refines, and ours; a gauge shows its modes, too."""
     for name in pdc.redis.__all__:
-        theirs = [*inspect.signature(getattr(prometheus_client, name)).parameters]
+        arguments = inspect.signature(getattr(prometheus_client, name).__init__).parameters
+        theirs = [argument for argument in arguments if argument not in {"self", "_labelvalues"}]
         ours = inspect.signature(getattr(module, name)).parameters
-        theirs = [argument for argument in theirs if argument != "_labelvalues"]
         assert [*ours] == [*theirs, "max_series", "expire_series"]
     modes = inspect.signature(module.Gauge).parameters["multiprocess_mode"].annotation
     assert {*get_args(modes)} == {*prometheus_client.Gauge._MULTIPROC_MODES, "shared"}
