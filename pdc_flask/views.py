@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary, declared_once
 from pdc.process import log
-from pdc.process.log import log_or_raise
+from pdc.process.log import log_once_or_raise
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)
@@ -164,6 +164,8 @@ class _Series:
         self._labels = {name: (value, _takes_response(value)) for name, value in (labels or {}).items()}
         self._awaitable: set[str] = set()
         """The labels that were found to be awaitables, which is logged."""
+        self._failed: set[str] = set()
+        """The messages about labels that failed: one of each is enough."""
         if names := [name for name, (value, _) in self._labels.items() if inspect.iscoroutinefunction(value)]:
             raise ValueError(f"expected no coroutine functions as labels of {metric}, got them for {names}: {REMEDY}")
         self.takes_response = any(takes_response for _, takes_response in self._labels.values())
@@ -183,9 +185,10 @@ class _Series:
         try:
             found = value(call.response) if takes_response else value()
             return self._refused(name, found) if inspect.isawaitable(found) else str(found)
-        except Exception as error:
-            log_or_raise(error, "the label %s of %s failed and is left empty", name, self._metric)
-            return ""
+        except Exception as error:  # a label must not break a view
+            failure = error
+        log_once_or_raise(self._failed, failure, f"the label {name} of {self._metric} failed and is left empty")
+        return ""
 
     def _refused(self, name: str, found: object) -> str:
         if inspect.iscoroutine(found):

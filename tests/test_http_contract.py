@@ -9,6 +9,7 @@ import re
 import socket
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -519,6 +520,35 @@ def test_a_hook_that_fails_breaks_no_request(make: Make, caplog: pytest.LogCaptu
     )
     told = [record.message for record in caplog.records if record.message.startswith("the hook")]
     assert [("failing" in message, "<lambda>" in message) for message in told] == [(True, False), (False, True)]
+
+
+def _too_late(*_: Any) -> Any:
+    """Fail as the library does that an application asks for something: with a bare exception of its own."""
+    return Future[str]().result(timeout=0)
+
+
+async def _too_late_async(_: Any) -> Any:
+    return await asyncio.wait_for(asyncio.Event().wait(), 0.001)
+
+
+class Late:
+    """A collector that fails so."""
+
+    def collect(self) -> Any:
+        """Fail."""
+        return _too_late()
+
+
+def test_errors_of_libraries_in_callables_break_no_request(make: Make) -> None:
+    """Labels, exemplars, hooks and collectors may fail amid a library: by its own exception, and by a time limit of theirs."""
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(Late())
+    app = make(labels={"one": _too_late, "other": _hidden(_too_late_async)}, exemplars=_too_late, registry=registry)
+    app.add(_too_late)
+    assert app.get("/items/tea") == 200
+    page = app.scrape().text
+    assert without_durations(page) == counted(f"GET {ITEMS} 200", labels=',one="",other=""')
+    assert "\npdc_collectors_failed 1.0\n" in page
 
 
 def test_exemplars_come_from_the_callable(make: Make) -> None:

@@ -17,7 +17,7 @@ from ..family import Page
 from ..metrics import StoredMetric
 from ..metrics.registries import StorageCollector, StoredRegistry
 from ..process import log
-from ..process.interruption import interruption
+from ..process.interruption import interruption_of_callable
 from ..process.once import once
 from ..storage import StorageError
 from .rendering import Encoder
@@ -52,7 +52,7 @@ class OtherCollectors:
             except StorageError:  # a page without metrics of pdc is none
                 raise
             except Exception as error:  # noqa: BLE001 - the code of others, which may raise any
-                if (raised := interruption(error)) is not None:
+                if (raised := interruption_of_callable(error)) is not None:
                     raise raised from None
                 failed += 1
                 self._log_failure(_name(collector), error)

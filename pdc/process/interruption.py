@@ -31,6 +31,15 @@ def interruption(error: BaseException, handled: BaseException | None = None) -> 
     return None
 
 
+def interruption_of_callable(error: BaseException, handled: BaseException | None = None) -> BaseException | None:
+    """The exception of a handler of a signal that broke off a function of the application; None where that failed by itself.
+
+    Such a function raises exceptions of any class, from any library. It also turns exceptions into others, as
+    `asyncio.timeout` does with the cancellation that it caused.
+    """
+    return next((each for each in _chain(error, handled) if is_raised_by_handler(each.__traceback__)), None)
+
+
 def locked(lock: threading.RLock, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do the work with the lock held, which is free again whatever raises.
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from .forks import FORKS
-from .interruption import interruption
+from .interruption import interruption, interruption_of_callable
 
 logger = logging.getLogger("pdc")
 
@@ -108,12 +108,12 @@ def log_or_raise(error: Exception, text: str, *values: object) -> None:
 
 
 def log_once_or_raise(logged: set[str], error: Exception, message: str) -> None:
-    """Log an error of a function of the application, unless it is among the `logged`; raise what came into it from outside.
+    """Log an error of a function of the application, unless it is among the `logged`; raise what a handler raised into it.
 
     Call this after the ``except`` clause: an exception that the caller handles, such as that of a client that left, is the
     context of the error, and no reason.
     """
-    if (raised := interruption(error, sys.exc_info()[1])) is not None:
+    if (raised := interruption_of_callable(error, sys.exc_info()[1])) is not None:
         raise raised
     if message not in logged:
         logged.add(message)
