@@ -73,6 +73,23 @@ def test_schemes_are_case_insensitive_and_credentials_exact(tmp_path: Path) -> N
     assert statuses == dict.fromkeys(accepted, 200) | dict.fromkeys(refused, 401)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_token_is_any_text(encoding: str, tmp_path: Path) -> None:
+    """A token may have letters of any alphabet, however a client encodes them; a new line at its end is none of it."""
+    metrics = metrics_of(tmp_path, metrics_token="schlüssel\n")
+    sent = ["Bearer schlüssel", "Bearer schlüssel\n", "Bearer schl?ssel"]
+    headers = [each.encode(encoding).decode("latin-1") for each in sent]
+    assert [metrics.answer(Scrape(authorization=each)).status for each in headers] == [200, 401, 401]
+
+
+def test_a_network_may_be_one_of_ipv4_in_ipv6(tmp_path: Path) -> None:
+    """A client of IPv4 that a socket of IPv6 accepted is in the network, however that is written."""
+    for networks in ("10.0.0.0/8", "::ffff:10.0.0.0/104"):
+        metrics = metrics_of(tmp_path, metrics_networks=networks)
+        clients = ("::ffff:10.1.2.3", "::ffff:11.1.2.3", "::1")
+        assert [metrics.answer(Scrape(client=each)).status for each in clients] == [200, 403, 403]
+
+
 def test_guards_and_registries_are_values_or_texts() -> None:
     """Networks are texts or objects of `ipaddress`; decorators and registries are objects or dotted paths."""
     for name, value, parsed in [
@@ -80,6 +97,7 @@ def test_guards_and_registries_are_values_or_texts() -> None:
         ("METRICS_NETWORKS", [ip_address("10.0.0.1"), ip_network("::/0")], (ip_network("10.0.0.1"), ip_network("::/0"))),
         ("METRICS_NETWORKS", ip_network("10.0.0.0/8"), (ip_network("10.0.0.0/8"),)),
         ("METRICS_BASIC_AUTH", "ann:a:b ", "ann:a:b "),
+        ("METRICS_TOKEN", " secret\n", "secret"),
         ("METRICS_DECORATOR", guard, guard),
         ("METRICS_DECORATOR", "shop.auth.guard", "shop.auth.guard"),
         ("REGISTRY", None, None),

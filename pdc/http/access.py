@@ -39,13 +39,14 @@ class Access:
         return None
 
     def _is_near(self, client: str) -> bool:
-        address = _address(client)
-        return address is not None and any(address in network for network in self._networks)
+        addresses = {_address(client), _parsed(client)} - {None}  # a network may be one of IPv4 in IPv6, too
+        return any(address in network for address in addresses for network in self._networks)
 
     def _knows(self, authorization: str) -> bool:
         scheme, space, rest = authorization.partition(" ")
-        given = _bytes(f"{scheme.capitalize()}{space}{rest}")  # the case of a scheme means nothing
-        return any(hmac.compare_digest(given, accepted) for accepted in self._accepted)
+        given = f"{scheme.capitalize()}{space}{rest}"  # the case of a scheme means nothing
+        sent = (_bytes(given), given.encode("latin-1", "replace"))  # servers read the bytes of a client as Latin-1
+        return any(hmac.compare_digest(each, accepted) for each in sent for accepted in self._accepted)
 
 
 def warn_of_port(options: Options, guard: str) -> None:
@@ -60,12 +61,16 @@ def warn_of_port(options: Options, guard: str) -> None:
         )
 
 
-def _address(client: str) -> IPv4Address | IPv6Address | None:
-    """The address of a client; that of IPv4 where IPv6 carries one, and None where there is none."""
+def _parsed(client: str) -> IPv4Address | IPv6Address | None:
     try:
-        address = ip_address(client)
+        return ip_address(client)
     except ValueError:
         return None
+
+
+def _address(client: str) -> IPv4Address | IPv6Address | None:
+    """The address of a client; that of IPv4 where IPv6 carries one, and None where there is none."""
+    address = _parsed(client)
     return getattr(address, "ipv4_mapped", None) or address
 
 

@@ -133,7 +133,7 @@ class Options:
     )
     metrics_token: str | None = option(
         None,
-        values.parse_filled,
+        values.parse_token,
         "the bearer token that a scrape must send, not empty",
         "Scrapes without it get 401.",
         secret=True,

@@ -138,6 +138,11 @@ def parse_patterns(value: Any) -> tuple[str | re.Pattern[str], ...]:
     return patterns
 
 
+def parse_token(value: Any) -> str:
+    """A text without the space and the new line around it, which no header has at its end."""
+    return parse_filled(value).strip()
+
+
 def parse_credentials(value: Any) -> str:
     """A user and a password with a colon in between."""
     user, _, password = parse_text(value).partition(":")
