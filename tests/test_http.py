@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 import pdc
 from pdc.exposition import Scrape
-from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, Hooks, HTTPMetrics, track_wsgi
+from pdc.http import CLIENT_CLOSED_REQUEST, TRACKER, Hooks, HTTPMetrics, RequestRecord, track_wsgi
 from pdc.http.labels import RequestLabels
 from pdc.options import OptionError, Options
 
@@ -225,6 +228,30 @@ class Lazy:
 def test_a_label_that_cannot_be_loaded_is_empty() -> None:
     """A lazy object that fails when it becomes a text leaves its label empty, as a callable that fails does."""
     assert RequestLabels(Options(labels={"user": lambda _: Lazy(), "zone": "eu"})).values(object()) == ("", "eu")
+
+
+def test_failures_of_callables_hold_no_request() -> None:
+    """The objects of a request go at its end, without the garbage collector, also where hooks, labels or exemplars fail."""
+
+    class Held:
+        """An object to refer to weakly."""
+
+    hooks, options = Hooks(), Options(labels={"a": lambda request: request[0]}, exemplars=lambda request: request[0])
+    labels = RequestLabels(options)
+    hooks.add(lambda record: record.route[0])
+
+    def fail() -> weakref.ref[Held]:
+        held: Any = Held()
+        hooks.call(RequestRecord(held, None, "GET", held, 200, 0.0, 0, 0, None))
+        assert (labels.values(held), asyncio.run(labels.awaited(held)), labels.exemplar(held)) == (("",), ("",), None)
+        return weakref.ref(held)
+
+    fail()  # the log may hold the first error
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
 
 
 def test_functions_that_are_no_hooks_are_refused() -> None:

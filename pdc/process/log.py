@@ -115,9 +115,11 @@ def log_once_or_raise(logged: set[str], error: Exception, message: str) -> None:
     """
     if (raised := interruption_of_callable(error, sys.exc_info()[1])) is not None:
         raise raised
-    if message not in logged:
-        logged.add(message)
-        write(logging.WARNING, message, error=error)
+    if message in logged:
+        error.__traceback__ = None  # a cycle with the caller's frame: only the garbage collector would free its objects
+        return
+    logged.add(message)
+    write(logging.WARNING, message, error=error)
 
 
 def _count_failure() -> None:
