@@ -64,10 +64,17 @@ def unsound() -> Iterable[Metric]:
     return [metric]
 
 
+def unset() -> Iterable[Metric]:
+    """A family whose value is not there."""
+    metric = GaugeMetricFamily("unset", "No value.", labels=["a"])
+    metric.add_metric(["b"], None)  # type: ignore[arg-type]  # the fault
+    return [metric]
+
+
 @pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 @pytest.mark.parametrize(
-    "query", ["", "name[]=half&name[]=unsound&name[]=fine&name[]=sales_total&name[]=pdc_collectors_failed"]
+    "query", ["", "name[]=half&name[]=unsound&name[]=unset&name[]=fine&name[]=sales_total&name[]=pdc_collectors_failed"]
 )
 def test_families_that_cannot_be_collected_or_rendered_are_left_out(
     accept: str, query: str, caplog: pytest.LogCaptureFixture
@@ -76,13 +83,14 @@ def test_families_that_cannot_be_collected_or_rendered_are_left_out(
     registry = CollectorRegistry()
     Each(registry, fail)
     Each(registry, unsound)
+    Each(registry, unset)
     Each(registry, lambda: [GaugeMetricFamily("fine", "Fine.", 5)])
     others = OtherCollectors(registry)
     for _ in range(2):
         answer = Scrape(accept=accept, query=query).answer(others)
         found = names(answer, parse_openmetrics if accept else parse_text)
         assert found == {"sales_total", "fine"} | (set() if query else {"stock"})
-        assert b"\npdc_collectors_failed 2.0\n" in answer.body
+        assert b"\npdc_collectors_failed 3.0\n" in answer.body
     told = [record.exc_info[1] for record in caplog.records if record.exc_info and "Each failed" in record.getMessage()]
     assert [type(error) for error in told] == [OSError, ValueError]
 

@@ -122,8 +122,13 @@ def collectors(registry: CollectorRegistry, names: Collection[str] | None = None
 
 
 def admitted(collector: Collector, page: Page) -> Iterator[Metric]:
-    """The families of the collector that the page does not show yet. Those of all processes replace those of this one."""
+    """The families of the collector that the page does not show yet. Those of all processes replace those of this one.
+
+    Raises ValueError for a sample without a value, which OpenMetrics would show as a line that Prometheus refuses.
+    """
     found: Iterable[Metric] = list(collector.collect())
+    if unset := [sample.name for metric in found for sample in metric.samples if sample.value is None]:
+        raise ValueError(f"expected numbers as values of {unset[0]}, got None")
     if isinstance(collector, OF_ONE_PROCESS):
         found = [metric for metric in found if not page.has(metric.name)]
     return page.admitted(found)
