@@ -50,6 +50,8 @@ __all__ = ["PrometheusMiddleware", "RequestRecord", "add", "exclude", "instrumen
 
 ENVIRON = "wsgi_environ"
 """The key of the environment in a scope that `a2wsgi.ASGIMiddleware` makes."""
+CONFIG_ERRORS = (ValueError, TypeError, ImportError)
+"""Errors of wrong options (OptionError is a ValueError), of a storage that refuses them, and of a missing driver."""
 METHODS = ("GET", "HEAD", "OPTIONS")
 METRICS = "pdc.metrics"
 """The key of the application's HTTPMetrics in a scope; its value is None where PDC_ENABLED is false."""
@@ -65,7 +67,8 @@ class PrometheusMiddleware:
     ``sqlite_path`` (neither: the file ``metrics.db``), and more that `pdc.options.Options` has. Requests of an endpoint that
     `exclude` decorates, below its route, are not counted. `add` adds a hook.
 
-    A wrong or unknown option, or Redis without its driver, fails the start of the application.
+    A wrong or unknown option, also one that only the storage refuses, or Redis without its driver, fails the start of the
+    application.
     """
 
     @with_options_shown
@@ -83,10 +86,7 @@ class PrometheusMiddleware:
                 self._metrics = HTTPMetrics(loaded, hooks=HOOKS, make_headers=_headers)
                 self._takes_request = self._metrics.labels.take_request
                 self._metrics.begin_serving()
-        except (
-            OptionError,
-            ImportError,
-        ) as error:  # raised here, it would look to a server like one without lifespan
+        except CONFIG_ERRORS as error:  # raised here, it would look to a server like one without lifespan
             self._refusal = str(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

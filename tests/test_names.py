@@ -262,6 +262,7 @@ def test_labels_of_the_application_come_along(make: Make) -> None:
             r"PDC_LABELS has \['http_route', 'url_scheme'\], which are labels of PDC_NAMES=otel themselves: rename them",
         ),
         ({"names": "django-prometheus", "labels": {"view": "x"}}, r"PDC_LABELS has \['view'\], which are labels"),
+        ({"names": "fastapi-instrumentator", "labels": {"quantile": "x"}}, r"PDC_LABELS has \['quantile'\], which are labels"),
     ],
 )
 def test_options_that_contradict_the_names_are_refused(options: dict[str, Any], error: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import threading
 from typing import Any
@@ -137,6 +138,14 @@ def test_wrong_options_fail_the_start(make_app: Make, framework: str, wrong: dic
     app = (FastAPI if framework == "fastapi" else Starlette)()
     app.add_middleware(PrometheusMiddleware, **wrong)
     assert message in _failed_start(app)
+
+
+@pytest.mark.parametrize("wrong", [{"redis_url": "localhost"}, {"redis_url": "redis://h?bad=1"}, {"sqlite_path": "/"}])
+def test_a_refusal_of_the_storage_fails_the_start(framework: str, wrong: dict[str, Any]) -> None:
+    """An option that only the storage refuses fails the start as other wrong options do."""
+    app = (FastAPI if framework == "fastapi" else Starlette)()
+    instrument(app, **wrong)
+    assert re.match(r"setup\((redis|sqlite)=", _failed_start(app))
 
 
 def test_a_missing_driver_fails_the_start(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -312,10 +312,11 @@ def implied(options: OptionsT) -> OptionsT:
     )
 
 
-def check_labels(options: Options, families: Iterable[Named]) -> None:
+def check_labels(options: Options, families: Sequence[Named]) -> None:
     """Raise OptionError for a label of the application that a family has already."""
     constants = NAMES[options.names].constants
     used = {label for named in families for label, fact in named.labels.items() if fact not in constants}
+    used |= {"quantile" for named in families if named.kind is Summary}
     if doubled := sorted(used & options.labels.keys()):
         raise OptionError(f"PDC_LABELS has {doubled}, which are labels of PDC_NAMES={options.names} themselves: rename them")
 
