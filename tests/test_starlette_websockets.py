@@ -54,6 +54,21 @@ def test_websockets_are_counted_apart(make_app: Make) -> None:
     assert requests() == {}
 
 
+def test_a_connection_that_is_accepted_twice_counts_once(make_app: Make) -> None:
+    """A second acceptance, which servers refuse, leaves no connection in progress."""
+
+    async def twice(websocket: WebSocket) -> None:
+        for _ in range(2):
+            await websocket._send({"type": "websocket.accept"})  # as an application without Starlette's class may do
+
+    app = make_app({})
+    app.router.routes.append(WebSocketRoute("/", twice))
+    with client(app).websocket_connect("/"):
+        pass
+    assert stored("websocket_connections_total") == {("/",): 1.0}
+    assert stored("websocket_connections_in_progress") == {(): 0.0}
+
+
 async def _fail_socket(websocket: WebSocket) -> None:
     if websocket.url.path == "/refused":
         raise WebSocketException(1008)

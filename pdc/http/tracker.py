@@ -322,8 +322,8 @@ class Connection:
             self._count(self._uncounted)
 
     def opened(self) -> None:
-        """Count the connection, unless its endpoint is excluded; `learn` was called before."""
-        if self._is_excluded:
+        """Count the connection once, unless its endpoint is excluded; `learn` was called before."""
+        if self._is_excluded or self._start is not None:
             return
         try:
             families = self._series.websockets
