@@ -38,7 +38,7 @@ from starlette_applications import (
     stored,
 )
 
-from pdc_starlette import instrument
+from pdc_starlette import PrometheusMiddleware, instrument
 
 # pytest finds these fixtures by their names here.
 framework = starlette_applications.framework
@@ -55,6 +55,19 @@ class Swallow(BaseHTTPMiddleware):
             return await call_next(request)  # type: ignore[no-any-return]  # call_next is Any
         except KeyError:
             return PlainTextResponse("sorry", 418)
+
+
+@pytest.mark.parametrize("reading", [{}, {"labels": {"a": lambda _, answer: answer.headers["x-a"]}}, {"first_byte": True}])
+def test_the_server_gets_headers_that_can_be_read_once(options: dict[str, Any], reading: dict[str, Any]) -> None:
+    """The headers of an application may be any iterable, which the server must be able to read after us."""
+
+    async def app(scope: Message, receive: Any, send: Any) -> None:
+        headers = (pair for pair in [(b"x-a", b"1"), (b"content-length", b"4")])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    answer = client(PrometheusMiddleware(app, **options, **reading)).get("/")
+    assert (answer.text, dict(answer.headers)) == ("done", {"x-a": "1", "content-length": "4"})
 
 
 @pytest.mark.parametrize("copied", [False, True])
