@@ -114,7 +114,7 @@ def _track(request: HttpRequest) -> Tracker | None:
     outer = outer_of(request.META, getattr(request, "scope", None))
     if outer is not None:
         request.META[TRACKER] = outer.tracker
-        join(metrics, outer, request.path_info, lambda _: find_route(request))
+        join(metrics, outer, request.method or "", request.path_info, lambda _: find_route(request))
         return None
     tracker = request.META[TRACKER] = metrics.track(request.method or "", request.path_info, find_route, request)
     if tracker is not None:

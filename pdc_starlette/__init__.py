@@ -120,12 +120,12 @@ class PrometheusMiddleware:
         if outer is None:
             return False
         if of_starlette and self.is_known:
-            if not own.is_counted(asgi_path(scope)):
+            if not own.is_counted(scope["method"], asgi_path(scope)):
                 _leave_out(scope)
             return True
         scope.setdefault(METRICS, own)
         scope[TRACKER] = outer.tracker
-        join(own, outer, asgi_path(scope), partial(self._find_inside, root))
+        join(own, outer, scope["method"], asgi_path(scope), partial(self._find_inside, root))
         if outer.tracker is not None:
             outer.tracker.source = scope
             self._watch_changes(scope)

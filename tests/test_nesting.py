@@ -172,11 +172,15 @@ def test_one_request_is_one_count(nest: Nest) -> None:
 
 
 def test_the_inner_application_leaves_out_too(nest: Nest) -> None:
-    """The page, the views and the paths that the inner application excludes are not counted; the outer one excludes more."""
-    app = nest({"exclude_paths": [re.compile("/shops.*/static/.*")]}, exclude_paths=["/health"])
+    """The page, views, paths and methods that the inner application excludes are not counted; the outer one excludes more."""
+    outer = {"exclude_paths": [re.compile("/shops.*/static/.*")], "exclude_methods": ("DELETE",)}
+    app = nest(outer, exclude_paths=["/health"], exclude_methods=("PATCH",))
     paths = ("/metrics", "/monitoring/metrics", "/quiet/tea", "/health", "/static/app.js", "/items/tea")
     assert [app.request("GET", path).status for path in paths] == [200] * 6
-    assert app.lines() == counted(f"GET {app.route}/items/{{name}} 200")
+    assert [app.request(method, "/items/tea").status for method in ("PATCH", "DELETE", "PUT")] == [405] * 3
+    forgotten = 'http_requests_in_progress{method="PATCH"} 0.0'
+    items = f"{app.route}/items/{{name}}"
+    assert app.lines() == counted(f"GET {items} 200", f"PUT {items} 405", more=(forgotten,))
 
 
 def test_labels_and_sizes_are_those_of_the_outer_application(nest: Nest) -> None:

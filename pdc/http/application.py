@@ -98,11 +98,11 @@ class HTTPMetrics:
             return ObservedTracker(self.series, self.labels, shown, find_route, source, *more)
         return Tracker(self.series, self.labels, shown, find_route, source)
 
-    def is_counted(self, path: str) -> bool:
-        """Return True if requests of this path are counted, here or by an application around this one."""
+    def is_counted(self, method: str, path: str) -> bool:
+        """Return True if requests of this method and path are counted, here or by an application around this one."""
         if self._port is not None:
             self._port.open()
-        return not self._excludes(path)
+        return method not in self.options.exclude_methods and not self._excludes(path)
 
     def connect(self, path: str, find_route: FindRoute, source: Any) -> Connection | None:
         """Begin to track a WebSocket connection that a client asks for; None for an excluded path."""

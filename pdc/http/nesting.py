@@ -50,9 +50,9 @@ def outer_of(environ: Mapping[str, Any], scope: Scope | None = None) -> Outer | 
     return Outer(tracker, asgi.get("root_path", ""))
 
 
-def join(metrics: HTTPMetrics, outer: Outer, path: str, find_route: FindRoute | None = None) -> None:
-    """Report the request to the application around this one. Paths that this one excludes are not counted either."""
-    if metrics.is_counted(path):
+def join(metrics: HTTPMetrics, outer: Outer, method: str, path: str, find_route: FindRoute | None = None) -> None:
+    """Report the request to the application around this one. Requests that this one excludes are not counted either."""
+    if metrics.is_counted(method, path):
         if outer.tracker is not None:
             outer.tracker.hand_over(find_route, outer.root)
     elif outer.tracker is not None:

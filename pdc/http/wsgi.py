@@ -54,7 +54,7 @@ def _begin(metrics: HTTPMetrics, environ: WSGIEnvironment) -> Tracker | None:
     path, outer = environ.get("PATH_INFO", ""), outer_of(environ)
     if outer is not None:
         environ[TRACKER] = outer.tracker
-        join(metrics, outer, path)
+        join(metrics, outer, environ["REQUEST_METHOD"], path)
         return None
     tracker = environ[TRACKER] = metrics.track(environ["REQUEST_METHOD"], path)
     return tracker
