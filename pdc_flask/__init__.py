@@ -67,6 +67,7 @@ class PrometheusMetrics(ViewMetrics):
                 f"{app} has PrometheusMetrics already: call init_app() or PrometheusMetrics(app) once per application"
             )
         options = Options.load(app.config)
+        self.is_off = not (options.enabled or self._apps)
         if not options.enabled:
             return
         metrics = app.extensions["pdc"] = HTTPMetrics(options, hooks=self._hooks, make_headers=Headers)

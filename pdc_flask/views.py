@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary, declared_once
 from pdc.process import log
-from pdc.process.log import log_once_or_raise
+from pdc.process.log import log_once_or_raise, log_or_raise
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 MetricT = TypeVar("MetricT", bound=StoredMetric)
@@ -42,6 +42,8 @@ class ViewMetrics:
 
     def __init__(self) -> None:
         self._apps: WeakSet[Flask] = WeakSet()
+        self.is_off = False
+        """True where PDC_ENABLED is false in the only applications: then there is no storage."""
 
     def counter(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Count the calls of the view."""
@@ -91,7 +93,7 @@ class ViewMetrics:
             for app in self._apps:
                 if any(function in app.view_functions.values() for function in below):
                     warn_of_misplaced(app)
-            return _measured(view, begin)
+            return _measured(view, begin, self)
 
         return decorate
 
@@ -108,6 +110,13 @@ class _Call:
     def after(self, ending: Callable[[], None], takes_response: bool = False) -> None:
         self._endings.append((ending, takes_response))
 
+    def update(self, change: Callable[..., None], *arguments: object) -> None:
+        """Change a metric. An error of ours, which must not break the view, is logged."""
+        try:
+            change(*arguments)
+        except Exception as error:
+            log_or_raise(error, "a call of a view could not be measured")
+
     @contextmanager
     def measured(self) -> Iterator[None]:
         try:
@@ -121,7 +130,7 @@ class _Call:
                 if takes_response and self.response is None and has_request_context():
                     after_this_request(self._answered(ending))
                 else:
-                    ending()
+                    self.update(ending)
 
     def _raised(self, error: BaseException) -> None:
         """Let the response of the application count, if it may answer the exception, or else the one that it stands for."""
@@ -144,7 +153,7 @@ class _Call:
     def _answered(self, ending: Callable[[], None]) -> Callable[[Response], Response]:
         def answered(response: Response) -> Response:
             self.response = response
-            ending()
+            self.update(ending)
             return response
 
         return answered
@@ -213,18 +222,22 @@ def _takes_response(value: Any) -> bool:
         return False
 
 
-def _measured(view: ViewT, begin: Callable[[_Call], None]) -> ViewT:
+def _measured(view: ViewT, begin: Callable[[_Call], None], metrics: ViewMetrics) -> ViewT:
     @wraps(view)
     def measured(*args: Any, **kwargs: Any) -> Any:
+        if metrics.is_off:
+            return view(*args, **kwargs)
         call = _Call()
-        begin(call)
+        call.update(begin, call)
         with call.measured():
             return view(*args, **kwargs)
 
     @wraps(view)
     async def measured_async(*args: Any, **kwargs: Any) -> Any:
+        if metrics.is_off:
+            return await view(*args, **kwargs)
         call = _Call()
-        begin(call)
+        call.update(begin, call)
         with call.measured():
             return await view(*args, **kwargs)
 

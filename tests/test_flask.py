@@ -285,6 +285,26 @@ def test_an_async_view_can_be_measured(make_app: Make) -> None:
     assert scraped(app, "answers_total") == {(): 1.0}
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_decorators_break_no_view(make_app: Make, enabled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A view answers where PDC_ENABLED is false, and after `shutdown`, when the log has the reason why nothing counts."""
+    app, metrics = make_app(enabled=False), PrometheusMetrics()
+    app.config["PDC_ENABLED"] = enabled
+    metrics.init_app(app)
+    labels: Any = {"status": lambda response: response.status_code}
+    decorators = (metrics.counter("calls", "Calls.", labels), metrics.gauge("now", "Now."), metrics.summary("time", "Time."))
+
+    async def waiting() -> str:
+        return "done"
+
+    for number, decorator in enumerate(decorators):
+        app.add_url_rule(f"/{number}", f"view {number}", decorator(lambda: "done"))
+    app.add_url_rule("/waiting", "waiting", decorators[0](waiting))
+    pdc.shutdown()
+    assert [app.test_client().get(path).text for path in ("/0", "/1", "/2", "/waiting")] == ["done"] * 4
+    assert ("a call of a view could not be measured" in caplog.text) is enabled
+
+
 def test_a_decorator_refuses_labels_that_wait(make_app: Make, caplog: pytest.LogCaptureFixture) -> None:
     """A label that is a coroutine function is an error at once; one that returns an awaitable is empty, and logged once."""
     app, metrics = make_app(), PrometheusMetrics()
