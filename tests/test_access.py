@@ -110,7 +110,7 @@ def test_guards_and_registries_are_values_or_texts() -> None:
 @pytest.mark.parametrize(
     ("name", "values", "allowed"),
     [
-        ("METRICS_NETWORKS", [(), "", " ", "10.0.0.1/8", "shop", [10], [b"\x0a\0\0\1"], None, 7], "networks or addresses"),
+        ("METRICS_NETWORKS", [(), "", " ", "10.0.0.1/8", "shop", [10], [b"\x0a\0\0\1"], None, 7], "networks such as"),
         ("METRICS_DECORATOR", ["", "guard", "shop.auth:guard", 7, None], "a callable, or the dotted path of one"),
         ("METRICS_BASIC_AUTH", ["", ":", "ann", "ann:", ":secret", " : ", b"ann:secret", None], "user:password, neither"),
         ("REGISTRY", ["", "registry", object(), 7], "a CollectorRegistry, the dotted path of one, or None"),

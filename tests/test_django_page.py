@@ -83,10 +83,14 @@ def test_options_are_settings(send: Send, change: Settings) -> None:
 
 
 def test_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, change: Settings) -> None:
-    """Without a setting, the environment variable applies."""
+    """Without a setting, the environment variable applies; in Django a misspelt one of its own options is an error, too."""
     monkeypatch.setenv("PDC_DJANGO_MODELS", "auth, contenttypes.ContentType")
     change(namespace="")
     assert conf.options().django_models == ("auth", "contenttypes.ContentType")
+    monkeypatch.setenv("PDC_DJANGO_CACHE", "true")
+    change(namespace="shop")
+    with pytest.raises(OptionError, match=r"unknown environment variable PDC_DJANGO_CACHE; did you mean PDC_DJANGO_CACHES\?"):
+        conf.options()
 
 
 def test_wrong_options_stop_the_start(send: Send, change: Settings) -> None:

@@ -72,6 +72,7 @@ def test_an_option_comes_from_the_environment_or_the_settings(name: str, text: s
         ("BUCKETS", [2, 1]),
         ("BUCKETS", "a"),
         ("EXCLUDE_PATHS", [1]),
+        ("EXCLUDE_PATHS", "health"),
         ("EXCLUDE_METHODS", ["GET /"]),
         ("EXCLUDE_METHODS", [1]),
         ("COUNT_UNMATCHED", "perhaps"),

@@ -13,8 +13,8 @@ _OF_KUBERNETES = re.compile(r"(PDC\w*?)_(SERVICE_(HOST|PORT\w*)|PORT(_\d+_(TCP|U
 """Variables that Kubernetes sets in containers beside a service whose name begins with ``pdc``."""
 _GUARDS = ("PDC_METRICS_TOKEN", "PDC_METRICS_BASIC_AUTH", "PDC_METRICS_NETWORKS", "PDC_METRICS_DECORATOR")
 """Options whose variable must not be empty: the page would be open to everybody."""
-_OF_EXTENSIONS = "PDC_DJANGO_"
-"""The start of options that only one framework has: an environment may serve several frameworks."""
+_OF_DJANGO = "PDC_DJANGO_"
+"""The start of options that only Django has: an environment may serve several frameworks."""
 
 
 class OptionError(ValueError):
@@ -24,8 +24,9 @@ class OptionError(ValueError):
 def given(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
     """The variables of these names that have a value. Raises OptionError for a variable that looks like a misspelt option."""
     ours = {name: text for name, text in environ.items() if name.startswith("PDC_") and not _is_of_kubernetes(name, environ)}
+    is_django = any(name.startswith(_OF_DJANGO) for name in known)
     for name in ours.keys() - set(known):
-        if not name.startswith(_OF_EXTENSIONS):
+        if is_django or not name.startswith(_OF_DJANGO):
             _refuse_or_log(name, known)
     return {name: text for name, text in ours.items() if name in known and (text.strip() or name in _GUARDS)}
 

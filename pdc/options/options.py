@@ -148,7 +148,7 @@ class Options:
     metrics_networks: tuple[values.Network, ...] = option(
         (),
         values.parse_networks,
-        "networks or addresses such as 10.0.0.0/8, at least one",
+        "networks such as 10.0.0.0/8, with zeros after the prefix, or addresses, at least one",
         "Scrapes of clients elsewhere get 403.",
     )
     metrics_decorator: str | values.Decorator | None = option(
@@ -181,7 +181,7 @@ class Options:
     exclude_paths: tuple[str | re.Pattern[str], ...] = option(
         (),
         values.parse_patterns,
-        "paths, or compiled patterns that must match fully",
+        "paths that start with /, or compiled patterns that must match fully",
         "Requests of these paths are not counted.",
     )
     exclude_methods: tuple[str, ...] = option(

@@ -131,10 +131,10 @@ def parse_bounds(value: Any) -> tuple[float, ...]:
 
 
 def parse_patterns(value: Any) -> tuple[str | re.Pattern[str], ...]:
-    """Paths, and compiled patterns of paths."""
+    """Paths, which start with a slash, and compiled patterns of paths."""
     patterns = tuple(parse_items(value))
-    if not all(isinstance(pattern, (str, re.Pattern)) for pattern in patterns):
-        raise TypeError(value)
+    if not all(isinstance(pattern, re.Pattern) or parse_text(pattern).startswith("/") for pattern in patterns):
+        raise ValueError(value)
     return patterns
 
 
