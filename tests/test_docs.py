@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,13 @@ from conftest import ROOT, RedisServer, free_port, wait_until
 from helpers import block, run_block
 
 from pdc.cli import main
+import pdc
 from pdc.delivery.journal import layout
 from pdc.http import RequestRecord
+from pdc.http.families import _websocket_families
+from pdc.http.names import NAMES
+from pdc_django import caches, changes, databases
+from pdc_django.conf import DjangoOptions
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 ACCESS, ARCHITECTURE, CLI, HTTP, REDIS = (PAGES[f"{name}.md"] for name in ("access", "architecture", "cli", "http", "redis"))
@@ -40,10 +47,10 @@ def test_every_block_of_code_is_run() -> None:
     """The pages have as many blocks of code as tests run: here, and in those of health, process metrics and exporters."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
-        "access.md": ["python", "python", "python"],
+        "access.md": ["yaml", "python", "python", "python"],
         "architecture.md": ["python", "python"],
         "cli.md": ["sh", "python", *["sh"] * 6],
-        "http.md": ["python", "python"],
+        "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python"],
         "redis.md": ["python", "python"],
         "reference.md": ["promql"],
@@ -228,6 +235,104 @@ print(pdc.generate_latest().decode())
     section = HTTP.partition("## Hooks\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", section, re.MULTILINE)
     assert re.findall(r"\w+", " ".join(rows)) == [*RequestRecord._fields]
+
+
+def test_the_block_of_single_views_measures_them(tmp_path: Path) -> None:
+    """The decorators of the page count and time a view, show an info, and leave a view out."""
+    ask = """
+import pdc
+client = app.test_client()
+client.get("/items/tea", headers={"X-Zone": "eu"})
+client.get("/health")
+print(pdc.generate_latest().decode())
+"""
+    printed = run_block(block(HTTP, "python", of="Single views of Flask") + ask, tmp_path)
+    counted = 'http_requests_total{method="GET",route="/items/<name>",status="200"} 1.0'
+    expected = ('app_info{version="1.0"} 1.0', 'item_seconds_count{zone="eu"} 1.0', 'items_total{status="200"} 1.0', counted)
+    assert [line for line in expected if line not in printed] == []
+    assert "/health" not in "".join(printed)
+
+
+REQUESTS = """
+tests:
+  - interval: 1m
+    input_series:
+      - {series: 'http_requests_total{method="GET",route="/a",status="200"}', values: '0+30x10'}
+      - {series: 'http_requests_total{method="GET",route="/a",status="500"}', values: '0+30x10'}
+      - {series: 'http_request_duration_seconds_bucket{method="GET",route="/a",status="200",le="1"}', values: '0+60x10'}
+      - {series: 'http_request_duration_seconds_bucket{method="GET",route="/a",status="200",le="+Inf"}', values: '0+60x10'}
+      - {series: 'http_request_duration_seconds_sum{method="GET",route="/a",status="200"}', values: '0+15x10'}
+      - {series: 'http_request_duration_seconds_count{method="GET",route="/a",status="200"}', values: '0+60x10'}
+      - {series: 'http_requests_in_progress{method="GET"}', values: '2x10'}
+      - {series: 'http_exceptions_total{method="GET",route="/a",exception="KeyError"}', values: '0+30x10'}
+    promql_expr_test:
+"""
+"""One request per second for ten minutes: half of them fail, and each takes a quarter of a second."""
+
+
+def test_the_queries_of_requests_answer(tmp_path: Path) -> None:
+    """Prometheus answers each query of the page as its comment says."""
+    section = HTTP.partition("\n### Queries\n")[2]
+    queries = [line.partition("  #")[0].strip() for line in block("## Q\n" + section, "promql", of="Q").splitlines()]
+    answers = [
+        ('{route="/a"}', 1.0),
+        ("{}", 0.5),
+        ('{route="/a"}', 0.95),
+        ("{}", 0.25),
+        ("{}", 2.0),
+        ('{route="/a",exception="KeyError"}', 0.5),
+    ]
+    rules = REQUESTS
+    for query, (labels, value) in zip(queries, answers, strict=True):
+        expected = {"expr": query, "eval_time": "10m", "exp_samples": [{"labels": labels, "value": value}]}
+        rules += f"      - {json.dumps(expected)}\n"
+    (tmp_path / "rules.yml").write_text(rules)
+    done = subprocess.run(["promtool", "test", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_prometheus_accepts_the_configuration_of_the_docs(tmp_path: Path) -> None:
+    """The page on access has the configuration of two targets, one with a token and one with a password."""
+    (tmp_path / "prometheus.yml").write_text(block(ACCESS, "yaml", of="Prometheus"))
+    checked = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr + checked.stdout
+
+
+def test_the_page_for_users_of_other_exporters_names_what_exists() -> None:
+    """Each option on it exists, has an allowed value where it has one, and each object of pdc can be imported."""
+    page = PAGES["moving.md"]
+    known = {f"PDC_{option.name.upper()}" for option in fields(DjangoOptions)}
+    assert {*re.findall(r"PDC_[A-Z_]+", page)} - known == set()
+    found = re.findall(r"`(PDC_[A-Z_]+) ?= ?\"?([^\"`\[(]+)\"?`", page)
+    assert len(found) > len(NAMES)
+    for name, text in found:
+        DjangoOptions.load({name: text}, {})
+    for path in re.findall(r"`@?((?:pdc|pdc_flask|pdc_django|pdc_starlette)\.[\w.]+)", page):
+        assert pkgutil.resolve_name(path)
+
+
+def test_links_between_pages_lead_to_sections() -> None:
+    """Each relative link of a page leads to a file that exists, and to a title in it."""
+    for name, page in PAGES.items():
+        for target, section in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page):
+            linked = ROOT / "docs" / (target or name)
+            assert linked.exists(), f"{name} links to {target}"
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8") if section else "", re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert not section or section in anchors, f"{name} links to {target}#{section}"
+
+
+def test_the_pages_have_the_metrics_of_django_and_of_websockets() -> None:
+    """docs/http.md has a row for each metric that only Django or only WebSockets have: name, type and labels."""
+    websockets = _websocket_families("", (), 10, False)
+    families = [*websockets, *databases._families("", False), *caches._families("", False), changes._family("")]
+    for family in families:
+        total = "_total" if isinstance(family, pdc.Counter) else ""
+        labels = ", ".join(f"`{label}`" for label in family._labelnames)
+        row = f"\n| `{family._name}{total}` | {type(family).__name__.lower()} | {labels} |"
+        assert row in HTTP, row
 
 
 def test_the_guide_for_contributors_names_what_exists() -> None:
