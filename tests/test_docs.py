@@ -344,6 +344,15 @@ def test_the_guide_for_contributors_names_what_exists() -> None:
     assert set(re.findall(r"`(test_\w+\.py)`", tests_table)) == {path.name for path in (ROOT / "tests").glob("test_*.py")}
 
 
+def test_the_examples_have_the_files_that_they_read() -> None:
+    """The commands of the page on the examples run as written: each file that they name is in the folder of its row."""
+    page = (ROOT / "example_apps" / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\| `(\w+)` \| `python ([\w.]+) ([\w.]+)`", page, re.MULTILINE)
+    assert commands
+    for folder, *files in commands:
+        assert [name for name in files if not (ROOT / "example_apps" / folder / name).is_file()] == []
+
+
 def test_the_page_on_reliability_names_tests_that_exist() -> None:
     """Each test that the page names, by its whole name or the beginning of one, is in the suite, and so is each file."""
     files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")}
