@@ -142,6 +142,11 @@ def use_own_storage() -> None:
     _attach_own({})
 
 
+def has_own_storage() -> bool:
+    """True from `use_own_storage` on."""
+    return bool(_OWN)
+
+
 def leave_own_storage() -> None:
     """Forget the metrics of `use_own_storage`; further updates need another `setup`."""
     if _OWN:

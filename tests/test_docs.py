@@ -18,8 +18,8 @@ from commands import ENVIRON
 from conftest import ROOT, RedisServer, free_port, wait_until
 from helpers import block, run_block
 
-from pdc.cli import main
 import pdc
+from pdc.cli import main
 from pdc.delivery.journal import layout
 from pdc.http import RequestRecord
 from pdc.http.families import _websocket_families
@@ -28,7 +28,9 @@ from pdc_django import caches, changes, databases
 from pdc_django.conf import DjangoOptions
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-ACCESS, ARCHITECTURE, CLI, HTTP, REDIS = (PAGES[f"{name}.md"] for name in ("access", "architecture", "cli", "http", "redis"))
+ACCESS, ARCHITECTURE, CLI, HTTP, REDIS, REFERENCE = (
+    PAGES[f"{name}.md"] for name in ("access", "architecture", "cli", "http", "redis", "reference")
+)
 VARYING = {r"\d+-[0-9a-f]{16}": "WRITER", r"\b1\d{9}\.\d+": "TIME", r"(?<=#mark:WRITER  )\d+": "SEQUENCE"}
 """The parts of a line that differ from run to run, and their names."""
 
@@ -53,7 +55,7 @@ def test_every_block_of_code_is_run() -> None:
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python"],
         "redis.md": ["python", "python"],
-        "reference.md": ["promql"],
+        "reference.md": ["promql", "python"],
         "reliability.md": ["yaml"],
     }
 
@@ -268,6 +270,18 @@ tests:
     promql_expr_test:
 """
 """One request per second for ten minutes: half of them fail, and each takes a quarter of a second."""
+
+
+def test_the_block_of_tests_passes_and_writes_no_file(tmp_path: Path) -> None:
+    """The test of the page passes under the plugin and writes no file, also for an application of `conftest.py`."""
+    (tmp_path / "test_shop.py").write_text(block(REFERENCE, "python", of="Tests of applications"))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for conftest, options in (("pytest_plugins = ['pdc.fixtures']\n", ()), ("import test_shop\n", ("-p", "pdc.fixtures"))):
+        (tmp_path / "conftest.py").write_text(conftest)
+        command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options)
+        done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert "1 passed" in done.stdout, done.stdout + done.stderr
+        assert not (tmp_path / "metrics.db").exists()
 
 
 def test_the_queries_of_requests_answer(tmp_path: Path) -> None:
