@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 from ..exposition import ASGIApplication, Receive, Scope, Send
@@ -115,10 +115,10 @@ class _Channel:
     async def send(self, message: MutableMapping[str, Any]) -> None:
         tracker, kind = self._tracker, message["type"]
         if kind == "http.response.start":
-            headers = _headers(message)
-            if tracker.may_wait:
-                await tracker.learn(message["status"], headers)
-            tracker.started(message["status"], headers)
+            if tracker.may_wait or tracker.reads_answer:
+                _keep_headers(message)
+                await tracker.learn(message["status"], message.get("headers", ()))
+            tracker.started(message["status"], message.get("headers", ()))
             self._started = True
         left_before = tracker.gone
         try:
@@ -190,12 +190,10 @@ def asgi_path(scope: Scope) -> str:
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
-def _headers(message: MutableMapping[str, Any]) -> Sequence[tuple[bytes, bytes]]:
-    """The headers of an answer, which the server can read after us."""
-    headers: Iterable[tuple[bytes, bytes]] = message.get("headers", ())
-    if not isinstance(headers, (list, tuple)):
-        headers = message["headers"] = list(headers)
-    return headers
+def _keep_headers(message: MutableMapping[str, Any]) -> None:
+    """Let the server read the headers of an answer after us."""
+    if not isinstance(message.get("headers", ()), (list, tuple)):
+        message["headers"] = list(message["headers"])
 
 
 def _announced_length(scope: Scope) -> int:

@@ -82,6 +82,7 @@ class ObservedTracker(Tracker):
     """The tracker of an application that has hooks, leaves requests out which no route matches, or times starts of answers."""
 
     __slots__ = ("_counts_unmatched", "_hooks", "until_start")
+    reads_answer = True
 
     def __init__(
         self,

@@ -66,6 +66,8 @@ class Tracker:
     )
     until_start: float | None = None
     """The seconds until the answer started, where a subclass measures them."""
+    reads_answer = False
+    """True where a subclass reads the headers of each answer."""
 
     def __init__(
         self, series: RequestSeries, labels: RequestLabels, method: str, find_route: FindRoute | None, source: Any
