@@ -51,9 +51,9 @@ def test_every_block_of_code_is_run() -> None:
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["yaml", "python", "python", "python"],
         "architecture.md": ["python", "python"],
-        "cli.md": ["sh", "python", *["sh"] * 6],
+        "cli.md": ["sh", "python", "sh", "python", *["sh"] * 6],
         "http.md": ["python", "python", "python", "promql"],
-        "install.md": ["python", "python"],
+        "install.md": ["python", "python", "sh"],
         "redis.md": ["python", "python"],
         "reference.md": ["promql", "python"],
         "reliability.md": ["yaml"],
@@ -80,25 +80,38 @@ def test_the_commands_of_the_page_work(
     assert json.loads((tmp_path / "metrics.json").read_text())[0]["name"] == "orders"
 
 
-def test_the_block_of_a_server_serves(tmp_path: Path) -> None:
-    """The commands of the shell get the health and the metrics of the server, and stop it; the completion can be loaded."""
-    run_block(block(CLI, "python", of="Look at metrics"), tmp_path)
-    command = tmp_path / "pdc"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pdc "$@"\n')
-    command.chmod(0o755)
-    source = block(CLI, "sh", of="Serve metrics").replace("9100", str(free_port()))
+def run_shell(source: str, folder: Path) -> str:
+    """Run the commands of a shell, in which `pdc` and `python` are those of the tests, and return their output."""
+    for name, words in (("pdc", [sys.executable, "-m", "pdc"]), ("python", [sys.executable])):
+        command = folder / name
+        command.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        command.chmod(0o755)
     done = subprocess.run(
-        ["bash", "-m", "-c", "set -e; trap 'kill %1' EXIT\n" + block(CLI, "sh", of="The storage") + source + "trap - EXIT"],
-        cwd=tmp_path,
-        env={**ENVIRON, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+        ["bash", "-m", "-c", f"set -e\n{source}"],
+        cwd=folder,
+        env={**ENVIRON, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert 'orders_total{till="2"} 40.0' in done.stdout
-    assert "# the storage can be read" in done.stdout
+    return done.stdout
+
+
+def test_the_block_of_a_server_serves(tmp_path: Path) -> None:
+    """The commands of the shell get the health and the metrics of the server, and stop it; the completion can be loaded."""
+    run_block(block(CLI, "python", of="Look at metrics"), tmp_path)
+    source = block(CLI, "sh", of="Serve metrics").replace("9100", str(free_port()))
+    shown = run_shell("trap 'kill %1' EXIT\n" + block(CLI, "sh", of="The storage") + source + "trap - EXIT", tmp_path)
+    assert 'orders_total{till="2"} 40.0' in shown
+    assert "# the storage can be read" in shown
+
+
+def test_the_block_of_a_program_counts(tmp_path: Path) -> None:
+    """The commands run the program of the page, and show the count of all its processes."""
+    (tmp_path / "crawl.py").write_text(block(CLI, "python", of="Run a program"))
+    assert "\n-\t20\t" in run_shell(block(CLI, "sh", of="Run a program"), tmp_path)
 
 
 def test_metrics_of_other_packages_are_kept_as_shown(tmp_path: Path) -> None:

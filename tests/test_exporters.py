@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import COMMAND, ENVIRON
 from conftest import ROOT, RedisServer, free_port, wait_until
 from helpers import SCRIPTS, block
 
-CONFIGURATION = block((ROOT / "docs" / "install.md").read_text(encoding="utf-8"), "python", of="Under Gunicorn")
+PAGE = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+CONFIGURATION = block(PAGE, "python", of="Under Gunicorn")
+RUN = block(PAGE, "sh", of="Without a change of the program")
+REDIS_OPTIONS = "--redis redis://localhost:6379/0 --prefix shop"
+BY_RUN, BY_CONFIGURATION = "pdc run", "configuration"
+"""The ways in which the metrics come into the storage."""
 COUNTED = {
     "wsgi": {
         "/flask": [
@@ -48,20 +55,28 @@ AT_REST = {'llm_requests_running{engine="0"}': 0.0, 'llm_config_info{block_size=
 class Server:
     """A Gunicorn of four workers that serves the application of that name."""
 
-    def __init__(self, folder: Path, name: str, *options: str, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, name: str, *options: str, redis_url: str | None, by: str) -> None:
         for path in (ROOT / "tests" / "plain_metrics.py", SCRIPTS / f"exporters_{name}.py"):
             shutil.copy(path, folder)
-        (folder / "gunicorn.conf.py").write_text(CONFIGURATION)
-        port = free_port()
+        self._port = free_port()
         worker = ["--worker-class", "uvicorn_worker.UvicornWorker"] if name == "asgi" else []
-        command = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--log-level", "critical", *worker, *options]
+        always = [*options, *worker, "--bind", f"127.0.0.1:{self._port}", "--log-level", "critical"]
+        environment = {**ENVIRON, "PDC_FLUSH_INTERVAL": "0.1", "GUNICORN_CMD_ARGS": shlex.join(always)}
+        if by == BY_RUN:
+            place = "--sqlite metrics.db" if redis_url is None else f"--redis {redis_url}"
+            words = shlex.split(RUN.replace(REDIS_OPTIONS, place))[1:]
+            command = [*COMMAND, *(str(Path(sys.executable).with_name(word)) if word == "gunicorn" else word for word in words)]
+        else:
+            (folder / "gunicorn.conf.py").write_text(CONFIGURATION)
+            command = [sys.executable, "-m", "gunicorn", "shop:app"]
+            environment |= {"PDC_SQLITE_PATH": "metrics.db"} if redis_url is None else {"PDC_REDIS_URL": redis_url}
+            environment["PDC_INSTALL"] = "1"
         self._process = subprocess.Popen(
-            [sys.executable, *command, f"exporters_{name}:app"],
+            [f"exporters_{name}:app" if word == "shop:app" else word for word in command],
             cwd=folder,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PDC_INSTALL": "1", **environment},
+            env=environment,
         )
-        self._port = port
         wait_until(self._listens, 60)
 
     def get(self, path: str) -> str:
@@ -99,13 +114,9 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """Start a server with a storage of that kind, and stop it at the end."""
     servers: list[Server] = []
 
-    def start(name: str, storage: str, *options: str) -> Server:
-        if storage == "redis":
-            redis: RedisServer = request.getfixturevalue("redis_server")
-            environment = {"PDC_REDIS_URL": redis.url}
-        else:
-            environment = {"PDC_SQLITE_PATH": "metrics.db"}
-        servers.append(Server(tmp_path, name, *options, environment={**environment, "PDC_FLUSH_INTERVAL": "0.1"}))
+    def start(name: str, storage: str, *options: str, by: str) -> Server:
+        redis: RedisServer | None = request.getfixturevalue("redis_server") if storage == "redis" else None
+        servers.append(Server(tmp_path, name, *options, redis_url=None if redis is None else redis.url, by=by))
         return servers[-1]
 
     yield start
@@ -114,18 +125,24 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "storage", "options"),
+    ("name", "storage", "options", "by"),
     [
-        ("wsgi", "sqlite", ["--preload"]),
-        ("asgi", "redis", ["--preload"]),
-        *(pytest.param(name, storage, [], marks=pytest.mark.long) for name in COUNTED for storage in ("sqlite", "redis")),
-        pytest.param("wsgi", "redis", ["--preload"], marks=pytest.mark.long),
-        pytest.param("asgi", "sqlite", ["--preload"], marks=pytest.mark.long),
+        ("wsgi", "sqlite", ["--preload"], BY_CONFIGURATION),
+        ("wsgi", "sqlite", ["--preload"], BY_RUN),
+        ("asgi", "redis", ["--preload"], BY_RUN),
+        *(
+            pytest.param(name, storage, [], by, marks=pytest.mark.long)
+            for name in COUNTED
+            for storage in ("sqlite", "redis")
+            for by in (BY_CONFIGURATION, BY_RUN)
+        ),
+        pytest.param("wsgi", "redis", ["--preload"], BY_CONFIGURATION, marks=pytest.mark.long),
+        pytest.param("asgi", "sqlite", ["--preload"], BY_CONFIGURATION, marks=pytest.mark.long),
     ],
 )
-def test_each_worker_shows_the_requests_of_all(start: Any, name: str, storage: str, options: list[str]) -> None:
+def test_each_worker_shows_the_requests_of_all(start: Any, name: str, storage: str, options: list[str], by: str) -> None:
     """The page of each exporter has the exact totals, whatever worker answers, of the exporter and of plain metrics."""
-    server: Server = start(name, storage, *options)
+    server: Server = start(name, storage, *options, by=by)
     workers: list[str] = []
     while len(set(workers)) < 4 or len(workers) < 40:
         workers += [server.get(f"{place}/hit") for place in COUNTED[name]]

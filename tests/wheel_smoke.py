@@ -66,10 +66,13 @@ def check_write() -> None:
 
 
 def check_commands() -> None:
-    """With the extra `cli`: the command `pdc` shows that count."""
+    """With the extra `cli`: the command `pdc` shows that count, and runs a program whose metrics it shows."""
     command = Path(sys.executable).with_name("pdc")
+    source = "import prometheus_client; prometheus_client.Counter('ran', 'Of a program.').inc(2)"
+    subprocess.run([command, "run", "--", sys.executable, "-c", source], check=True)
     shown = subprocess.run([command, "show"], capture_output=True, text=True, check=True).stdout
-    assert "smoke\tcounter\t1\t3\t" in shown, f"expected the count of another process, got {shown!r}"
+    for row in ("smoke\tcounter\t1\t3\t", "ran\tcounter\t1\t2\t"):
+        assert row in shown, f"expected the counts of other processes, got {shown!r}"
 
 
 def check_read() -> None:

@@ -17,6 +17,7 @@ from ..storage.redaction import without_secrets
 from .terminal import printable
 
 COMMANDS = {
+    "run": "run",
     "serve": "serve",
     "show": "show",
     "get": "get",
@@ -68,7 +69,7 @@ Completion in bash (zsh_source and fish_source are for the other two):
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
 def app() -> None:
-    """Serve, show and change the metrics in a Redis or SQLite storage.
+    """Serve, show and change the metrics in a Redis or SQLite storage, and run programs that count there.
 
     Each command takes --redis URL or --sqlite PATH. Without them it uses the storage that PDC_REDIS_URL or PDC_SQLITE_PATH
     names, or metrics.db, as pdc.setup_from_environ does.
