@@ -42,6 +42,7 @@ if __name__ == "__main__":
 """
 
 
+@SQLITE
 def test_all_processes_of_a_program_count(storage: dict[str, Any], tmp_path: Path) -> None:
     """A script counts in its own process, in a forked and in a spawned child, sees the total, and has its exit code."""
     script = tmp_path / "jobs"
