@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from . import redis, sqlite
     from .exposition import generate_latest, make_asgi_app, make_wsgi_app, scrape_response, start_http_server
     from .metrics.installation import install, uninstall
+    from .jobs import job
     from .metrics.processes import ProcessMetrics
     from .options import setup_from_environ
 
@@ -34,6 +35,7 @@ __all__ = [
     "get_redis_conn",
     "get_sqlite_conn",
     "install",
+    "job",
     "make_asgi_app",
     "make_wsgi_app",
     "redis",
@@ -52,6 +54,7 @@ _LATER = {
     ),
     "ProcessMetrics": "metrics.processes",
     **dict.fromkeys(("install", "uninstall"), "metrics.installation"),
+    "job": "jobs",
     "setup_from_environ": "options",
     "redis": "redis",
     "sqlite": "sqlite",

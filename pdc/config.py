@@ -179,15 +179,22 @@ def flush() -> None:
         raise errors[0].with_traceback(None) from None
 
 
-def flush_before_end() -> None:
-    """Send pending updates of a process that is about to end, within `exit_timeout`; the journal keeps the rest."""
+def flush_before_end(seconds: float | None = None) -> None:
+    """Send pending updates of a process that may be about to end, and wait for that so many seconds, or `exit_timeout`.
+
+    The journal keeps the rest.
+    """
     thread = threading.Thread(target=_flush_as_far_as_can_be, name="pdc-end", daemon=True)
-    thread.start()
-    thread.join(Buffer.exit_timeout)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):  # there are too many, there is no memory for it, or the interpreter ends
+        _flush_as_far_as_can_be()
+    else:
+        thread.join(Buffer.exit_timeout if seconds is None else seconds)
 
 
 def _flush_as_far_as_can_be() -> None:
-    with suppress(StorageError):  # it is logged
+    with suppress(StorageError, NotConfigured):  # it is logged, or another thread has called `shutdown` meanwhile
         flush()
 
 

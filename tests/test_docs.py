@@ -28,8 +28,8 @@ from pdc_django import caches, changes, databases
 from pdc_django.conf import DjangoOptions
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-ACCESS, ARCHITECTURE, CLI, HTTP, REDIS, REFERENCE = (
-    PAGES[f"{name}.md"] for name in ("access", "architecture", "cli", "http", "redis", "reference")
+ACCESS, ARCHITECTURE, CLI, HTTP, JOBS, REDIS, REFERENCE = (
+    PAGES[f"{name}.md"] for name in ("access", "architecture", "cli", "http", "jobs", "redis", "reference")
 )
 VARYING = {r"\d+-[0-9a-f]{16}": "WRITER", r"\b1\d{9}\.\d+": "TIME", r"(?<=#mark:WRITER  )\d+": "SEQUENCE"}
 """The parts of a line that differ from run to run, and their names."""
@@ -54,6 +54,7 @@ def test_every_block_of_code_is_run() -> None:
         "cli.md": ["sh", "python", "sh", "python", *["sh"] * 6],
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python", "sh"],
+        "jobs.md": ["python", "yaml"],
         "redis.md": ["python", "python"],
         "reference.md": ["promql", "python"],
         "reliability.md": ["yaml"],
@@ -360,6 +361,23 @@ def test_the_pages_have_the_metrics_of_django_and_of_websockets() -> None:
         labels = ", ".join(f"`{label}`" for label in family._labelnames)
         row = f"\n| `{family._name}{total}` | {type(family).__name__.lower()} | {labels} |"
         assert row in HTTP, row
+
+
+def test_the_block_of_jobs_counts_them_and_its_rules_are_rules(tmp_path: Path) -> None:
+    """The program of the page counts two runs and their items, its table has the families, and Prometheus reads its rules."""
+    of = "Runs of a job"
+    printed = run_block(block(JOBS, "python", of=of) + "print(pdc.generate_latest().decode())", tmp_path)
+    for sample in (
+        'runs_total{job_name="clean_up",outcome="success"} 1.0',
+        'items_total{job_name="clean_up",result="processed"} 20.0',
+    ):
+        assert f"job_{sample}" in printed
+    assert 'job_items_total{job_name="nightly_import",result="rejected"} 1.0' in printed
+    families = {line.split()[2] for line in printed if line.startswith("# TYPE job_") and not line.endswith("_created gauge")}
+    assert set(re.findall(r"^\| `(job_\w+)` \|", JOBS, re.MULTILINE)) == families
+    (tmp_path / "rules.yml").write_text(block(JOBS, "yaml", of=of))
+    checked = subprocess.check_output(["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, text=True, timeout=60)
+    assert "3 rules found" in checked
 
 
 def test_the_guide_for_contributors_names_what_exists() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 
 import pytest
+from helpers import in_threads
 
 import pdc
 from pdc.process import log, once
@@ -23,6 +27,45 @@ def test_a_function_runs_once_for_its_arguments_until_all_is_forgotten() -> None
     assert first is not other
     once.forget()
     assert hits("shop") is not first
+
+
+def test_threads_that_call_it_at_once_get_the_same_result() -> None:
+    """A declaration that several threads make first is made once: two gauges of one name would hide each other's value."""
+    made = []
+
+    @once.once
+    def declare() -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    found: list[object] = []
+    in_threads(4, lambda: found.append(declare()))
+    assert found == made * 4
+    declare.cache_clear()
+    assert declare() is made[1]
+
+
+def test_a_fork_amid_a_first_call_does_not_wait_for_ever() -> None:
+    """A child runs the function itself where another thread of its parent was running it."""
+    parent, entered, release = os.getpid(), threading.Event(), threading.Event()
+
+    @once.once
+    def declare() -> int:
+        if os.getpid() == parent:
+            entered.set()
+            release.wait(10)
+        return os.getpid()
+
+    thread = threading.Thread(target=declare)
+    thread.start()
+    entered.wait(10)
+    if (child := os.fork()) == 0:
+        os._exit(declare() != os.getpid())
+    assert os.waitpid(child, 0)[1] == 0
+    release.set()
+    thread.join()
+    assert declare() == parent
 
 
 def test_a_warning_is_logged_once_for_each_of_the_last_arguments(caplog: pytest.LogCaptureFixture) -> None:
