@@ -10,10 +10,11 @@ from .process.forks import FORKS
 from .storage import StorageError
 
 if TYPE_CHECKING:
+    from . import celery as celery
     from . import redis, sqlite
     from .exposition import generate_latest, make_asgi_app, make_wsgi_app, scrape_response, start_http_server
-    from .metrics.installation import install, uninstall
     from .jobs import job
+    from .metrics.installation import install, uninstall
     from .metrics.processes import ProcessMetrics
     from .options import setup_from_environ
 
@@ -61,6 +62,9 @@ _LATER = {
 }
 """The modules of names that most programs use once, if at all. The first use of a name imports its module."""
 
+_NEED_OTHERS = frozenset({"celery"})
+"""Public modules that import another library. They are not in `__all__`: the library may not be installed."""
+
 FORKS.import_first(f"{__name__}.delivery.journal", *(f"{__name__}.{module}" for module in sorted({*_LATER.values()})))
 
 if not TYPE_CHECKING:  # type checkers know all names
@@ -68,6 +72,8 @@ if not TYPE_CHECKING:  # type checkers know all names
     def __getattr__(name: str) -> Any:
         if name == "__version__":
             return import_module("importlib.metadata").version("prometheus-distributed-client")
+        if name in _NEED_OTHERS:
+            return import_module(f"{__name__}.{name}")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = import_module(f"{__name__}.{_LATER[name]}")

@@ -54,7 +54,7 @@ def test_every_block_of_code_is_run() -> None:
         "cli.md": ["sh", "python", "sh", "python", *["sh"] * 6],
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python", "sh"],
-        "jobs.md": ["python", "yaml"],
+        "jobs.md": ["python", "yaml", "python"],
         "redis.md": ["python", "python"],
         "reference.md": ["promql", "python"],
         "reliability.md": ["yaml"],
@@ -378,6 +378,31 @@ def test_the_block_of_jobs_counts_them_and_its_rules_are_rules(tmp_path: Path) -
     (tmp_path / "rules.yml").write_text(block(JOBS, "yaml", of=of))
     checked = subprocess.check_output(["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, text=True, timeout=60)
     assert "3 rules found" in checked
+
+
+def test_the_block_of_celery_counts_tasks(tmp_path: Path) -> None:
+    """The application of the page counts a task, and its table has the metrics that it then has."""
+    run = """
+@app.task
+def order(): raise ValueError
+order.apply()
+pdc.celery.instrument(app)
+print(pdc.generate_latest().decode())
+"""
+    printed = run_block(block(JOBS, "python", of="Celery") + run, tmp_path)
+    assert 'celery_tasks_total{queue="",state="failure",task="shop.order"} 1.0' in printed
+    table = set(re.findall(r"^\| `(celery_\w+)` \|", JOBS, re.MULTILINE))
+    families = {
+        line.split()[2] for line in printed if line.startswith("# TYPE celery_") and not line.endswith("_created gauge")
+    }
+    assert families <= table
+    assert {each.removesuffix("_total") for each in table} == {f"celery_{name}" for name in TASK_FAMILIES}
+
+
+TASK_FAMILIES = (
+    *("tasks_sent", "tasks_received", "tasks", "task_exceptions", "task_duration_seconds", "task_queue_time_seconds"),
+    *("tasks_in_progress", "workers", "queue_workers", "queue_messages"),
+)
 
 
 def test_the_guide_for_contributors_names_what_exists() -> None:

@@ -49,6 +49,7 @@ def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
         "django",
         "starlette",
         "fastapi",
+        "celery",
         "cli",
         "all",
     }
@@ -78,7 +79,9 @@ def test_the_source_distribution_has_all_that_the_readme_names() -> None:
     assert [name for name in names if name not in manifest and name.split("/")[0] not in manifest] == []
 
 
-@pytest.mark.parametrize("name", ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi", "click", "rich"])
+@pytest.mark.parametrize(
+    "name", ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi", "celery", "click", "rich"]
+)
 def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: str) -> None:
     """The group `oldest` pins the lower bound of each requirement, give or take zeros at its end."""
     (bound,) = {match[1] for line in requirements() if (match := re.match(rf"{name}>=([\d.]+)", line))}
@@ -130,7 +133,7 @@ def test_the_name_of_version_2_says_what_to_import(tmp_path: Path) -> None:
         assert (ROOT / page).is_file()
 
 
-@pytest.mark.parametrize("module", ["redis", "flask", "django", "starlette", "click", "rich"])
+@pytest.mark.parametrize("module", ["redis", "flask", "django", "starlette", "celery", "click", "rich"])
 def test_importing_pdc_imports_no_driver_and_no_framework(module: str, tmp_path: Path) -> None:
     """After `import pdc` neither a driver nor a framework is loaded."""
     source = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pdc; sys.exit({module!r} in sys.modules)"
@@ -155,7 +158,10 @@ except ImportError as error:
     assert "pip install 'prometheus-distributed-client[redis]'" in done.stdout
 
 
-@pytest.mark.parametrize("framework", ["flask", "django", "starlette"])
+EXTENSIONS = {"flask": "pdc_flask", "django": "pdc_django", "starlette": "pdc_starlette", "celery": "pdc.celery"}
+
+
+@pytest.mark.parametrize("framework", EXTENSIONS)
 def test_an_extension_without_its_framework_names_the_extra(framework: str, tmp_path: Path) -> None:
     """Where the framework is not installed, the import of its extension names the extra."""
     source = f"""
@@ -163,14 +169,14 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 sys.modules[{framework!r}] = None
 try:
-    import pdc_{framework}
+    import {EXTENSIONS[framework]}
 except ModuleNotFoundError as error:
     print(error)
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
-    assert f"pdc_{framework} needs {framework.title()}: pip install '{DISTRIBUTION}[{framework}]'" in done.stdout
+    assert f"{EXTENSIONS[framework]} needs {framework.title()}: pip install '{DISTRIBUTION}[{framework}]'" in done.stdout
 
 
 def test_help_and_completion_show_all_of_the_public_interface() -> None:
