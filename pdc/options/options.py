@@ -242,7 +242,12 @@ class Options:
         "true, false or the mode of gauges that name none, such as liveall",
         "Keep metrics of plain `prometheus_client` classes in the storage, too, those of other packages.",
     )
-    enabled: bool = option(True, values.parse_flag, _TRUE_OR_FALSE, "False counts nothing and serves no metrics page.")
+    enabled: bool = option(
+        True,
+        values.parse_flag,
+        _TRUE_OR_FALSE,
+        "False counts nothing, serves no metrics page and sets no storage up: own metrics then need `pdc.setup`.",
+    )
 
     @classmethod
     def load(cls: type[OptionsT], settings: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> OptionsT:
