@@ -87,6 +87,12 @@ def shop(storage: dict[str, Any], registry: CollectorRegistry) -> dict[str, Any]
     return storage
 
 
+def _take_terminal() -> None:
+    """Take the terminal, and its signals, which a shell lets a command in the background ignore."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command on a terminal with so many columns and lines."""
 
@@ -103,7 +109,7 @@ class Terminal:
             stderr=other_end,
             env={**ENVIRON, **environ},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - else Ctrl-C reaches nobody
+            preexec_fn=_take_terminal,  # noqa: PLW1509 - else Ctrl-C reaches nobody
         )
 
     def wait_for(self, text: str, seconds: float = 20.0) -> str:

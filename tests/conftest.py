@@ -218,6 +218,7 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("TMPDIR", folder)
     monkeypatch.setattr(tempfile, "tempdir", folder)
     _close_ports()
+    pdc.shutdown()  # modules of tests that set a project up were imported just now
     once.forget()
     gc.collect()  # at the end, not before: pytest drops the values of fixtures only after their teardown
     yield

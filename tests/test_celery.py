@@ -56,9 +56,10 @@ def worker(pool: str = "solo", **options: Any) -> Iterator[Celery]:
     """An application with a worker in a thread of this process."""
     app = shop(f"memory://{next(NUMBERS)}", **options)
     with start_worker(app, pool=pool, loglevel="warning", perform_ping_check=False, shutdown_timeout=20) as running:
-        # This kind of worker does not say that it is ready.
-        signals.worker_ready.send(sender=running.consumer)  # type: ignore[attr-defined] # it is there once it has started
+        consumer = running.consumer  # type: ignore[attr-defined]  # it is there once it has started
+        signals.worker_ready.send(sender=consumer)  # this kind of worker says neither that it is ready, nor that it ends
         yield app
+        signals.worker_shutdown.send(sender=consumer)
         threading.Timer(0.1, app.control.ping, kwargs={"timeout": 0}).start()  # it looks for its end after a message
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import django_project  # noqa: F401 - it configures Django
@@ -25,7 +25,15 @@ import pdc
 Answer = tuple[bytes, int, dict[str, str]]
 Ask = Callable[..., Answer]
 REGISTRY = CollectorRegistry()
-Gauge("own", "Of this process.", registry=REGISTRY).set(5)
+
+
+@pytest.fixture(autouse=True)
+def _own() -> Iterator[None]:
+    """A metric of prometheus_client in the registry."""
+    own = Gauge("own", "Of this process.", registry=REGISTRY)
+    own.set(5)
+    yield
+    REGISTRY.unregister(own)
 
 
 def lowered(headers: Any) -> dict[str, str]:
