@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import hypothesis  # noqa: F401 - its plugins look for the objects of other packages, which the tests freeze
 import prometheus_client
 import pytest
 import redis
@@ -197,6 +198,12 @@ def _wait_for_threads(name: str) -> None:
     for thread in threading.enumerate():
         if thread.name == name:
             thread.join(10)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the modules of tests have imported out of garbage collections: each test has one, and would look at it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
