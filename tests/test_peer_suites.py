@@ -31,6 +31,7 @@ def test_logs():
 """
 
 
+@pytest.mark.long
 def test_known_differences_are_as_they_are_listed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Tests have storages of their own. One that fails or logs an error is to be listed, one that agrees or is gone is not."""
     (tmp_path / "tests").mkdir()
