@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery
+from celery import VERSION, Celery
 from conftest import ROOT, RedisServer, free_port, wait_until
 
 EXAMPLES = ROOT / "example_apps"
@@ -203,8 +203,10 @@ def test_celery_tasks_are_counted_for_any_end_of_their_process(
 ) -> None:
     """Tasks that succeed, fail, retry or stop count once, in processes that end after two tasks or with the worker.
 
-    One worker sends nothing before its processes end, the other one sends all the time.
+    One worker sends nothing before its processes end, the other one sends all the time. Celery before 5.7 does not tell
+    the queue of a task that it kills for its hard time limit.
     """
+    killed_in = "living" if VERSION >= (5, 7) else ""
     broker = redis_server.url.removesuffix("/0") + "/1"
     command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "--concurrency", "2", "--loglevel", "WARNING"]
     commands = {
@@ -232,7 +234,8 @@ def test_celery_tasks_are_counted_for_any_end_of_their_process(
         wait_until(lambda: not client.exists("ending", "unacked"), 30)  # every task has started, the last are running
         ending.terminate()
         wait_until(lambda: scrape().get('celery_tasks_total{queue="living",state="success",task="tasks.pay"}') == 1.0, 30)
-        wait_until(lambda: scrape().get('celery_tasks_total{queue="living",state="failure",task="tasks.report"}') == 1.0, 30)
+        failed = f'celery_tasks_total{{queue="{killed_in}",state="failure",task="tasks.report"}}'
+        wait_until(lambda: scrape().get(failed) == 1.0, 30)
         living.terminate()
         assert [worker.wait(30) for worker in (ending, living)] == [0, 0]
     assert {name: value for name, value in scrape().items() if value} == {
@@ -244,10 +247,10 @@ def test_celery_tasks_are_counted_for_any_end_of_their_process(
         'celery_tasks_total{queue="ending",state="success",task="tasks.order"}': 4.0,
         'celery_tasks_total{queue="ending",state="failure",task="tasks.order"}': 1.0,
         'celery_tasks_total{queue="ending",state="success",task="tasks.report"}': 2.0,
-        'celery_tasks_total{queue="living",state="failure",task="tasks.report"}': 1.0,
+        failed: 1.0,
         'celery_tasks_total{queue="living",state="success",task="tasks.pay"}': 1.0,
         'celery_tasks_total{queue="living",state="retry",task="tasks.pay"}': 2.0,
-        'celery_task_exceptions_total{exception="TimeLimitExceeded",queue="living",task="tasks.report"}': 1.0,
+        f'celery_task_exceptions_total{{exception="TimeLimitExceeded",queue="{killed_in}",task="tasks.report"}}': 1.0,
         'celery_task_exceptions_total{exception="ValueError",queue="ending",task="tasks.order"}': 1.0,
         'celery_task_queue_time_seconds_count{queue="living",task="tasks.pay"}': 2.0,
         'celery_task_duration_seconds_count{queue="ending",state="success",task="tasks.order"}': 4.0,
