@@ -105,8 +105,7 @@ class PrometheusMiddleware:
             error_page = self._has_error_page
             await track_asgi(metrics, self.app, scope, receive, send, self._find_route, has_error_page=error_page)
         elif scope["type"] == "websocket":
-            if not self._watching or self._routes.forget():
-                self._watch(scope)
+            self._watch_changes(scope)
             await track_websocket(metrics, self.app, scope, receive, send, self._find_route)
         else:
             await self.app(scope, receive, _flushing(send))

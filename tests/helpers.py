@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -182,3 +183,12 @@ class Temperature:
         """One gauge of its own, and one that the storage also has."""
         yield GaugeMetricFamily("temperature", "Help", 21)
         yield GaugeMetricFamily("stock", "Another help", 99)
+
+
+def listens(port: int) -> bool:
+    """Return True if a server takes connections on that port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    except ConnectionRefusedError:
+        return False
+    return True

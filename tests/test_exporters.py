@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from commands import COMMAND, ENVIRON
 from conftest import ROOT, RedisServer, free_port, wait_until
-from helpers import SCRIPTS, block
+from helpers import SCRIPTS, block, listens
 
 PAGE = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 CONFIGURATION = block(PAGE, "python", of="Under Gunicorn")
@@ -99,14 +99,7 @@ class Server:
         self._process.wait(30)
 
     def _listens(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
-        try:
-            connection.connect()
-        except ConnectionRefusedError:
-            return False
-        finally:
-            connection.close()
-        return True
+        return listens(self._port)
 
 
 @pytest.fixture

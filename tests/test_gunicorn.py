@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, free_port, wait_until
-from helpers import SCRIPTS
+from helpers import SCRIPTS, listens
 
 import pdc
 import pdc.exposition
@@ -63,14 +63,7 @@ class Gunicorn:
             connection.close()
 
     def _listens(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        try:
-            connection.connect()
-        except ConnectionRefusedError:
-            return False
-        finally:
-            connection.close()
-        return True
+        return listens(self.port)
 
 
 @pytest.fixture

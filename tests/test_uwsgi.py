@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, free_port, wait_until
+from helpers import listens
 
 SHOP = """
 import os
@@ -94,14 +95,7 @@ class Uwsgi:
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
     def _listens(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        try:
-            connection.connect()
-        except ConnectionRefusedError:
-            return False
-        finally:
-            connection.close()
-        return True
+        return listens(self.port)
 
 
 @pytest.fixture
