@@ -345,6 +345,26 @@ def test_a_program_that_joins_a_redis_without_prefix_logs_that_once(redis_server
     assert says("hits", redis_prefix="shop") == ""
 
 
+def test_a_program_is_not_told_of_its_own_metrics_in_a_redis_without_prefix(redis_server: RedisServer, run_script: Run) -> None:
+    """A metric that another thread of the program sends at the same time is no other program's: nothing is logged."""
+    source = """
+        from pdc.storage.redis.keys import Keys
+        setup(flush_interval=3600)
+        hits, own = pdc.Counter("hits", "Hits."), pdc.redis.Counter("own", "Hits.")
+        names = Keys.names
+        def own_is_sent(keys):
+            Keys.names = names
+            own.inc()
+            pdc.config.REDIS.flush()
+            return names(keys)
+        Keys.names = own_is_sent
+        hits.inc()
+        pdc.config.DEFAULT.flush()
+        assert Keys.names is names
+        """
+    assert run_script(source, storage={"redis": redis_server.url}).stderr == ""
+
+
 @pytest.mark.parametrize("interval", [0, 0.5])
 def test_one_line_logs_the_place_of_the_metrics(
     storage: dict[str, Any], interval: float, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -43,6 +43,9 @@ MOST_TEXTS = 2000
 MADE_MILLISECONDS = "60000"
 """How long such a hash stays where the process that makes it is killed."""
 
+_OWN: set[str] = set()
+"""Metrics that this process, several threads of it perhaps, sends to servers without a prefix."""
+
 
 class Writer:
     """Applies batches to the metrics at these keys; hashes expire after so many seconds without a batch, or never."""
@@ -90,6 +93,8 @@ class Writer:
         """Send the batch; return the answer of the index, and the reply for each update."""
         now = time.monotonic()
         due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
+        if not self._keys.has_given_prefix:
+            _OWN.update(due)
         listed, *replies = self._server.run(
             [self._listing(batch, due), *(self._call(batch, updates) for updates in self._groups(batch))]
         )
@@ -191,7 +196,7 @@ class Writer:
         if self._keys.has_given_prefix or self._noted or batch.final or not names:
             return ""
         self._noted = True
-        if not names <= unlisted or all(name in names or name.startswith("pdc_") for name in self._keys.names()):
+        if not names <= unlisted or all(name in _OWN or name.startswith("pdc_") for name in self._keys.names()):
             return ""
         return (
             f"{self._server} has metrics without redis_prefix: where other programs use it without one, too, metrics of the "
