@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import hypothesis  # noqa: F401 - its plugins look for the objects of other packages, which the tests freeze
+import hypothesis
 import prometheus_client
 import pytest
 import redis
@@ -201,7 +201,11 @@ def _wait_for_threads(name: str) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep what the modules of tests have imported out of garbage collections: each test has one, and would look at it all."""
+    """Keep what the modules of tests have imported out of garbage collections: each test has one, and would look at it all.
+
+    Hypothesis looks for the objects that refer to its random numbers, and finds no frozen ones: it makes the numbers before.
+    """
+    hypothesis.find(hypothesis.strategies.none(), lambda _: True, settings=hypothesis.settings(database=None))
     gc.collect()
     gc.freeze()
 
