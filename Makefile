@@ -1,7 +1,7 @@
 # `make demo` and `make test` install their dependencies; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions check-pythons peers prove interrupt long wheel bench fuzz servers wrk luacheck clean
+.PHONY: help demo test lint format check-versions check-pythons peers prove interrupt long wheel release bench fuzz servers wrk luacheck clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,6 +16,8 @@ JOBS ?= 4
 SECONDS ?= 60
 PYTHONS ?=
 PEERS ?=
+DIST ?=
+VERSION ?=
 TESTS ?=
 # The tests that must pass on every Python. `make check-pythons TESTS='$(CORE)'` runs only these.
 CORE = $(patsubst %,tests/test_%.py,family rendering cells threads journal faults losses processes sharing storage storage_content \
@@ -38,6 +40,7 @@ lint: $(VENV)/lint.stamp luacheck  ## Check style and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python tests/check_examples.py
 	luacheck --quiet pdc/storage/lua
 
 format: $(VENV)/lint.stamp  ## Format the code, and fix the faults that ruff can fix
@@ -64,8 +67,11 @@ long: $(VENV)/test.stamp servers  ## Run the tests that take long, of ten thousa
 interrupt: $(VENV)/test.stamp servers  ## Raise an exception at POINTS=60 points of updates, flushes, scrapes, setup and forks each
 	PDC_POINTS=$(POINTS) $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --timeout 600 tests/test_interruptions.py $(PYTEST)
 
-wheel:  ## Build the source distribution and the wheel, and try the wheel outside the checkout
-	$(PYTHON) tests/wheel_smoke.py
+wheel:  ## Build the source distribution and the wheel, and try it with the newest and the oldest dependencies (PYTHONS="python3.14 ...")
+	$(PYTHON) tests/wheel_smoke.py $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(DIST),--keep $(DIST))
+
+release:  ## Make the release VERSION=3.1.0: all checks, both distributions in dist/, commit and tag, but no upload
+	.ci/release $(VERSION)
 
 bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
 	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH)

@@ -182,6 +182,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pdc-demo-") as folder:
         environment = {} if "PDC_REDIS_URL" in os.environ else {"PDC_SQLITE_PATH": f"{folder}/metrics.db"}
         server = start(options.app, port, environment, options.gunicorn)
+        agree = False
         try:
             print(f"Gunicorn serves {options.app}; metrics are in {environment.get('PDC_SQLITE_PATH', 'Redis')}", flush=True)
             sent = send(port, options.requests)

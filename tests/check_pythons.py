@@ -55,12 +55,12 @@ def requirements(*, free_threaded: bool) -> list[str]:
                 found[line] = None
 
     add([*document["project"]["dependencies"], *groups["runner-free-threaded" if free_threaded else "runner"]])
-    for name in _extras(free_threaded=free_threaded):
+    for name in extras(free_threaded=free_threaded):
         add(extras[name])
     return list(found)
 
 
-def _extras(*, free_threaded: bool) -> list[str]:
+def extras(*, free_threaded: bool) -> list[str]:
     """The extras that the tests need; the one of Redis brings hiredis, which turns the GIL on."""
     return ["flask", "django", "starlette", "cli", *([] if free_threaded else ["redis"])]
 
@@ -76,9 +76,9 @@ def environment(python: str, version: str) -> Path:
         output(python, "-c", HAS_ALL)
         return Path(python)
     free_threaded = version.endswith("t")
-    group, extras = "runner-free-threaded" if free_threaded else "runner", ",".join(_extras(free_threaded=free_threaded))
+    group, brought = "runner-free-threaded" if free_threaded else "runner", ",".join(extras(free_threaded=free_threaded))
     output(inside, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=25.1")
-    output(inside, "-m", "pip", "install", "--quiet", "--editable", f".[{extras}]", "--group", group)
+    output(inside, "-m", "pip", "install", "--quiet", "--editable", f".[{brought}]", "--group", group)
     (folder / "ready").touch()
     return inside
 

@@ -200,7 +200,7 @@ def test_the_block_of_a_cluster_counts(node: RedisServer, tmp_path: Path) -> Non
     source = block(REDIS, "python", of="Sentinel and Cluster", number=1)
     address = 'host="redis-1", port=6379'
     assert address in source
-    printed = run_block("import pdc\n" + source.replace(address, f'host="127.0.0.1", port={node.port}') + COUNT, tmp_path)
+    printed = run_block(source.replace(address, f'host="127.0.0.1", port={node.port}') + COUNT, tmp_path)
     assert "hits_total 1.0" in printed
 
 
@@ -221,7 +221,7 @@ def test_the_block_of_a_sentinel_counts(sentinel: RedisServer, tmp_path: Path) -
     source = block(REDIS, "python", of="Sentinel and Cluster")
     addresses = '("sentinel-1", 26379), ("sentinel-2", 26379)'
     assert addresses in source
-    printed = run_block("import pdc\n" + source.replace(addresses, f'("127.0.0.1", {sentinel.port})') + COUNT, tmp_path)
+    printed = run_block(source.replace(addresses, f'("127.0.0.1", {sentinel.port})') + COUNT, tmp_path)
     assert "hits_total 1.0" in printed
 
 

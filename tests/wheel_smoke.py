@@ -1,23 +1,28 @@
 """Builds the source distribution and the wheel, and tries the wheel outside the checkout.
 
-    python tests/wheel_smoke.py
+    python tests/wheel_smoke.py [--pythons python3.12 /opt/python3.14t ...]
 
-Each check runs in an environment of its own, in an empty folder. It exits with 1 if one fails.
+The wheel is built from the source distribution. Each interpreter, this one unless others are named, tries it in two new
+environments, in an empty folder: with the newest dependencies, and with those of the group `oldest` in pyproject.toml. An
+interpreter without `venv` gets a folder of packages from the pip of this one. It exits with 1 if a check fails.
 """
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import importlib
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
-import venv
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from check_pythons import ABOUT, PYPROJECT, ROOT, extras, output
+
 DISTRIBUTION = "prometheus-distributed-client"
 SHIPPED = (
     "CHANGELOG.md",
@@ -67,11 +72,13 @@ def check_write() -> None:
 
 def check_commands() -> None:
     """With the extra `cli`: the command `pdc` shows that count, and runs a program whose metrics it shows."""
-    command = Path(sys.executable).with_name("pdc")
-    source = "import prometheus_client; prometheus_client.Counter('ran', 'Of a program.').inc(2)"
-    subprocess.run([command, "run", "--", sys.executable, "-c", source], check=True)
-    shown = subprocess.run([command, "show"], capture_output=True, text=True, check=True).stdout
-    for row in ("smoke\tcounter\t1\t3\t", "ran\tcounter\t1\t2\t"):
+    pdc, expected = [sys.executable, "-m", "pdc"], ["smoke\tcounter\t1\t3\t"]
+    if sys.prefix != sys.base_prefix:  # an interpreter that has no environments does not load `sitecustomize` either
+        source = "import prometheus_client; prometheus_client.Counter('ran', 'Of a program.').inc(2)"
+        subprocess.run([*pdc, "run", "--", sys.executable, "-c", source], check=True)
+        expected.append("ran\tcounter\t1\t2\t")
+    shown = subprocess.run([*pdc, "show"], capture_output=True, text=True, check=True).stdout
+    for row in expected:
         assert row in shown, f"expected the counts of other processes, got {shown!r}"
 
 
@@ -82,6 +89,12 @@ def check_read() -> None:
     pdc.setup(sqlite="metrics.db")
     text = pdc.generate_latest().decode()
     assert 'smoke_total{by="wheel"} 3.0' in text, f"expected the count of the other process, got {text!r}"
+
+
+def expect_count(text: str) -> None:
+    """Assert that the page has the one request."""
+    expected = 'http_requests_total{method="GET",route="/hello",status="200"} 1.0'
+    assert expected in text, f"expected {expected}, got {text!r}"
 
 
 def check_flask() -> None:
@@ -97,55 +110,183 @@ def check_flask() -> None:
     pdc_flask.PrometheusMetrics(app)
     client = app.test_client()
     client.get("/hello").close()
-    text = client.get("/metrics").text
-    expected = 'http_requests_total{method="GET",route="/hello",status="200"} 1.0'
-    assert expected in text, f"expected {expected}, got {text!r}"
+    expect_count(client.get("/metrics").text)
 
 
-CHECKS = {"write": check_write, "read": check_read, "commands": check_commands, "flask": check_flask}
+def check_django() -> None:
+    """With the extra `django`: the same."""
+    import django
+    from django.conf import settings
+    from django.http import HttpResponse
+    from django.test import Client
+    from django.urls import include, path
+
+    import pdc_django
+
+    expect_installed(pdc_django)
+    settings.configure(
+        ALLOWED_HOSTS=["testserver"],
+        INSTALLED_APPS=["pdc_django"],
+        MIDDLEWARE=["pdc_django.middleware.PrometheusMiddleware"],
+        PDC_SQLITE_PATH="django.db",
+    )
+    django.setup()
+    settings.ROOT_URLCONF = path("hello", lambda _: HttpResponse(b"hello")), path("", include("pdc_django.urls"))
+    client = Client()
+    client.get("/hello")
+    expect_count(client.get("/metrics").content.decode())
 
 
-def environment(folder: Path, *requirements: str) -> Path:
-    """The interpreter of a new environment with these requirements."""
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", *requirements)
-    return python
+def check_starlette() -> None:
+    """With the extra `starlette`: the same."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    import pdc_starlette
+
+    expect_installed(pdc_starlette)
+    app = Starlette()
+
+    async def hello(_: Request) -> Response:
+        return Response("hello")
+
+    async def get(path: str) -> str:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "query_string": b"", "headers": []}
+        await app(scope, receive, send)
+        return b"".join(message.get("body", b"") for message in sent).decode()
+
+    async def requests() -> str:
+        await get("/hello")
+        return await get("/metrics")
+
+    app.add_route("/hello", hello)
+    pdc_starlette.instrument(app, sqlite_path="starlette.db")
+    expect_count(asyncio.run(requests()))
 
 
-def run(*command: str | Path, folder: Path = ROOT) -> None:
+PLAIN = {"write": check_write, "read": check_read}
+WITH_EXTRAS = {"commands": check_commands, "flask": check_flask, "django": check_django, "starlette": check_starlette}
+CHECKS = PLAIN | WITH_EXTRAS
+
+
+class Environment:
+    """An interpreter with packages of its own: it has none before the first `install`."""
+
+    def __init__(self, python: str, folder: Path) -> None:
+        self.folder = folder
+        self.inside = [python]
+        self.variables: dict[str, str] = {}
+        if subprocess.run([python, "-m", "venv", "--clear", str(folder)], capture_output=True, check=False).returncode == 0:
+            self.inside = [str(folder / "bin" / "python")]
+            self.pip = [*self.inside, "-m", "pip", "install"]
+        else:
+            self.variables["PYTHONPATH"] = str(folder)
+            self.pip = [*_pip_of_this_python(python), "--target", str(folder), "--upgrade"]
+
+    def install(self, *requirements: str) -> None:
+        """Install these requirements of pip."""
+        run([*self.pip, "--quiet", "--disable-pip-version-check", *requirements])
+
+    def run(self, *arguments: str, folder: Path = ROOT) -> None:
+        """Run Python with these arguments in the folder; exit if it fails."""
+        run([*self.inside, *arguments], folder, self.variables)
+
+
+def _pip_of_this_python(python: str) -> list[str]:
+    """The start of a command by which the pip of this interpreter installs wheels for the other one."""
+    version = output(python, "-c", ABOUT)
+    minor = _minor(version)
+    own = f"cp{minor.replace('.', '')}{'t' if version.endswith('t') else ''}"
+    abis = [argument for abi in (own, "abi3", "none") for argument in ("--abi", abi)]
+    return [sys.executable, "-m", "pip", "install", "--only-binary", ":all:", "--python-version", minor, *abis]
+
+
+def _minor(version: str) -> str:
+    """The version without its last number."""
+    return ".".join(version.split(".")[:2])
+
+
+def run(command: list[str], folder: Path = ROOT, variables: dict[str, str] | None = None) -> None:
     """Run a command without the paths of this process; exit if it fails."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if subprocess.run(list(map(str, command)), cwd=folder, env=clean, check=False).returncode:
-        sys.exit(f"failed: {' '.join(map(str, command))}")
+    if subprocess.run(command, cwd=folder, env=clean | (variables or {}), check=False).returncode:
+        sys.exit(f"failed: {' '.join(command)}")
 
 
-def build(scratch: Path) -> Path:
+def build(builder: Environment, folder: Path) -> Path:
     """Build both distributions, look into the source distribution, and return the wheel."""
-    run(environment(scratch / "build", "build"), "-m", "build", "--outdir", scratch / "dist", ROOT)
-    (source,) = (scratch / "dist").glob("*.tar.gz")
+    builder.install("build", "twine")
+    builder.run("-m", "build", "--outdir", str(folder), str(ROOT))
+    builder.run("-m", "twine", "check", "--strict", *map(str, folder.iterdir()))
+    (source,) = folder.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     missing = [name for name in SHIPPED if name not in names]
     if missing:
         sys.exit(f"expected {source.name} to have {', '.join(missing)}")
-    (wheel,) = (scratch / "dist").glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
     return wheel
 
 
+ONES_THAT_APPLY = """
+import sys
+from packaging.requirements import Requirement
+for requirement in map(Requirement, sys.argv[2:]):
+    if requirement.marker is None or requirement.marker.evaluate({"python_version": sys.argv[1]}):
+        print(f"{requirement.name}{requirement.specifier}")
+"""
+"""Prints the requirements whose markers hold for a version of Python; `build` brings the package `packaging`."""
+
+
+def oldest(builder: Environment, minor: str) -> str:
+    """The lower bounds of the dependencies for this version of Python, as the lines of a file of constraints."""
+    tomllib = importlib.import_module("tomllib")  # from Python 3.11 on
+    group = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["dependency-groups"]["oldest"]
+    return output(*builder.inside, "-c", ONES_THAT_APPLY, minor, *(line for line in group if isinstance(line, str)))
+
+
+def try_wheel(builder: Environment, wheel: Path, python: str, scratch: Path) -> None:
+    """Run all checks with the interpreter, once with the newest and once with the oldest versions."""
+    version = output(python, "-c", ABOUT)
+    brought = ",".join(extras(free_threaded=version.endswith("t")))
+    for name, constraints in {"newest": "", "oldest": oldest(builder, _minor(version))}.items():
+        folder = scratch / f"{version}-{name}"
+        (elsewhere := folder / "elsewhere").mkdir(parents=True)
+        (folder / "constraints.txt").write_text(constraints)
+        tried = Environment(python, folder / "packages")
+        for requirement, checks in {str(wheel): PLAIN, f"{DISTRIBUTION}[{brought}] @ {wheel.as_uri()}": WITH_EXTRAS}.items():
+            tried.install(requirement, "--constraint", str(folder / "constraints.txt"))
+            for check, function in checks.items():
+                tried.run("-W", "error", __file__, check, folder=elsewhere)
+                print(f"Python {version}, {name} versions: {check}: {function.__doc__}", flush=True)
+
+
 def main() -> None:
-    """Build, and run the checks."""
+    """Build, and run the checks with each interpreter."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("check", nargs="?", choices=CHECKS, help="run only this check, with the packages of this interpreter")
+    parser.add_argument("--pythons", nargs="+", default=[sys.executable], help="commands or paths")
+    parser.add_argument("--keep", type=Path, help="a folder, empty or new, for both distributions")
+    options = parser.parse_args()
+    if options.check:
+        CHECKS[options.check]()
+        return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        wheel = build(scratch)
-        plain = environment(scratch / "plain", str(wheel))
-        flask = environment(scratch / "flask", f"{DISTRIBUTION}[flask] @ {wheel.as_uri()}")
-        commands = environment(scratch / "commands", f"{DISTRIBUTION}[cli] @ {wheel.as_uri()}")
-        (elsewhere := scratch / "elsewhere").mkdir()
-        for check, python in {"write": plain, "read": plain, "commands": commands, "flask": flask}.items():
-            run(python, "-W", "error", __file__, check, folder=elsewhere)
-            print(f"{check}: {CHECKS[check].__doc__}")
+        builder = Environment(sys.executable, scratch / "build")
+        wheel = build(builder, options.keep or scratch / "dist")
+        for python in options.pythons:
+            try_wheel(builder, wheel, python, scratch)
 
 
 if __name__ == "__main__":
-    CHECKS[sys.argv[1]]() if len(sys.argv) > 1 else main()
+    main()
