@@ -1,4 +1,4 @@
-"""The metrics page at PDC_METRICS_PATH: ``path("", include("pdc_django.urls"))``."""
+"""The metrics page at PDC_METRICS_PATH, and that of PDC_DASHBOARD below it: ``path("", include("pdc_django.urls"))``."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from contextlib import suppress
 
 from django.urls import URLPattern, path
 
+from pdc.dashboard import path_of
+
 from . import conf, views
 
-NAME = "pdc_metrics"
+NAME, DASHBOARD = "pdc_metrics", "pdc_dashboard"
 
 urlpatterns: list[URLPattern] = []
 with suppress(*conf.CONFIG_ERRORS):  # the system check reports it
-    if conf.options().metrics_path is not None:
-        urlpatterns.append(path(str(conf.options().metrics_path).removeprefix("/"), views.metrics, name=NAME))
+    if (page := conf.options().metrics_path) is not None:
+        urlpatterns.append(path(page.removeprefix("/"), views.metrics, name=NAME))
+    if conf.options().dashboard and (page := path_of(page)) is not None:
+        urlpatterns.append(path(page.removeprefix("/"), views.dashboard, name=DASHBOARD))

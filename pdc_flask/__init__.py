@@ -17,7 +17,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import Rule
 
 from pdc import Info, config
-from pdc.exposition import scrape_from_wsgi
+from pdc.exposition import Response as Answer
+from pdc.exposition import Scrape, scrape_from_wsgi
 from pdc.http import (
     TRACKER,
     UNMATCHED,
@@ -37,7 +38,7 @@ from .views import ViewMetrics, end_unanswered, warn_of_misplaced
 
 __all__ = ["PrometheusMetrics", "RequestRecord"]
 
-ENDPOINT = "pdc_metrics"
+ENDPOINT, DASHBOARD = "pdc_metrics", "pdc_dashboard"
 
 
 class PrometheusMetrics(ViewMetrics):
@@ -74,7 +75,9 @@ class PrometheusMetrics(ViewMetrics):
         for info, labels in self._infos:
             info.info(labels)
         if options.metrics_path is not None:
-            _mount(app, metrics, options.metrics_path)
+            _mount(app, metrics, options.metrics_path, ENDPOINT, metrics.answer)
+        if metrics.dashboard_path is not None:
+            _mount(app, metrics, metrics.dashboard_path, DASHBOARD, metrics.answer_browser)
         app.full_dispatch_request = _watch_requests(app)  # type: ignore[method-assign]  # Flask has no hook there
         app.wsgi_app = track_wsgi(metrics, app.wsgi_app)  # type: ignore[assignment,method-assign]  # Flask documents it
         metrics.begin_serving()
@@ -97,9 +100,9 @@ class PrometheusMetrics(ViewMetrics):
         return info
 
 
-def _mount(app: Flask, metrics: HTTPMetrics, path: str) -> None:
+def _mount(app: Flask, metrics: HTTPMetrics, path: str, endpoint: str, answer: Callable[[Scrape], Answer]) -> None:
     def page(**_: str) -> Response:
-        return Response(*metrics.answer(scrape_from_wsgi(request.environ)))
+        return Response(*answer(scrape_from_wsgi(request.environ)))
 
     guarded = app.ensure_sync(metrics.decorated(page))
 
@@ -114,7 +117,7 @@ def _mount(app: Flask, metrics: HTTPMetrics, path: str) -> None:
         hosts = [{}, {"subdomain": "<pdc_host>"}]
     view = exclude(serve)
     for host in hosts:
-        app.add_url_rule(path, ENDPOINT, view, methods=methods, provide_automatic_options=False, **host)
+        app.add_url_rule(path, endpoint, view, methods=methods, provide_automatic_options=False, **host)
 
 
 def _tracker() -> Tracker | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from inspect import isawaitable
 from typing import Any
@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pdc import config
+from pdc.dashboard import path_of
 from pdc.exposition import scrape_from_asgi
 from pdc.http import (
     TRACKER,
@@ -156,19 +157,32 @@ class PrometheusMiddleware:
 
 async def metrics(request: Request) -> Response:
     """Answer a scrape; it is not counted, wherever this is mounted."""
+    return await _answered(request, _page)
+
+
+async def _dashboard(request: Request) -> Response:
+    """Answer a browser that asks for the page of PDC_DASHBOARD, which is not counted either."""
+    return await _answered(request, _browser_page)
+
+
+async def _answered(request: Request, page: Callable[[Request], Any]) -> Response:
     scope = request.scope
     if METRICS not in scope:
         raise RuntimeError("metrics() needs the middleware: call app.add_middleware(PrometheusMiddleware) or instrument(app)")
     if scope[METRICS] is None:
         raise HTTPException(404, "metrics are switched off (PDC_ENABLED)")
     _leave_out(scope)
-    answer: Any = scope[METRICS].decorated(_page)(request)
+    answer: Any = scope[METRICS].decorated(page)(request)
     response: Response = await answer if isawaitable(answer) else answer
     return response
 
 
 async def _page(request: Request) -> Response:
     return Response(*await run_in_threadpool(request.scope[METRICS].answer, scrape_from_asgi(request.scope)))
+
+
+async def _browser_page(request: Request) -> Response:
+    return Response(*await run_in_threadpool(request.scope[METRICS].answer_browser, scrape_from_asgi(request.scope)))
 
 
 @with_options_shown
@@ -206,20 +220,30 @@ def instrument(
     routes = app.router.routes
     before = len(routes)
     if is_of_fastapi:
-        _add_api_routes(app, loaded.metrics_path, dependencies, include_in_schema, tags)
+        _add_api_routes(app, loaded.metrics_path, metrics, dependencies, include_in_schema, tags)
     else:
         routes.append(Route(loaded.metrics_path, metrics, methods=METHODS, include_in_schema=False))
+    if loaded.dashboard and (path := path_of(loaded.metrics_path)) is not None:
+        if is_of_fastapi:
+            _add_api_routes(app, path, _dashboard, dependencies, False, None)
+        else:
+            routes.append(Route(path, _dashboard, methods=METHODS, include_in_schema=False))
     routes[:] = [*routes[before:], *routes[:before]]  # before all other routes: one of them may take every path
 
 
 def _add_api_routes(
-    app: Any, path: str, dependencies: Sequence[Any] | None, include_in_schema: bool, tags: Sequence[str] | None
+    app: Any,
+    path: str,
+    view: Callable[[Request], Any],
+    dependencies: Sequence[Any] | None,
+    include_in_schema: bool,
+    tags: Sequence[str] | None,
 ) -> None:
-    """Add routes of FastAPI for the page. Its schema has an operation for each method, and shows GET alone."""
+    """Add routes of FastAPI for a page. Its schema has an operation for each method, and shows GET alone."""
     for method in METHODS:
         app.router.add_api_route(
             path,
-            metrics,
+            view,
             methods=[method],
             dependencies=dependencies,
             include_in_schema=include_in_schema and method == "GET",

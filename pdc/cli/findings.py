@@ -17,8 +17,8 @@ from ..exposition import Encoder
 from ..family import Page, families, known_families
 from ..options import Options
 from ..process.files import life
-from ..storage import META, Snapshot, Storage, StorageError
-from .words import duration, plural, state, writers
+from ..storage import META, Snapshot, Storage, StorageError, writers
+from .words import duration, plural, state
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
 SLOW_SECONDS, TOO_SLOW_SECONDS = 1.0, 10.0

@@ -10,7 +10,7 @@ import click
 
 from ..config import described
 from ..family import LEASE_SECONDS, TYPES, Family, Fields, explained
-from ..storage import META, UPDATED, Snapshot, Storage, StorageError
+from ..storage import META, UPDATED, Snapshot, Storage, StorageError, writers
 from ..storage.labels import series_of as labels_of
 from .places import Place, as_redis, suggestion, with_place
 from .terminal import examples, print_table, printable
@@ -27,7 +27,6 @@ from .words import (
     state,
     value_cells,
     value_columns,
-    writers,
 )
 
 

@@ -6,18 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from ..dashboard import ROUTES, Traffic, is_failed, one_of
 from ..family import Labels, families
 from ..storage import Snapshot
 from .words import QUANTILES, SeriesOf, quantile, series_of, spelled
-
-ROUTES = frozenset({"endpoint", "handler", "http_route", "path", "path_template", "route", "url_rule", "view"})
-STATUSES = frozenset({"code", "http_response_status_code", "status", "status_code"})
-"""The labels that exporters have for the route and the status of a request."""
-
-
-def _one_of(names: frozenset[str], labels: Labels) -> str | None:
-    """The value of the label that has one of these names."""
-    return next((value for name, value in labels if name in names), None)
 
 
 class Moment(NamedTuple):
@@ -33,6 +25,11 @@ class Moment(NamedTuple):
         metrics = families(snapshot.metrics, snapshot.now)
         types = {metric.name: metric.type for metric in metrics}
         return cls(snapshot.now, types, {metric.name: {each.labels: each for each in series_of(metric)} for metric in metrics})
+
+    @property
+    def traffic(self) -> Traffic:
+        """The metrics of requests."""
+        return Traffic(self.types, {name: next(iter(series), ()) for name, series in self.series.items()})
 
 
 class RouteRow(NamedTuple):
@@ -66,39 +63,21 @@ class Rates:
     def __init__(self, before: Moment, now: Moment) -> None:
         self._before = before
         self._now = now
+        self._traffic = now.traffic
         self._seconds = max(now.at - before.at, 1e-9)
 
     def routes(self) -> list[RouteRow]:
         """The routes of HTTP requests, the busiest first, under the names of pdc or of another exporter."""
         counts: defaultdict[str, float] = defaultdict(float)
         failed: defaultdict[str, float] = defaultdict(float)
-        for name, suffix in self._counted():
+        for name, suffix in self._traffic.requests:
             for labels, each in self._now.series[name].items():
-                route, grown = _one_of(ROUTES, labels) or "-", _grown(self._value(name, labels, suffix), each.value(suffix))
+                route, grown = one_of(ROUTES, labels) or "-", _grown(self._value(name, labels, suffix), each.value(suffix))
                 counts[route] += grown
-                failed[route] += grown if (_one_of(STATUSES, labels) or "").startswith("5") else 0.0
+                failed[route] += grown if is_failed(labels) else 0.0
         buckets = self._buckets()
         rows = [self._route(route, count, failed[route], buckets[route]) for route, count in counts.items() if count]
         return sorted(rows, key=lambda row: -row.rate)
-
-    def _counted(self) -> list[tuple[str, str]]:
-        """The metrics that count requests: counters with a route and a status, or else durations with both."""
-        counters = [
-            name for name, kind in self._now.types.items() if kind == "counter" and self._is_of_requests(name, STATUSES)
-        ]
-        durations = [name for name in self._durations() if self._is_of_requests(name, STATUSES)]
-        return [(name, "_total") for name in counters] or [(name, "_count") for name in durations]
-
-    def _durations(self) -> list[str]:
-        """The histograms of the durations of requests."""
-        histograms = [name for name, kind in self._now.types.items() if kind == "histogram" and self._is_of_requests(name)]
-        return [name for name in histograms if "duration" in name or "latency" in name]
-
-    def _is_of_requests(self, name: str, labels: frozenset[str] = ROUTES) -> bool:
-        """True for a metric of requests by route, with one of these labels."""
-        series = next(iter(self._now.series[name]), ())
-        has_labels = _one_of(ROUTES, series) is not None and _one_of(labels, series) is not None
-        return has_labels and ("request" in name or "response" in name)
 
     def _route(self, route: str, count: float, failed: float, buckets: Mapping[float, float]) -> RouteRow:
         found = sorted(buckets.items())
@@ -112,18 +91,18 @@ class Rates:
     def _buckets(self) -> defaultdict[str, defaultdict[float, float]]:
         """By route, the growth of the cumulated buckets of durations."""
         found: defaultdict[str, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
-        for name in self._durations():
+        for name in self._traffic.durations:
             for labels, each in self._now.series[name].items():
                 before = self._before.series.get(name, {}).get(labels)
                 known = {} if before is None else dict(before.buckets())
                 for bound, count in each.buckets():
-                    found[_one_of(ROUTES, labels) or "-"][bound] += _grown(known.get(bound, 0.0), count)
+                    found[one_of(ROUTES, labels) or "-"][bound] += _grown(known.get(bound, 0.0), count)
         return found
 
     def others(self) -> list[CounterRow]:
         """Other counters, histograms and summaries that have grown, the fastest first."""
         names = [name for name, kind in self._now.types.items() if kind in ("counter", "histogram", "summary")]
-        shown = {*self._durations(), *(name for name, _ in self._counted())}
+        shown = {*self._traffic.durations, *(name for name, _ in self._traffic.requests)}
         rows = [row for name in names if name not in shown for row in self._others_of(name)]
         return sorted(rows, key=lambda row: -row.rate)
 
@@ -138,6 +117,5 @@ class Rates:
 
 def in_progress(moment: Moment) -> float | None:
     """The requests in progress; None where no application counts them."""
-    gauges = [name for name, kind in moment.types.items() if kind == "gauge" and "request" in name]
-    names = [name for name in gauges if "in_progress" in name or "inprogress" in name or "active" in name]
+    names = moment.traffic.in_progress
     return sum(each.value("") for name in names for each in moment.series[name].values()) if names else None

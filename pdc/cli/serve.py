@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import config
+from ..dashboard import answer as answer_browser
+from ..dashboard import path_of
 from ..exposition import Response, plain, respond, scrape_from_wsgi, start_server, stop_server
 from ..http import Access
 from ..options import Options
@@ -37,10 +39,17 @@ HEALTH_PATH, DEFAULT_PATH = "/healthz", "/metrics"
     "--port", type=click.IntRange(0, 65535), metavar="PORT", help=f"The port (else PDC_METRICS_PORT, {DEFAULT_PORT}; 0: any)."
 )
 @click.option("--token", metavar="TEXT", help="The bearer token of scrapes (else PDC_METRICS_TOKEN).")
+@click.option("--dashboard", is_flag=True, help="Serve a page for browsers, too (else PDC_DASHBOARD).")
 @click.option("--certfile", metavar="FILE", type=click.Path(), help="The certificate: serve over TLS.")
 @click.option("--keyfile", metavar="FILE", type=click.Path(), help="Its key, unless the same file has it.")
 def serve(
-    place: Place, host: str | None, port: int | None, token: str | None, certfile: str | None, keyfile: str | None
+    place: Place,
+    host: str | None,
+    port: int | None,
+    token: str | None,
+    dashboard: bool,
+    certfile: str | None,
+    keyfile: str | None,
 ) -> None:
     """Serve /metrics in a process of its own.
 
@@ -49,6 +58,7 @@ def serve(
     has are answered.
     """
     options = place.options if token is None else dataclasses.replace(place.options, metrics_token=token)
+    options = dataclasses.replace(options, dashboard=dashboard or options.dashboard)
     known_host, known_port = options.metrics_port or (EVERY_ADDRESS, DEFAULT_PORT)
     host, port = known_host if host is None else host, known_port if port is None else port
     if keyfile is not None and certfile is None:
@@ -60,7 +70,10 @@ def serve(
     ended = _ending()
     server, _ = start_server(_app(storage, options), port, host, context)
     address = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{server.server_port}"
-    click.echo(f"pdc: {config.described(storage)} is on {address}{options.metrics_path or DEFAULT_PATH}", err=True)
+    page = options.metrics_path or DEFAULT_PATH
+    click.echo(f"pdc: {config.described(storage)} is on {address}{page}", err=True)
+    if options.dashboard:
+        click.echo(f"pdc: the dashboard is on {address}{path_of(page)}", err=True)
     ended.wait()
     stop_server(server, FINISH_SECONDS)
     config.shutdown()
@@ -95,15 +108,19 @@ def _ending() -> threading.Event:
 def _app(storage: Storage, options: Options) -> WSGIApplication:
     """The application: metrics at their path, and the health of the storage. The guards of the options guard the metrics."""
     access, path = Access(options), options.metrics_path or DEFAULT_PATH
+    for_people = path_of(path) if options.dashboard else None
+    known = [path, HEALTH_PATH, for_people]
 
     def answer(environ: WSGIEnvironment) -> Response:
         scrape, asked = scrape_from_wsgi(environ), environ.get("PATH_INFO", "")
-        if asked not in (path, HEALTH_PATH):
+        if asked not in known:
             return plain(HTTPStatus.NOT_FOUND, f"metrics are at {path}, the health of the storage is at {HEALTH_PATH}")
-        refusal = access.refusal(scrape)
+        refusal = access.refusal(scrape, by_browser=asked == for_people)
         if asked == HEALTH_PATH:
             return scrape.sent(_health(storage, shows_reason=refusal is None))
-        return scrape.answer() if refusal is None else scrape.sent(refusal)
+        if refusal is not None:
+            return scrape.sent(refusal)
+        return answer_browser(scrape) if asked == for_people else scrape.answer()
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return respond(answer(environ), start_response)

@@ -6,10 +6,10 @@ import click
 
 from ..config import described
 from ..family import TYPES, Family, Fields, explained
-from ..storage import META, Snapshot, StorageError
+from ..storage import META, Snapshot, StorageError, writers
 from .places import Place, with_place
 from .terminal import busy, examples, print_table
-from .words import last_seen, plural, series_of, state, summary, writers
+from .words import last_seen, plural, series_of, state, summary
 
 COLUMNS = ("Metric", "Type", "Series ", "Value ", "Written", "Help")
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from ..config import described
-from ..storage import Storage, StorageError
+from ..storage import Storage, StorageError, writers
 from .places import Place, with_place
 from .rates import Moment, Rates, in_progress
 from .terminal import examples, made_table, printable
-from .words import QUANTILES, duration, number, plural, state, writers
+from .words import QUANTILES, duration, number, plural, state
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from ..family import LEASE_SECONDS, Family, Fields, Labels, explained
-from ..storage import FINAL_MARK_SECONDS, FORGET_WRITER_SECONDS, MARK, Mark
+from ..storage import FINAL_MARK_SECONDS, FORGET_WRITER_SECONDS
 
 SUFFIXES = ("_total", "_bucket", "_sum", "_count", "_created", "_info")
 """The ends of names of samples, which the names of metrics lack."""
@@ -169,17 +169,6 @@ def own_values(family: Family, fields: Fields) -> Iterator[OwnValue]:
             with explained(family.name):
                 value, set_at = map(float, str(stored).split(" "))
             yield OwnValue(writer, labels, value, set_at)
-
-
-def writers(metrics: Iterable[Fields]) -> dict[str, float]:
-    """The processes that wrote these metrics, each with the time at which it was last seen, the latest first."""
-    seen: dict[str, float] = {}
-    for fields in metrics:
-        for field, stored in fields.items():
-            if field.startswith(MARK):
-                writer, mark = field.removeprefix(MARK), Mark.loads(stored)
-                seen[writer] = max(seen.get(writer, 0.0), mark.seen)
-    return dict(sorted(seen.items(), key=lambda item: -item[1]))
 
 
 def state(seen: float, now: float) -> str:

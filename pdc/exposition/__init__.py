@@ -1,6 +1,6 @@
 """A scrape, from one read of the storage to bytes on a socket: collect, render, negotiate, serve."""
 
-from .collection import collect, generate_latest
+from .collection import collect, generate_latest, read_storage
 from .others import OtherCollectors
 from .rendering import Encoder
 from .scrape import (
@@ -35,6 +35,7 @@ __all__ = [
     "make_asgi_app",
     "make_wsgi_app",
     "plain",
+    "read_storage",
     "respond",
     "scrape_from_asgi",
     "scrape_from_wsgi",

@@ -69,14 +69,14 @@ def render(
 def _collect(registry: Collector | None, page: Page, own: bool, names: frozenset[str] | None) -> list[Metric]:
     if registry is not None and not isinstance(registry, CollectorRegistry):
         return list(page.admitted(registry.collect()))
-    snapshot = _read(own=own)
+    snapshot = read_storage(own=own)
     return [*families(snapshot.metrics, snapshot.now, page, names), *_others(registry, page, names)]
 
 
 def _render(
     encoder: Encoder, registry: CollectorRegistry | OtherCollectors | None, own: bool, names: frozenset[str] | None
 ) -> bytes:
-    snapshot, others = _read(own=own), partial(_render_others, registry, encoder, names)
+    snapshot, others = read_storage(own=own), partial(_render_others, registry, encoder, names)
     if names is None:
         return _RENDERER.render(snapshot, encoder, others)
     page = Page(encoder.escaping)
@@ -92,10 +92,11 @@ def _render_others(
     return encoder.encode(chosen(_others(registry, page, names), names))
 
 
-def _read(*, own: bool) -> Snapshot:
+def read_storage(*, own: bool) -> Snapshot:
     """Read the storage; `own` adds the metrics of pdc itself.
 
-    Raises StorageError where no other metric exists: zeros of a storage that nobody writes to look as if all were well.
+    Raises NotConfigured and StorageError, the latter also where no other metric exists: zeros of a storage that nobody
+    writes to look as if all were well.
     """
     now, stored = config.read(config.DEFAULT)
     if own and not stored and not config.is_declared():

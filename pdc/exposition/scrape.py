@@ -51,18 +51,24 @@ class Scrape(NamedTuple):
 
     def answer(self, registry: Collector | OtherCollectors | None = None, *, compress: bool = True) -> Response:
         """Read the storage once and render it as the client asked; 503 with the reason where it cannot be read."""
+        encoder, content_type = negotiate(self.accept)
+        page = partial(render, encoder, registry, parse_qs(self.query).get("name[]"), own=True)
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        return self.answer_with(page, headers, compress=compress)
+
+    def answer_with(self, make: Callable[[], bytes], headers: Mapping[str, str], *, compress: bool = True) -> Response:
+        """Answer with the body that `make` returns and these headers; 503 with the reason where it cannot read the storage."""
         if self.method == "OPTIONS":
             return plain(HTTPStatus.OK, METHODS, ("Allow", METHODS))
         if self.method not in ("GET", "HEAD"):
             return plain(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.method} is not one of {METHODS}", ("Allow", METHODS))
-        encoder, content_type = negotiate(self.accept)
         try:
-            body = render(encoder, registry, parse_qs(self.query).get("name[]"), own=True)
+            body = make()
         except (StorageError, NotConfigured) as error:
             waiting = config.waiting_series()
             message = f"{error}\n# {waiting} series of this process wait in memory" if waiting else str(error)
             return self.sent(plain(HTTPStatus.SERVICE_UNAVAILABLE, message))
-        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        headers = dict(headers)
         if compress and accepts_gzip(self.accept_encoding):
             body = gzip.compress(body, compresslevel=6, mtime=0)
             headers["Content-Encoding"] = "gzip"

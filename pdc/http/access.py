@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hmac
 import logging
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from ..exposition import Response, Scrape, plain
 from ..options import Options
 from ..process import log
+
+BASIC = 'Basic realm="metrics", charset="UTF-8"'
+_ASK = ("WWW-Authenticate", BASIC)
+FOR_PEOPLE = "this page needs a user and a password: those of PDC_METRICS_BASIC_AUTH, or any user and PDC_METRICS_TOKEN"
 
 
 class Access:
@@ -22,21 +26,27 @@ class Access:
         challenges = []
         if (credentials := options.metrics_basic_auth) is not None:
             accepted["Basic <user:password in Base64>"] = f"Basic {b64encode(_bytes(credentials)).decode()}"
-            challenges.append('Basic realm="metrics", charset="UTF-8"')
+            challenges.append(BASIC)
         if options.metrics_token is not None:
             accepted["Bearer <token>"] = f"Bearer {options.metrics_token}"
             challenges.append("Bearer")
+        self._token = None if options.metrics_token is None else _bytes(options.metrics_token)
         self._accepted = [*map(_bytes, accepted.values())]
         self._needed = f"metrics need the header Authorization: {' or '.join(accepted)}"
         self._challenge = ", ".join(challenges)
 
-    def refusal(self, scrape: Scrape) -> Response | None:
-        """The answer to a client that may not read metrics, whatever its method; None for others."""
+    def refusal(self, scrape: Scrape, *, by_browser: bool = False) -> Response | None:
+        """The answer to a client that may not read metrics, whatever its method; None for others.
+
+        Browsers ask people for a user and a password alone: there, the token is the password of any user.
+        """
         if self._networks and not self._is_near(scrape.client):
             return plain(HTTPStatus.FORBIDDEN, _reason(scrape.client))
-        if self._accepted and not self._knows(scrape.authorization):
-            return plain(HTTPStatus.UNAUTHORIZED, self._needed, ("WWW-Authenticate", self._challenge))
-        return None
+        if not self._accepted or self._knows(scrape.authorization):
+            return None
+        if by_browser:
+            return None if self._has_token(scrape.authorization) else plain(HTTPStatus.UNAUTHORIZED, FOR_PEOPLE, _ASK)
+        return plain(HTTPStatus.UNAUTHORIZED, self._needed, ("WWW-Authenticate", self._challenge))
 
     def _is_near(self, client: str) -> bool:
         addresses = {_address(client), _parsed(client)} - {None}  # a network may be one of IPv4 in IPv6, too
@@ -47,6 +57,17 @@ class Access:
         given = f"{scheme.capitalize()}{space}{rest}"  # the case of a scheme means nothing
         sent = (_bytes(given), given.encode("latin-1", "replace"))  # servers read the bytes of a client as Latin-1
         return any(hmac.compare_digest(each, accepted) for each in sent for accepted in self._accepted)
+
+    def _has_token(self, authorization: str) -> bool:
+        """True where the password of the scheme Basic is the token."""
+        scheme, _, rest = authorization.partition(" ")
+        if self._token is None or scheme.lower() != "basic":
+            return False
+        try:
+            _, _, password = b64decode(rest, validate=True).partition(b":")
+        except ValueError:
+            return False
+        return hmac.compare_digest(password, self._token)
 
 
 def warn_of_port(options: Options, guard: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client.registry import CollectorRegistry
 
+from .. import dashboard
 from ..exposition import OtherCollectors, Port, Response, Scrape, respond, scrape_from_wsgi
 from ..options import Options
 from .access import Access, warn_of_port
@@ -77,7 +78,9 @@ class HTTPMetrics:
         options.setup()
         self.series = RequestSeries(options)
         exact = [pattern for pattern in options.exclude_paths if isinstance(pattern, str)]
-        self._excluded = frozenset([*exact, options.metrics_path])
+        self.dashboard_path = dashboard.path_of(options.metrics_path) if options.dashboard else None
+        """The path of the page of PDC_DASHBOARD; None where there is none."""
+        self._excluded = frozenset([*exact, options.metrics_path, self.dashboard_path])
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
         self._counts_unmatched = options.count_unmatched
         self._has_rules = bool(self._patterns or options.exclude_methods)
@@ -126,7 +129,9 @@ class HTTPMetrics:
             self._port.open()
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return respond(self.answer(scrape_from_wsgi(environ)), start_response)
+        is_for_people = self.options.dashboard and environ.get("PATH_INFO", "").endswith(dashboard.PATH)
+        answer = self.answer_browser if is_for_people else self.answer
+        return respond(answer(scrape_from_wsgi(environ)), start_response)
 
     def answer(self, scrape: Scrape) -> Response:
         """Answer a scrape; 401 or 403 where the client may not read metrics."""
@@ -135,6 +140,14 @@ class HTTPMetrics:
             return scrape.sent(refusal)
         self.series.inform()
         return scrape.answer(self._others)
+
+    def answer_browser(self, scrape: Scrape) -> Response:
+        """Answer a request for the page of PDC_DASHBOARD, behind the same guards."""
+        refusal = self._access.refusal(scrape, by_browser=True)
+        if refusal is not None:
+            return scrape.sent(refusal)
+        self.series.inform()
+        return dashboard.answer(scrape)
 
     def decorated(self, view: Callable[..., Any]) -> Callable[..., Any]:
         """The view of the page with the decorator of the options, which decorates each view once."""

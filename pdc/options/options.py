@@ -157,6 +157,12 @@ class Options:
         "a callable, or the dotted path of one",
         "Decorates the view of the metrics page, as `login_required` does.",
     )
+    dashboard: bool = option(
+        False,
+        values.parse_flag,
+        _TRUE_OR_FALSE,
+        "Show rates, errors and latencies live, on the page /dashboard below that of the metrics.",
+    )
     registry: str | CollectorRegistry | None = option(
         "prometheus_client.REGISTRY",
         values.parse_registry,

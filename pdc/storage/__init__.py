@@ -25,7 +25,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
 from enum import Enum
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -378,6 +378,17 @@ class Mark(NamedTuple):
     def is_forgotten(self, now: float) -> bool:
         """True if the writer was not seen for so long that it does not count any more."""
         return self.seen < now - (FORGET_WRITER_SECONDS if self.mode in ("", "live") else FORGET_VALUES_SECONDS)
+
+
+def writers(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The processes that wrote these metrics, each with the time at which it was last seen, the latest first."""
+    seen: dict[str, float] = {}
+    for fields in metrics:
+        for field, stored in fields.items():
+            if field.startswith(MARK):
+                writer, mark = field.removeprefix(MARK), Mark.loads(stored)
+                seen[writer] = max(seen.get(writer, 0.0), mark.seen)
+    return dict(sorted(seen.items(), key=lambda item: -item[1]))
 
 
 def new_id() -> str:
