@@ -85,7 +85,8 @@ class Browser:
 
     def run(self, source: str) -> Any:
         """The value of an expression of JavaScript in the page, of a promise once it is resolved."""
-        answer = self.call("Runtime.evaluate", expression=source, returnByValue=True, awaitPromise=True)
+        options = {"returnByValue": True, "awaitPromise": True, "allowUnsafeEvalBlockedByCSP": False}
+        answer = self.call("Runtime.evaluate", expression=source, **options)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import io
 import logging
 import re
@@ -11,12 +12,14 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.util import setup_testing_defaults
 
 import django
 import hypercorn.asyncio
 import hypercorn.config
+import pytest
 import uvicorn
 from conftest import free_port, wait_until
 from django.core.handlers.asgi import ASGIHandler
@@ -45,7 +48,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 import pdc_django
 import pdc_starlette
 from pdc.http import RequestRecord, exclude
-from pdc_django import conf
+from pdc_django import conf, urls
 from pdc_django.views import metrics as metrics_of_django
 from pdc_flask import PrometheusMetrics
 from pdc_starlette import instrument
@@ -159,25 +162,34 @@ class Answer(NamedTuple):
 
     status: int
     text: str
+    headers: dict[str, str]
 
 
 def over_wsgi(app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
     """Send a request as a WSGI server does, and read the answer to its end or its failure."""
-    environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": io.BytesIO(body)}
+    path, _, query = path.partition("?")
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "wsgi.input": io.BytesIO(body),
+    }
     environ.update({f"HTTP_{name}".upper().replace("-", "_"): value for name, value in headers.items()})
     environ["CONTENT_LENGTH"] = environ.pop("HTTP_CONTENT_LENGTH", str(len(body)))
     setup_testing_defaults(environ)
-    started: list[int] = []
-    answer = app(environ, lambda status, *_: started.append(int(status[:3])))
+    started: list[tuple[int, list[tuple[str, str]]]] = []
+    answer = app(environ, lambda status, headers, *_: started.append((int(status[:3]), headers)))
     sent = b""
     with closing(answer), suppress(LookupError):  # the server closes the connection
         for chunk in answer:
             sent += chunk
-    return Answer(started[-1], sent.decode())
+    status, sent_headers = started[-1]
+    return Answer(status, sent.decode(), {name.lower(): value for name, value in sent_headers})
 
 
 def asgi_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
     """The scope of a request as a server makes it."""
+    path, _, query = path.partition("?")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -187,7 +199,7 @@ def asgi_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, 
         "path": path,
         "raw_path": path.encode(),
         "root_path": "",
-        "query_string": b"",
+        "query_string": query.encode(),
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
         "server": ("shop", 80),
@@ -208,7 +220,8 @@ def over_asgi(app: Any, method: str, path: str, headers: Mapping[str, str], body
     named = {"host": "shop", "content-length": str(len(body)), **{name.lower(): value for name, value in headers.items()}}
     with suppress(LookupError):  # the server closes the connection
         asyncio.run(app(asgi_scope(method, path, named), receive, send))
-    return Answer(sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode())
+    sent_headers = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode(), sent_headers)
 
 
 def leave_wsgi(app: Any, path: str) -> None:
@@ -322,7 +335,11 @@ class Application:
 
     def scrape(self, **headers: str) -> Answer:
         """The answer of the metrics page."""
-        return type(self).send(self.app, "GET", f"{self.prefix}/metrics", headers, b"")
+        return self.answer("GET", f"{self.prefix}/metrics", headers)
+
+    def answer(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """The whole answer to a request without a body."""
+        return type(self).send(self.app, method, path, headers or {}, b"")
 
     def mount(self, prefix: str) -> None:
         """Put the application below a prefix of another one."""
@@ -424,6 +441,7 @@ class OfDjango(Application):
             **{f"PDC_{name.upper()}": value for name, value in options.items()},
         )
         self._settings.enable()
+        importlib.reload(urls)  # they depend on the options
         return type(self).handler()
 
     def add(self, hook: Callable[[RequestRecord], object]) -> None:
@@ -434,6 +452,7 @@ class OfDjango(Application):
         """Restore the settings, and remove hooks."""
         self._settings.disable()
         conf.http_metrics.cache_clear()
+        importlib.reload(urls)
         conf.HOOKS.clear()
 
     @classmethod
@@ -573,6 +592,24 @@ FRAMEWORKS = {
     "starlette": OfStarlette,
     "fastapi": OfFastAPI,
 }
+
+Make = Callable[..., Application]
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Make an application of each framework; keywords are options."""
+    made: list[Application] = []
+
+    def making(**options: Any) -> Application:
+        written_through = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+        made.append(FRAMEWORKS[request.param](**{**written_through, **options}))
+        return made[-1]
+
+    yield making
+    for application in reversed(made):
+        application.close()
+
 
 NOTICING = [name for name in FRAMEWORKS if django.VERSION >= (5, 0) or not name.startswith("django-")]
 """Frameworks that hear of a client that leaves: Django under ASGI does from version 5 on."""

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import http_applications
 import prometheus_client
 import pytest
 import requests
@@ -25,7 +26,7 @@ from http_applications import (
     ITEMS,
     NOTICING,
     SERVERS,
-    Application,
+    Make,
     Serve,
     guarded,
     over_asgi,
@@ -36,22 +37,7 @@ import pdc
 from pdc.http import RequestRecord
 from pdc.options import OptionError, from_header, from_response_header
 
-Make = Callable[..., Application]
-
-
-@pytest.fixture(params=FRAMEWORKS)
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
-    """Make an application of each framework; keywords are options."""
-    made: list[Application] = []
-
-    def making(**options: Any) -> Application:
-        written_through = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
-        made.append(FRAMEWORKS[request.param](**{**written_through, **options}))
-        return made[-1]
-
-    yield making
-    for application in reversed(made):
-        application.close()
+make = http_applications.make  # pytest finds the fixture by its name here
 
 
 def lines(page: str) -> list[str]:

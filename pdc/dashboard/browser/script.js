@@ -303,7 +303,7 @@ async function poll() {
     show($("updated"), `at ${new Date(1000 * now.at).toLocaleTimeString()}`);
     render();
   } catch (error) {
-    state(`${error.message} – trying again`, "down");
+    state(`${error.message}; trying again`, "down");
     show($("reached"), "failed", true);
   }
   isBusy = false;
