@@ -1,7 +1,7 @@
 # `make demo` and `make test` install their dependencies; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions check-pythons peers prove interrupt long wheel release bench fuzz servers wrk luacheck clean
+.PHONY: help demo test lint format check-versions check-pythons peers prove interrupt long wheel release bench fuzz servers wrk chromium luacheck clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -61,7 +61,7 @@ peers: $(SUITES)/suites.stamp  ## Run the tests of peers against pdc (PEERS="sta
 prove: servers  ## Count 10,000,000 times in 16 threads amid scrapes, forks and signals (PYTHON=python3.14t: without the GIL)
 	$(PYTHON) tests/prove_threads.py $(PROVE)
 
-long: $(VENV)/test.stamp servers  ## Run the tests that take long, of ten thousand processes among them
+long: $(VENV)/test.stamp servers chromium  ## Run the tests that take long, of ten thousand processes among them
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m long --timeout 600 $(PYTEST)
 
 interrupt: $(VENV)/test.stamp servers  ## Raise an exception at POINTS=60 points of updates, flushes, scrapes, setup and forks each
@@ -113,6 +113,10 @@ servers:
 # Sends the benchmarks' requests to Gunicorn.
 wrk:
 	@missing=; command -v wrk >/dev/null || missing=wrk; $(INSTALL)
+
+# Shows the dashboard to the tests of it.
+chromium:
+	@missing=; command -v chromium >/dev/null || command -v google-chrome >/dev/null || missing=chromium; $(INSTALL)
 
 # Checks the scripts for Redis.
 luacheck:

@@ -1,4 +1,4 @@
-"""Chromium without a window, driven by its DevTools protocol over a pipe."""
+"""Chromium without a window, driven by its DevTools protocol over a pipe, and a storage whose time a test sets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from pdc.exposition import read_storage
+from pdc.storage import Snapshot, StorageError
 
 NAMES = ("chromium", "google-chrome", "chromium-browser")
 SILENT = (
@@ -131,3 +134,17 @@ class Browser:
         entries = [each["entry"]["text"] for each in self.params("Log.entryAdded")]
         issues = [each["issue"]["code"] for each in self.params("Audits.issueAdded")]
         return [*raised, *logged, *entries, *issues]
+
+
+class Clock:
+    """The time of the storage, as the page sees it, and whether the storage can be read."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+        self.is_down = False
+
+    def read(self, *, own: bool) -> Snapshot:
+        """Read the storage."""
+        if self.is_down:
+            raise StorageError("reading SQLite failed: <b>disk</b> on fire")
+        return Snapshot(self.now, read_storage(own=own).metrics)

@@ -162,7 +162,7 @@ class Answer(NamedTuple):
 
     status: int
     text: str
-    headers: dict[str, str]
+    headers: Mapping[str, str] = {}
 
 
 def over_wsgi(app: Any, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:

@@ -10,15 +10,13 @@ from typing import Any
 
 import flask
 import pytest
-from browser import Browser
+from browser import Browser, Clock
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import pdc
 from pdc.cli.words import quantile
 from pdc.dashboard import counts
-from pdc.exposition import read_storage
-from pdc.storage import Snapshot, StorageError
 from pdc_flask import PrometheusMetrics
 
 pytestmark = pytest.mark.long
@@ -59,20 +57,6 @@ OUTLINED = """
   .some((each) => each && getComputedStyle(each).outlineWidth === "3px")
 """
 """True where the focus can be seen."""
-
-
-class Clock:
-    """The time of the storage, as the page sees it, and whether the storage can be read."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-        self.is_down = False
-
-    def read(self, *, own: bool) -> Snapshot:
-        """Read the storage."""
-        if self.is_down:
-            raise StorageError("reading SQLite failed: <b>disk</b> on fire")
-        return Snapshot(self.now, read_storage(own=own).metrics)
 
 
 @pytest.fixture(scope="module")

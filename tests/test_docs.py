@@ -52,6 +52,7 @@ def test_every_block_of_code_is_run() -> None:
         "access.md": ["yaml", "python", "python", "python"],
         "architecture.md": ["python", "python"],
         "cli.md": ["sh", "python", "sh", "python", *["sh"] * 6],
+        "dashboard.md": ["python", "sh"],
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python", "sh"],
         "jobs.md": ["python", "yaml", "python"],

@@ -31,6 +31,7 @@ SHIPPED = (
     "README.md",
     "SECURITY.md",
     "docs/architecture.md",
+    "docs/images/dashboard-light.png",
     "pdc/storage/lua/apply.lua",
     "tests/conftest.py",
 )
@@ -49,9 +50,10 @@ def check_write() -> None:
     import pdc
 
     expect_installed(pdc)
-    folders = (root / "pdc" / "storage" / "lua" for root in (ROOT, Path(pdc.__file__).parent.parent))
-    expected, scripts = (sorted(path.name for path in folder.iterdir()) for folder in folders)
-    assert scripts == expected, f"expected the scripts {expected}, got {scripts}"
+    for data in (Path("storage", "lua"), Path("dashboard", "browser")):
+        folders = (root / data for root in (ROOT / "pdc", Path(pdc.__file__).parent))
+        expected, found_files = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+        assert found_files == expected, f"expected the files {[*expected]} in {data}, got {[*found_files]}, or others"
     found = "no error"
     try:
         pdc.setup(redis="redis://localhost:6379/0")
@@ -105,12 +107,14 @@ def check_flask() -> None:
 
     expect_installed(pdc_flask)
     app = flask.Flask(__name__)
-    app.config["PDC_SQLITE_PATH"] = "flask.db"
+    app.config.update(PDC_SQLITE_PATH="flask.db", PDC_DASHBOARD=True)
     app.add_url_rule("/hello", view_func=lambda: "hello")
     pdc_flask.PrometheusMetrics(app)
     client = app.test_client()
     client.get("/hello").close()
     expect_count(client.get("/metrics").text)
+    page = client.get("/metrics/dashboard").text
+    assert "<title>Metrics, live</title>" in page, f"expected the page of PDC_DASHBOARD, got {page!r}"
 
 
 def check_django() -> None:

@@ -66,8 +66,7 @@ def _durations(metric: Metric) -> Iterator[tuple[str, str, dict[str, float]]]:
     """Each series of a histogram: its name, the route, the cumulated buckets."""
     buckets: dict[Labels, dict[str, float]] = {}
     for labels, value in _series(metric, "_bucket"):
-        *rest, (_, bound) = sorted(labels, key=lambda label: label[0] == "le")
-        buckets.setdefault(tuple(rest), {})[bound] = value
+        buckets.setdefault(labels[:-1], {})[labels[-1][1]] = value  # `le` is the last label of a bucket
     for labels, counted in buckets.items():
         yield _name(metric, labels), one_of(ROUTES, labels) or "", counted
 

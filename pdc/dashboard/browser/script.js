@@ -5,6 +5,7 @@
 const EVERY = 5;        // seconds between two polls, or more where the server is slow
 const KEPT = 900;       // seconds for which steps are kept
 const MOST_ROWS = 100;  // rows of a table
+const BAD = 0.01;       // a share of errors that is shown as one
 const QUANTILES = { p50: 0.5, p90: 0.9, p99: 0.99 };
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -33,7 +34,8 @@ function share(value) {
 function time(seconds) {
   if (isNaN(seconds)) return "–";
   if (seconds < 1) return `${(1000 * seconds).toPrecision(seconds < 0.1 ? 2 : 3)} ms`;
-  return seconds < 120 ? `${seconds.toFixed(seconds < 10 ? 2 : 0)} s` : `${Math.round(seconds / 60)} min`;
+  if (seconds < 120) return `${seconds.toFixed(seconds < 10 ? 2 : 0)} s`;
+  return seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${whole(seconds / 3600)} h`;
 }
 
 // --- Growth, by the rules of `pdc top`
@@ -208,7 +210,7 @@ function fillRoutes(all, chosen) {
     (cell, row) => show(cell, row.key || "(no route)"),
     trend,
     (cell, row) => show(cell, short(row.rate)),
-    (cell, row) => show(cell, share(row.errors), row.errors > 0),
+    (cell, row) => show(cell, share(row.errors), row.errors >= BAD),
     ...Object.keys(QUANTILES).map((name) => (cell, row) => show(cell, time(row[name]))),
   ]);
   const hidden = rows.length - MOST_ROWS;
@@ -260,7 +262,7 @@ function render() {
   if (!chosen.length) return;
   const { rate, errors, ...times } = rowOfAll(all);
   show($("rate"), short(rate));
-  show($("errors"), share(errors), errors > 0);
+  show($("errors"), share(errors), errors >= BAD);
   for (const [name, value] of Object.entries(times)) show($(name), time(value));
   drawAll(chosen);
   fillRoutes(all, chosen);
