@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import flask
+import http_applications
 import pytest
 from browser import Browser, Clock
+from conftest import RedisServer
+from http_applications import Make, over_wsgi, uvicorn_server
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import pdc
+from pdc.cli import serve as serving
 from pdc.cli.words import quantile
 from pdc.dashboard import counts
+from pdc.options import Options
 from pdc_flask import PrometheusMetrics
 
 pytestmark = pytest.mark.long
+make = http_applications.make  # pytest finds the fixture by its name here
 
 HOSTILE = (
     """</td></script><img src=x onerror="window.broken=1"><svg onload='window.broken=1'>"'&amp;\u202e"""
@@ -343,3 +351,58 @@ def test_a_hidden_tab_asks_nothing(browser: Browser, serve: Callable[[Any], str]
     assert browser.run("new Promise((done) => setTimeout(() => done(asked), 2500))") == 0
     browser.run(hide % "false")
     browser.wait_for("asked === 1")
+
+
+def test_a_login_that_has_ended_is_shown(browser: Browser, serve: Callable[[Any], str], tmp_path: Path) -> None:
+    """Where a decorator sends the browser to its login, the page follows nowhere and asks for a reload."""
+    ended: list[bool] = []
+
+    def for_staff(view: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda **values: flask.redirect("/login") if ended else view(**values)
+
+    app = flask.Flask("shop")
+    app.config.update(PDC_SQLITE_PATH=str(tmp_path / "m.db"), PDC_DASHBOARD=True, PDC_METRICS_DECORATOR=for_staff)
+    asked: list[str] = []
+
+    @app.get("/login")
+    def login() -> str:
+        asked.append("login")
+        return "log in"
+
+    PrometheusMetrics(app)
+    opened_page(browser, f"{serve(app)}/metrics/dashboard")
+    ended.append(True)
+    browser.run("$('pause').click()")
+    browser.wait_for("$('state').parentElement.className === 'status down'")
+    assert browser.text("#state") == "The server no longer shows you metrics, reload the page; trying again"
+    assert asked == []
+
+
+def test_the_page_lives_in_every_framework(browser: Browser, serve: Callable[[Any], str], make: Make) -> None:
+    """Below a prefix of a real server, the page of each framework gets counts, and the browser complains about nothing."""
+    app = make(dashboard=True)
+    assert app.get("/items/tea", 3) == 200
+    app.mount("/outer")
+    with ExitStack() as stack:
+        is_wsgi = type(app).send is over_wsgi
+        address = serve(app.app) if is_wsgi else f"http://127.0.0.1:{stack.enter_context(uvicorn_server(app.app))}"
+        opened_page(browser, f"{address}/outer/metrics/dashboard")
+        assert browser.run("[...before.requests.values()].map(([, , count]) => count)") == [3]
+        assert browser.text("#state") == "Paused"
+        browser.open("about:blank")
+    assert browser.complaints() == []
+
+
+def test_serve_shows_an_outage_of_redis(browser: Browser, serve: Callable[[Any], str], own_redis_server: RedisServer) -> None:
+    """The page of `pdc serve` gives the reason while Redis is down, and is live again afterwards."""
+    pdc.setup(redis=own_redis_server.url)
+    metric = pdc.Counter("cart_requests", "Requests.", ["route", "status"], registry=None)
+    metric.labels("/cart", "200").inc()
+    opened_page(browser, serve(serving._app(pdc.config.DEFAULT.required(), Options(dashboard=True))) + "/metrics/dashboard")
+    own_redis_server.stop()
+    browser.run("$('pause').click()")
+    browser.wait_for("$('state').parentElement.className === 'status down'")
+    assert re.match("The storage cannot be read: .*ConnectionError.*; trying again", browser.text("#state"), re.DOTALL)
+    own_redis_server.start()
+    metric.labels("/cart", "200").inc()
+    browser.wait_for("$('state').textContent === 'Live'")
