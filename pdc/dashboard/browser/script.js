@@ -302,7 +302,7 @@ async function poll() {
     before = now;
     steps = steps.filter((step) => step.at > now.at - KEPT);
     state("Live", "live");
-    show($("updated"), `at ${new Date(1000 * now.at).toLocaleTimeString()}`);
+    show($("updated"), `numbers of ${new Date(1000 * now.at).toLocaleTimeString()}`);
     render();
   } catch (error) {
     state(`${error.message}; trying again`, "down");
