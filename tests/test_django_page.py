@@ -170,6 +170,22 @@ def test_the_path_of_the_page_is_a_setting(change: Settings) -> None:
         importlib.reload(urls)
 
 
+def test_the_dashboard_is_not_counted_under_a_prefix(send: Send, change: Settings) -> None:
+    """With PDC_DASHBOARD the URLconf has its page, which counts itself nowhere, and needs no login and no token of a form."""
+    try:
+        change(dashboard=True, ROOT_URLCONF=(path("internal/", include("pdc_django.urls")),))
+        importlib.reload(urls)
+        assert send("/internal/metrics/dashboard").body.startswith(b"<!DOCTYPE html>")
+        assert send("/internal/metrics/dashboard?counts").body.startswith(b'{"at": ')
+        assert b"http_requests_total{" not in send("/internal/metrics").body
+        assert views.dashboard.login_required is False  # type: ignore[attr-defined]  # set by Django
+        change(metrics_path=None)
+        assert importlib.reload(urls).urlpatterns == []
+    finally:
+        change(dashboard=False, metrics_path="/metrics")
+        importlib.reload(urls)
+
+
 def test_commands_print_and_clear_the_metrics(send: Send, monkeypatch: pytest.MonkeyPatch) -> None:
     """`manage.py metrics` prints the page; `clear_metrics` asks, and deletes the metrics."""
     send("/")
