@@ -235,12 +235,12 @@ function fillExceptions(all) {
 function fillHealth(now, all) {
   const age = now.at - now.own.pdc_last_flush_timestamp_seconds;
   const batches = all.own.get("pdc_flush_duration_seconds_count");
-  const values = { batch: isNaN(age) ? "none" : age < 1 ? "now" : `${time(age)} ago`, reached: time(now.seconds) };
-  values.storage = now.storage;
-  values.workers = count(now.workers);
-  values["in-progress"] = count(now.in_progress);
-  values.mean = batches ? time(all.own.get("pdc_flush_duration_seconds_sum") / batches) : "–";
-  for (const [id, value] of Object.entries(values)) show($(id), value);
+  show($("storage"), now.storage);
+  show($("workers"), count(now.workers));
+  show($("in-progress"), count(now.in_progress));
+  show($("reached"), time(now.seconds));
+  show($("batch"), isNaN(age) ? "none" : age < 1 ? "now" : `${time(age)} ago`);
+  show($("mean"), batches ? time(all.own.get("pdc_flush_duration_seconds_sum") / batches) : "–");
   const isDown = now.own.pdc_storage_up === 0;
   show($("up"), isDown ? "no" : "yes", isDown);
   for (const cell of document.querySelectorAll("[data-gauge]")) {
