@@ -59,11 +59,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _is_missing(item: pytest.Item) -> bool:
     marks = item.iter_markers("package")
-    return FREE_THREADED and any(find_spec(mark.args[0]) is None for mark in marks)
+    without_release = (mark for mark in marks if FREE_THREADED or sys.version_info < mark.kwargs.get("since", ()))
+    return any(find_spec(mark.args[0]) is None for mark in without_release)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests of packages without a release for Python without the GIL; with the GIL a missing package fails them."""
+    """Deselect tests of packages without a release for this Python; where there is one, a missing package fails them."""
     missing = [item for item in items if _is_missing(item)]
     config.hook.pytest_deselected(items=missing)
     items[:] = [item for item in items if item not in missing]

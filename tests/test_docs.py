@@ -46,7 +46,7 @@ def same(line: str) -> str:
 
 
 def test_every_block_of_code_is_run() -> None:
-    """The pages have as many blocks of code as tests run: here, and in those of health, process metrics and exporters."""
+    """The pages have as many blocks of code as tests run: here, and in those of process metrics, exporters and monitoring."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["yaml", "python", "python", "python"],
@@ -56,9 +56,9 @@ def test_every_block_of_code_is_run() -> None:
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python", "sh"],
         "jobs.md": ["python", "yaml", "python"],
+        "monitoring.md": ["yaml", "sh"],
         "redis.md": ["python", "python"],
         "reference.md": ["promql", "python"],
-        "reliability.md": ["yaml"],
     }
 
 

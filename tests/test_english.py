@@ -11,10 +11,16 @@ from pathlib import Path
 
 from conftest import ROOT
 
-FOLDERS = ("pdc", "pdc_*", "tests", "benchmarks", "example_apps")
+FOLDERS = ("pdc", "pdc_*", "tests", "benchmarks", "example_apps", "monitoring")
 PYTHON = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py")]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-COMMENTED = [ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci" / "run", *ROOT.glob("pdc/**/*.lua")]
+COMMENTED = [
+    ROOT / "Makefile",
+    ROOT / "pyproject.toml",
+    ROOT / ".ci" / "run",
+    *ROOT.glob("pdc/**/*.lua"),
+    *ROOT.glob("monitoring/**/*.yml"),
+]
 
 WORDS = "What|Whether|Who|Whose|Whom|That which"
 OPENING = re.compile(

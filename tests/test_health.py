@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, wait_until
+from conftest import wait_until
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,7 +19,6 @@ from pdc import config
 from pdc.delivery import backoff, flusher
 from pdc.delivery.health import NAMES
 from pdc.exposition import Scrape
-from pdc.exposition.others import FAILED
 
 OF_PDC = {
     "pdc_batches_retried_total": 0.0,
@@ -249,16 +247,6 @@ def told_retries() -> float:
     """The number of batches that this process has sent again."""
     (counter,) = config.DEFAULT.health._counters.values()
     return counter.memory[counter.offset]
-
-
-def test_the_alerts_of_the_docs_are_valid(tmp_path: Path) -> None:
-    """Prometheus accepts the rules of the page on reliability, which use all of these metrics but the durations."""
-    page = (ROOT / "docs" / "reliability.md").read_text()
-    (rules,) = re.findall(r"```yaml\n(groups:.*?)```", page, re.DOTALL)
-    (tmp_path / "rules.yml").write_text(rules)
-    subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yml"], check=True, capture_output=True, timeout=30)
-    spoken = set(re.findall(r"pdc_\w+", rules))
-    assert spoken == {*OF_PDC, LAST_FLUSH, FAILED} - {"pdc_flush_duration_seconds_count", "pdc_flush_duration_seconds_sum"}
 
 
 def test_a_scrape_counts_the_metrics_that_it_omits(storage: dict[str, Any], registry: CollectorRegistry) -> None:

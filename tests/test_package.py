@@ -23,7 +23,7 @@ import pdc_starlette
 from pdc.options import Options
 
 DISTRIBUTION = "prometheus-distributed-client"
-FOLDERS = ("pdc", "pdc_flask", "pdc_django", "pdc_starlette", "tests", "benchmarks", "example_apps")
+FOLDERS = ("pdc", "pdc_flask", "pdc_django", "pdc_starlette", "tests", "benchmarks", "example_apps", "monitoring")
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 

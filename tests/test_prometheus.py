@@ -196,11 +196,12 @@ class Shop:
 class Prometheus:
     """A Prometheus server that scrapes the shops every second."""
 
-    def __init__(self, folder: Path, shops: Collection[Shop]) -> None:
+    def __init__(self, folder: Path, shops: Collection[Shop], rules: Path | None = None) -> None:
         targets = [f"{{targets: ['127.0.0.1:{shop.port}'], labels: {{shop: {shop.name}}}}}" for shop in shops]
         (folder / "prometheus.yml").write_text(
             f"global: {{scrape_interval: {SCRAPE_SECONDS:g}s, evaluation_interval: {SCRAPE_SECONDS:g}s}}\n"
             f"scrape_configs: [{{job_name: shops, static_configs: [{', '.join(targets)}]}}]\n"
+            f"rule_files: [{'' if rules is None else rules / '*.yml'}]\n"
         )
         address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{address}/api/v1/query"
