@@ -89,6 +89,11 @@ def spelled_out(query: str) -> str:
     return re.sub(r"LIBRARY|\b[A-Z]+\b", lambda word: WORDS.get(word[0], word[0]), query)
 
 
+def row(title: str, *panels: Panel, folded: bool = False) -> Row:
+    """A row of these panels."""
+    return Row(title, panels, folded)
+
+
 def stat(title: str, description: str, unit: str, expr: str, *thresholds: tuple[float, str]) -> Panel:
     """A number."""
     return Panel(title, description, unit, (Query(expr),), "stat", 4, 4, thresholds)

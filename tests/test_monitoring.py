@@ -19,11 +19,14 @@ import http_applications
 import pytest
 import requests
 from conftest import ROOT, wait_until
+from django.core.cache import caches
+from django.core.management import call_command
 from helpers import block
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 from starlette_applications import client
 from test_celery import receivers, send, worker
+from test_dashboards import work
 from test_prometheus import SCRAPED, Prometheus
 
 import pdc
@@ -242,15 +245,21 @@ class Shop(NamedTuple):
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    """An application with all measurements, jobs and a worker of Celery, in one storage."""
-    options = {"sizes": True, "first_byte": True, "process_metrics": True, "flush_interval": 0.2}
-    app = http_applications.FRAMEWORKS["starlette"](sqlite_path=str(tmp_path / "metrics.db"), **options)
+    """Applications with all measurements, jobs and a worker of Celery, in one storage."""
+    place = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0.2}
+    app = http_applications.FRAMEWORKS["starlette"](**place, sizes=True, first_byte=True, process_metrics=True)
     app.app.router.routes.append(WebSocketRoute("/rooms/{room}", room))
     with ExitStack() as stack:
         app.get("/items/tea")  # the first request sets the storage up
         tasks = stack.enter_context(worker(queue_length=True))
+        django = http_applications.FRAMEWORKS["django"](**place, django_caches=True)
+        stack.callback(django.close)
+        call_command("migrate", verbosity=0)
+        cache = caches.create_connection("default")
 
         def act() -> None:
+            work(cache)
+            django.get("/items/tea")
             for path in ("/items/tea", "/missing/tea", "/nowhere", "/broken", "/stream"):
                 app.get(path, 2)
             app.request("POST", "/orders", body=b"tea")
@@ -298,17 +307,10 @@ def unfiltered(expression: str) -> str:
 @pytest.mark.long
 def test_every_expression_returns_numbers(prometheus: Prometheus) -> None:
     """Each query of a dashboard, each recorded series and each part of an alert has a number in a real Prometheus."""
-    base = prometheus.url.removesuffix("/query")
-    groups = requests.get(f"{base}/rules", timeout=10).json()["data"]["groups"]
-    rules = [rule["query"] for group in groups if not re.search("rq|dramatiq", group["name"]) for rule in group["rules"]]
-    assert len(rules) == 33
-    chosen = {"job": "shops", "library": "celery", "__rate_interval": "1m"}
-    shown = [
-        re.sub(r"\$\{?(\w+)\}?", lambda name: chosen.get(name[1], ".*"), query)
-        for board in BOARDS.values()
-        for query in queries(board)
-    ]
-    left = [*shown, *map(unfiltered, rules)]
+    rules = [rule["query"] for group in asked(prometheus, "rules")["groups"] for rule in group["rules"]]
+    left = [*chain.from_iterable(map(queries, BOARDS.values())), *map(unfiltered, rules)]
+    assert len(left) > 100
+    left = [chosen(query) for query in left if not re.search(r"\b(rq|dramatiq)_", query)]
 
     def all_return() -> bool:
         left[:] = [query for query in left if all(map(math.isnan, prometheus.query(query).values()))]
@@ -317,3 +319,28 @@ def test_every_expression_returns_numbers(prometheus: Prometheus) -> None:
     with suppress(AssertionError):
         wait_until(all_return)
     assert left == []
+
+
+@pytest.mark.long
+def test_every_choice_has_values(prometheus: Prometheus) -> None:
+    """Each variable of a dashboard has a value in a real Prometheus, and that of a library its name."""
+    for variable in chain.from_iterable(board["templating"]["list"] for board in BOARDS.values()):
+        if variable["type"] == "query":
+            found = re.fullmatch(r"label_values\((.+), (\w+)\)", chosen(variable["query"]["query"]))
+            assert found
+            values = asked(prometheus, f"label/{found[2]}/values", {"match[]": found[1]})
+            assert values, variable
+            cut = re.compile(variable["regex"].strip("/") or "(.*)")
+            names = [match[1] for match in map(cut.fullmatch, values) if match]
+            assert names == (["celery"] if variable["name"] == "library" else values)
+
+
+def asked(prometheus: Prometheus, path: str, parameters: dict[str, str] | None = None) -> Any:
+    """The answer of the interface of Prometheus at that path."""
+    return requests.get(f"{prometheus.url.removesuffix('query')}{path}", parameters, timeout=10).json()["data"]
+
+
+def chosen(query: str) -> str:
+    """The query with values for its variables."""
+    values = {"job": "shops", "library": "celery", "__rate_interval": "1m"}
+    return re.sub(r"\$\{?(\w+)\}?", lambda name: values.get(name[1], ".*"), query)
