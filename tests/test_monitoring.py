@@ -133,17 +133,43 @@ def dropped(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
         yield f"{place}: {ours!r}, in the schema {theirs!r}"
 
 
-@pytest.mark.package("grafana_foundation_sdk", since=(3, 11))
-@each_board
-def test_grafana_knows_all_of_a_dashboard(board: Any) -> None:
-    """Decoded with the classes that Grafana makes of its schema, each field is there, and has the type of the schema."""
+def differences(board: Any) -> list[str]:
+    """The places of a dashboard that Grafana's schema does not have, or has with another type."""
     sdk = "grafana_foundation_sdk"
     importlib.import_module(f"{sdk}.cog.plugins").register_default_plugins()
     model = importlib.import_module(f"{sdk}.models.dashboard").Dashboard
     decoded = model.from_json(board)
-    assert [*mistakes(decoded, model)] == []
     encoder = importlib.import_module(f"{sdk}.cog.encoder").JSONEncoder
-    assert [*dropped(board, json.loads(json.dumps(decoded, cls=encoder)))] == []
+    return [*mistakes(decoded, model), *dropped(board, json.loads(json.dumps(decoded, cls=encoder)))]
+
+
+in_schema = pytest.mark.package("grafana_foundation_sdk", since=(3, 11))
+
+
+@in_schema
+@each_board
+def test_grafana_knows_all_of_a_dashboard(board: Any) -> None:
+    """Decoded with the classes that Grafana makes of its schema, each field is there, and has the type of the schema."""
+    assert differences(board) == []
+
+
+@in_schema
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong", "found"),
+    [
+        ("timeseries", '"showPoints": "never"', '"showPoints": "seldom"', "custom.show_points: 'seldom' is not a"),
+        ("timeseries", '"lineWidth"', '"lineHeight"', "custom.lineHeight: 1, in the schema None"),
+        ("heatmap", '"cellGap": 1', '"cellGap": "1"', "options.cell_gap: '1' is not a"),
+        ("table", '"matcher": {"id": "byName"', '"matcher": {"id": 7', "overrides[].matcher.id_val: 7 is not a"),
+    ],
+)
+def test_a_mistake_in_a_dashboard_is_found(kind: str, right: str, wrong: str, found: str) -> None:
+    """A value that is not allowed, an unknown field and another type are differences."""
+    board = BOARDS["pdc-http"]
+    (panel, *_) = (panel for panel in board["panels"] if panel["type"] == kind)
+    spoiled = json.dumps(panel).replace(right, wrong)
+    (difference, *_) = differences({**board, "panels": [json.loads(spoiled)]})
+    assert found in difference
 
 
 def run_promtool(*words: str, folder: Path) -> str:
