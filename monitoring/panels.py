@@ -31,10 +31,6 @@ class Query(NamedTuple):
     unit: str = ""
     """Of a column; the queries of other panels have that of the panel."""
 
-    def spelled_out(self) -> str:
-        """Return the query for Grafana."""
-        return spelled_out(self.expr)
-
 
 class Panel(NamedTuple):
     """A panel, in a grid of 24 columns."""
@@ -77,11 +73,6 @@ class Dashboard(NamedTuple):
     description: str
     variables: tuple[Variable, ...]
     rows: tuple[Row, ...]
-
-    @property
-    def panels(self) -> list[Panel]:
-        """Its panels in order."""
-        return [panel for row in self.rows for panel in row.panels]
 
 
 def spelled_out(query: str) -> str:
