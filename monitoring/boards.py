@@ -305,7 +305,7 @@ JOBS_ROWS = (
         ),
         graph(
             "Exceptions",
-            "Exceptions with which tasks failed, per second.",
+            "Exceptions with which attempts ended, per second.",
             "ops",
             (rate("LIBRARY_task_exceptions_total{TASKS}", "task, exception"), "{{exception}} {{task}}"),
         ),
