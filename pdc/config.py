@@ -45,6 +45,7 @@ def setup(
     redis: Any = None,
     sqlite: str | os.PathLike[str] | sqlite3.Connection | None = None,
     *,
+    storage: Storage | None = None,
     redis_prefix: str = "",
     redis_expire: float | None = REDIS_EXPIRE,
     flush_interval: float = 0.0,
@@ -53,7 +54,7 @@ def setup(
     max_series: int | None = None,
     expire_series: float | None = None,
 ) -> None:
-    """Choose the storage of metrics: Redis or SQLite, exactly one of them.
+    """Choose the storage of metrics: Redis, SQLite, or one of your own; exactly one of them.
 
     It may be called again at any time, before or after metrics are declared: pending updates go to the storage so far.
     The metrics of `pdc` use the storage that was chosen last. The metrics of `pdc.redis` and `pdc.sqlite` keep to their
@@ -61,6 +62,7 @@ def setup(
 
     - `redis`: a client of redis-py (`Redis`, `RedisCluster`, what `Sentinel.master_for` returns) or a URL.
     - `sqlite`: a path, or a `sqlite3.Connection`, which is then used as it is.
+    - `storage`: an object that keeps the contract of `pdc.storage.Storage`, for the metrics of `pdc` alone.
     - `redis_prefix`: part of every key, so that several programs can share a database; for Redis only.
     - `redis_expire`: seconds after which a metric that no living process has declared is gone; None for never. For Redis only.
     - `flush_interval`: seconds between two batches that a background thread sends; updates then cost no I/O, which is
@@ -75,24 +77,25 @@ def setup(
     - `expire_series`: seconds after which a series of a metric with labels is gone that nobody updated, unless the metric says
       so itself; None for never. It starts anew with its next update.
 
-    Raises ValueError for arguments that make no sense, TypeError for a client that is none, and ImportError where
+    Raises ValueError for arguments that make no sense, TypeError for a client or a storage that is none, and ImportError where
     `redis` is not installed.
     """
     interval, timeout = _seconds("flush_interval", flush_interval), _seconds("exit_timeout", exit_timeout)
     folder = _folder(journal)
     limits = {name: limit for name, limit in series_limits(max_series, expire_series).items() if limit is not None}
-    if (redis is None) == (sqlite is None):
-        raise ValueError(f"setup() takes exactly one of redis= and sqlite=, got {'neither' if redis is None else 'both'}")
+    chosen = _only(redis=redis, sqlite=sqlite, storage=storage)
+    _expect_redis(chosen, redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
     if _OWN:
         _attach_own(limits)
     elif redis is not None:
         expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
-        storage = redis_storage(redis, redis_prefix, expire)
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
-        _attach((REDIS, DEFAULT), storage, interval, folder, renew_seconds, limits)
-        _announce(storage, interval, folder)
+        in_redis = redis_storage(redis, redis_prefix, expire)
+        _attach((REDIS, DEFAULT), in_redis, interval, folder, renew_seconds, limits)
+        _announce(in_redis, interval, folder)
+    elif storage is not None:
+        _attach_own_kind(_checked(storage), interval, folder, limits)
     else:
-        _refuse_with_sqlite(redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
         _attach_sqlite(sqlite, interval, folder, limits)
     Buffer.exit_timeout = timeout
 
@@ -282,23 +285,50 @@ def _others(buffer: Buffer) -> list[Buffer]:
     return [other for other in BUFFERS if other is not buffer and other.storage is not None and other.storage is buffer.storage]
 
 
-def _refuse_with_sqlite(**given: tuple[object, object]) -> None:
+def _only(**places: Any) -> str:
+    """The name of the only storage that is given. Raises ValueError."""
+    given = [name for name, place in places.items() if place is not None]
+    if len(given) != 1:
+        raise ValueError(f"setup() takes exactly one of redis=, sqlite= and storage=, got {' and '.join(given) or 'none'}")
+    return given[0]
+
+
+def _expect_redis(chosen: str, **given: tuple[object, object]) -> None:
     """Raise ValueError for arguments that only Redis has, each with its default, and that somebody gave another value."""
     for name, (value, default) in given.items():
-        if value != default:
+        if chosen != "redis" and value != default:
             raise ValueError(
-                f"setup(sqlite=...) has no {name}, got {value!r}: remove it, or give setup() redis=... instead of sqlite="
+                f"setup({chosen}=...) has no {name}, got {value!r}: remove it, or give setup() redis=... instead of {chosen}="
             )
+
+
+def _checked(storage: Storage) -> Storage:
+    """The storage, if it has all that the contract names. Raises TypeError."""
+    if isinstance(storage, type):
+        raise TypeError(f"setup(storage=...) takes an object, got the class {storage.__name__}: call it")
+    missing = [name for name in vars(Storage) if not name.startswith("_") and not hasattr(storage, name)]
+    if missing:
+        raise TypeError(f"setup(storage=...) takes a pdc.storage.Storage, got {storage!r}, which has no {', '.join(missing)}")
+    return storage
+
+
+def _attach_own_kind(storage: Storage, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:
+    _expect_identity(storage, folder, "a storage with an identity")
+    _attach((DEFAULT,), storage, interval, folder, FORGET_WRITER_SECONDS / 3, limits)
+    _announce(storage, interval, storage.identity is not None and folder)
+
+
+def _expect_identity(storage: Storage, folder: Path | bool, remedy: str) -> None:
+    """Raise ValueError for a folder of journals of a storage that no other process finds."""
+    if storage.identity is None and isinstance(folder, Path):
+        raise ValueError(f"journal={str(folder)!r} needs a storage that the next process finds: give setup() {remedy}")
 
 
 def _attach_sqlite(database: Any, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:
     from .storage.sqlite import SqliteStorage
 
     storage = SqliteStorage(database)
-    if storage.identity is None and isinstance(folder, Path):
-        raise ValueError(
-            f"journal={str(folder)!r} needs a database that the next process finds: give setup() a path, no connection"
-        )
+    _expect_identity(storage, folder, "a path, no connection")
     thread = storage.bound_to_thread()
     if interval and thread is not None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""For tests of programs that have metrics: assert the change of a value in the storage."""
+"""For tests of programs that have metrics: assert the change of a value in the storage. And the tests of a storage."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 from . import config
 from .exposition import collect
+from .storage.contract import StorageContract
 
-__all__ = ["assert_change", "own_storage", "value_of"]
+__all__ = ["StorageContract", "assert_change", "own_storage", "value_of"]
 
 
 @contextmanager

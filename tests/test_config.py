@@ -15,6 +15,7 @@ import redis.asyncio
 from conftest import RedisServer, free_port, wait_until
 from helpers import Run
 from prometheus_client import CollectorRegistry
+from recorder import Recorder
 
 import pdc
 import pdc.redis
@@ -41,8 +42,12 @@ def total(name: str = "hits") -> float | None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({}, ValueError, "exactly one of redis= and sqlite=, got neither"),
-        ({"redis": "redis://localhost", "sqlite": "metrics.db"}, ValueError, "exactly one of redis= and sqlite=, got both"),
+        ({}, ValueError, "exactly one of redis=, sqlite= and storage=, got none"),
+        (
+            {"redis": "redis://localhost", "sqlite": "metrics.db"},
+            ValueError,
+            "exactly one of redis=, sqlite= and storage=, got redis and sqlite",
+        ),
         ({"sqlite": ""}, ValueError, "sqlite=''. names no file: give it a path"),
         ({"sqlite": ":memory:"}, ValueError, "sqlite=':memory:'. names no file: .*sqlite3.connect"),
         ({"sqlite": "sqlite:///metrics.db"}, ValueError, "takes a path or a sqlite3.Connection, got a URL"),
@@ -58,6 +63,18 @@ def total(name: str = "hits") -> float | None:
         ({"redis": "http://localhost:6379"}, ValueError, "redis='http://localhost:6379'.* expected one like redis://"),
         ({"redis": "redis://localhost", "redis_prefix": None}, TypeError, "redis_prefix must be a str, got None"),
         ({"redis": "redis://localhost", "redis_prefix": 1}, TypeError, "redis_prefix must be a str, got 1"),
+        ({"storage": Recorder(), "redis_prefix": "shop"}, ValueError, r"setup\(storage=...\) has no redis_prefix, got 'shop'"),
+        (
+            {"storage": Recorder(), "journal": "journals"},
+            ValueError,
+            "needs a storage that .* a storage with an id",
+        ),
+        ({"storage": Recorder}, TypeError, "takes an object, got the class Recorder: call it"),
+        (
+            {"storage": {}},
+            TypeError,
+            r"a pdc.storage.Storage, got {}, which has no identity, places",
+        ),
         ({"redis": "redis://localhost", "redis_expire": 0}, ValueError, "redis_expire must be a number of seconds.*got 0"),
         ({"redis": "redis://localhost", "redis_expire": "1h"}, ValueError, "redis_expire must be a number of .*got '1h'"),
         ({"sqlite": "metrics.db", "flush_interval": -1}, ValueError, "flush_interval must be .* at least 0, got -1"),
@@ -397,7 +414,7 @@ generate_latest(REGISTRY)
 
 def test_a_connection_has_no_folder_of_journals(connection: sqlite3.Connection, tmp_path: Path) -> None:
     """No other process could find the database of a connection, so a folder of journals for it is refused."""
-    with pytest.raises(ValueError, match=r"journal='/.*' needs a database that the next process finds"):
+    with pytest.raises(ValueError, match=r"journal='/.*' needs a storage that the next process finds"):
         pdc.setup(sqlite=connection, journal=tmp_path)
 
 

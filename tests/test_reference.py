@@ -16,6 +16,7 @@ REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 SHARED = {option.name for option in fields(Options)}
 PUBLIC = (
     *("pdc", "pdc.redis", "pdc.sqlite", "pdc.celery", "pdc.options", "pdc.testing", "pdc.fixtures"),
+    *("pdc.storage", "pdc.storage.fields"),
     *("pdc_flask", "pdc_django", "pdc_django.testing", "pdc_starlette"),
 )
 

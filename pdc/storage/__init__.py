@@ -1,4 +1,6 @@
-"""The contract between the buffer and a storage.
+"""The contract between pdc and a storage: `Storage`, and the types that it needs.
+
+`pdc.setup(storage=...)` takes any object that keeps it, and `pdc.testing.StorageContract` tests one.
 
 A storage keeps one mapping of fields to values per metric. It knows names, fields and numbers, never metric types.
 Fields that start with ``#`` are bookkeeping and are never exported:
@@ -32,6 +34,30 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..process.forks import FORKS
 from ..process.interruption import release_own
+
+__all__ = [
+    "FINAL_MARK_SECONDS",
+    "FOLDED",
+    "FORGET_VALUES_SECONDS",
+    "FORGET_WRITER_SECONDS",
+    "MARK",
+    "META",
+    "UPDATED",
+    "Batch",
+    "ForkSafe",
+    "Kind",
+    "Limits",
+    "Mark",
+    "Operation",
+    "Outcome",
+    "Snapshot",
+    "Stamped",
+    "Storage",
+    "StorageError",
+    "Update",
+    "Value",
+    "new_id",
+]
 
 META = "#meta"
 MARK = "#mark:"

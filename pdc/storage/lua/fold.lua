@@ -17,13 +17,13 @@ local known = redis.call('HMGET', key, '#prefix', '#mark:' .. writer, '#stems', 
 local last = parse_mark(known[2] or '')
 if known[1] ~= prefix or (final and tonumber(last) ~= sequence) then return {'0'} end
 
--- A number and the time it was set. Twin: stamped in pdc/storage/sqlite/rows.py.
+-- A number and the time it was set. Twin: stamped in pdc/storage/fields.py.
 local function parse_stamped(value)
   local number, set_at = string.match(value, '^(%S+) (%S+)$')
   return tonumber(number), tonumber(set_at)
 end
 
--- The value of the dead together with the value of one more. Twin: fold in pdc/storage/sqlite/forgetting.py.
+-- The value of the dead together with the value of one more. Twin: fold in pdc/storage/fields.py.
 local function fold(mode, dead, value)
   local number, set_at = parse_stamped(dead or '')
   local new, new_set_at = parse_stamped(value)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from itertools import product
-from typing import Any
 
-from .. import FINAL_MARK_SECONDS, FOLDED, FORGET_WRITER_SECONDS, MARK, Batch, Limits, Mark
-from .rows import Rows, stamped
+from .. import FOLDED, MARK, Batch, Limits, Mark
+from ..fields import fold, old
+from .rows import Rows
 
 MOST_FOLDED = 250
 """How many values are folded or dropped in one transaction."""
@@ -69,22 +69,3 @@ class Folding:
             return start + overflow
         self._heirs[start] += 1
         return start + labels
-
-
-def old(mark: Mark) -> Mark:
-    """The mark of a deregistered writer, which stays until no duplicate of its batches can be on its way."""
-    return Mark(mark.sequence, time.time() - FORGET_WRITER_SECONDS + FINAL_MARK_SECONDS)
-
-
-def fold(mode: str, dead: Any, value: Any) -> Any:
-    """The value of the dead together with the value of one more, each with the time it was set."""
-    before, after = stamped(dead), stamped(value)
-    if before is None:
-        return value
-    if after is None:
-        return dead
-    (number, set_at), (new, new_set_at) = before, after
-    if mode == "sum":
-        return f"{number + new!r} {max(set_at, new_set_at)!r}"
-    wins = {"min": new < number, "max": new > number, "mostrecent": new_set_at > set_at}[mode]
-    return value if wins else dead

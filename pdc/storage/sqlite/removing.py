@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from sqlite3 import Cursor
 
 from .. import MARK, SERIES, UPDATED, Batch
+from ..fields import stamped
 from ..labels import BUCKETS, Selectors, around_bound, series_of
-from .rows import LAST, Rows, after_all_with, stamped
+from .rows import LAST, Rows, after_all_with
 
 MOST_FIELDS = 250
 """How many fields are removed in one transaction, or a few more: others wait for the lock meanwhile."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import MARK, Batch, Kind, Mark, Operation, Stamped
+from .. import MARK, Batch, Kind, Mark, Operation
+from ..fields import stored
 
 LAST = "\U0010ffff"
 """It sorts after all text in a field."""
@@ -42,7 +42,7 @@ class Rows:
 
     def write(self, kind: Kind, operations: list[Operation], now: float) -> None:
         """Apply operations of one kind, at this time."""
-        values = ((operation.field, _stored(operation.value, now)) for operation in operations)
+        values = ((operation.field, stored(operation.value, now)) for operation in operations)
         self.cursor.executemany(_WRITE[kind], ({"name": self.name, "field": field, "value": value} for field, value in values))
 
     def delete(self, fields: Iterable[str]) -> int:
@@ -89,19 +89,3 @@ class Rows:
 def after_all_with(prefix: str) -> str:
     """The end of the range of fields with this prefix, which ends with a colon."""
     return prefix.removesuffix(":") + ";"
-
-
-def stamped(value: object) -> tuple[float, float] | None:
-    """A number and the time it was set; None for a value that pdc did not write."""
-    try:
-        number, set_at = map(float, str(value).split(" "))
-    except ValueError:
-        return None
-    return number, set_at
-
-
-def _stored(value: float | str | Stamped, now: float) -> float | str:
-    if not isinstance(value, Stamped):
-        return value
-    age = value.age(time.monotonic())
-    return f"{value.number!r} {0.0 if age is None else now - age!r}"

@@ -23,8 +23,9 @@ from .. import (
     Outcome,
     Update,
 )
+from ..fields import mode_of, old
 from ..version2 import VERSION2, taken_over
-from .forgetting import Folding, old
+from .forgetting import Folding
 from .limiting import limited
 from .removing import sweeper
 from .rows import Rows
@@ -67,8 +68,7 @@ def _change(rows: Rows, batch: Batch, update: Update, mark: Mark | None, outcome
             if kind not in REMOVALS:
                 rows.write(kind, operations, now)
     if last <= batch.sequence:
-        modes = [found for each in update.operations if each.kind is Kind.STAMP and (found := _mode(each.field))]
-        mode = modes[-1] if modes else mode
+        mode = mode_of(update) or mode
         rows.put(MARK + batch.writer, new_mark(batch, mode, now).dumps())
     return mode
 
@@ -114,9 +114,3 @@ def take_over(rows: Rows, meta: str) -> str:
         return str(error)
     rows.write(Kind.INIT, [Operation(Kind.INIT, field, number) for field, number in fields.items()], 0.0)
     return ""
-
-
-def _mode(field: str) -> str:
-    """The mode of the value of a process; empty for another field."""
-    start, _, rest = field.removeprefix("#").partition(":")
-    return start if rest and start.isalpha() else ""
