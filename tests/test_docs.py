@@ -57,6 +57,7 @@ def test_every_block_of_code_is_run() -> None:
         "install.md": ["python", "python", "sh"],
         "jobs.md": ["python", "yaml", "python"],
         "monitoring.md": ["yaml", "sh"],
+        "moving.md": ["python"],
         "own_storage.md": ["python"] * 3,
         "redis.md": ["python", "python"],
         "reference.md": ["promql", "python"],

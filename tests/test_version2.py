@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -470,3 +471,21 @@ def test_the_value_of_all_processes_is_no_value_of_one() -> None:
     """A gauge that now has a value per process cannot continue the single value of version 2."""
     with pytest.raises(ValueError, match="it was one value for all processes there and has multiprocess_mode='livesum' now"):
         taken_over({":{}": "1"}, Family("m", "gauge", "", mode="livesum").meta)
+
+
+NAMES = """
+import importlib, pkgutil, prometheus_distributed_client as package
+for name in ["", *(f".{each.name}" for each in pkgutil.iter_modules(package.__path__))]:
+    for found, value in vars(importlib.import_module(package.__name__ + name)).items():
+        if getattr(value, "__module__", None) == package.__name__ + name:
+            print(f"{name}.{found}".lstrip("."))
+"""
+
+
+def test_the_page_has_each_name_of_version_2() -> None:
+    """The table of docs/upgrading.md has a row for each function and class of version 2, and no other names."""
+    page = (ROOT / "docs" / "upgrading.md").read_text(encoding="utf-8")
+    table = page.partition("| Name in version 2 | Name in version 3 |\n|---|---|\n")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines() for name in re.findall(r"`([\w.]+)(?:\(\w+\))?`", row.split("|")[1])]
+    found = subprocess.check_output([PYTHON, "-c", NAMES], text=True, timeout=60).split()
+    assert sorted(named) == sorted(name.removeprefix("config.") if "setup" in name else name for name in found)
