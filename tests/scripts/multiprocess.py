@@ -43,7 +43,7 @@ def work(number: int, done: int, end: int) -> None:
 def show(render: Any = generate_latest) -> None:
     """Print a page."""
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # it has no types
+    multiprocess.MultiProcessCollector(registry)
     print(render(registry).decode())
     print("END OF PAGE")
 
@@ -64,6 +64,6 @@ for child, to_child in children:
     os.write(to_child, b".")
     os.waitpid(child, 0)
     if sys.argv[1] == "plain":
-        multiprocess.mark_process_dead(child)  # type: ignore[no-untyped-call]  # it has no types
+        multiprocess.mark_process_dead(child)
 show()
 print("process_cpu_seconds_total" in generate_latest(REGISTRY).decode())
