@@ -38,7 +38,7 @@ DEFAULT, REDIS, SQLITE = Buffer(), Buffer(), Buffer()
 """The buffers of the metrics of `pdc`, `pdc.redis` and `pdc.sqlite`."""
 BUFFERS = (DEFAULT, REDIS, SQLITE)
 _OWN: list[sqlite3.Connection] = []
-"""The database in memory that a process of tests has for itself, whatever storage `setup` is given."""
+"""The databases in memory that a process of tests has for itself, whatever storage `setup` is given; the last one counts."""
 
 
 def setup(
@@ -140,7 +140,6 @@ def use_own_storage() -> None:
     """Keep all metrics of this process in its memory, whatever storage `setup` was given, or is given from now on."""
     import sqlite3
 
-    leave_own_storage()
     _OWN.append(sqlite3.connect(":memory:", check_same_thread=False))
     _attach_own({})
 
@@ -151,16 +150,21 @@ def has_own_storage() -> bool:
 
 
 def leave_own_storage() -> None:
-    """Forget the metrics of `use_own_storage`; further updates need another `setup`."""
+    """Forget the metrics of the last `use_own_storage`, and go back to those of the one before.
+
+    Without such a one, further updates need another `setup`.
+    """
     if _OWN:
         shutdown()
         _OWN.pop().close()
+    if _OWN:
+        _attach_own({})
 
 
 def _attach_own(limits: Mapping[str, float]) -> None:
     from .storage.sqlite import SqliteStorage
 
-    _attach(BUFFERS, SqliteStorage(_OWN[0]), 0.0, False, FORGET_WRITER_SECONDS / 3, limits)
+    _attach(BUFFERS, SqliteStorage(_OWN[-1]), 0.0, False, FORGET_WRITER_SECONDS / 3, limits)
 
 
 def flush() -> None:

@@ -23,8 +23,8 @@ def pdc_own_storage() -> Iterator[None]:
     config.leave_own_storage()
 
 
-def pytest_load_initial_conftests() -> None:
-    """Begin before ``conftest.py``; pytest calls this with ``-p`` only."""
+def pytest_addoption() -> None:
+    """Begin at once: with ``-p``, pytest calls this before other plugins set a project up, and before ``conftest.py``."""
     _begin()
 
 

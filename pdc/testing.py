@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import chain
+
+from prometheus_client.samples import Sample
 
 from . import config
 from .exposition import collect
@@ -11,14 +16,17 @@ from .storage.contract import StorageContract
 
 __all__ = ["StorageContract", "assert_change", "own_storage", "value_of"]
 
+MOST_SHOWN = 10
+"""The most samples in an error."""
+
 
 @contextmanager
 def own_storage() -> Iterator[None]:
     """Keep the metrics of this process in its memory for the block, whatever storage the program chooses.
 
     Tests that run at the same time do not see each other then, and leave nothing in the storage of the program. Processes
-    that the block starts have not this one. After the block, metrics need another `setup`. The fixture of `pdc.fixtures`
-    and the runner of `pdc_django.testing` do this for all tests of a process.
+    that the block starts have not this one. After the block, metrics need another `setup`, or go on in the block around it.
+    The fixture of `pdc.fixtures` and the runner of `pdc_django.testing` do this for all tests of a process.
     """
     config.use_own_storage()
     try:
@@ -27,23 +35,18 @@ def own_storage() -> Iterator[None]:
         config.leave_own_storage()
 
 
-def value_of(sample: str, **labels: str) -> float:
+def value_of(sample: str, /, **labels: str) -> float:
     """The sum of all samples with this name and at least these labels; 0 without any.
 
     A scrape would show the same: the values of all processes, with pending updates of this one. Raises NotConfigured and
     StorageError.
     """
-    return sum(
-        candidate.value
-        for metric in collect()
-        for candidate in metric.samples
-        if candidate.name == sample and labels.items() <= candidate.labels.items()
-    )
+    return sum(each.value for each in _samples() if each.name == sample and labels.items() <= each.labels.items())
 
 
 @contextmanager
-def assert_change(sample: str, change: float = 1, **labels: str) -> Iterator[None]:
-    """Assert that the block changes the sum of such samples by so much.
+def assert_change(sample: str, change: float = 1, /, **labels: str) -> Iterator[None]:
+    """Assert that the block changes the sum of such samples by so much. The error shows the samples that there are.
 
     with assert_change("http_requests_total", route="/items/<name>"):
         client.get("/items/tea")
@@ -51,5 +54,24 @@ def assert_change(sample: str, change: float = 1, **labels: str) -> Iterator[Non
     before = value_of(sample, **labels)
     yield
     found = value_of(sample, **labels) - before
-    if found != change:
-        raise AssertionError(f"{sample}{labels or ''} should change by {change:g}, but changed by {found:g}, from {before:g}")
+    if not math.isclose(found, change, rel_tol=1e-9, abs_tol=1e-12 * abs(before)):
+        wanted = f"{_spelled(sample, labels)} should change by {change:g}, but changed by {found:g}, from {before:g}"
+        raise AssertionError(f"{wanted}; {_nearest(sample)}")
+
+
+def _samples() -> Iterator[Sample]:
+    return chain.from_iterable(metric.samples for metric in collect())
+
+
+def _spelled(name: str, labels: Mapping[str, str]) -> str:
+    pairs = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return f"{name}{{{pairs}}}" if pairs else name
+
+
+def _nearest(sample: str) -> str:
+    """The samples of that name, or else the names that are close to it, as the end of a message."""
+    same = [f"{_spelled(each.name, each.labels)} {each.value:g}" for each in _samples() if each.name == sample]
+    if same:
+        return f"there {'is' if len(same) == 1 else 'are'} {', '.join(same[:MOST_SHOWN])}{', ...' if same[MOST_SHOWN:] else ''}"
+    close = get_close_matches(sample, {each.name for each in _samples()})
+    return f"there is no sample {sample}{f', did you mean {close[0]}?' if close else ''}"

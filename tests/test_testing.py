@@ -62,6 +62,20 @@ def test_a_storage_of_its_own_keeps_the_programs_untouched(storage: dict[str, An
     assert (value_of("visits_total"), value_of("others_total")) == (1, 0)
 
 
+def test_a_storage_in_another_one_begins_at_zero(registry: CollectorRegistry) -> None:
+    """A block in a block has no counts from outside, and leaves none there; after it, the outer one goes on."""
+    count = pdc.Counter("visits", "Visits.", registry=registry)
+    with own_storage():
+        count.inc()
+        with own_storage():
+            assert value_of("visits_total") == 0
+            count.inc(5)
+        count.inc()
+        assert value_of("visits_total") == 2
+    with pytest.raises(pdc.NotConfigured):
+        value_of("visits_total")
+
+
 def test_a_fixture_gives_each_process_of_pytest_its_own(tmp_path: Path) -> None:
     """Under pytest-xdist, `pdc.fixtures` keeps apart tests that count at the same time, and writes no file of the program."""
     (tmp_path / "meeting.py").write_text(MEET)
@@ -182,18 +196,58 @@ def test_a_change_is_that_of_the_block_alone(storage: dict[str, Any], registry: 
         counter.labels("/items").inc(3)
 
 
+CLOSE = "there is no sample request_total, did you mean requests_total?"
+THERE = (
+    'there are requests_total{route="/",status="200"} 3, requests_total{route="/",status="500"} 2, '
+    'requests_total{route="/items",status="200"} 3'
+)
+
+
 @pytest.mark.parametrize(
-    ("change", "labels", "message"),
+    ("sample", "change", "labels", "message"),
     [
-        (1, {}, r"^requests_total should change by 1, but changed by 2, from 6$"),
-        (2.5, {"route": "/"}, r"^requests_total\{'route': '/'\} should change by 2\.5, but changed by 2, from 3$"),
-        (2, {"route": "/items"}, r"^requests_total\{'route': '/items'\} should change by 2, but changed by 0, from 3$"),
+        ("requests_total", 1, {}, f"requests_total should change by 1, but changed by 2, from 6; {THERE}"),
+        (
+            "requests_total",
+            2.5,
+            {"route": "/"},
+            f'requests_total{{route="/"}} should change by 2.5, but changed by 2, from 3; {THERE}',
+        ),
+        (
+            "request_total",
+            1,
+            {"change": "a", "sample": "b"},
+            f'request_total{{change="a",sample="b"}} should change by 1, but changed by 0, from 0; {CLOSE}',
+        ),
+        ("x", 1, {}, "x should change by 1, but changed by 0, from 0; there is no sample x"),
+        ("level", 1, {}, "level should change by 1, but changed by 0, from 0; there is level 0"),
     ],
 )
-def test_another_change_is_an_error(requests: pdc.Counter, change: float, labels: dict[str, str], message: str) -> None:
-    """The error has the sample, the expected change, the actual one, and the value before."""
-    with pytest.raises(AssertionError, match=message), assert_change("requests_total", change, **labels):
+def test_another_change_is_an_error(
+    requests: pdc.Counter, registry: CollectorRegistry, sample: str, change: float, labels: dict[str, str], message: str
+) -> None:
+    """The error has the sample, the expected change, the actual one, the value before, and the samples that there are."""
+    pdc.Gauge("level", "Level.", registry=registry)
+    with pytest.raises(AssertionError) as raised, assert_change(sample, change, **labels):
         requests.labels("/", "200").inc(2)
+    assert str(raised.value) == message
+
+
+def test_an_error_shows_some_samples_of_many(requests: pdc.Counter) -> None:
+    """Of many samples the error shows ten."""
+    for number in range(20):
+        requests.labels("/", str(number)).inc()
+    with pytest.raises(AssertionError, match=r"there are (requests_total\S+ 1, ){10}\.\.\.$"), assert_change("requests_total"):
+        pass
+
+
+def test_a_change_is_compared_as_doubles_can_be(registry: CollectorRegistry) -> None:
+    """A sum of seconds changes by 0.1 where it goes from 0.2 to 0.3, whose difference is another double."""
+    with own_storage():
+        summary = pdc.Summary("wait_seconds", "Wait.", registry=registry)
+        summary.observe(0.2)
+        with assert_change("wait_seconds_sum", 0.1):
+            summary.observe(0.1)
 
 
 @pytest.mark.usefixtures("requests")
