@@ -53,6 +53,7 @@ def test_every_block_of_code_is_run() -> None:
         "architecture.md": ["python", "python"],
         "cli.md": ["sh", "python", "sh", "python", *["sh"] * 6],
         "dashboard.md": ["python", "sh"],
+        "debugging.md": ["python", "sh", "promql", "python"],
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python", "sh"],
         "jobs.md": ["python", "yaml", "python"],
