@@ -129,7 +129,7 @@ def test_two_programs_without_a_prefix(
     redis_server: RedisServer, run_script: Run, lines: Callable[[], list[str]], tmp_path: Path, registry: CollectorRegistry
 ) -> None:
     """The second program in a Redis without a prefix logs the quoted line, and its counts add up with those of the first."""
-    storage = {"redis": redis_server.url}
+    storage: dict[str, Any] = {"redis": redis_server.url}
     run_script("setup(); pdc.Counter('requests', '').inc(4); pdc.Counter('first', '').inc()", storage=storage)
     pdc.setup(**storage)
     pdc.Counter("second", "Of the second program.", registry=registry).inc()
@@ -219,7 +219,7 @@ def test_gauges_of_two_processes(
     modes = [mode for names, _, _ in rows for mode in re.findall(r"\w+", names)]
     assert set(modes) == {"shared", *pdc.Gauge._MULTIPROC_MODES}
     pdc.setup(**database)
-    gauges = [pdc.Gauge(f"g_{mode}", "Help.", registry=registry, multiprocess_mode=mode) for mode in modes]  # type: ignore[arg-type] # the page names modes
+    gauges = [pdc.Gauge(f"g_{mode}", "Help.", registry=registry, multiprocess_mode=mode) for mode in modes]
     gauges.append(pdc.Gauge("busy", "Busy tills.", registry=registry, multiprocess_mode="liveall"))
     for gauge in gauges:
         gauge.set(3)
