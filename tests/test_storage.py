@@ -16,7 +16,7 @@ from helpers import AT_ONCE, hasten, marks
 from redis._parsers import _RESP2Parser, _RESP3Parser
 
 from pdc.storage import Batch, Storage
-from pdc.storage.contract import A, adds, batch, numbers, own, stamps, update
+from pdc.storage.examples import A, adds, batch, numbers, own, stamps, update
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 from pdc.testing import StorageContract

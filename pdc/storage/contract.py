@@ -10,154 +10,58 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from functools import reduce
 from itertools import product
 from operator import add
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from . import (
     FINAL_MARK_SECONDS,
     FOLDED,
     FORGET_VALUES_SECONDS,
     FORGET_WRITER_SECONDS,
-    MARK,
     META,
     UPDATED,
     Batch,
     Kind,
     Limits,
-    Mark,
     Operation,
-    Snapshot,
     Stamped,
     Storage,
     StorageError,
     Update,
     updated,
 )
+from .examples import (
+    EVERY_KIND,
+    FIRST,
+    LIMITS,
+    OVER,
+    SECOND,
+    SPECIAL,
+    A,
+    B,
+    adds,
+    batch,
+    expect,
+    grow_old,
+    marks,
+    numbers,
+    own,
+    series,
+    sets,
+    stamps,
+    update,
+)
 
 __all__ = ["StorageContract"]
 
 MANY = 10_000
 """More fields than a call of some drivers can take."""
-NO_LIMITS = Limits()
 FORK_SECONDS = 30.0
 """The longest time that a child of a fork may take."""
-
-
-def expect(found: object, wanted: object, about: object = "") -> None:
-    """Raise AssertionError where the two differ. Unlike `assert`, it shows both in every runner of tests."""
-    if found != wanted:
-        raise AssertionError(f"{f'{about}: ' if about != '' else ''}expected {wanted!r}, got {found!r}")
-
-
-def update(*operations: Operation, name: str = "m", limits: Limits = NO_LIMITS) -> Update:
-    """An update of a metric."""
-    return Update(name, '{"version":1}', list(operations), limits=limits)
-
-
-def batch(sequence: int, *operations: Operation, writer: str = "1-a", final: bool = False, **of_metric: Any) -> Batch:
-    """A batch that updates one metric."""
-    return Batch(writer, sequence, [update(*operations, **of_metric)], final)
-
-
-def numbers(snapshot: Snapshot, name: str = "m") -> dict[str, str]:
-    """The fields of a metric but for bookkeeping, with the shortest text of their numbers."""
-    fields = {field: value for field, value in snapshot.metrics.get(name, {}).items() if not field.startswith("#")}
-    return {field: repr(float(value)) for field, value in fields.items()}
-
-
-def series(suffix: str, **labels: str) -> str:
-    """A field, as it is spelled."""
-    return f"{suffix}:{json.dumps(labels, sort_keys=True, separators=(',', ':'))}"
-
-
-def adds(*fields: str) -> list[Operation]:
-    """Add 1 to each of the fields."""
-    return [Operation(Kind.ADD, field, 1.0) for field in fields]
-
-
-def sets(*fields: str) -> list[Operation]:
-    """Set each of the fields to 1."""
-    return [Operation(Kind.SET, field, 1.0) for field in fields]
-
-
-def stamps(number: float, *modes: str, writer: str = "1-a", labels: str = "{}", age: float = 10.0) -> list[Operation]:
-    """Set the values of a process that have these modes."""
-    value = Stamped(number, time.monotonic() - age)
-    return [Operation(Kind.STAMP, f"#{mode}:{writer}:{labels}", value) for mode in modes]
-
-
-def own(fields: Mapping[str, Any]) -> dict[str, float]:
-    """The values of processes among the fields of a metric."""
-    found = {field: value for field, value in fields.items() if field.startswith("#") and field.count(":") > 1}
-    return {field: float(value.split(" ")[0]) for field, value in found.items() if not field.startswith(UPDATED)}
-
-
-def marks(store: Storage) -> dict[str, Mark]:
-    """The marks of the metric by their writers."""
-    fields = store.read().metrics["m"]
-    return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
-
-
-def grow_old(store: Storage, ages: Mapping[str, float]) -> None:
-    """Let these writers be last seen so many seconds ago, and let another one look for writers to forget."""
-    now, known = store.read().now, marks(store)
-    old = [Operation(Kind.SET, MARK + each, known[each]._replace(seen=now - age).dumps()) for each, age in ages.items()]
-    latest = known["9-z"].sequence if "9-z" in known else 0
-    store.apply(batch(latest + 1, *old, Operation(Kind.SET, "#search", 0.0), writer="9-z"))
-    store.apply(batch(latest + 2, writer="9-z"))
-
-
-A, B = series("_total", path="/", method="GET"), series("_total", path="/b", method="GET")
-SERIES = [series(suffix, path="/") for suffix in ("", "_created", "_count", "_info", "#exemplar_total")] + [
-    series(suffix, le=le, path="/") for suffix in ("_bucket", "#exemplar_bucket") for le in ("0.1", "2.5", "+Inf")
-]
-"""Fields of one series, of all types and bounds that the metric has had."""
-LAST_IN_ORDER = [Operation(Kind.ADD, A, 1.0), Operation(Kind.SET, A, 5.0), Operation(Kind.INIT, A, 7.0)]
-EVERY_KIND: dict[str, tuple[list[list[Operation]], dict[str, str]]] = {
-    "init creates": ([[Operation(Kind.INIT, A, 1.5)]], {A: "1.5"}),
-    "init keeps": ([[Operation(Kind.ADD, A, 2.0)], [Operation(Kind.INIT, A, 0.0)]], {A: "2.0"}),
-    "set creates and replaces": ([sets(A), [Operation(Kind.SET, A, -3.0), *sets(B)]], {A: "-3.0", B: "1.0"}),
-    "the last set wins": ([[Operation(Kind.SET, A, 2.0), Operation(Kind.SET, A, 1.0)]], {A: "1.0"}),
-    "add creates and adds": ([[Operation(Kind.ADD, A, 2.0)], [Operation(Kind.ADD, A, 0.5)]], {A: "2.5"}),
-    "add twice in a batch": ([[Operation(Kind.ADD, A, 2.0), Operation(Kind.ADD, A, 0.5)]], {A: "2.5"}),
-    "add counts a text as 0": ([[Operation(Kind.SET, A, "text")], [Operation(Kind.ADD, A, 2.0)]], {A: "2.0"}),
-    "deletes, then inits, sets, adds": ([sets(A, B), [*LAST_IN_ORDER, Operation(Kind.DELETE, "{}")]], {A: "6.0"}),
-    "delete takes the series with these labels": ([sets(A, B), [Operation(Kind.DELETE, '{"path":"/b"}')]], {A: "1.0"}),
-    "delete takes the series with all of these labels": (
-        [sets(A, B), [Operation(Kind.DELETE, '{"method":"GET","path":"/c"}')]],
-        {A: "1.0", B: "1.0"},
-    ),
-    "remove takes the series with exactly these labels": (
-        [
-            sets(A, B, *SERIES, series("_sum", path="/"), series("_sum", method="GET")),
-            [Operation(Kind.REMOVE, '{"path":"/"}'), Operation(Kind.REMOVE, '{"method":"GET","path":"/b"}')],
-        ],
-        {A: "1.0", series("_sum", method="GET"): "1.0"},
-    ),
-    "delete takes whole series": (
-        [
-            sets(A, *SERIES, series("_bucket", a="{", le="1.0", path="/")),
-            [Operation(Kind.DELETE, '{"path":"/"}'), Operation(Kind.DELETE, '{"a":"}"}'), *adds(B)],
-        ],
-        {B: "1.0"},
-    ),
-    "remove, then inits, sets, adds": (
-        [sets(A), [*adds(A), Operation(Kind.REMOVE, '{"method":"GET","path":"/"}'), Operation(Kind.INIT, A, 7.0)]],
-        {A: "8.0"},
-    ),
-}
-"""Batches of operations by the name of their case, and the numbers after them."""
-SPECIAL = [
-    *([0.1, 0.2], [1e-20], [1.0, 1e-20, -1.0], [1e308, 1e308], [math.inf, 1.0], [math.inf, -math.inf], [math.nan, 1.0]),
-    *([-0.0], [0.0, -0.0], [5e-324, 5e-324], [2.0**53, 1.0, 1.0], [1e15, 0.3], [123456789012345678.0]),
-    [(-1) ** number * math.sqrt(number) * 10.0 ** (number * 7 % 41 - 20) for number in range(1, 51)],
-]
-FIRST, SECOND, OVER = (series("_total", path=path) for path in ("1", "2", "over"))
-LIMITS = Limits(2, '{"path":"over"}')
 
 
 class StorageContract:
@@ -193,9 +97,10 @@ class StorageContract:
         """A batch that comes again after later ones, of its writer and of others, is not applied again."""
         first = batch(1, *adds(A), Operation(Kind.DELETE, "{}"))
         with self._made() as store:
-            for one in (first, batch(2, *adds(A)), batch(1, *adds(A), writer="2-b"), first):
+            for one in (first, batch(2, *adds(A))):
                 store.apply(one)
-            expect(numbers(store.read()), {A: "3.0"})
+            outcomes = [store.apply(one).unknown for one in (batch(1, *adds(A), writer="2-b"), first)]
+            expect((numbers(store.read()), outcomes), ({A: "3.0"}, [{"m"}, set()]))
 
     def test_sums_of_ieee_doubles(self) -> None:
         """Additions give bit for bit the result of Python, and a set value comes back unchanged."""
@@ -247,6 +152,8 @@ class StorageContract:
         """The mark of a writer that deregisters stays for `FINAL_MARK_SECONDS`: a duplicate of its batches counts nothing."""
         first = batch(1, *adds(A))
         with self._made() as store:
+            store.apply(batch(1, final=True))
+            expect(store.read().metrics, {}, "a writer that deregisters makes no metric")
             for one in (first, batch(2, final=True), first, batch(1, writer="2-b")):
                 store.apply(one)
             expect(numbers(store.read()), {A: "1.0"})
@@ -405,6 +312,8 @@ class StorageContract:
         third, fourth, bucket = (*(series("_total", path=path) for path in "34"), series("_bucket", le="1.0", path="3"))
         one = batch(1, *adds(FIRST, SECOND, third, fourth, bucket), limits=LIMITS)
         with self._made() as store:
+            expect(store.apply(batch(1, *adds(FIRST, SECOND, OVER), writer="2-b", limits=LIMITS)).overflowed, {})
+            store.delete()
             expect([store.apply(one).overflowed for _ in range(2)], [{"m": 2}, {}])
             expected = {FIRST: "1.0", SECOND: "1.0", OVER: "2.0", series("_bucket", le="1.0", path="over"): "1.0"}
             expect(numbers(store.read()), expected)
@@ -423,6 +332,9 @@ class StorageContract:
             store.apply(batch(2, final=True, limits=limits))
             found = own(store.read().metrics["m"])
             expect((len(found), found['#sum::{"path":"over"}']), (2, 1.0), found)
+            ((kept, _),) = found.items() - {('#sum::{"path":"over"}', 1.0)}
+            store.apply(batch(3, *stamps(1.0, "sum", labels=kept.removeprefix("#sum::")), final=True, limits=limits))
+            expect(own(store.read().metrics["m"])[kept], 2.0)
 
     def test_idle_series(self) -> None:
         """Series without an update for so long go whole; one of before the limit counts as updated when it is first seen."""
@@ -456,24 +368,27 @@ class StorageContract:
             expect((failed, numbers(store.read())), ([], {A: "20.0"}))
 
     def test_forks(self) -> None:
-        """A child of a fork and its parent may use the storage, and share it where it has an identity."""
+        """A child of a fork and its parent may use the storage at once, and share it where it has an identity."""
         with self._made() as store:
             store.apply(batch(1, *adds(A)))
             is_shared = store.identity is not None and hasattr(os, "fork")
 
-            def work() -> object:
+            def count(writer: str) -> bool:
                 try:
-                    return numbers(store.read()) == {A: "1.0"} and store.apply(batch(1, *adds(A), writer="2-b"))
+                    for sequence in range(2, 12):
+                        store.apply(batch(sequence, *adds(A), writer=writer))
                 except StorageError:
                     return not is_shared
+                return True
 
-            expect(_in_child(work), 0, "exit code of a child that reads and writes")
-            store.apply(batch(2, *adds(A)))
-            expect(numbers(store.read()), {A: "3.0" if is_shared else "2.0"})
+            child = _fork(lambda: count("2-b"))
+            count("1-a")
+            expect(_exit_code(child), 0, "exit code of the child")
+            expect(numbers(store.read()), {A: "21.0" if is_shared else "11.0"})
 
 
-def _in_child(work: Callable[[], object]) -> int:
-    """Do that in a child of this process, if the system has any; return 0 if its result is true, or its exit code."""
+def _fork(work: Callable[[], bool]) -> int:
+    """Do that in a child of this process, and return its id; 0 where the system has no children."""
     if not hasattr(os, "fork"):
         return 0
     with warnings.catch_warnings():
@@ -481,6 +396,13 @@ def _in_child(work: Callable[[], object]) -> int:
         child = os.fork()
     if not child:
         _do_and_exit(work)
+    return child
+
+
+def _exit_code(child: int) -> int:
+    """Wait for the end of the child, for some time."""
+    if not child:
+        return 0
     until = time.monotonic() + FORK_SECONDS
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > until:
@@ -489,7 +411,7 @@ def _in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(ended[1])
 
 
-def _do_and_exit(work: Callable[[], object]) -> NoReturn:
+def _do_and_exit(work: Callable[[], bool]) -> NoReturn:
     try:
         code = 0 if work() else 1
     except BaseException:  # noqa: BLE001 - the child may not go on with the tests of its parent
