@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from flask import Flask
 from helpers import Tally, block, run_block
 from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.storage
+import pdc_flask
 from pdc.storage import Storage
 from pdc.testing import StorageContract, value_of
 
@@ -69,6 +71,16 @@ def test_metrics_of_every_kind_are_exact(module: Any, tmp_path: Path, registry: 
         pdc.get_sqlite_conn()
     pdc.clear()
     assert value_of("hits_total") == 0
+
+
+def test_an_extension_keeps_it(module: Any, tmp_path: Path) -> None:
+    """An extension whose options name no storage counts in the one that `setup` was given."""
+    pdc.setup(storage=module.JsonStorage(tmp_path / "metrics.json"))
+    app = Flask("shop")
+    pdc_flask.PrometheusMetrics(app)
+    app.test_client().get("/nowhere")
+    assert 'route="<unmatched>",status="404"} 1.0' in app.test_client().get("/metrics").text
+    assert "http_requests" in (tmp_path / "metrics.json").read_text()
 
 
 def test_the_program_counts_in_all_processes(module: Any, tmp_path: Path) -> None:  # noqa: ARG001 - it writes the module
