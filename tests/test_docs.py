@@ -61,9 +61,7 @@ def test_every_block_of_code_is_run() -> None:
         "moving.md": ["python"],
         "own_storage.md": ["python"] * 3,
         "redis.md": ["python", "python"],
-        "reference.md": ["promql", "python"],
         "reference.md": ["promql"],
-        "reliability.md": ["yaml"],
         "testing.md": ["toml", *["python"] * 7],
     }
 
