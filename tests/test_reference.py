@@ -10,10 +10,10 @@ import pytest
 from conftest import ROOT
 
 from pdc.options import Options
+from pdc.options.listing import as_markdown, listed
 from pdc_django.conf import DjangoOptions
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-SHARED = {option.name for option in fields(Options)}
 PUBLIC = (
     *("pdc", "pdc.redis", "pdc.sqlite", "pdc.celery", "pdc.options", "pdc.testing", "pdc.fixtures"),
     *("pdc.storage", "pdc.storage.fields"),
@@ -21,27 +21,11 @@ PUBLIC = (
 )
 
 
-def default(value: object) -> str:
-    """The default in the form of an environment variable; empty for an empty one."""
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    values = value if isinstance(value, tuple) else () if value in (None, "", {}) else (value,)
-    text = ", ".join(f"{each:.10g}" if isinstance(each, float) else str(each) for each in values)
-    return f"`{text}`" if text else ""
-
-
-def row(option: Field[Any]) -> str:
-    """The line of an option."""
-    about = option.metadata["option"]
-    cells = f"`PDC_{option.name.upper()}`", default(getattr(DjangoOptions(), option.name)), about.help, about.allowed
-    return "| " + " | ".join(cells) + " |"
-
-
 @pytest.mark.parametrize("of_django", [False, True])
 def test_the_reference_has_all_options(of_django: bool) -> None:
-    """Each option has its row: name, default, meaning and allowed values, as in its declaration."""
-    chosen = [option for option in fields(DjangoOptions) if (option.name not in SHARED) == of_django]
-    table = "\n".join(["| Option | Default | Meaning | Allowed |", "|---|---|---|---|", *map(row, chosen)])
+    """Each option has its row: name, default, meaning and allowed values, as `pdc options` lists them."""
+    shared = {row.name for row in listed(Options, {})}
+    table = as_markdown(row for row in listed(DjangoOptions, {}) if (row.name not in shared) == of_django)
     assert f"\n\n{table}\n\n" in REFERENCE, f"expected docs/reference.md to have\n{table}"
 
 

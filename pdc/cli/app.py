@@ -23,6 +23,7 @@ COMMANDS = {
     "get": "get",
     "dump": "dump",
     "check": "check",
+    "options": "options",
     "delete": "delete",
     "clear": "delete",
     "copy": "copy",

@@ -23,12 +23,21 @@ class OptionError(ValueError):
 
 def given(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
     """The variables of these names that have a value. Raises OptionError for a variable that looks like a misspelt option."""
-    ours = {name: text for name, text in environ.items() if name.startswith("PDC_") and not _is_of_kubernetes(name, environ)}
     is_django = any(name.startswith(_OF_DJANGO) for name in known)
-    for name in ours.keys() - set(known):
+    for name in _ours(environ).keys() - set(known):
         if is_django or not name.startswith(_OF_DJANGO):
             _refuse_or_log(name, known)
+    return values_of(environ, known)
+
+
+def values_of(environ: Mapping[str, str], known: Collection[str]) -> dict[str, str]:
+    """The variables of these names that have a value; an empty guard has one."""
+    ours = _ours(environ)
     return {name: text for name, text in ours.items() if name in known and (text.strip() or name in _GUARDS)}
+
+
+def _ours(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in environ.items() if name.startswith("PDC_") and not _is_of_kubernetes(name, environ)}
 
 
 def _refuse_or_log(name: str, known: Collection[str]) -> None:
