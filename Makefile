@@ -1,7 +1,7 @@
 # `make demo` and `make test` install their dependencies; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint format check-versions check-pythons peers prove interrupt long wheel release bench fuzz servers wrk chromium luacheck clean
+.PHONY: help demo test lint docs format check-versions check-pythons peers prove interrupt long wheel release bench fuzz servers wrk chromium luacheck clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -42,6 +42,9 @@ lint: $(VENV)/lint.stamp luacheck  ## Check style and types
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python tests/check_examples.py
 	luacheck --quiet pdc/storage/lua
+
+docs: $(VENV)/docs.stamp  ## Build the site of docs/ in build/docs, with warnings and broken links as errors
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 
 format: $(VENV)/lint.stamp  ## Format the code, and fix the faults that ruff can fix
 	$(VENV)/bin/ruff check --fix

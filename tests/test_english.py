@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import ROOT
 
-FOLDERS = ("pdc", "pdc_*", "tests", "benchmarks", "example_apps", "monitoring")
+FOLDERS = ("pdc", "pdc_*", "tests", "benchmarks", "docs", "example_apps", "monitoring")
 PYTHON = [path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py")]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 COMMENTED = [
