@@ -9,6 +9,9 @@ from typing import Any
 DOCS = Path(__file__).parent
 REPOSITORY = "https://github.com/dolead/prometheus-distributed-client/blob/HEAD/"
 
+MOST_COLUMNS = 3
+"""A narrow screen has room for so many."""
+
 project = "prometheus-distributed-client"
 extensions = ["myst_parser"]
 myst_heading_anchors = 6  # titles of all levels have the anchors that GitHub gives them
@@ -43,7 +46,23 @@ def prepare(app: Any, name: str, source: list[str]) -> None:  # noqa: ARG001 - S
         source[0] += f"\n{navigation(source[0])}\n"
 
 
+def label_cells(app: Any, tree: Any, name: str) -> None:  # noqa: ARG001 - the same
+    """Put the title of its column into each cell of a wide table: narrow screens show a row as a list of its cells."""
+    from docutils import nodes
+
+    for table in tree.findall(nodes.tgroup):
+        titles = [entry.astext() for entry in table.next_node(nodes.thead).findall(nodes.entry)]
+        for row in table.next_node(nodes.tbody).children if len(titles) > MOST_COLUMNS else ():
+            row.parent.parent.parent["classes"] = ["wide"]
+            for title, entry in list(zip(titles, row.children, strict=True))[1:]:
+                if entry.astext():
+                    entry[0].insert(0, nodes.inline("", f"{title}: ", classes=["title"]))
+                else:
+                    entry["classes"].append("empty")
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Let Sphinx prepare each page."""
     app.connect("source-read", prepare)
+    app.connect("doctree-resolved", label_cells)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

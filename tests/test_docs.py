@@ -18,13 +18,10 @@ from commands import ENVIRON
 from conftest import ROOT, RedisServer, free_port, wait_until
 from helpers import block, run_block
 
-import pdc
 from pdc.cli import main
 from pdc.delivery.journal import layout
 from pdc.http import RequestRecord
-from pdc.http.families import _websocket_families
 from pdc.http.names import NAMES
-from pdc_django import caches, changes, databases
 from pdc_django.conf import DjangoOptions
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -333,17 +330,6 @@ def test_the_page_for_users_of_other_exporters_names_what_exists() -> None:
         DjangoOptions.load({name: text}, {})
     for path in re.findall(r"`@?((?:pdc|pdc_flask|pdc_django|pdc_starlette)\.[\w.]+)", page):
         assert pkgutil.resolve_name(path)
-
-
-def test_the_pages_have_the_metrics_of_django_and_of_websockets() -> None:
-    """docs/http.md has a row for each metric that only Django or only WebSockets have: name, type and labels."""
-    websockets = _websocket_families("", (), 10, False)
-    families = [*websockets, *databases._families("", False), *caches._families("", False), changes._family("")]
-    for family in families:
-        total = "_total" if isinstance(family, pdc.Counter) else ""
-        labels = ", ".join(f"`{label}`" for label in family._labelnames)
-        row = f"\n| `{family._name}{total}` | {type(family).__name__.lower()} | {labels} |"
-        assert row in HTTP, row
 
 
 def test_the_block_of_jobs_counts_them_and_its_rules_are_rules(tmp_path: Path) -> None:
