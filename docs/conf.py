@@ -22,6 +22,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 html_use_index = False
+smartquotes = False  # texts as they are written
 
 
 def navigation(index: str) -> str:
