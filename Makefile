@@ -44,7 +44,8 @@ lint: $(VENV)/lint.stamp luacheck  ## Check style and types
 	luacheck --quiet pdc/storage/lua
 
 docs: $(VENV)/docs.stamp  ## Build the site of docs/ in build/docs, with warnings and broken links as errors
-	$(VENV)/bin/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
+	rm -rf build/docs
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 
 format: $(VENV)/lint.stamp  ## Format the code, and fix the faults that ruff can fix
 	$(VENV)/bin/ruff check --fix
