@@ -1,4 +1,8 @@
-"""Applications that have every metric: prints their page. With the argument `default`, each option has its default."""
+"""Applications that have every metric: prints their page.
+
+With the argument `default` each option has its default, with `everything` metrics are switched on. Further arguments are
+libraries of queues, beside Celery, whose tasks are counted.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +26,12 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 
 import pdc
+from pdc.jobs.tasks import TaskMetrics
 from pdc_starlette import instrument
 
 SHARED: dict[str, Any] = {"sqlite_path": "metrics.db", "journal": False}
 OF_DJANGO: dict[str, Any] = {}
-if sys.argv[1:] != ["default"]:
+if sys.argv[1] == "everything":
     SHARED |= dict.fromkeys(("sizes", "first_byte", "in_progress_by_route", "process_metrics"), True)
     OF_DJANGO |= {"django_caches": True, "django_models": "auth", "django_migrations": True}
 
@@ -100,6 +105,19 @@ def use_job() -> None:
         job.count()
 
 
+def use_queue(library: str) -> None:
+    """Count a task of a library, as its module does."""
+    tasks, named = TaskMetrics(library), ("shop.order", "orders")
+    tasks.sent(*named)
+    tasks.received(*named)
+    tasks.started(*named, "worker", 0.1)
+    tasks.stopped(*named, "worker")
+    tasks.timed(*named, "failure", 0.1)
+    tasks.ended(*named, "failure", "ValueError")
+    tasks.show_worker("worker", ["orders"], lives=True)
+    tasks.show_length("orders", 1)
+
+
 def print_page_of_worker(client: Client) -> None:
     """Print the page while a worker runs that has had a task which failed. It takes seconds to end, so end without it."""
     app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
@@ -125,5 +143,7 @@ def print_page_of_worker(client: Client) -> None:
 client_of_django = use_django()
 use_websocket()
 use_job()
+for each in sys.argv[2:]:
+    use_queue(each)
 client_of_django.post("/failing", {"name": "tea"})
 print_page_of_worker(client_of_django)
