@@ -48,10 +48,9 @@ def test_every_block_of_code_is_run() -> None:
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["yaml", "python", "python", "python"],
         "architecture.md": ["python", "python"],
-        "cli.md": ["sh", "python", "sh", "python", *["sh"] * 6],
+        "cli.md": ["sh", "sh", "python", "sh", "python", *["sh"] * 6],
         "dashboard.md": ["python", "sh"],
         "debugging.md": ["python", "sh", "promql", "python"],
-        "cli.md": ["sh", "sh", "python", "sh", "python", *["sh"] * 6],
         "django.md": ["sh", "sh", "python", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
         "flask.md": ["sh", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
         "http.md": ["python", "python", "python", "promql"],
@@ -63,8 +62,6 @@ def test_every_block_of_code_is_run() -> None:
         "redis.md": ["python", "python"],
         "reference.md": ["promql"],
         "testing.md": ["toml", *["python"] * 7],
-        "reference.md": ["promql", "python"],
-        "reliability.md": ["yaml"],
         "starlette.md": ["sh", "python", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
     }
 

@@ -91,7 +91,8 @@ def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: s
 
 def test_every_package_of_the_checkout_is_shipped_and_typed() -> None:
     """Each folder of code is named in pyproject.toml, and each import package has its py.typed."""
-    folders = {path.parent.relative_to(ROOT) for name in ("__init__.py", "*.html", "*.lua") for path in ROOT.glob(f"pdc*/**/{name}")}
+    files = [path for name in ("__init__.py", "*.html", "*.lua") for path in ROOT.glob(f"pdc*/**/{name}")]
+    folders = {path.parent.relative_to(ROOT) for path in files}
     (named,) = re.findall(r"^packages = \[(.*?)\]$", PYPROJECT, re.MULTILINE | re.DOTALL)
     elsewhere = dict(re.findall(r'^(\w+) = "(pdc/\w+)"', PYPROJECT, re.MULTILINE))
     names = (elsewhere.get(name, name).replace("/", ".") for name in re.findall(r'"([^"]+)"', named))
