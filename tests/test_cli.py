@@ -13,6 +13,7 @@ from typing import Any
 
 import commands
 import pytest
+from click.shell_completion import ShellComplete
 from commands import COMMAND, ENVIRON, Pdc, Terminal, place
 from conftest import RedisServer
 from prometheus_client import CollectorRegistry
@@ -20,7 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import pdc
 from pdc.cli.app import COMMANDS, app
-from pdc.cli.words import Selector, duration, quantile
+from pdc.cli.words import Selector, duration, quantile, spelled
 
 command, shop, terminal = commands.command, commands.shop, commands.terminal
 
@@ -100,8 +101,9 @@ def test_dump_replaces_a_file_at_once(command: Pdc, tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
-    done = command("dump", "-o", str(tmp_path / "missing" / "pdc.prom"))
-    assert (done.code, done.errors.count("\n")) == (1, 1)
+    missing = tmp_path / "missing" / "pdc.prom"
+    done = command("dump", "-o", str(missing))
+    assert (done.code, done.errors) == (1, f"pdc: cannot write {missing}: No such file or directory\n")
 
 
 def test_numbers_without_end_are_texts_in_json(storage: dict[str, Any], registry: CollectorRegistry, command: Pdc) -> None:
@@ -179,7 +181,10 @@ WRONG = [
     (["get", "a{b"], "expected a metric such as hits"),
     (["get", 'a{b="1"} 5'], "expected a metric such as hits"),
     (["show", "--sqlite", "a.db", "--redis", "redis://h"], "expected one of --redis and --sqlite, got both"),
-    (["show", "--redis", "redis://:secret@h:x/0"], "cannot use this URL"),
+    (["show", "--redis", "redis://:secret@h:x/0"], "cannot use this URL: expected one like redis://:password@localhost:6379/0"),
+    (["show", "redis://:secret@h"], "Got unexpected extra argument (redis://***"),
+    (["get", "redis://:secret@h"], "expected a metric such as hits"),
+    (["serve", "--port", "redis://:secret@h"], "Invalid value for '--port': 'redis://***"),
     (["show", "--sqlite", "redis://:secret@h"], "PDC_SQLITE_PATH must be the path of a file, no URL"),
     (["show", "--sqlite", "a.db", "--prefix", "p"], "there is no file a.db"),
     (["show"], "there is no file metrics.db: name the storage with --redis URL or --sqlite PATH"),
@@ -275,6 +280,17 @@ def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
         assert process.wait(20) == 0
 
 
+def test_a_closed_or_full_output_is_no_traceback(tmp_path: Path) -> None:
+    """A command does its work where nobody wants its output; output that cannot be written is an error of one line."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    pdc.Counter("orders", "Orders.", registry=None).inc()
+    show = " ".join(["exec", *COMMAND, "show", "--sqlite", str(tmp_path / "metrics.db")])
+    for redirection, code, errors in ((">&- <&-", 0, r"SQLite .*: 1 metric, .*\n"), (">/dev/full", 1, r"pdc: .*No space.*\n")):
+        done = subprocess.run(f"{show} {redirection}", shell=True, env=ENVIRON, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert re.fullmatch(errors, done.stderr)
+
+
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
 def test_a_table_fits_a_narrow_terminal(shop: dict[str, Any], terminal: Callable[..., Terminal]) -> None:
     """On a terminal of 40 columns no line is longer, nothing is cut away, and with NO_COLOR there are no colours."""
@@ -312,7 +328,9 @@ def test_stored_texts_cannot_control_a_terminal(storage: dict[str, Any], registr
 def test_selectors_are_those_of_queries() -> None:
     """Labels may have any characters, quoted as in the text format."""
     assert Selector.parse("hits") == ("hits", {})
-    assert Selector.parse(r'hits{a="x\"y\\",b="{}, \n"}') == ("hits", {"a": 'x"y\\', "b": "{}, \n"})
+    labels = {"a": 'x"y\\', "b": "{}, \n"}
+    assert Selector.parse(r'hits{a="x\"y\\",b="{}, \n"}') == ("hits", labels)
+    assert Selector.parse(f"hits{spelled(labels.items())}") == ("hits", labels)
 
 
 def test_quantiles_are_those_of_prometheus() -> None:
@@ -323,7 +341,9 @@ def test_quantiles_are_those_of_prometheus() -> None:
 
 
 def test_completion_comes_from_the_library(tmp_path: Path) -> None:
-    """A shell gets its script, and the names of commands for what was typed."""
+    """A shell gets the names of commands for what was typed, and those of files where a command takes one."""
     environ = {**ENVIRON, "_PDC_COMPLETE": "bash_complete", "COMP_WORDS": "pdc ch", "COMP_CWORD": "1"}
     done = subprocess.run(COMMAND, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["plain,check"]
+    (path,) = ShellComplete(app, {}, "pdc", "_PDC_COMPLETE").get_completions(["copy"], "metr")
+    assert (path.type, path.value) == ("file", "metr")

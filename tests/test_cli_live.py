@@ -259,7 +259,7 @@ def test_top_shows_rates_until_q(
 
 
 def test_top_goes_on_while_the_storage_is_down(own_redis_server: RedisServer, terminal: Callable[..., Terminal]) -> None:
-    """An outage is shown with its reason, and the view goes on after it; Ctrl-C ends it, too."""
+    """An outage is shown with its reason, and the view goes on after it; Ctrl-C ends it, too, and SIGTERM."""
     pdc.setup(redis=own_redis_server.url)
     pdc.Counter("orders", "Orders.", registry=None).inc()
     watched = terminal("top", "--interval", "0.1", "--redis", own_redis_server.url)
@@ -270,4 +270,9 @@ def test_top_goes_on_while_the_storage_is_down(own_redis_server: RedisServer, te
     watched.forget()
     watched.wait_for("read in")
     assert watched.interrupt() == 130
+    assert watched.is_as_before()
+    watched = terminal("top", "--redis", own_redis_server.url)
+    watched.wait_for("read in")
+    watched.process.terminate()
+    assert watched.end() == 128 + signal.SIGTERM
     assert watched.is_as_before()

@@ -36,6 +36,8 @@ FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
 FAILURES = (StorageError, NotConfigured, OSError, click.ClickException)
 """Exceptions whose message is all that a user needs."""
 WRONG_CALLS = (click.UsageError, OptionError)
+OWN = (StorageError, NotConfigured, OptionError)
+"""Exceptions of pdc, whose messages show no secrets. Others may repeat a URL that somebody gave in a wrong place."""
 
 
 class Commands(click.Group):
@@ -80,6 +82,7 @@ def app() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    _open_missing()
     try:
         result: Any = app.main(given, prog_name="pdc", standalone_mode=False)
         sys.stdout.flush()
@@ -88,7 +91,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _go_quietly()
     except FAILURES as error:
-        return _report(error, FAILED)
+        code = _report(error, FAILED)
+        return code if _can_flush() else _go_quietly(code)
     except click.exceptions.Abort:
         click.echo("", err=True)
         return INTERRUPTED
@@ -97,15 +101,32 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _go_quietly() -> int:
-    """End without a word where nobody reads the output any more, as after ``| head``."""
+def _open_missing() -> None:
+    """Open the null device for each standard stream that the caller has closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
+
+
+def _can_flush() -> bool:
+    """False where the output cannot be written, as on a full disk; Python would report that once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _go_quietly(code: int = 0) -> int:
+    """End without a word about output that nobody reads any more, as after ``| head``, or that has no room."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return code
 
 
 def _report(error: BaseException, code: int) -> int:
     """Write the message of the error in one line."""
-    message = error.format_message() if isinstance(error, click.ClickException) else without_secrets(str(error))
+    text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+    message = text if isinstance(error, OWN) else without_secrets(text)
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f" (see {context.command_path} --help)" if context is not None else ""
     click.echo(f"pdc: {printable(' '.join(message.split())).rstrip('.')}{hint}", err=True)

@@ -25,8 +25,8 @@ class Target(NamedTuple):
 
 
 @click.command(epilog=examples("pdc copy metrics.db redis://localhost:6379/0 --to-prefix shop"))
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
+@click.argument("source", metavar="FROM", type=click.Path())  # shells complete paths
+@click.argument("target", metavar="TO", type=click.Path())
 @click.option("--from-prefix", metavar="TEXT", help="The redis_prefix of FROM.")
 @click.option("--to-prefix", metavar="TEXT", help="The redis_prefix of TO.")
 def copy(source: str, target: str, from_prefix: str | None, to_prefix: str | None) -> None:

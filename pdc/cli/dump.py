@@ -44,7 +44,10 @@ def dump(place: Place, kind: str, output: str | None) -> None:
     if output is None:
         sys.stdout.buffer.write(content)
     else:
-        _replace(Path(output), content)
+        try:
+            _replace(Path(output), content)
+        except OSError as error:
+            raise click.ClickException(f"cannot write {output}: {error.strerror}") from error
 
 
 def _rendered(metrics: list[Metric], kind: str) -> bytes:

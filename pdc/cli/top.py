@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -120,14 +121,19 @@ def _route_cells(route: str, rate: float, errors: float, quantiles: tuple[float,
 
 @contextmanager
 def _keys() -> Iterator[None]:
-    """Let keys come one by one and unseen, and give the terminal back as it was."""
+    """Let keys come one by one and unseen, and give the terminal back as it was, also where a signal ends the command."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
+    signal.signal(signal.SIGTERM, _end)
     try:
         tty.setcbreak(descriptor)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _quits_within(seconds: float) -> bool:

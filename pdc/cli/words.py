@@ -22,6 +22,8 @@ COUNTS = {"counter": "_total", "gauge": "", "summary": "_count", "histogram": "_
 RENEWAL_SECONDS = FORGET_WRITER_SECONDS / 3
 """A process that is idle renews its marks at least that often."""
 QUANTILES = (0.5, 0.95, 0.99)
+ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
+"""Of the values of labels."""
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -42,8 +44,8 @@ def ago(then: float, now: float) -> str:
 
 
 def spelled(labels: Iterable[tuple[str, str]]) -> str:
-    """Labels as the text format has them; a dash for a series without labels."""
-    pairs = ",".join(f'{name}="{value}"' for name, value in labels)
+    """Labels as the text format and selectors have them; a dash for a series without labels."""
+    pairs = ",".join(f'{name}="{value.translate(ESCAPES)}"' for name, value in labels)
     return f"{{{pairs}}}" if pairs else "-"
 
 
