@@ -140,11 +140,16 @@ def test_a_coroutine_is_in_progress_until_it_ends() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda: pdc.job(""), lambda: pdc.job(len), lambda: pdc.job("a")(_yield)],  # type: ignore[arg-type] # tested
+    [
+        lambda: pdc.job(""),
+        lambda: pdc.job(len),  # type: ignore[arg-type] # tested
+        lambda: pdc.job("a")(_yield),
+        lambda: pdc.job("a")(property(len)),  # type: ignore[arg-type] # tested
+    ],
 )
 def test_mistakes_are_errors_that_name_the_remedy(wrong: Callable[[], object]) -> None:
-    """A decorator without a name, and a generator, whose call returns before it runs, are TypeErrors."""
-    with pytest.raises(TypeError, match=r"as in pdc.job\('nightly_import'\)|write `with` inside"):
+    """A decorator without a name, or of no function, and a generator, whose call returns before it runs, are TypeErrors."""
+    with pytest.raises(TypeError, match=r"as in pdc.job\('nightly_import'\)|write `with` inside|below other decorators"):
         wrong()
 
 

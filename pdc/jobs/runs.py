@@ -138,7 +138,9 @@ class Job:
             families.last_success.labels(self.name).set_to_current_time()
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
-        """Decorate a function or a coroutine function: each call is a run. Raises TypeError for generators."""
+        """Decorate a function or a coroutine function: each call is a run. Raises TypeError for generators and no functions."""
+        if not callable(function):
+            raise TypeError(f"{self!r} cannot decorate {function!r}, which is no function: put it below other decorators")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{self!r} cannot decorate {function!r}, which returns before it runs: write `with` inside")
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
