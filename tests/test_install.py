@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import threading
 from collections.abc import Iterator
@@ -184,6 +185,16 @@ def test_a_metric_is_of_the_class_that_was_called(registry: CollectorRegistry) -
     assert (type(busy).set, type(busy).inc) == (pdc.Gauge.set, pdc.Gauge.inc)
     assert type(size).observe is pdc.Summary.observe
     assert type(wait).observe is pdc.Histogram.observe
+
+
+def test_signatures_stay_those_of_the_constructors(tmp_path: Path) -> None:
+    """`inspect` shows the same arguments of each class as before, also of subclasses, and after `uninstall`."""
+    classes = (Counter, Gauge, Histogram, Enum, CollectorRegistry, MultiProcessCollector, Tokens)
+    before = [*map(inspect.signature, classes)]
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    for change in (pdc.install, pdc.uninstall):
+        change()
+        assert [*map(inspect.signature, classes)] == before
 
 
 class Tokens(Counter):

@@ -7,6 +7,7 @@ the package wrote it, and `isinstance` is true for both. Objects that exist alre
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 from collections.abc import Iterator
 from functools import wraps
@@ -64,6 +65,7 @@ def install(*, gauge_mode: Mode = "shared") -> None:
     InstalledGauge.mode = gauge_mode
     for root in _ROOTS:
         root.__new__ = staticmethod(_new)
+        root.__signature__ = _Signature()
     for each in _objects():
         cls = _installed(type(each))
         if cls is not type(each):
@@ -84,6 +86,14 @@ def uninstall() -> None:
             each.__class__ = cls
         elif cls is not None and is_whole(each):
             move_out(each, cls)
+
+
+class _Signature:
+    """The signature of a class as without a `__new__` of ours, which takes any arguments: that of its constructor."""
+
+    def __get__(self, made: object, cls: Any) -> inspect.Signature:
+        _, *others = (signature := inspect.signature(cls.__init__)).parameters.values()
+        return signature.replace(parameters=others)
 
 
 def _new(cls: Any, /, *args: Any, **options: Any) -> Any:
