@@ -60,7 +60,8 @@ def setup(
     The metrics of `pdc` use the storage that was chosen last. The metrics of `pdc.redis` and `pdc.sqlite` keep to their
     own, so that one process can use both. Nothing connects until the first update or scrape.
 
-    - `redis`: a client of redis-py (`Redis`, `RedisCluster`, what `Sentinel.master_for` returns) or a URL.
+    - `redis`: a client of redis-py (`Redis`, `RedisCluster`, what `Sentinel.master_for` returns), or a URL of a
+      server (``redis://``), a cluster (``redis+cluster://``) or sentinels (``redis+sentinel://``).
     - `sqlite`: a path, or a `sqlite3.Connection`, which is then used as it is.
     - `storage`: an object that keeps the contract of `pdc.storage.Storage`, for the metrics of `pdc` alone.
     - `redis_prefix`: part of every key, so that several programs can share a database; for Redis only.

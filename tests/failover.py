@@ -51,6 +51,8 @@ class Topology(Protocol):
 
     expression: str
     """Python source of a client."""
+    url: str
+    """The same as a URL."""
 
     def client(self) -> Any:
         """A client of the application."""
@@ -75,6 +77,7 @@ class Cluster:
         self.servers = [self._start(folder / str(number)) for number in range(6)]
         self.expression = f"redis.RedisCluster(host='127.0.0.1', port={self.servers[0].port})"
         addresses = [f"127.0.0.1:{server.port}" for server in self.servers]
+        self.url = f"redis+cluster://{','.join(addresses[:2])}"
         create = ["redis-cli", "--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes"]
         subprocess.run(create, check=True, capture_output=True, timeout=PATIENCE)
         self.heal()
@@ -157,6 +160,7 @@ class Watched:
         self._sentinel = RedisServer(folder, "--sentinel", settings=settings)
         with self._sentinel.client() as client:
             client.execute_command("SENTINEL", "DEBUG", "info-period", 200, "publish-period", 200)
+        self.url = f"redis+sentinel://127.0.0.1:{self._sentinel.port}/{SERVICE}"
         self.expression = f"Sentinel([('127.0.0.1', {self._sentinel.port})]).master_for({SERVICE!r})"
         self.heal()
 

@@ -7,27 +7,33 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 import traceback
+import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from string import ascii_lowercase
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import commands
 import failover
 import pytest
 import redis
+from commands import COMMAND, ENVIRON, Done, Pdc, Terminal
 from conftest import ROOT, RedisServer, free_port, wait_until
-from failover import LAG_SECONDS, Cluster, Run, Topology, Watched
+from failover import LAG_SECONDS, METRICS, Cluster, Run, Topology, Watched
 from helpers import DOWN, UP
 from prometheus_client import CollectorRegistry
 from redis.sentinel import Sentinel
 
 import pdc
+from pdc.cli import findings_redis
 from pdc.exposition import Scrape
 from pdc.options import Options
 from pdc.storage import StorageError
@@ -35,7 +41,9 @@ from pdc.storage.redis import RedisStorage, reading
 from pdc.storage.redis import client as redis_client
 
 pytestmark = pytest.mark.xdist_group("topologies")
+command, terminal = commands.command, commands.terminal
 
+BESIDE_SQLITE = pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
 REMOVED = 2000
 """The number of series, which take more pieces than one."""
 SECRET = "s3cret"
@@ -215,6 +223,194 @@ def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: Collec
             lost = {name for name, owner in owners.items() if owner == owners["a"]}
             count(others=5.0, **({"b": 2.0} | dict.fromkeys(lost, 1.0)))
         pdc.shutdown()
+
+
+# URLs of clusters and sentinels
+
+URLS: dict[str, tuple[list[tuple[str, int]], dict[str, Any], dict[str, Any]]] = {
+    "redis+cluster://h": ([("h", 6379)], {}, {}),
+    "redis+cluster://ann:p%40ss@h:1,[::1]:2,x.y/0?socket_timeout=9": (
+        [("h", 1), ("::1", 2), ("x.y", 6379)],
+        {"username": "ann", "password": "p@ss", "socket_timeout": 9.0, "socket_connect_timeout": 2.0},
+        {},
+    ),
+    "rediss+cluster://h?ssl_ca_certs=ca.pem": ([("h", 6379)], {"ssl": True, "ssl_ca_certs": "ca.pem"}, {}),
+    "redis+sentinel://:pass@h,i:7/my%20primary/3?client_name=us&sentinel_password=other": (
+        [("h", 26379), ("i", 7)],
+        {"service_name": "my primary", "password": "pass", "db": 3, "client_name": "us", "socket_timeout": 5.0},
+        {"password": "other", "socket_timeout": 2.0, "client_name": None},
+    ),
+    "rediss+sentinel://h/m?ssl_ca_certs=ca.pem": (
+        [("h", 26379)],
+        {"service_name": "m", "ssl_ca_certs": "ca.pem"},
+        {"ssl_ca_certs": "ca.pem"},
+    ),
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_names_a_cluster_or_sentinels(url: str) -> None:
+    """Hosts, user, options and TLS are those of the servers, `sentinel_...` those of sentinels; nothing connects."""
+    nodes, expected, of_sentinels = URLS[url]
+    made = redis_client.client_from_url(url)
+    if isinstance(made, redis_client.Cluster):
+        assert made.nodes == nodes
+        found = made.options
+    else:
+        pool = made.connection_pool
+        assert ("SSL" in pool.connection_class.__name__) is url.startswith("rediss")
+        found = {**pool.connection_kwargs, "service_name": pool.service_name}
+        sentinels = [each.connection_pool for each in pool.sentinel_manager.sentinels]
+        kwargs = [each.connection_kwargs for each in sentinels]
+        assert [(each["host"], each["port"]) for each in kwargs] == nodes
+        assert {name: kwargs[0].get(name) for name in of_sentinels} == of_sentinels
+        assert ("SSL" in sentinels[0].connection_class.__name__) is url.startswith("rediss")
+    assert {name: found.get(name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis+cluster://", "expected one like redis://:password@localhost:6379/0, redis\\+cluster://"),
+        ("redis+cluster://h,,i", "expected one like"),
+        ("redis+nonsense://h", "expected one like"),
+        (f"redis+cluster://:{SECRET}/x@h", "expected one like"),
+        (f"redis+cluster://:{SECRET}@h/3", r"\+cluster://\*\*\*@h/3'\) .* a cluster has the database 0 only"),
+        (f"redis+cluster://:{SECRET}@h?sokcet_timeout=1", "unexpected keyword argument 'sokcet_timeout'"),
+        (f"redis+sentinel://:{SECRET}@h", "expected the name of the primary .*, as in redis\\+sentinel://host"),
+        (f"redis+sentinel://:{SECRET}@h/m/x?sentinel_password={SECRET}", "expected the name of the primary"),
+        (f"redis+sentinel://h/m?sentinel_pasword={SECRET}", "unexpected keyword argument 'pasword'"),
+        (f"redis+sentinel://h/m/0?password={SECRET}@x", "written as %40"),
+    ],
+)
+def test_a_url_of_a_cluster_or_sentinels_that_cannot_be_used(url: str, reason: str) -> None:
+    """`setup` refuses it with the remedy, and shows no password."""
+    with pytest.raises(ValueError, match=reason) as raised:
+        pdc.setup(redis=url)
+    assert SECRET not in said(raised.value)
+
+
+@pytest.fixture(params=["cluster", "watched"])
+def named(request: pytest.FixtureRequest) -> str:
+    """The URL of each of them."""
+    url: str = request.getfixturevalue(request.param).url
+    return url
+
+
+@BESIDE_SQLITE
+def test_commands_at_a_cluster_or_sentinels(
+    named: str, storage: dict[str, Any], command: Pdc, registry: CollectorRegistry
+) -> None:
+    """All commands that read and change metrics accept their URL."""
+    pdc.setup(redis=named, redis_prefix="cli")
+    names = [f"orders_{letter}" for letter in ascii_lowercase[:METRICS]]
+    for name in names:
+        counter = pdc.Counter(name, "Orders.", ["till"], registry=registry)
+        counter.labels("1").inc(2)
+        counter.labels("2").inc(40)
+    there = ["--redis", named, "--prefix", "cli"]
+    copied = ["--redis", named, "--prefix", "copied"]
+    shown = command("show", *there, at=None)
+    assert [row[0] for row in shown.rows()] == names
+    assert "1 process alive" in shown.errors
+    assert '{till="2"}\t40' in command("get", names[0], *there, at=None).output
+    assert command("delete", f'{names[0]}{{till="1"}}', "--yes", *there, at=None).code == 0
+    page = command("dump", *there, at=None).output
+    assert page.count("_total{") == 2 * METRICS - 1
+    assert "6 metrics copied" in command("copy", named, storage["sqlite"], "--from-prefix", "cli", at=None).errors
+    assert command("copy", storage["sqlite"], named, "--to-prefix", "copied", at=None).code == 0
+    assert command("dump", *copied, at=None).output == page
+    assert "0 metrics of version 2" in command("migrate", *there, at=None).errors
+    assert command("clear", "--yes", *copied, at=None).code == 0
+    assert command("show", *copied, at=None).rows() == []
+    assert command("show", *there, at=None).rows()
+    pdc.clear()
+    pdc.shutdown()
+
+
+def findings(done: Done, subject: str) -> list[str]:
+    """The levels and texts of the findings about that."""
+    return [f"{level} {text}" for level, about, text, _ in done.rows() if about == subject]
+
+
+@BESIDE_SQLITE
+def test_check_looks_at_every_primary(cluster: Cluster, command: Pdc) -> None:
+    """Of a cluster the state, and each primary with its memory, its clock and the keys of others are looked at."""
+    there = ["check", "--redis", cluster.url, "--prefix", "checked"]
+    with cluster.client() as client:
+        nodes = {node.name: f"prometheus_checked_{letter}" for letter in ascii_lowercase for node in [_node(client, letter)]}
+        for key in nodes.values():
+            client.set(key, "of others")
+        done = command(*there, at=None)
+        for key in nodes.values():
+            client.delete(key)
+    assert done.code == 0
+    assert len(nodes) == 3
+    (keys,) = findings(done, "keys")
+    assert all(key in keys for key in nodes.values())
+    for subject in ("reach", "clock", "version", "memory"):
+        found = findings(done, subject)
+        assert sorted(re.findall(r"ok Redis (\S+:\d+)", " ".join(found))) == sorted(nodes)
+    assert findings(done, "cluster") == ["ok state ok, 3 of 6 nodes have slots"]
+    assert findings(done, "role") == []
+    assert findings(done, "rights") == ["ok this user may read and call scripts"]
+
+
+def _node(client: Any, letter: str) -> Any:
+    return client.get_node_from_key(f"prometheus_checked_{letter}")
+
+
+@BESIDE_SQLITE
+def test_check_asks_every_sentinel(watched: Watched, command: Pdc) -> None:
+    """A sentinel that does not answer is a warning; of the others each says whether enough agree."""
+    url = watched.url.replace(f"/{failover.SERVICE}", f",127.0.0.1:1/{failover.SERVICE}")
+    done = command("check", "--redis", url, "--prefix", "checked", at=None)
+    well, missing = findings(done, "sentinel")
+    assert re.match(r"ok Redis 127.0.0.1:\d+: OK 1 usable Sentinels", well)
+    assert missing.startswith("warning Redis 127.0.0.1:1 failed: ConnectionError")
+    assert findings(done, "role") == []
+
+
+def test_a_cluster_that_has_failed_is_an_error() -> None:
+    """Slots without a primary are an error, with the remedy."""
+    reply = b"cluster_state:fail\r\ncluster_slots_ok:9000\r\ncluster_known_nodes:6\r\ncluster_size:3\r\n"
+    server: Any = SimpleNamespace(run=lambda _: [reply])
+    (finding,) = findings_redis._of_cluster(server)
+    assert finding.level == "ERROR"
+    assert finding.text == "state fail, 3 of 6 nodes have slots, 9000 of 16384 slots have a primary"
+    assert "redis-cli --cluster check" in finding.remedy
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["hand_over", "kill"])
+def test_a_primary_that_goes_from_a_url(topology: Topology, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Processes that name the servers by a URL count on at the replica as those with a client do."""
+    monkeypatch.setattr(topology, "expression", repr(topology.url))
+    pdc.setup(redis=topology.url)
+    result = failover.run(topology, getattr(topology, way))
+    check(result)
+    assert result.lost == 0 or way == "kill"
+
+
+@pytest.mark.long
+def test_programs_at_a_cluster_or_sentinels(named: str, tmp_path: Path, terminal: Callable[..., Terminal]) -> None:
+    """`run` counts there in all children, `serve` and `top` show it."""
+    there = ["--redis", named, "--prefix", "programs"]
+    source = "import os, prometheus_client as p; c = p.Counter('forks', 'F.'); os.fork(); c.inc(2)"
+    subprocess.run([*COMMAND, "run", *there, "--", sys.executable, "-c", source], check=True, env=ENVIRON, cwd=tmp_path)
+    with subprocess.Popen([*COMMAND, "serve", *there, "--port", "0"], env=ENVIRON, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        (port,) = re.findall(r":(\d+)/metrics", server.stderr.readline())
+        for path, content in (("metrics", "forks_total 4.0"), ("healthz", "the storage can be read")):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}") as answer:
+                assert content in answer.read().decode()
+        server.terminate()
+        assert server.wait(20) == 0
+    watched = terminal("top", "--interval", "0.1", *there)
+    watched.wait_for("read in")
+    watched.type("q")
+    assert watched.end() == 0
+    subprocess.run([*COMMAND, "clear", "--yes", *there], check=True, env=ENVIRON)
 
 
 # Servers that do not answer
@@ -542,9 +738,11 @@ def sentinel_with_password(_: str) -> redis.Redis:
         (lambda url: url.partition("?")[0], "certificate verify failed"),
         (lambda url: url.replace("rediss:", "redis:").partition("?")[0], "Check that it runs"),
         (lambda url: re.sub(r":\d+/", ":1/", url), "Connection refused"),
-        (sentinel_with_password, "No master found"),
+        (sentinel_with_password, "No master found .* Check that these sentinels .*: 127.0.0.1:1"),
+        (lambda _: f"redis+sentinel://:{SECRET}@127.0.0.1:1/m?sentinel_password={SECRET}", "No master found"),
+        (lambda _: f"redis+cluster://:{SECRET}@127.0.0.1:1,127.0.0.1:2", "Redis cluster failed: .* Check that it runs"),
     ],
-    ids=["wrong-password", "unknown-authority", "no-tls", "unreachable", "sentinel"],
+    ids=["wrong-password", "unknown-authority", "no-tls", "unreachable", "sentinel", "sentinel-url", "cluster-url"],
 )
 def test_a_connection_that_fails_shows_no_password(
     tls_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture, change: Callable[[str], Any], expected: str

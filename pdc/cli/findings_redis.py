@@ -6,9 +6,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from redis.exceptions import NoPermissionError
+
 from ..storage import StorageError
 from ..storage.redis import RedisStorage
 from ..storage.redis.commands import Command, Script, text_of, writer_rights
+from ..storage.redis.keys import Keys
+from ..storage.redis.server import Server
 from .findings import ERROR, OK, WARNING, Finding
 
 MOST_CLOCK_SECONDS = 5.0
@@ -18,33 +22,48 @@ MOST_KEYS = 200_000
 """How many keys are looked through for those that are not ours."""
 SCAN_COUNT = 1000
 MOST_NAMED = 3
+SLOTS = 16384
+"""Of a cluster."""
 
 
 def of_redis(storage: RedisStorage) -> Iterator[Finding]:
-    """All findings about the server of a storage."""
+    """All findings about the server of a storage, or the primaries of its cluster."""
     try:
-        yield from _of_reach(storage)
+        servers = storage.server.primaries()
+        for server in servers:
+            server.run([Command("TIME", has_key=False)])  # connects
     except StorageError as error:
         yield Finding(ERROR, "reach", str(error), "nothing else can be checked")
         return
-    info = _info(storage)
-    if info is None:
-        yield Finding(OK, "server", "version, memory and role are unknown: this user may not call INFO")
-    else:
-        yield from _of_server(info)
+    for server in servers:
+        for finding in _of_server(server, storage):
+            is_named = server is storage.server or finding.text.startswith(str(server))
+            yield finding if is_named else finding._replace(text=f"{server}: {finding.text}")
+    yield from _of_cluster(servers[0]) if storage.server.is_cluster else _of_sentinels(storage.server)
+    yield from _of_rights(storage, servers[0])
+    yield from _of_keys(storage, servers)
+    for server in servers:
+        if server is not storage.server:
+            server.close()
+
+
+def _of_server(server: Server, storage: RedisStorage) -> Iterator[Finding]:
+    yield from _of_reach(server)
+    info = _pairs(_ask(server, "INFO"))
+    if info:
+        yield from _of_version(info)
         yield from _of_memory(info, storage)
-    yield from _of_rights(storage)
-    yield from _of_keys(storage)
+    else:
+        yield Finding(OK, "server", "version, memory and role are unknown: this user may not call INFO")
 
 
-def _of_reach(storage: RedisStorage) -> Iterator[Finding]:
-    storage.server.run([Command("TIME", has_key=False)])  # connects
+def _of_reach(server: Server) -> Iterator[Finding]:
     before = time.time()
-    ((seconds, microseconds),) = storage.server.run([Command("TIME", has_key=False)])
+    ((seconds, microseconds),) = server.run([Command("TIME", has_key=False)])
     took = time.time() - before
     level = WARNING if took > SLOW_ANSWER_SECONDS else OK
     remedy = "check the load of the server and the network" if level == WARNING else ""
-    yield Finding(level, "reach", f"{storage} answers in {took * 1000:.1f} ms", remedy)
+    yield Finding(level, "reach", f"{server} answers in {took * 1000:.1f} ms", remedy)
     difference = int(seconds) + int(microseconds) / 1e6 - (before + took / 2)
     level = WARNING if abs(difference) > MOST_CLOCK_SECONDS else OK
     remedy = "synchronise both clocks (NTP)" if level == WARNING else ""
@@ -52,24 +71,54 @@ def _of_reach(storage: RedisStorage) -> Iterator[Finding]:
     yield Finding(level, "clock", f"the clock of the server is {abs(difference):.1f} s {direction} that of this host", remedy)
 
 
-def _ask(storage: RedisStorage, *words: str) -> Any:
+def _ask(server: Server, *words: str) -> Any:
     """The reply to a command without a key; None where this user may not call it."""
     try:
-        (reply,) = storage.server.run([Command(words[0], words[1:], has_key=False)])
+        (reply,) = server.run([Command(words[0], words[1:], has_key=False)])
     except StorageError:
         return None
     return reply
 
 
-def _info(storage: RedisStorage) -> dict[str, str] | None:
-    reply = _ask(storage, "INFO")
-    if not isinstance(reply, (bytes, str)):
-        return None
-    pairs = (line.partition(":") for line in text_of(reply).splitlines() if ":" in line)
-    return {name: value for name, _, value in pairs}
+def _pairs(reply: Any) -> dict[str, str]:
+    """The lines of a reply such as that of INFO; nothing where there is none."""
+    lines = text_of(reply).splitlines() if isinstance(reply, (bytes, str)) else []
+    return {name: value for name, _, value in (line.partition(":") for line in lines if ":" in line)}
 
 
-def _of_server(info: dict[str, str]) -> Iterator[Finding]:
+def _of_cluster(server: Server) -> Iterator[Finding]:
+    info = _pairs(_ask(server, "CLUSTER", "INFO"))
+    if not info:
+        yield Finding(OK, "cluster", "its state is unknown: this user may not call CLUSTER INFO")
+        return
+    text = (
+        f"state {info.get('cluster_state')}, {info.get('cluster_size')} of {info.get('cluster_known_nodes')} nodes have slots"
+    )
+    if info.get("cluster_state") == "ok":
+        yield Finding(OK, "cluster", text)
+    else:
+        missing = f"{text}, {info.get('cluster_slots_ok')} of {SLOTS} slots have a primary"
+        yield Finding(ERROR, "cluster", missing, "`redis-cli --cluster check` names the nodes and slots that are missing")
+
+
+def _of_sentinels(server: Server) -> Iterator[Finding]:
+    """Ask each sentinel that the client knows whether enough of them could agree on a failover."""
+    for sentinel in server.sentinels():
+        try:
+            (reply,) = sentinel.run([Command("SENTINEL", ("CKQUORUM", server.service), has_key=False)])
+        except StorageError as error:
+            if isinstance(error.__cause__, NoPermissionError):
+                yield Finding(OK, "sentinel", f"{sentinel}: unknown, as this user may not call SENTINEL CKQUORUM")
+            else:
+                needed = "a failover needs a majority of the sentinels: start those that are missing"
+                yield Finding(WARNING, "sentinel", str(error), needed)
+        else:
+            yield Finding(OK, "sentinel", f"{sentinel}: {text_of(reply)}")
+        finally:
+            sentinel.close()
+
+
+def _of_version(info: dict[str, str]) -> Iterator[Finding]:
     version = info.get("redis_version", "?")
     if version.split(".")[0].isdigit() and int(version.split(".")[0]) < 5:
         yield Finding(WARNING, "version", f"Redis {version}", "pdc is tested with Redis 6 and later: upgrade it")
@@ -98,7 +147,7 @@ def _has_expiring(storage: RedisStorage) -> bool:
     return any(at < float("inf") for at in storage.keys.expiries().values())
 
 
-def _of_rights(storage: RedisStorage) -> Iterator[Finding]:
+def _of_rights(storage: RedisStorage, server: Server) -> Iterator[Finding]:
     """Try the commands of a scrape, and a script that changes nothing; ask for the rights to the other commands."""
     missing = f"a user that counts needs {writer_rights()}"
     try:
@@ -107,24 +156,23 @@ def _of_rights(storage: RedisStorage) -> Iterator[Finding]:
     except StorageError:
         yield Finding(WARNING, "rights", "this user may read, but not count", missing)
         return
-    user = _ask(storage, "ACL", "WHOAMI")
-    refused = [] if user is None else [*_refused(storage, text_of(user))]
+    user = _ask(server, "ACL", "WHOAMI")
+    refused = [] if user is None else [*_refused(server, storage.keys.of("pdc_check"), text_of(user))]
     if refused:
         yield Finding(WARNING, "rights", f"this user may not call {', '.join(refused)}, so it cannot count", missing)
     else:
         yield Finding(OK, "rights", "this user may read and call scripts")
 
 
-def _refused(storage: RedisStorage, user: str) -> Iterator[str]:
+def _refused(server: Server, key: str, user: str) -> Iterator[str]:
     """The commands that count, and that the user may not call; nothing where the server does not tell."""
-    key = storage.keys.of("pdc_check")
     for words in (("HSET", key, "f", "v"), ("HDEL", key, "f"), ("PEXPIRE", key, "1"), ("UNLINK", key), ("PERSIST", key)):
-        reply = _ask(storage, "ACL", "DRYRUN", user, *words)
+        reply = _ask(server, "ACL", "DRYRUN", user, *words)
         if reply is not None and text_of(reply) != "OK":
             yield words[0]
 
 
-def _of_keys(storage: RedisStorage) -> Iterator[Finding]:
+def _of_keys(storage: RedisStorage, servers: list[Server]) -> Iterator[Finding]:
     """Look for keys that begin as ours do, and belong to others."""
     keys = storage.keys
     if not keys.has_given_prefix:
@@ -133,7 +181,7 @@ def _of_keys(storage: RedisStorage) -> Iterator[Finding]:
             WARNING, "prefix", "no prefix: metrics of other programs without one, and of the same name, add up", remedy
         )
     try:
-        foreign, others, is_all = _beside(storage)
+        foreign, others, is_all = _beside(storage.keys, servers)
     except StorageError:
         yield Finding(OK, "keys", "unknown: this user may not call SCAN and HGET")
         return
@@ -148,18 +196,21 @@ def _of_keys(storage: RedisStorage) -> Iterator[Finding]:
         yield Finding(OK, "keys", f"no key{looked} of others begins as ours do")
 
 
-def _beside(storage: RedisStorage) -> tuple[list[str], set[str], bool]:
+def _beside(keys: Keys, servers: list[Server]) -> tuple[list[str], set[str], bool]:
     """Keys that begin as ours do and are no metrics; other prefixes; and whether all keys were looked at."""
     foreign: list[str] = []
     others: set[str] = set()
-    cursor, looked = "0", 0
-    while (cursor != "0" or not looked) and looked < MOST_KEYS:
+    looked, pending = 0, [(server, "0") for server in servers]
+    while pending and looked < MOST_KEYS:
+        server, cursor = pending.pop()
         arguments = cursor, "MATCH", "prometheus[_#]*", "COUNT", str(SCAN_COUNT)
-        ((following, found),) = storage.server.run([Command("SCAN", arguments, has_key=False)])
-        cursor, looked = text_of(following), looked + SCAN_COUNT
+        ((following, found),) = server.run([Command("SCAN", arguments, has_key=False)])
+        looked += SCAN_COUNT
+        if (next_cursor := text_of(following)) != "0":
+            pending.append((server, next_cursor))
         names = [*map(text_of, found)]
         others.update(name.removeprefix("prometheus#") for name in names if name.startswith("prometheus#"))
-        ours = [name for name in names if name.startswith(storage.keys.start)]
-        owners = storage.server.run([Command("HGET", (name, "#prefix")) for name in ours]) if ours else []
+        ours = [name for name in names if name.startswith(keys.start)]
+        owners = server.run([Command("HGET", (name, "#prefix")) for name in ours]) if ours else []
         foreign += [name for name, owner in zip(ours, owners, strict=True) if owner is None or isinstance(owner, Exception)]
-    return sorted(foreign), others - {storage.keys.prefix}, cursor == "0"
+    return sorted(foreign), others - {keys.prefix}, not pending

@@ -102,7 +102,7 @@ def with_place(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--prefix", metavar="TEXT", help="The redis_prefix of the programs (else PDC_REDIS_PREFIX)."),
         click.option("--sqlite", metavar="PATH", type=click.Path(), help="The SQLite file (else PDC_SQLITE_PATH)."),
-        click.option("--redis", metavar="URL", help="The Redis (else PDC_REDIS_URL, which keeps a password from `ps`)."),
+        click.option("--redis", metavar="URL", help="The Redis (else PDC_REDIS_URL; it keeps a password from `ps`)."),
     ):
         chosen = option(chosen)
     return chosen

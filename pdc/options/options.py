@@ -84,7 +84,11 @@ class Options:
     """The options of every framework. The name ``redis_url`` is the setting ``PDC_REDIS_URL`` and the environment variable."""
 
     redis_url: str | None = option(
-        None, values.parse_filled, "a URL such as redis://localhost:6379/0", "The Redis that holds the metrics.", secret=True
+        None,
+        values.parse_filled,
+        "a URL such as redis://localhost:6379/0, redis+cluster://host:6379 or redis+sentinel://host:26379/mymaster",
+        "The Redis that holds the metrics.",
+        secret=True,
     )
     sqlite_path: str | None = option(
         None,

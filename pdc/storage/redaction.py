@@ -14,7 +14,7 @@ _HIDDEN = (
 
 def is_url(text: str) -> bool:
     """True if the text is a URL, perhaps a misspelt one, and no path."""
-    return re.match(r"[A-Za-z]{2,}:/", text) is not None
+    return re.match(r"[A-Za-z]{2,}(\+[A-Za-z]+)?:/", text) is not None
 
 
 def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import URL_QUERY_ARGUMENT_PARSERS, HiredisRespSerializer
+from redis.cluster import ClusterNode
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS, HiredisRespSerializer, parse_url
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
@@ -19,39 +20,129 @@ from redis.utils import HIREDIS_AVAILABLE
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
 """How long a call may last; a URL may name other timeouts (``?socket_timeout=1``), a client of the application shorter ones."""
+EXAMPLES = "redis://:password@localhost:6379/0, redis+cluster://host:6379,other:6379 or redis+sentinel://host:26379,other:26379/mymaster/0"
+PORTS = {"cluster": 6379, "sentinel": 26379}
+"""The port of a host that names none."""
+OF_SENTINELS = "sentinel_"
+"""The start of the names of options in a URL that are those of the sentinels."""
 MOST_MIXED = 16
 """The most arguments of redis-py's own commands, which may be numbers."""
 
 _RETRY = Retry(NoBackoff(), 0, (redis.ConnectionError,))
 """No retries: the server sends once more by itself."""
+_CLUSTER_TRIES: dict[str, Any] = (
+    {"cluster_error_retry_attempts": 1} if redis.__version__.startswith("5.") else {"retry": Retry(NoBackoff(), 1)}
+)
+"""One more try, for which the client asks for the nodes again."""
 _POOLS = (redis.ConnectionPool, redis.BlockingConnectionPool, SentinelConnectionPool)
 """The pools that do nothing but connect, so that a pool of our own can take their place."""
 
 
+class Cluster(NamedTuple):
+    """A cluster that a URL names. Its client connects as it is made, so it is made late: with the first update or scrape."""
+
+    nodes: list[tuple[str, int]]
+    options: dict[str, Any]
+
+    def connect(self) -> Any:
+        """Make the client. Raises RedisError and RedisClusterException."""
+        nodes = [ClusterNode(host, port) for host, port in self.nodes]
+        return redis.RedisCluster(startup_nodes=nodes, **_CLUSTER_TRIES, **self.options)
+
+
 def client_from_url(url: str) -> Any:
-    """A client for the URL. Raises ValueError, without the password, for one that redis-py cannot use."""
+    """A client for the URL, or the cluster that it names. Raises ValueError, without the password, for an unusable URL."""
     try:
-        client = redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=SOCKET_SECONDS, retry=_RETRY)
-        pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)  # it does not connect, but knows which options there are
+        return _made(url)
+    except _URLError as error:
+        reason = str(error)
     except ValueError:  # which may quote a part of the password
-        reason = "expected one like redis://:password@localhost:6379/0"
+        reason = f"expected one like {EXAMPLES}"
     except (TypeError, RedisError) as error:
         reason = str(error)
-    else:
-        if not _has_stray_at(url):
-            return client
-        reason = "in a password, @ / ? # and % are written as %40 %2F %3F %23 and %25, and so is @ elsewhere"
     raise ValueError(f"setup(redis={_shown(url)!r}) cannot use this URL: {reason}")
 
 
-def _has_stray_at(url: str) -> bool:
-    """True if an @ is where no password can end: then the host, or another part that messages show, may belong to one."""
+class _URLError(ValueError):
+    """The reason why a URL cannot be used, without parts of it."""
+
+
+def _made(url: str) -> Any:
+    several = _SEVERAL.fullmatch(url)
+    if several is None:
+        _refuse_stray_at(url)
+        return _one(url)
+    scheme, kind, user, hosts, path, options = several.groups("")
+    nodes = [_address(f"{scheme}://{host}", PORTS[kind]) for host in hosts.split(",")]
+    first = f"{scheme}://{user}{hosts.partition(',')[0]}"
+    _refuse_stray_at(f"{first}{path}{options}")
+    return (_cluster if kind == "cluster" else _sentinel)(first, nodes, path, options)
+
+
+def _one(url: str) -> redis.Redis:
+    """A client of one server."""
+    client = redis.Redis.from_url(url, **_timeouts(SOCKET_SECONDS))
+    pool = client.connection_pool
+    pool.connection_class(**pool.connection_kwargs)  # it does not connect, but knows which options there are
+    return client
+
+
+def _timeouts(seconds: float) -> dict[str, Any]:
+    return {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": seconds, "retry": _RETRY}
+
+
+def _address(url: str, port: int) -> tuple[str, int]:
+    options = parse_url(url)
+    if "host" not in options:
+        raise ValueError(url)
+    return options["host"], options.get("port", port)
+
+
+def _options(url: str, seconds: float) -> dict[str, Any]:
+    """The options of a connection that the URL of one server names, and our timeouts."""
+    _one(url)
+    options = {**_timeouts(seconds), **parse_url(url)}
+    is_secure = options.pop("connection_class", None) is not None
+    for name in ("host", "port"):
+        options.pop(name, None)
+    return {**options, "ssl": True} if is_secure else options
+
+
+def _cluster(first: str, nodes: list[tuple[str, int]], path: str, query: str) -> Cluster:
+    options = _options(f"{first}{path}{query}", SOCKET_SECONDS)
+    if options.pop("db", 0):
+        raise _URLError("a cluster has the database 0 only: remove the other one")
+    del options["retry"]
+    return Cluster(nodes, options)
+
+
+def _sentinel(first: str, nodes: list[tuple[str, int]], path: str, query: str) -> Any:
+    """A client that asks these sentinels for the primary. Those options of the query whose names begin so are theirs."""
+    named = re.fullmatch(r"/([^/]+)(/\d*)?", path)
+    if named is None:
+        raise _URLError(f"expected the name of the primary after the sentinels, as in {EXAMPLES.rpartition(' ')[2]}")
+    pairs = parse_qsl(query.removeprefix("?"))
+    own = [pair for pair in pairs if not pair[0].startswith(OF_SENTINELS)]
+    theirs = [(name.removeprefix(OF_SENTINELS), value) for name, value in pairs if name.startswith((OF_SENTINELS, "ssl_"))]
+    scheme = first.partition("://")[0]
+    options = _options(f"{first}{named[2] or ''}?{urlencode(own)}", SOCKET_SECONDS)
+    sentinel_options = _options(f"{scheme}://sentinel?{urlencode(theirs)}", CONNECT_SECONDS)
+    return Sentinel(nodes, sentinel_kwargs=sentinel_options, **options).master_for(unquote(named[1]))
+
+
+def _refuse_stray_at(url: str) -> None:
+    """Raise where an @ is at the end of no password: then the host, or another part that messages show, may belong to one."""
     parts = urlsplit(url)
-    return "@" in parts.path + parts.fragment or ("@" in parts.query and "@" not in parts.netloc)
+    if "@" in parts.path + parts.fragment or ("@" in parts.query and "@" not in parts.netloc):
+        raise _URLError("in a password, @ / ? # and % are written as %40 %2F %3F %23 and %25, and so is @ elsewhere")
 
 
-_PLAIN_URL = re.compile(r"(\w+://)([^/?#]*@)?((?:[\w.-]*|\[[\w:.]*\])(?::\d*)?(?:/\d*)?)(?:\?([^@#]*))?")
+_SEVERAL = re.compile(r"(rediss?)\+(cluster|sentinel)://([^/?#]*@)?([^/?#]*)(/[^?#]*)?(\?[^#]*)?")
+"""A URL with several hosts, separated by commas."""
+_HOST = r"(?:[\w.-]*|\[[\w:.]*\])(?::\d*)?"
+_END = r"(?:\?([^@#]*))?"
+_PLAIN_URL = re.compile(rf"(\w+(?:\+cluster)?://)([^/?#]*@)?({_HOST}(?:,{_HOST})*(?:/\d*)?){_END}")
+_PLAIN_SENTINEL_URL = re.compile(rf"(\w+\+sentinel://)([^/?#]*@)?({_HOST}(?:,{_HOST})*(?:/[\w.-]*)?(?:/\d*)?){_END}")
 
 
 def _shown(url: str) -> str:
@@ -59,9 +150,9 @@ def _shown(url: str) -> str:
 
     An option shows its value only if redis-py parses it.
     """
-    plain = _PLAIN_URL.fullmatch(url)
+    plain = _PLAIN_URL.fullmatch(url) or _PLAIN_SENTINEL_URL.fullmatch(url)
     if plain is None:
-        return re.sub(r"^(rediss?://|unix://)?.*", r"\1***", url, flags=re.DOTALL)
+        return re.sub(r"^(rediss?(?:\+cluster|\+sentinel)?://|unix://)?.*", r"\1***", url, flags=re.DOTALL)
     scheme, user, place, options = plain.groups()
     shown = [f"{name}={value if name in URL_QUERY_ARGUMENT_PARSERS else '***'}" for name, value in parse_qsl(options or "")]
     return f"{scheme}{'***@' if user else ''}{place}{'?' if shown else ''}{'&'.join(shown)}"
@@ -96,11 +187,16 @@ def _sentinel_with_timeouts(sentinel: Sentinel) -> Sentinel:
     return limited
 
 
+def sentinels_of(client: Any) -> list[Any]:
+    """The clients of the sentinels that a client asks for the server."""
+    manager = getattr(client.connection_pool, "sentinel_manager", None)
+    return [] if manager is None else manager.sentinels
+
+
 def pools_of(client: Any) -> Iterator[Any]:
     """The pool of a client, and the pools of the sentinels that it asks for the server."""
     yield client.connection_pool
-    manager = getattr(client.connection_pool, "sentinel_manager", None)
-    for server in () if manager is None else manager.sentinels:
+    for server in sentinels_of(client):
         yield server.connection_pool
 
 

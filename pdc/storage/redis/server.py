@@ -24,6 +24,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.sentinel import MasterNotFoundError
 
 from ...process.files import Descriptor
 from ...process.interruption import interruption, locked
@@ -49,12 +50,14 @@ class Server(ForkSafe):
 
     def __init__(self, client: Any) -> None:
         super().__init__()
-        self.client: Any = clients.client_from_url(client) if isinstance(client, str) else client
-        """The client for the application."""
-        self.is_cluster = isinstance(self.client, redis.RedisCluster)
-        is_used = isinstance(client, (str, redis.RedisCluster))
-        self._client: Any = self.client if is_used else clients.with_timeouts(client)
-        self._has_own = isinstance(client, str) or self._client is not client
+        made = clients.client_from_url(client) if isinstance(client, str) else client
+        self._cluster = made if isinstance(made, clients.Cluster) else None
+        """The cluster that a URL names; its client is made late."""
+        self.is_cluster = isinstance(made, (clients.Cluster, redis.RedisCluster))
+        self._given: Any = None if self._cluster is not None else made
+        is_used = self.is_cluster or isinstance(client, str)
+        self._client: Any = self._given if is_used else clients.with_timeouts(client)
+        self._has_own = not self.is_cluster and (isinstance(client, str) or self._client is not client)
         """True if it has a connection of its own, beside the connections of the application's client."""
         self._connection: Any = None
         """The own connection. It is outside the client's pool: parts of a pool swallow exceptions of signal handlers."""
@@ -63,20 +66,50 @@ class Server(ForkSafe):
         """By script, the digest by which the server knows it."""
         self._nodes: dict[str, Any] = {}
 
+    @property
+    def client(self) -> Any:
+        """The client for the application. One of a cluster that a URL names connects as it is made: then, at the first use."""
+        if self._given is None and self._cluster is not None:
+            with self.lock:
+                self._given = self._client = self._given or self._cluster.connect()
+        return self._given
+
     def __str__(self) -> str:
         if self.is_cluster:
             return "Redis cluster"
         pool = self.client.connection_pool
         options = pool.connection_kwargs
-        where = options.get("path") or getattr(pool, "service_name", None)  # a socket, or the name that sentinels know
+        where = options.get("path") or self.service
         return f"Redis {where}" if where else f"Redis {options.get('host', 'localhost')}:{options.get('port', 6379)}"
 
     @property
     def identity(self) -> str:
         """The name of the database for all its users."""
+        if self._cluster is not None:
+            return f"{self} {' '.join(sorted(f'{host}:{port}' for host, port in self._cluster.nodes))}"
         if self.is_cluster:
-            return f"{self} {' '.join(sorted(self.client.nodes_manager.startup_nodes))}"
-        return f"{self} {self.client.connection_pool.connection_kwargs.get('db') or 0}"
+            return f"{self} {' '.join(sorted(self._client.nodes_manager.startup_nodes))}"
+        database = self._given.connection_pool.connection_kwargs.get("db") or 0
+        return " ".join([f"{self} {database}", *map(_address, clients.sentinels_of(self._given))])
+
+    def primaries(self) -> list[Server]:
+        """Each primary of a cluster, on a connection of its own; elsewhere this server alone. Raises StorageError."""
+        if not self.is_cluster:
+            return [self]
+        try:
+            client = self.client
+            return [Server(client.get_redis_connection(node)) for node in client.get_primaries()]
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise self.failure(error) from self._without_secrets(error)
+
+    def sentinels(self) -> list[Server]:
+        """The sentinels that are asked for the server, each on a connection of its own."""
+        return [] if self.is_cluster else [Server(client) for client in clients.sentinels_of(self._client)]
+
+    @property
+    def service(self) -> str:
+        """The name of the primary that sentinels know; empty without them."""
+        return "" if self.is_cluster else getattr(self.client.connection_pool, "service_name", "")
 
     def run(self, requests: list[Request]) -> list[Any]:
         """Send these in one round trip, and return their replies.
@@ -100,7 +133,12 @@ class Server(ForkSafe):
         remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
         if isinstance(error, NoPermissionError) or "executing the script can't run" in str(error):  # as Redis 7.0 says
             remedy = f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
-        reason = without_secrets(str(error), self._secrets()).rstrip(".")
+        text = str(error)
+        if isinstance(error, MasterNotFoundError):
+            text = text.partition(" : <")[0]  # pages about each sentinel's client
+            asked = ", ".join(map(_address, clients.sentinels_of(self._client)))
+            remedy = f"Check that these sentinels can be reached, and know it by that name: {asked}."
+        reason = without_secrets(text, self._secrets()).rstrip(".")
         return StorageError(f"{self} failed: {type(error).__name__}: {reason}{'. ' if remedy else ''}{remedy}")
 
     def set_deadline(self, deadline: float) -> None:
@@ -115,7 +153,7 @@ class Server(ForkSafe):
 
     def inherit(self, *, idle: bool) -> None:
         """Make the locks of a cluster's client anew: a thread of the parent may have held them while it asked for the nodes."""
-        if not idle and self.is_cluster:
+        if not idle and self.is_cluster and self._client is not None:
             for owner in (self._client, self._client.nodes_manager):
                 for name, lock in list(vars(owner).items()):
                     if type(lock) in _LOCKS:
@@ -127,6 +165,10 @@ class Server(ForkSafe):
         sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
         if self._connection is not None:
             self._connection.disconnect()
+        if self._cluster is not None and self._client is not None:
+            self._client.close()
+        for client in clients.sentinels_of(self._client) if self._has_own else ():
+            client.connection_pool.disconnect()
         if sentinel is not None:
             sentinel.close()
 
@@ -142,7 +184,7 @@ class Server(ForkSafe):
         if self._sentinel is None:
             self._sentinel = Descriptor.sentinel()
         if self.is_cluster:
-            self._find_nodes_again()
+            self._find_nodes_again(self.client.nodes_manager.startup_nodes)
             return [self._send_to_node(request) for request in requests]
         commands = [self._words(request) for request in requests]
         if self._has_own:
@@ -202,9 +244,8 @@ class Server(ForkSafe):
         except ResponseError as error:
             return error
 
-    def _find_nodes_again(self) -> None:
+    def _find_nodes_again(self, known: dict[str, Any]) -> None:
         """Give a cluster's client the nodes that it knew: redis-py before 8 forgets each node that fails, in the end all."""
-        known = self._client.nodes_manager.startup_nodes
         self._nodes.update(known)
         if not known:
             known.update(self._nodes)
@@ -215,7 +256,7 @@ class Server(ForkSafe):
         In a pool of the application it is among the idle ones by now; the others are in use by other threads.
         """
         with self.lock:
-            if self._has_own:
+            if self._has_own or self._client is None:
                 self.close()
                 return
             nodes = [node.redis_connection for node in self._client.get_nodes()] if self.is_cluster else [self._client]
@@ -244,9 +285,17 @@ class Server(ForkSafe):
 
     def _secrets(self) -> set[str]:
         """The passwords of the client, as far as they are known before it connects."""
-        managers = [self.client.nodes_manager] if self.is_cluster else clients.pools_of(self.client)
-        options = [(name, value) for each in managers for name, value in each.connection_kwargs.items()]
+        known: list[dict[str, Any]] = [self._cluster.options] if self._cluster is not None else []
+        if self._client is not None:
+            managers = [self._client.nodes_manager] if self.is_cluster else clients.pools_of(self._client)
+            known += [each.connection_kwargs for each in managers]
+        options = [(name, value) for each in known for name, value in each.items()]
         return {str(text_of(value)) for name, value in options if "password" in name and value}
+
+
+def _address(client: Any) -> str:
+    options = client.connection_pool.connection_kwargs
+    return f"{options.get('host')}:{options.get('port')}"
 
 
 def _replies(connection: Any, commands: list[tuple[str, ...]]) -> list[Any]:
