@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,6 +224,18 @@ class Doubled(Counter):
         Counter.inc(self, 2 * amount, exemplar)
 
 
+class Named:
+    """A base that comes before the metric's class."""
+
+    def title(self) -> str:
+        """The name of the class, in small letters."""
+        return type(self).__name__.lower()
+
+
+class Mixed(Named, Counter):
+    """A subclass whose first base is no metric."""
+
+
 @pytest.mark.parametrize("moved", [False, True], ids=["made", "moved"])
 def test_subclasses_keep_their_constructors_and_methods(storage: dict[str, Any], moved: bool) -> None:
     """An object of a subclass is one, and so are its children, if they are made before `install` or after."""
@@ -230,8 +243,11 @@ def test_subclasses_keep_their_constructors_and_methods(storage: dict[str, Any],
     if not moved:
         pdc.install()
     tokens, doubled = Tokens("install_tokens", model="large"), Doubled("install_doubled")
+    mixed = Mixed("install_mixed", "Mixed.")
     if moved:
         pdc.install()
+    mixed.inc()
+    assert (mixed.title(), isinstance(mixed, pdc.Counter)) == ("mixed", True)
     tokens.add("prompt", 3)
     doubled.labels("a").inc()
     assert (type(tokens).__name__, tokens.model, isinstance(tokens, Tokens)) == ("Tokens", "large", True)
@@ -239,7 +255,10 @@ def test_subclasses_keep_their_constructors_and_methods(storage: dict[str, Any],
     assert page(name="install_") == {
         'install_tokens_total{kind="prompt"}': 3.0,
         'install_doubled_total{kind="a"}': 2.0,
+        "install_mixed_total": 1.0,
     }
+    pdc.uninstall()
+    assert [type(each) for each in (tokens, doubled, mixed)] == [Tokens, Doubled, Mixed]
 
 
 @pytest.mark.usefixtures("installed")
@@ -492,6 +511,34 @@ def test_a_metric_that_cannot_move_stays_and_is_logged(
     hits.inc()
     assert shown() == {"hits_total": 1.0}
     registry.unregister(odd)
+
+
+def test_a_metric_that_cannot_move_back_stays_and_is_logged(
+    storage: dict[str, Any], registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose class has another layout than ours keeps neither `install` nor `uninstall` from the others."""
+
+    class Listed:
+        def __init_subclass__(cls) -> None:
+            """Note the class somewhere."""
+
+    class Own(Listed, Counter):
+        pass
+
+    before, hits = Own("own", "Own.", registry=registry), Counter("hits", "Hits.", registry=registry)
+    pdc.setup(**storage)
+    pdc.install()
+    after = Own("after", "Own.", registry=registry)
+    for each in (before, hits, after):
+        each.inc()
+    assert shown() == {"hits_total": 1.0, "after_total": 1.0}
+    assert page(registry) == {"own_total": 1.0, "hits_total": 1.0, "after_total": 1.0}
+    pdc.uninstall()
+    hits.inc()
+    assert type(hits) is Counter
+    text = r"the metric counter:own stays in the memory .*the metric counter:after stays in the storage: __class__ assignment"
+    assert re.search(text, caplog.text, re.DOTALL)
+    registry.unregister(after)
 
 
 def test_a_metric_that_a_registry_refused_does_not_move(storage: dict[str, Any], registry: CollectorRegistry) -> None:

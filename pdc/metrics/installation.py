@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, get_args
+from typing import Any, ParamSpec, get_args
 
 import prometheus_client
 from prometheus_client.metrics import MetricWrapperBase
@@ -26,6 +26,8 @@ from .kinds import Enum, Info, Mode
 from .moving import declare, is_whole, move_in, move_out
 from .registries import StorageCollector, StoredRegistry
 from .stored import StoredMetric
+
+P = ParamSpec("P")
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -85,7 +87,7 @@ def uninstall() -> None:
         if cls is not None and not isinstance(each, StoredMetric):
             each.__class__ = cls
         elif cls is not None and is_whole(each):
-            move_out(each, cls)
+            _move(each, "the metric %s stays in the storage: %s", move_out, each, cls)
 
 
 class _Signature:
@@ -116,7 +118,10 @@ def _installed(cls: Any) -> Any:
 
 
 class _Unnoticed(MetricWrapperBase):
-    """Keeps `__init_subclass__` of a package from noticing the class that `install` makes."""
+    """Keeps `__init_subclass__` of a package from noticing the class that `install` makes.
+
+    It is a base only where needed: as the first one, it would keep objects of a class with another first base from moving.
+    """
 
     def __init_subclass__(cls) -> None:
         """Do nothing."""
@@ -133,7 +138,14 @@ def _make(cls: Any) -> Any:
         return type(cls)(cls.__name__, (cls, kind), about)
     if cls.__init__ not in _constructors():
         about["__init__"] = _completed(cls.__init__)
-    return type(cls)(cls.__name__, (_Unnoticed, cls, kind), about)
+    first = (_Unnoticed,) if _is_noticed(cls) else ()
+    return type(cls)(cls.__name__, (*first, cls, kind), about)
+
+
+def _is_noticed(cls: Any) -> bool:
+    """True for a class with an `__init_subclass__` that prometheus_client's do not have."""
+    own, theirs = (getattr(each.__init_subclass__, "__func__", None) for each in (cls, MetricWrapperBase))
+    return own is not theirs
 
 
 def _kind(cls: Any) -> Any:
@@ -181,8 +193,13 @@ def _move_in(each: Any, cls: Any) -> None:
     if not issubclass(cls, StoredMetric):
         each.__class__ = cls
     elif is_whole(each):
-        try:
-            move_in(each, cls, InstalledGauge.mode)
-        except (ValueError, TypeError) as error:
-            text = "the metric %s stays in the memory of this process: %s; make it after pdc.install(), or change it"
-            log.write(logging.WARNING, text, each, error)
+        text = "the metric %s stays in the memory of this process: %s; make it after pdc.install(), or change it"
+        _move(each, text, move_in, each, cls, InstalledGauge.mode)
+
+
+def _move(metric: Any, text: str, move: Callable[P, None], *args: P.args, **options: P.kwargs) -> None:
+    """Move the metric; the log has that text where it cannot be."""
+    try:
+        move(*args, **options)
+    except (ValueError, TypeError) as error:
+        log.write(logging.WARNING, text, metric, error)

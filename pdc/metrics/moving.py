@@ -36,6 +36,7 @@ def move_in(metric: Any, cls: type[StoredMetric], gauge_mode: Mode) -> None:
     Another thread may update it meanwhile: the class changes once all is ready. Raises ValueError and TypeError for a metric
     that the storage cannot have.
     """
+    object.__new__(type(metric)).__class__ = cls  # raises where the objects of both differ in their layout
     ready = _as(cls, metric)
     declare(ready, gauge_mode)
     _become(metric, ready)
@@ -95,7 +96,11 @@ def _set_mode(metric: Any, mode: str) -> None:
 
 
 def move_out(metric: Any, cls: Any) -> None:
-    """Make the metric one of that class of prometheus_client, which begins anew; the storage keeps what it counted."""
+    """Make the metric one of that class of prometheus_client, which begins anew; the storage keeps what it counted.
+
+    Raises TypeError for a metric that cannot be one.
+    """
+    object.__new__(type(metric)).__class__ = cls
     children = list(metric._metrics.values()) if metric._labelnames else []
     for each in (*children, metric):
         ready = _as(cls, each)
