@@ -106,6 +106,22 @@ def test_dump_replaces_a_file_at_once(command: Pdc, tmp_path: Path) -> None:
     assert (done.code, done.errors) == (1, f"pdc: cannot write {missing}: No such file or directory\n")
 
 
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_dump_writes_into_a_pipe_and_through_a_link(command: Pdc, tmp_path: Path) -> None:
+    """A pipe, as /dev/stdout may be, stays one, and gets the content; of a link the file is replaced that it names."""
+    pipe, link, file = (tmp_path / name for name in ("pipe", "link", "file"))
+    os.mkfifo(pipe)
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        assert command("dump", "-o", str(pipe)).code == 0
+        assert reader.read() == pdc.generate_latest()
+    assert pipe.is_fifo()
+    link.symlink_to(file)
+    assert command("dump", "-o", str(link)).code == 0
+    assert link.is_symlink()
+    assert file.read_bytes() == pdc.generate_latest()
+
+
 def test_numbers_without_end_are_texts_in_json(storage: dict[str, Any], registry: CollectorRegistry, command: Pdc) -> None:
     """JSON has no infinite numbers: they are the texts that the text format has."""
     pdc.setup(**storage)
@@ -345,5 +361,6 @@ def test_completion_comes_from_the_library(tmp_path: Path) -> None:
     environ = {**ENVIRON, "_PDC_COMPLETE": "bash_complete", "COMP_WORDS": "pdc ch", "COMP_CWORD": "1"}
     done = subprocess.run(COMMAND, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["plain,check"]
-    (path,) = ShellComplete(app, {}, "pdc", "_PDC_COMPLETE").get_completions(["copy"], "metr")
-    assert (path.type, path.value) == ("file", "metr")
+    for words in (["copy"], ["run", "--", "python"]):
+        (path,) = ShellComplete(app, {}, "pdc", "_PDC_COMPLETE").get_completions(words, "metr")
+        assert path.type == "file"

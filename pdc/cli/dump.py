@@ -71,7 +71,11 @@ def _sample(sample: Sample) -> dict[str, Any]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Replace the file at once, with the rights that a new file has."""
+    """Replace the file at once, with the rights that a new file has; write to a pipe, or a device such as /dev/null."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    path = path.resolve()
     umask = os.umask(0o077)
     os.umask(umask)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

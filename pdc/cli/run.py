@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..metrics import Mode
 from ..options import Options
@@ -42,7 +43,9 @@ IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
     metavar="MODE",
     help="The mode of gauges that name none (else that of PDC_INSTALL, shared).",
 )
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument(
+    "command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=lambda *_: [CompletionItem("", type="file")]
+)
 def run(place: Place, flush_interval: float | None, gauge_mode: str | None, command: tuple[str, ...]) -> int:
     """Run a program with the metrics of prometheus_client in the storage.
 
