@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -245,6 +245,36 @@ def test_the_server_speaks_tls(certificate: tuple[str, str]) -> None:
         assert b'sales_total{path="/"} 2.0\n' in answer.body
         with pytest.raises(ssl.SSLCertVerificationError):
             ask(http.client.HTTPSConnection("127.0.0.1", port, timeout=10))
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_client_that_leaves_amid_its_answer_is_no_error(
+    certificate: tuple[str, str], tls: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server writes no traceback, and goes on: Prometheus leaves where a scrape takes too long."""
+    ended = threading.Event()
+
+    def app(_: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        try:
+            while not ended.is_set():
+                yield bytes(100_000)
+        finally:
+            ended.set()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    running, thread = server.start_server(app, 0, "127.0.0.1", context if tls else None)
+    trusting = ssl.create_default_context(cafile=certificate[0])
+    with socket.create_connection(("127.0.0.1", running.server_port), timeout=10) as connection:
+        client = trusting.wrap_socket(connection, server_hostname="127.0.0.1") if tls else connection
+        with client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.recv(1)
+    assert ended.wait(10)
+    server.stop_server(running, 5)
+    thread.join()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("counted")

@@ -300,6 +300,23 @@ class _ShortRequest:
         return getattr(self._file, name)
 
 
+class _Answer:
+    """The answer to a client that may be gone, which over TLS is an error that `wsgiref` reports at length."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> Any:
+        """Send these bytes. Raises ConnectionAbortedError where that fails, which is no error of the server."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            raise ConnectionAbortedError(str(error)) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
 class _SilentHandler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
 
@@ -307,6 +324,7 @@ class _SilentHandler(WSGIRequestHandler):
         """Read no more of the request than a scrape needs."""
         super().setup()
         self.rfile: Any = _ShortRequest(self.rfile)
+        self.wfile: Any = _Answer(self.wfile)
 
     def parse_request(self) -> bool:
         """Parse the request, and report it to the server."""
