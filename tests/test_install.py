@@ -376,6 +376,7 @@ def test_a_registry_shows_its_own_metrics_and_collectors() -> None:
     Counter("private", "P.", registry=None).inc()
     hits.inc()
     assert page(registry) == {'target_info{env="test"}': 1.0, "hits_total": 1.0, "custom_total": 3.0}
+    assert isinstance(registry.collect(), Iterator)  # as prometheus_client's
     registry.unregister(hits)
     assert page(registry) == {'target_info{env="test"}': 1.0, "custom_total": 3.0}
 

@@ -25,7 +25,7 @@ class StoredRegistry(CollectorRegistry):
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of the storage, then those of other collectors. Raises NotConfigured and StorageError."""
-        return self.collect_only(None)
+        return iter(self.collect_only(None))  # an iterator, as of prometheus_client
 
     def restricted_registry(self, names: Iterable[str]) -> RestrictedRegistry:
         """A registry of the samples with these names."""
