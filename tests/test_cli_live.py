@@ -136,11 +136,13 @@ def certificate(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_serve_speaks_tls(tmp_path: Path, certificate: tuple[str, str], serve: Callable[..., Server]) -> None:
-    """With a certificate the server speaks TLS."""
+    """With a certificate the server speaks TLS. A line of the log names a guard that it does not have."""
     certfile, keyfile = certificate
-    server = serve("--sqlite", str(tmp_path / "m.db"), "--certfile", certfile, "--keyfile", keyfile)
+    files = "--certfile", certfile, "--keyfile", keyfile
+    server = serve("--sqlite", str(tmp_path / "m.db"), *files, PDC_METRICS_DECORATOR="shop.login_required")
     assert "https://" in server.first_line
     assert server.get("/healthz", context=ssl.create_default_context(cafile=certfile))[0] == 200
+    assert "every client may read the metrics on PDC_METRICS_PORT: PDC_METRICS_DECORATOR guards only" in server.end()[1]
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)

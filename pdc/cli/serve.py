@@ -16,7 +16,7 @@ from .. import config
 from ..dashboard import answer as answer_browser
 from ..dashboard import path_of
 from ..exposition import Response, plain, respond, scrape_from_wsgi, start_server, stop_server
-from ..http import Access
+from ..http import Access, warn_of_port
 from ..options import Options
 from ..options.values import EVERY_ADDRESS
 from ..storage import Storage, StorageError
@@ -74,6 +74,8 @@ def serve(
     click.echo(f"pdc: {config.described(storage)} is on {address}{page}", err=True)
     if options.dashboard:
         click.echo(f"pdc: the dashboard is on {address}{path_of(page)}", err=True)
+    if options.metrics_decorator is not None:
+        warn_of_port(dataclasses.replace(options, metrics_port=(host, port)), "PDC_METRICS_DECORATOR")
     ended.wait()
     stop_server(server, FINISH_SECONDS)
     config.shutdown()
