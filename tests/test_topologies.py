@@ -738,7 +738,7 @@ def sentinel_with_password(_: str) -> redis.Redis:
         (lambda url: url.partition("?")[0], "certificate verify failed"),
         (lambda url: url.replace("rediss:", "redis:").partition("?")[0], "Check that it runs"),
         (lambda url: re.sub(r":\d+/", ":1/", url), "Connection refused"),
-        (sentinel_with_password, "No master found .* Check that these sentinels .*: 127.0.0.1:1"),
+        (sentinel_with_password, "No master found for 'metrics' : [a-z:]*ConnectionError.*Check that these .*: 127.0.0.1:1"),
         (lambda _: f"redis+sentinel://:{SECRET}@127.0.0.1:1/m?sentinel_password={SECRET}", "No master found"),
         (lambda _: f"redis+cluster://:{SECRET}@127.0.0.1:1,127.0.0.1:2", "Redis cluster failed: .* Check that it runs"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import threading
 import time
@@ -36,6 +37,7 @@ from .commands import Command, Count, Request, Script, reader_rights, source, te
 _RAW = {NEVER_DECODE: True}
 """Options of commands whose replies may be no text."""
 _LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+_REPR_OF_CLIENT = re.compile(r"<?(?:redis\.client\.)?Redis[<(].*?[>)]{3,} - ")
 _REMEDIES: list[tuple[Any, str]] = [
     (AuthenticationError, "Check the user, the password and what they may do."),
     (ReadOnlyError, "This is a replica: give setup() the primary."),
@@ -135,9 +137,9 @@ class Server(ForkSafe):
             remedy = f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
         text = str(error)
         if isinstance(error, MasterNotFoundError):
-            text = text.partition(" : <")[0]  # pages about each sentinel's client
+            text = _REPR_OF_CLIENT.sub("", text)  # pages about each sentinel
             asked = ", ".join(map(_address, clients.sentinels_of(self._client)))
-            remedy = f"Check that these sentinels can be reached, and know it by that name: {asked}."
+            remedy = f"Check that these sentinels can be reached, accept the password, and know it by that name: {asked}."
         reason = without_secrets(text, self._secrets()).rstrip(".")
         return StorageError(f"{self} failed: {type(error).__name__}: {reason}{'. ' if remedy else ''}{remedy}")
 
