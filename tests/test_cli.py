@@ -319,6 +319,16 @@ def test_a_table_fits_a_narrow_terminal(shop: dict[str, Any], terminal: Callable
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_a_terminal_without_a_character_gets_its_code(storage: dict[str, Any], terminal: Callable[..., Terminal]) -> None:
+    """Texts that the encoding of the terminal does not have are spelled out."""
+    pdc.setup(**storage)
+    pdc.Counter("orders", "Gr\xf6\xdfe.", registry=None).inc()
+    shown = terminal("show", *place(storage), PYTHONIOENCODING="ascii")
+    assert shown.end() == 0
+    assert r"Gr\xf6\xdfe." in shown.plain
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
 def test_a_question_is_asked_on_a_terminal(shop: dict[str, Any], terminal: Callable[..., Terminal]) -> None:
     """`clear` asks: a no keeps all, a yes deletes all, and Ctrl-C leaves without a traceback."""
     for keys, code, count in (("n\n", 1, 5), ("", 130, 5), ("y\n", 0, 0)):

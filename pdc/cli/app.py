@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def app() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    _open_missing()
+    _prepare_streams()
     try:
         result: Any = app.main(given, prog_name="pdc", standalone_mode=False)
         sys.stdout.flush()
@@ -101,11 +102,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _open_missing() -> None:
-    """Open the null device for each standard stream that the caller has closed."""
+def _prepare_streams() -> None:
+    """Open the null device for streams that the caller has closed; spell characters out that a terminal does not have."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _can_flush() -> bool:
