@@ -436,7 +436,7 @@ def test_the_multiprocess_collector_needs_no_folder(storage: dict[str, Any], reg
 
 @pytest.mark.usefixtures("installed")
 def test_values_of_the_private_attributes_are_those_of_the_storage(registry: CollectorRegistry) -> None:
-    """Tests of many programs read `_value.get()` and its like: that gives the number of all processes."""
+    """Tests of many programs read `_value.get()`, `_samples()` and their like: these give the numbers of all processes."""
     hits, busy, size, wait, *_ = declared(registry)
     pdc.Counter("hits", "Hits.", ["page"], registry=None).labels("a").inc(5)
     hits.labels("a").inc()
@@ -448,6 +448,11 @@ def test_values_of_the_private_attributes_are_those_of_the_storage(registry: Col
     assert (hits.labels("a")._value.get(), busy._value.get()) == (6.0, 4.0)
     assert (size._sum.get(), size._count.get()) == (3.0, 1.0)
     assert (wait._sum.get(), [bucket.get() for bucket in wait._buckets]) == (2.0, [1.0, 1.0, 0.0])
+    assert [(each.name, each.labels, each.value) for each in hits._samples() if each.name == "_total"] == [
+        ("_total", {"page": "a"}, 6.0),
+        ("_total", {"page": "b"}, 7.0),
+    ]
+    assert [each.value for each in wait._child_samples() if each.name == "_count"] == [2.0]
     hits.labels("a")._value.set(10)
     assert page(registry, "hits") == {'hits_total{page="a"}': 10.0, 'hits_total{page="b"}': 7.0}
 

@@ -288,6 +288,13 @@ class StoredMetric(MetricWrapperBase):
             metric.samples = [_without(own, sample) for sample in metric.samples if own.items() <= sample.labels.items()]
         return [metric]
 
+    def _samples(self) -> Iterable[Sample]:
+        """The samples of `collect`, named by the ends of their names, as prometheus_client's methods have them."""
+        (metric,) = self.collect()
+        return [sample._replace(name=sample.name.removeprefix(metric.name)) for sample in metric.samples]
+
+    _multi_samples = _child_samples = _samples
+
 
 def declared_once(declare: Callable[..., T]) -> _lru_cache_wrapper[T]:
     """Declare metrics that all applications of this process share, once for each set of arguments.
