@@ -335,22 +335,30 @@ def findings(done: Done, subject: str) -> list[str]:
 
 @BESIDE_SQLITE
 def test_check_looks_at_every_primary(cluster: Cluster, command: Pdc) -> None:
-    """Of a cluster the state, and each primary with its memory, its clock and the keys of others are looked at."""
+    """Of a cluster the state, and of each primary the memory, the clock and the keys of others are looked at."""
     there = ["check", "--redis", cluster.url, "--prefix", "checked"]
     with cluster.client() as client:
         nodes = {node.name: f"prometheus_checked_{letter}" for letter in ascii_lowercase for node in [_node(client, letter)]}
         for key in nodes.values():
             client.set(key, "of others")
-        done = command(*there, at=None)
+        with cluster.primary().client() as evicting:
+            evicting.config_set("maxmemory", "1gb")
+            evicting.config_set("maxmemory-policy", "allkeys-lru")
+            done = command(*there, at=None)
+            evicting.config_set("maxmemory", "0")
         for key in nodes.values():
             client.delete(key)
-    assert done.code == 0
-    assert len(nodes) == 3
     (keys,) = findings(done, "keys")
+    assert len(nodes) == 3
     assert all(key in keys for key in nodes.values())
     for subject in ("reach", "clock", "version", "memory"):
         found = findings(done, subject)
-        assert sorted(re.findall(r"ok Redis (\S+:\d+)", " ".join(found))) == sorted(nodes)
+        assert sorted(re.findall(r"Redis (\S+:\d+)", " ".join(found))) == sorted(nodes)
+    errors = [row for row in done.rows() if row[0] == "ERROR"]
+    assert [(subject, text.partition(" may")[0]) for _, subject, text, _ in errors] == [
+        ("memory", f"Redis 127.0.0.1:{cluster.primary().port}: maxmemory-policy allkeys-lru")
+    ]
+    assert done.code == 1
     assert findings(done, "cluster") == ["ok state ok, 3 of 6 nodes have slots"]
     assert findings(done, "role") == []
     assert findings(done, "rights") == ["ok this user may read and call scripts"]
