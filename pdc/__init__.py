@@ -11,7 +11,9 @@ from .storage import StorageError
 
 if TYPE_CHECKING:
     from . import celery as celery
+    from . import dramatiq as dramatiq
     from . import redis, sqlite
+    from . import rq as rq
     from .exposition import generate_latest, make_asgi_app, make_wsgi_app, scrape_response, start_http_server
     from .jobs import job
     from .metrics.installation import install, uninstall
@@ -62,7 +64,7 @@ _LATER = {
 }
 """The modules of names that most programs use once, if at all. The first use of a name imports its module."""
 
-_NEED_OTHERS = frozenset({"celery"})
+_NEED_OTHERS = frozenset({"celery", "dramatiq", "rq"})
 """Public modules that import another library. They are not in `__all__`: the library may not be installed."""
 
 FORKS.import_first(f"{__name__}.delivery.journal", *(f"{__name__}.{module}" for module in sorted({*_LATER.values()})))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any
 
 try:
     from celery import Celery, signals
@@ -22,13 +20,10 @@ except ModuleNotFoundError as error:
         "pdc.celery needs Celery: pip install 'prometheus-distributed-client[celery]'", name="celery"
     ) from error
 
-from .delivery import ENDS
 from .jobs.tasks import ExporterMetrics, TaskMetrics
-from .process import log
+from .jobs.workers import LiveWorker, end_process, guarded
 
 __all__ = ["instrument"]
-
-P = ParamSpec("P")
 
 NAMES: dict[str, Callable[[], TaskMetrics]] = {"pdc": lambda: TaskMetrics("celery"), "celery-exporter": ExporterMetrics}
 """By the argument `names`."""
@@ -42,11 +37,8 @@ DIRECT_END = worker_direct("").name
 """The end of the name of such a queue."""
 OTHER = "<other>"
 """The queue of a task whose routing key belongs to no queue that the application has declared."""
-LENGTH_SECONDS = 15.0
-"""The time between two looks at the length of the queues."""
 SIGNALS_SECONDS = 10.0
 """The time between the two signals of a hard time limit, at most."""
-_LOGGED: set[str] = set()
 _INSTRUMENTED: list[Celery] = []
 
 
@@ -71,32 +63,15 @@ def instrument(app: Celery, *, names: str = "pdc", queue_length: bool = False) -
         _Receivers(app, NAMES[names](), queue_length=queue_length).connect(names)
 
 
-def _guarded(receiver: Callable[P, None]) -> Callable[P, None]:
-    """Log the first error of ours, and let the task go on."""
-
-    @wraps(receiver)
-    def receive(*args: P.args, **kwargs: P.kwargs) -> None:
-        error: Exception | None = None
-        try:
-            receiver(*args, **kwargs)
-        except Exception as raised:
-            error = raised
-        if error is not None:
-            log.log_once_or_raise(_LOGGED, error, f"a signal of Celery could not be counted ({receiver.__name__})")
-
-    return receive
-
-
 class _Receivers:
     """The receivers of Celery's signals for one application."""
 
     def __init__(self, app: Celery, metrics: TaskMetrics, *, queue_length: bool) -> None:
         self._app = app
         self._metrics = metrics
-        self._queue_length = queue_length
+        self._worker = LiveWorker(metrics, queue_length=queue_length)
         self._timed_out = "", 0.0
         """The last task that failed for its hard time limit, and when: newer versions of Celery send that twice."""
-        self._lengths: _QueueLengths | None = None
 
     def connect(self, names: str) -> None:
         """Connect them. The signals of sending do not name the application: one receiver counts those of the process."""
@@ -117,20 +92,20 @@ class _Receivers:
         yield signals.worker_ready, self._show_worker
         yield signals.worker_shutdown, self._hide_worker
 
-    @_guarded
+    @guarded
     def _stamp(self, headers: dict[str, Any], **_: Any) -> None:
         headers[DUE] = max(time.time(), _timestamp(headers.get("eta"), self._app.timezone))
 
-    @_guarded
+    @guarded
     def _count_sent(self, sender: str, exchange: Any, routing_key: str | None, **_: Any) -> None:
         self._metrics.sent(sender, _queue(_INSTRUMENTED, getattr(exchange, "name", exchange), routing_key))
 
-    @_guarded
+    @guarded
     def _count_received(self, request: Any, **_: Any) -> None:
         if request.task.app == self._app:
             self._metrics.received(request.task.name, self._queue_of(request))
 
-    @_guarded
+    @guarded
     def _start(self, task: Any, **_: Any) -> None:
         if task.app != self._app:
             return
@@ -141,7 +116,7 @@ class _Receivers:
         waited = time.time() - due if isinstance(due, float) else None
         self._metrics.started(task.name, self._queue_of(request), request.hostname or "", waited)
 
-    @_guarded
+    @guarded
     def _stop(self, task: Any, state: str | None, **_: Any) -> None:
         request = task.request
         started = request.get(STARTED)
@@ -161,11 +136,11 @@ class _Receivers:
             name = "" if exception is None else type(exception).__name__
             self._metrics.ended(task.name, self._queue_of(request), state, name)
 
-    @_guarded
+    @guarded
     def _count_success(self, sender: Any, **_: Any) -> None:
         self._ended(sender, sender.request, "success")
 
-    @_guarded
+    @guarded
     def _count_failure(self, sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
         if isinstance(exception, Reject):  # counted as rejected, in the process that ran it
             return
@@ -176,64 +151,35 @@ class _Receivers:
                 return
         self._ended(sender, sender.request, "failure", exception)
 
-    @_guarded
-    def _count_retry(self, sender: Any, request: Any, **_: Any) -> None:
-        self._ended(sender, request, "retry")
+    @guarded
+    def _count_retry(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
+        self._ended(sender, request, "retry", getattr(reason, "exc", None))
 
-    @_guarded
+    @guarded
     def _count_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         self._ended(sender, request, "revoked")
 
-    @_guarded
+    @guarded
     def _show_worker(self, sender: Any, **_: Any) -> None:
-        if sender.app != self._app:
-            return
-        queues = [*self._app.amqp.queues.consume_from.values()]
-        self._metrics.show_worker(sender.hostname, map(_name, queues), lives=True)
-        if self._queue_length and self._lengths is None:
-            self._lengths = _QueueLengths(self._app, queues, self._metrics)
-            self._lengths.start()
+        if sender.app == self._app:
+            self._worker.start(sender.hostname, [*map(_name, self._consumed())], self._lengths)
 
-    @_guarded
+    @guarded
     def _hide_worker(self, sender: Any, **_: Any) -> None:
-        if sender.app != self._app:
-            return
-        if self._lengths is not None:
-            self._lengths.stop()
-            self._lengths = None
-        queues = self._app.amqp.queues.consume_from.values()
-        self._metrics.show_worker(sender.hostname, map(_name, queues), lives=False)
+        if sender.app == self._app:
+            self._worker.stop(sender.hostname, [*map(_name, self._consumed())])
+
+    def _consumed(self) -> list[Any]:
+        return [*self._app.amqp.queues.consume_from.values()]
+
+    def _lengths(self) -> Iterator[tuple[str, int]]:
+        with self._app.connection_for_read() as connection:
+            for queue in self._consumed():
+                yield _name(queue), _length(connection, queue.name)
 
     def _queue_of(self, request: Any) -> str:
         info = request.delivery_info or {}
         return _queue([self._app], info.get("exchange"), info.get("routing_key"))
-
-
-class _QueueLengths(threading.Thread):
-    """Asks the broker for the lengths of queues, in a thread of its own: a broker that hangs holds up nothing else."""
-
-    def __init__(self, app: Celery, queues: list[Any], metrics: TaskMetrics) -> None:
-        super().__init__(name="pdc-queues", daemon=True)
-        self._app = app
-        self._queues = queues
-        self._metrics = metrics
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        """Ask until the worker ends."""
-        while not self._stopped.is_set():
-            self._ask()
-            self._stopped.wait(LENGTH_SECONDS)
-
-    def stop(self) -> None:
-        """Ask no more."""
-        self._stopped.set()
-
-    @_guarded
-    def _ask(self) -> None:
-        with self._app.connection_for_read() as connection:
-            for queue in self._queues:
-                self._metrics.show_length(_name(queue), _length(connection, queue.name))
 
 
 def _length(connection: Any, queue: str) -> int:
@@ -276,7 +222,5 @@ def _timestamp(eta: Any, timezone: Any) -> float:
 
 
 def _end(pid: int | None = None, **_: Any) -> None:
-    """Send what is pending: Celery ends the processes of its pool without Python's exit handlers."""
     if pid == os.getpid():
-        for end in ENDS:
-            end()
+        end_process()

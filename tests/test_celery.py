@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta, timezone
 from itertools import count
 from pathlib import Path
@@ -21,14 +19,16 @@ from celery import Celery, signals
 from celery.contrib.testing.worker import start_worker
 from celery.utils.dispatch import Signal
 from celery.utils.nodenames import worker_direct
-from conftest import ROOT, RedisServer, wait_until
-from helpers import SCRIPTS, shown
+from conftest import RedisServer, wait_until
+from helpers import shown
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
+from queues import counts, environment, started_worker
 from scripts.celery_shop import shop
 
 import pdc
 import pdc.celery
+from pdc.jobs import workers
 
 NUMBERS = count()
 
@@ -68,16 +68,6 @@ def send(app: Celery, end: str, **options: Any) -> None:
     app.tasks["order"].apply_async((end,), **options)
 
 
-def counts(name: str, *labels: str) -> dict[str, float]:
-    """The samples of a metric that are not 0, by the values of these labels, or of all."""
-    found = {}
-    for sample, value in shown(f"{name}{{").items():
-        values = dict(re.findall(r'(\w+)="([^"]*)"', sample))
-        if value:
-            found[" ".join(values[label] for label in labels or sorted(values))] = value
-    return found
-
-
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_tasks_of_every_end_are_counted(pool: str) -> None:
@@ -90,7 +80,7 @@ def test_tasks_of_every_end_are_counted(pool: str) -> None:
         wait_until(lambda: counts("celery_tasks_total", "state") == states)
     assert counts("celery_tasks_sent_total") == {"celery order": 7.0}
     assert counts("celery_tasks_received_total") == {"celery order": 6.0}
-    assert counts("celery_task_exceptions_total") == {"LookupError celery order": 1.0}
+    assert counts("celery_task_exceptions_total") == {"LookupError celery order": 1.0, "TimeoutError celery order": 1.0}
     del states["revoked"]
     assert counts("celery_task_duration_seconds_count", "state") == states
 
@@ -164,7 +154,7 @@ class Consumer(NamedTuple):
 @pytest.mark.parametrize(("names", "name"), [("pdc", "celery_queue_messages"), ("celery-exporter", "celery_queue_length")])
 def test_the_worker_shows_the_length_of_its_queues(monkeypatch: pytest.MonkeyPatch, names: str, name: str) -> None:
     """Messages that wait count, an empty queue has none, and the worker asks no more after its end."""
-    monkeypatch.setattr(pdc.celery, "LENGTH_SECONDS", 0.02)
+    monkeypatch.setattr(workers, "LENGTH_SECONDS", 0.02)
     app = shop(f"memory://{next(NUMBERS)}", names=names, queue_length=True)
     consumer = Consumer(app, "w1@host")
     for _ in range(3):
@@ -228,42 +218,19 @@ def test_unknown_names_are_refused() -> None:
 
 def test_a_task_runs_where_it_cannot_be_counted(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a storage the tasks run as ever, and the log has one line for each signal."""
-    monkeypatch.setattr(pdc.celery, "_LOGGED", set())
+    monkeypatch.setattr(workers, "_LOGGED", set())
     with worker() as app:
         results = [app.tasks["order"].delay("success") for _ in range(2)]
         assert [result.get(timeout=10) for result in results] == ["success", "success"]
     messages = [record.getMessage() for record in caplog.records if record.name == "pdc"]
     assert len(messages) == len(set(messages)) > 2
-    assert all("a signal of Celery could not be counted" in message for message in messages)
+    assert all("a task could not be counted (pdc.celery._Receivers." in message for message in messages)
 
 
-@contextmanager
-def started(pool: str, environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(pool: str, variables: dict[str, str], folder: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A worker in a process of its own."""
-    command = [sys.executable, "-m", "celery", "-A", "celery_shop", "worker", "--pool", pool, "--concurrency", "2"]
-    with (folder / "worker.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--without-mingle", "--without-gossip"],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{SCRIPTS}", **environment},
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
-
-
-def environment(storage: dict[str, Any], redis_server: RedisServer) -> dict[str, str]:
-    """The environment of a worker."""
-    broker = {"BROKER": redis_server.url.removesuffix("/0") + "/2", "PDC_FLUSH_INTERVAL": "0.1"}
-    if "sqlite" in storage:
-        return {"PDC_SQLITE_PATH": storage["sqlite"], **broker}
-    return {"PDC_REDIS_URL": storage["redis"], "PDC_REDIS_PREFIX": storage["redis_prefix"], **broker}
+    command = ["celery", "-A", "celery_shop", "worker", "--pool", pool, "--concurrency", "2"]
+    return started_worker([*command, "--without-mingle", "--without-gossip"], variables, folder)
 
 
 @pytest.mark.parametrize("pool", ["prefork", pytest.param("gevent", marks=pytest.mark.package("gevent"))])

@@ -43,7 +43,7 @@ def same(line: str) -> str:
 
 
 def test_every_block_of_code_is_run() -> None:
-    """The pages have as many blocks of code as tests run: here, and in those of process metrics, exporters and monitoring."""
+    """The pages have as many blocks of code as tests run: here, and in the other files about one page each."""
     found = {name: re.findall(r"^```(?!text)(\w+)$", page, re.MULTILINE) for name, page in PAGES.items()}
     assert {name: languages for name, languages in found.items() if languages} == {
         "access.md": ["yaml", "python", "python", "python"],
@@ -55,7 +55,7 @@ def test_every_block_of_code_is_run() -> None:
         "flask.md": ["sh", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python", "sh"],
-        "jobs.md": ["python", "yaml", "python"],
+        "jobs.md": ["python", "yaml", "promql", "python", "python", "python"],
         "monitoring.md": ["yaml", "sh"],
         "moving.md": ["python"],
         "own_storage.md": ["python"] * 3,
@@ -349,31 +349,6 @@ def test_the_block_of_jobs_counts_them_and_its_rules_are_rules(tmp_path: Path) -
     (tmp_path / "rules.yml").write_text(block(JOBS, "yaml", of=of))
     checked = subprocess.check_output(["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, text=True, timeout=60)
     assert "3 rules found" in checked
-
-
-def test_the_block_of_celery_counts_tasks(tmp_path: Path) -> None:
-    """The application of the page counts a task, and its table has the metrics that it then has."""
-    run = """
-@app.task
-def order(): raise ValueError
-order.apply()
-pdc.celery.instrument(app)
-print(pdc.generate_latest().decode())
-"""
-    printed = run_block(block(JOBS, "python", of="Celery") + run, tmp_path)
-    assert 'celery_tasks_total{queue="",state="failure",task="shop.order"} 1.0' in printed
-    table = set(re.findall(r"^\| `(celery_\w+)` \|", JOBS, re.MULTILINE))
-    families = {
-        line.split()[2] for line in printed if line.startswith("# TYPE celery_") and not line.endswith("_created gauge")
-    }
-    assert families <= table
-    assert {each.removesuffix("_total") for each in table} == {f"celery_{name}" for name in TASK_FAMILIES}
-
-
-TASK_FAMILIES = (
-    *("tasks_sent", "tasks_received", "tasks", "task_exceptions", "task_duration_seconds", "task_queue_time_seconds"),
-    *("tasks_in_progress", "workers", "queue_workers", "queue_messages"),
-)
 
 
 def test_the_guide_for_contributors_names_what_exists() -> None:

@@ -22,6 +22,9 @@ import redis
 from celery import VERSION, Celery
 from conftest import ROOT, RedisServer, free_port, wait_until
 
+import pdc
+from pdc.testing import value_of
+
 EXAMPLES = ROOT / "example_apps"
 JOB = EXAMPLES / "cron_job" / "job.py"
 HANDLER = EXAMPLES / "serverless" / "handler.py"
@@ -40,7 +43,8 @@ def environment(storage: dict[str, Any]) -> dict[str, str]:
 
 def environment_with(**variables: str) -> dict[str, str]:
     """This process's environment without the variables of the examples' metrics and tasks, with those given."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PDC_", "CELERY_"))}
+    ours = ("PDC_", "CELERY_", "RQ_", "DRAMATIQ_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return {**kept, "PYTHONPATH": str(ROOT), **variables}
 
 
@@ -289,3 +293,33 @@ def test_celery_attempts_that_overlap_are_timed_each(environment: dict[str, str]
         'celery_tasks_total{queue="",state="retry",task="tasks.report"}': 0.0,
         'celery_task_duration_seconds_count{queue="",state="success",task="tasks.report"}': 2.0,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "send", "work"),
+    [
+        ("rq_worker", "RQ_REDIS_URL", "jobs.queue.enqueue(jobs.order, {item!r})", "rq.cli worker -c jobs --burst"),
+        ("dramatiq_worker", "DRAMATIQ_BROKER_URL", "actors.order.send({item!r})", "dramatiq actors --processes 2 --threads 4"),
+    ],
+)
+def test_workers_of_other_queues_count(
+    name: str, variable: str, send: str, work: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The example counts orders that succeed and that fail, in processes that another one has sent them to."""
+    folder, library = EXAMPLES / name, name.removesuffix("_worker")
+    (module,) = (path.stem for path in folder.glob("*.py"))
+    database = str(tmp_path / "metrics.db")
+    url = redis_server.url.removesuffix("/0") + "/1"
+    environment = {**environment_with(PDC_SQLITE_PATH=database), "PYTHONPATH": f"{ROOT}:{folder}", variable: url}
+    source = "; ".join([f"import {module}", *(send.format(item=item) for item in ("tea", "cake", "nothing"))])
+    assert run(["-c", source], environment, tmp_path).stderr == ""
+    pdc.setup(sqlite=database)
+    with running([sys.executable, "-m", *work.split()], tmp_path / "worker.log", env=environment, cwd=folder):
+        wait_until(
+            lambda: (
+                {state: value_of(f"{library}_tasks_total", state=state, queue="default") for state in ("success", "failure")}
+                == {"success": 2.0, "failure": 1.0}
+            ),
+            30,
+        )
+    assert value_of(f"{library}_tasks_sent_total", task=f"{module}.order" if library == "rq" else "order") == 3.0

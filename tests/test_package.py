@@ -50,6 +50,8 @@ def test_a_plain_install_brings_no_driver_and_no_framework() -> None:
         "starlette",
         "fastapi",
         "celery",
+        "rq",
+        "dramatiq",
         "cli",
         "all",
     }
@@ -80,7 +82,8 @@ def test_the_source_distribution_has_all_that_the_readme_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi", "celery", "click", "rich"]
+    "name",
+    ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi", "celery", "rq", "dramatiq", "click", "rich"],
 )
 def test_the_oldest_version_that_is_tested_is_the_oldest_that_is_allowed(name: str) -> None:
     """The group `oldest` pins the lower bound of each requirement, give or take zeros at its end."""
@@ -134,7 +137,7 @@ def test_the_name_of_version_2_says_what_to_import(tmp_path: Path) -> None:
         assert (ROOT / page).is_file()
 
 
-@pytest.mark.parametrize("module", ["redis", "flask", "django", "starlette", "celery", "click", "rich"])
+@pytest.mark.parametrize("module", ["redis", "flask", "django", "starlette", "celery", "rq", "dramatiq", "click", "rich"])
 def test_importing_pdc_imports_no_driver_and_no_framework(module: str, tmp_path: Path) -> None:
     """After `import pdc` neither a driver nor a framework is loaded."""
     source = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pdc; sys.exit({module!r} in sys.modules)"
@@ -159,7 +162,10 @@ except ImportError as error:
     assert "pip install 'prometheus-distributed-client[redis]'" in done.stdout
 
 
-EXTENSIONS = {"flask": "pdc_flask", "django": "pdc_django", "starlette": "pdc_starlette", "celery": "pdc.celery"}
+EXTENSIONS = {
+    **{name: f"pdc_{name}" for name in ("flask", "django", "starlette")},
+    **{name: f"pdc.{name}" for name in ("celery", "rq", "dramatiq")},
+}
 
 
 @pytest.mark.parametrize("framework", EXTENSIONS)
@@ -177,7 +183,8 @@ except ModuleNotFoundError as error:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", source], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
     )
-    assert f"{EXTENSIONS[framework]} needs {framework.title()}: pip install '{DISTRIBUTION}[{framework}]'" in done.stdout
+    expected = f"{EXTENSIONS[framework]} needs {framework}: pip install '{DISTRIBUTION}[{framework}]'"
+    assert expected in done.stdout.lower()
 
 
 def test_help_and_completion_show_all_of_the_public_interface() -> None:

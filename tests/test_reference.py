@@ -15,7 +15,7 @@ from pdc_django.conf import DjangoOptions
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 PUBLIC = (
-    *("pdc", "pdc.redis", "pdc.sqlite", "pdc.celery", "pdc.options", "pdc.testing", "pdc.fixtures"),
+    *("pdc", "pdc.redis", "pdc.sqlite", "pdc.celery", "pdc.rq", "pdc.dramatiq", "pdc.options", "pdc.testing", "pdc.fixtures"),
     *("pdc.storage", "pdc.storage.fields"),
     *("pdc_flask", "pdc_django", "pdc_django.testing", "pdc_starlette"),
 )

@@ -28,7 +28,7 @@ def shop(broker: str, **options: Any) -> Celery:
         """End like that."""
         time.sleep(seconds)
         if end == "retry" and not self.request.retries:
-            raise self.retry(countdown=0)
+            raise self.retry(exc=TimeoutError("no water"), countdown=0)
         errors = {"failure": LookupError("no tea"), "reject": Reject("no tea", requeue=False), "ignore": Ignore()}
         if end in errors:
             raise errors[end]
