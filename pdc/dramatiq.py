@@ -118,7 +118,7 @@ class _Metrics(Middleware):
     @guarded
     def after_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Show the worker of this process."""
-        self._worker.start("", _queues(worker), lambda: [(queue, _length(broker, queue)) for queue in _queues(worker)])
+        self._worker.start("", _queues(worker), lambda: _lengths(broker, _queues(worker)))
 
     @guarded
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002
@@ -147,10 +147,13 @@ def _queues(worker: Any) -> list[str]:
     return sorted({q_name(queue) for queue in [*worker.consumers]})
 
 
-def _length(broker: Any, queue: str) -> int:
-    """The messages that wait for a worker, without those that have a delay."""
+def _lengths(broker: Any, queues: list[str]) -> list[tuple[str, int]]:
+    """The messages that wait for a worker in each queue, without those that have a delay."""
     if hasattr(broker, "get_queue_message_counts"):  # RabbitMQ
-        return int(broker.get_queue_message_counts(queue)[0])
+        try:
+            return [(queue, broker.get_queue_message_counts(queue)[0]) for queue in queues]
+        finally:
+            del broker.connection  # the one of this thread, which would miss its heartbeats until the next look
     if hasattr(broker, "client"):  # Redis
-        return int(broker.client.llen(f"{broker.namespace}:{queue}"))
-    return int(broker.queues[queue].qsize())
+        return [(queue, broker.client.llen(f"{broker.namespace}:{queue}")) for queue in queues]
+    return [(queue, broker.queues[queue].qsize()) for queue in queues]

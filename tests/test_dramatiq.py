@@ -116,15 +116,36 @@ def test_a_message_is_in_progress_while_it_is_processed() -> None:
 def test_a_message_that_exceeds_its_time_limit_is_a_failure() -> None:
     """The exception of the limit counts, as it would in any middleware."""
     with worker() as broker:
-        broker.actors["order"].send_with_options(args=("success", 20), time_limit=10, max_retries=0)
-        wait_until(lambda: ended() == {"failure": 1.0})
-    assert counts("dramatiq_task_exceptions_total", "exception") == {"TimeLimitExceeded": 1.0}
+        broker.actors["order"].send_with_options(args=("success", 20), time_limit=10)
+        wait_until(lambda: ended() == {"retry": 1.0, "failure": 1.0})
+    assert counts("dramatiq_task_exceptions_total", "exception") == {"TimeLimitExceeded": 2.0}
+
+
+class RabbitLike(StubBroker):
+    """A broker with the public methods of the one for RabbitMQ, which has a connection for each thread."""
+
+    connections = 0
+
+    @property
+    def connection(self) -> int:
+        """The connection of the thread."""
+        type(self).connections = 1
+        return self.connections
+
+    @connection.deleter
+    def connection(self) -> None:
+        type(self).connections = 0
+
+    def get_queue_message_counts(self, queue_name: str) -> tuple[int, int, int]:
+        """The messages that wait, that have a delay, and that are dead."""
+        assert self.connection
+        return self.queues[queue_name].qsize(), 0, 0
 
 
 def test_the_worker_shows_the_length_of_its_queues(monkeypatch: pytest.MonkeyPatch, redis_server: RedisServer) -> None:
     """Messages that wait count, those with a delay do not, and the worker asks no more after its end."""
     monkeypatch.setattr(workers, "LENGTH_SECONDS", 0.02)
-    for broker in (StubBroker(), RedisBroker(url=redis_server.url)):
+    for broker in (StubBroker(), RabbitLike(), RedisBroker(url=redis_server.url)):
         shop(broker, queue_length=True)
         for delay in (None, None, None, 60_000):
             send(broker, "success", delay=delay)
@@ -137,6 +158,7 @@ def test_the_worker_shows_the_length_of_its_queues(monkeypatch: pytest.MonkeyPat
         broker.emit_after("worker_shutdown", running)
         wait_until(lambda: "pdc-queues" not in [thread.name for thread in threading.enumerate()])
         broker.close()
+    assert RabbitLike.connections == 0
 
 
 @pytest.mark.parametrize("others", [[], None])
