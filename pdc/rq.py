@@ -163,7 +163,8 @@ def _hide_worker(worker: BaseWorker) -> None:
 
 def _ended(job: Any, state: str, exception: str = "") -> None:
     name, queue = _name(job), job.origin
-    _METRICS.timed(name, queue, state, max((now() - job.started_at).total_seconds(), 0.0))  # a clock may be set
+    if job.started_at is not None:  # otherwise the connection to Redis broke before
+        _METRICS.timed(name, queue, state, max((now() - job.started_at).total_seconds(), 0.0))  # a clock may be set
     _METRICS.ended(name, queue, state, exception)
 
 

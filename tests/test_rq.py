@@ -149,6 +149,21 @@ def test_a_job_that_cannot_be_read_is_a_failure(queue: Queue) -> None:
     assert counts("rq_tasks_total") == {"default failure <unreadable>": 1.0, f"default success {TASK}": 1.0}
 
 
+def test_a_job_that_cannot_be_prepared_is_a_failure(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no time at which it started, as where Redis is lost, and no duration."""
+    monkeypatch.setattr(Job, "prepare_for_execution", prepare)
+    queue.enqueue(order)
+    work(queue)
+    assert counts("rq_tasks_total", "state") == {"failure": 1.0}
+    assert counts("rq_task_exceptions_total", "exception") == {"TimeoutError": 1.0}
+    assert counts("rq_task_duration_seconds_count") == {}
+
+
+def prepare(*_: object, **__: object) -> None:
+    """Lose the connection."""
+    raise TimeoutError
+
+
 def test_the_worker_shows_the_length_of_its_queues(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs that wait count, an empty queue has none, and the worker asks no more after its end."""
     monkeypatch.setattr(workers, "LENGTH_SECONDS", 0.02)
