@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 try:
@@ -15,18 +16,20 @@ except ModuleNotFoundError as error:
         "pdc.dramatiq needs Dramatiq: pip install 'prometheus-distributed-client[dramatiq]'", name="dramatiq"
     ) from error
 
-from .jobs.tasks import TaskMetrics
+from .jobs.tasks import MiddlewareMetrics, TaskMetrics
 from .jobs.workers import LiveWorker, guarded
 
 __all__ = ["instrument"]
 
+NAMES: dict[str, Callable[[], TaskMetrics]] = {"pdc": lambda: TaskMetrics("dramatiq"), "dramatiq": MiddlewareMetrics}
+"""By the argument `names`."""
 DUE = "pdc_due"
 """The option of a message that was delayed, with the Unix time from which on its actor may run."""
 ATTEMPT = "_pdc_attempt"
 """The attribute of a message that is processed, with its attempt."""
 
 
-def instrument(broker: Broker, *, queue_length: bool = False) -> None:
+def instrument(broker: Broker, *, names: str = "pdc", queue_length: bool = False) -> None:
     """Count and time the messages of the broker: in processes that send them, and in workers.
 
     Call this where the broker is made, so that each of its processes does, after or before `pdc.setup`.
@@ -36,14 +39,17 @@ def instrument(broker: Broker, *, queue_length: bool = False) -> None:
       ``exception``.
     - ``dramatiq_task_duration_seconds`` and ``dramatiq_task_queue_time_seconds`` are histograms.
     - ``dramatiq_tasks_in_progress``, ``dramatiq_workers`` and ``dramatiq_queue_workers`` show living processes.
+    - `names`: ``pdc``, or ``dramatiq`` for the names of Dramatiq's own middleware ``Prometheus``, so that its dashboards go on.
     - `queue_length`: True for ``dramatiq_queue_messages``. Each worker process asks the broker every 15 s then.
 
-    A second call for a broker does nothing.
+    Raises ValueError for other names. A second call for a broker does nothing.
     """
+    if names not in NAMES:
+        raise ValueError(f"names must be one of {', '.join(NAMES)}, got {names!r}")
     if not any(isinstance(each, _Metrics) for each in broker.middleware):
         # The first one: it begins before all others, and ends after them, when the fate of the message is known.
         first = type(broker.middleware[0]) if broker.middleware else None
-        broker.add_middleware(_Metrics(queue_length=queue_length), before=first)
+        broker.add_middleware(_Metrics(NAMES[names](), queue_length=queue_length), before=first)
 
 
 class _Attempt(NamedTuple):
@@ -56,9 +62,9 @@ class _Attempt(NamedTuple):
 class _Metrics(Middleware):
     """The middleware. A worker thread calls the hooks of a message one after another."""
 
-    def __init__(self, *, queue_length: bool) -> None:
-        self._metrics = TaskMetrics("dramatiq")
-        self._worker = LiveWorker(self._metrics, queue_length=queue_length)
+    def __init__(self, metrics: TaskMetrics, *, queue_length: bool) -> None:
+        self._metrics = metrics
+        self._worker = LiveWorker(metrics, queue_length=queue_length)
 
     @guarded
     def after_enqueue(self, broker: Broker, message: Any, delay: int | None) -> None:  # noqa: ARG002 - the hook has it

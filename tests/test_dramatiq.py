@@ -17,6 +17,7 @@ from conftest import RedisServer, wait_until
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, SkipMessage
+from dramatiq.middleware.prometheus import Prometheus
 from helpers import shown
 from queues import counts, environment, started_worker
 from scripts.dramatiq_shop import shop
@@ -24,6 +25,7 @@ from scripts.dramatiq_shop import shop
 import pdc
 import pdc.dramatiq
 from pdc.jobs import workers
+from pdc.jobs.tasks import _middleware_families
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ class Leave(Middleware):
 
 
 @contextmanager
-def worker(**options: bool) -> Iterator[StubBroker]:
+def worker(**options: Any) -> Iterator[StubBroker]:
     """A broker with a worker of two threads in this process."""
     broker = StubBroker()
     broker.add_middleware(Leave())
@@ -85,6 +87,48 @@ def test_messages_of_every_end_are_counted() -> None:
     assert counts("dramatiq_task_duration_seconds_count", "state") == states
     assert counts("dramatiq_task_queue_time_seconds_count") == {"default order": 7.0}
     assert counts("dramatiq_tasks_in_progress") == {}
+
+
+def test_the_names_of_the_middleware_of_dramatiq() -> None:
+    """The same messages under its names; a message that was processed shows all counts, those without at 0."""
+    with worker(names="dramatiq") as broker:
+        send(broker, "success")
+        wait_until(lambda: counts("dramatiq_messages_total"))
+        zeros = {sample for sample, value in shown("dramatiq_message_").items() if not value and "_total" in sample}
+        assert {sample.partition("{")[0] for sample in zeros} == {
+            f"dramatiq_message_{count}_total" for count in ("errors", "retries", "rejects")
+        }
+        for end in ("failure", "thrown", "skip", "fail"):
+            send(broker, end)
+        wait_until(lambda: counts("dramatiq_message_rejects_total") == {"order default": 3.0})
+        assert shown("dramatiq_workers") == {"dramatiq_workers": 1.0}
+    assert counts("dramatiq_messages_total") == {"order default": 6.0}
+    assert counts("dramatiq_message_duration_milliseconds_count") == {"order default": 6.0}
+    assert counts("dramatiq_message_errors_total") == {"order default": 3.0}
+    assert counts("dramatiq_message_retries_total") == {"order default": 1.0}
+    assert counts("dramatiq_messages_inprogress") == {}
+
+
+def described(family: Any) -> tuple[str, object]:
+    """The type and the labels of a family, and its buckets, if it has some."""
+    return type(family).__name__, (family._labelnames, getattr(family, "_upper_bounds", None))
+
+
+def test_the_middleware_of_dramatiq_has_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of our families has the type, the labels and the buckets of its own. One of its own, of delays, is not there."""
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        monkeypatch.setenv(name, "")  # its own middleware sets them
+    own = Prometheus()
+    own.after_process_boot(StubBroker())
+    expected = {family._name: described(family) for family in vars(own).values() if hasattr(family, "_labelnames")}
+    del expected["dramatiq_delayed_messages_inprogress"]
+    assert {family._name: described(family) for family in _middleware_families()} == expected
+
+
+def test_unknown_names_are_refused() -> None:
+    """The error has the allowed names."""
+    with pytest.raises(ValueError, match="names must be one of pdc, dramatiq, got 'prometheus'"):
+        pdc.dramatiq.instrument(StubBroker(), names="prometheus")
 
 
 def test_the_time_in_the_queue_begins_when_a_message_is_due() -> None:

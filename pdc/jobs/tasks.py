@@ -1,4 +1,4 @@
-"""Metrics of the tasks of a queue, under our own names and under those of celery-exporter."""
+"""Metrics of the tasks of a queue, under our own names, those of celery-exporter, and those of Dramatiq's own middleware."""
 
 from __future__ import annotations
 
@@ -218,3 +218,67 @@ class ExporterMetrics(TaskMetrics):
 def _host(worker: str) -> str:
     """The part of a worker's name that the exporter calls its host."""
     return worker.rpartition("@")[2]
+
+
+class _MiddlewareFamilies(NamedTuple):
+    messages: Counter
+    errors: Counter
+    retries: Counter
+    rejects: Counter
+    in_progress: Gauge
+    duration: Histogram
+
+
+MILLISECONDS = (*(5, 10, 25, 50, 75, 100, 250, 500, 750), *(1000, 2500, 5000, 7500, 10_000, 30_000, 60_000, 600_000, 900_000))
+"""The buckets of Dramatiq's own middleware."""
+
+
+@declared_once
+def _middleware_families() -> _MiddlewareFamilies:
+    task = ["queue_name", "actor_name"]
+    common: dict[str, Any] = {"namespace": "dramatiq", "registry": None, "max_series": MOST_SERIES}
+    return _MiddlewareFamilies(
+        Counter("messages", "Attempts of messages that ended.", task, **common),
+        Counter("message_errors", "Attempts that ended with an exception.", task, **common),
+        Counter("message_retries", "Messages that failed, and are to be tried again.", task, **common),
+        Counter("message_rejects", "Messages that are dead letters.", task, **common),
+        Gauge("messages_inprogress", "Messages that are processed now.", task, **common, multiprocess_mode="livesum"),
+        Histogram("message_duration_milliseconds", "Time per attempt.", task, **common, buckets=MILLISECONDS),
+    )
+
+
+class MiddlewareMetrics(TaskMetrics):
+    """The names and labels of Dramatiq's own middleware. A measurement that it does not have keeps our name."""
+
+    def __init__(self) -> None:
+        super().__init__("dramatiq")
+
+    @property
+    def _theirs(self) -> _MiddlewareFamilies:
+        return _middleware_families()
+
+    def started(self, task: str, queue: str, worker: str, waited: float | None) -> None:  # noqa: ARG002 - others have it
+        """Show a message that is processed, and its counts, also those that are 0."""
+        theirs = self._theirs
+        for count in (theirs.messages, theirs.errors, theirs.retries, theirs.rejects):
+            count.labels(queue, task)
+        theirs.in_progress.labels(queue, task).inc()
+        self._observe_wait(task, queue, waited)
+
+    def stopped(self, task: str, queue: str, worker: str) -> None:  # noqa: ARG002
+        """Show a message that is processed no more."""
+        self._theirs.in_progress.labels(queue, task).dec()
+
+    def timed(self, task: str, queue: str, state: str, seconds: float) -> None:  # noqa: ARG002
+        """Count an attempt, and observe its time."""
+        self._theirs.messages.labels(queue, task).inc()
+        self._theirs.duration.labels(queue, task).observe(1000 * seconds)
+
+    def ended(self, task: str, queue: str, state: str, exception: str = "") -> None:
+        """Count an exception, a retry or a dead letter."""
+        if exception:
+            self._theirs.errors.labels(queue, task).inc()
+        if state == "retry":
+            self._theirs.retries.labels(queue, task).inc()
+        elif state in ("failure", "rejected"):
+            self._theirs.rejects.labels(queue, task).inc()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from typing import Any
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
@@ -13,7 +14,7 @@ from dramatiq.middleware import AsyncIO
 import pdc
 
 
-def shop(broker: dramatiq.Broker, **options: bool) -> dramatiq.Actor[..., None]:
+def shop(broker: dramatiq.Broker, **options: Any) -> dramatiq.Actor[..., None]:
     """An actor of the broker, which is instrumented with these options."""
     pdc.dramatiq.instrument(broker, **options)
     broker.add_middleware(AsyncIO())
