@@ -243,12 +243,10 @@ def sending(storage: dict[str, Any], variables: dict[str, str]) -> RedisBroker:
 COMMAND = ["dramatiq_shop", "--processes", "2", "--threads", "4"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "program",
-    [
-        ["dramatiq"],
-        pytest.param(["gevent.monkey", "--module", "dramatiq"], marks=[pytest.mark.long, pytest.mark.package("gevent")]),
-    ],
+    [["dramatiq"], pytest.param(["gevent.monkey", "--module", "dramatiq"], marks=pytest.mark.package("gevent"))],
     ids=["threads", "gevent"],
 )
 def test_worker_processes_send_what_they_count(program: list[str], tmp_path: Path, redis_server: RedisServer) -> None:

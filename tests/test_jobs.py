@@ -301,6 +301,7 @@ def test_celery_attempts_that_overlap_are_timed_each(environment: dict[str, str]
         ("rq_worker", "RQ_REDIS_URL", "jobs.queue.enqueue(jobs.order, {item!r})", "rq.cli worker -c jobs --burst"),
         ("dramatiq_worker", "DRAMATIQ_BROKER_URL", "actors.order.send({item!r})", "dramatiq actors --processes 2 --threads 4"),
     ],
+    ids=["rq", "dramatiq"],
 )
 def test_workers_of_other_queues_count(
     name: str, variable: str, send: str, work: str, redis_server: RedisServer, tmp_path: Path

@@ -210,10 +210,9 @@ def sending(connection: redis.Redis, storage: dict[str, Any]) -> Callable[..., J
     return lambda *args, **options: queue.enqueue("rq_shop.order", *args, **options)
 
 
-def test_work_horses_send_what_they_count(
-    storage: dict[str, Any], tmp_path: Path, redis_server: RedisServer, connection: redis.Redis
-) -> None:
+def test_work_horses_send_what_they_count(tmp_path: Path, redis_server: RedisServer, connection: redis.Redis) -> None:
     """Every end counts once, though no interval passes: also of a work-horse that is killed, and of a job that is stopped."""
+    storage: dict[str, Any] = {"redis": redis_server.url, "redis_prefix": "test"}
     send = sending(connection, storage)
     for end in ("success", "failure", "kill"):
         send(end)
