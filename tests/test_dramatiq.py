@@ -252,7 +252,7 @@ COMMAND = ["dramatiq_shop", "--processes", "2", "--threads", "4"]
 def test_worker_processes_send_what_they_count(program: list[str], tmp_path: Path, redis_server: RedisServer) -> None:
     """Messages at once count once at the end of their process, though no interval passes."""
     storage: dict[str, Any] = {"sqlite": str(tmp_path / "metrics.db")}
-    variables = {**environment(storage, redis_server), "PDC_FLUSH_INTERVAL": "600"}
+    variables = {**environment(storage, redis_server), "PDC_FLUSH_INTERVAL": "600", "PDC_JOURNAL": "false"}
     broker = sending(storage, variables)
     for _ in range(8):
         send(broker, "success", 0.3)
