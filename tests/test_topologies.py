@@ -644,6 +644,21 @@ def test_a_writer_with_the_least_rights(redis_server: RedisServer, caplog: pytes
         pdc.shutdown()
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "The user executing the script can't run this command or subcommand script: 7f138b, on @user_script:1.",
+        "ACL failure in script: User writer has no permissions to run the 'exists' command script: on @user_script:1.",
+    ],
+    ids=["redis-7.0", "redis-7.2-valkey"],
+)
+def test_a_right_that_a_script_lacks(redis_server: RedisServer, reason: str) -> None:
+    """The error for a command that the user may not call in a script lists the rights, as each server words it."""
+    with redis_server.client() as client:
+        failure = RedisStorage(client).server.failure(redis.ResponseError(reason))
+    assert "A user that counts needs the rights ~prometheus_*" in str(failure)
+
+
 def test_a_reader_with_the_least_rights(primary: RedisServer, run_script: Callable[..., Any]) -> None:
     """The documented rights of a reader suffice; the error for any missing right lists them all."""
     rules = RULES["pdc-reader"]

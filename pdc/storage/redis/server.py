@@ -45,6 +45,8 @@ _REMEDIES: list[tuple[Any, str]] = [
     (redis.TimeoutError, "It did not answer in time: check its load and the network."),
     ((redis.ConnectionError, RedisClusterException, OSError), "Check that it runs and can be reached at this address."),
 ]
+_REFUSALS = ("executing the script can't run", "ACL failure in script")
+"""How Redis 7.0, and later ones and Valkey, refuse a command of a script."""
 
 
 class Server(ForkSafe):
@@ -133,7 +135,7 @@ class Server(ForkSafe):
     def failure(self, error: Exception) -> StorageError:
         """The error to raise for one of the driver or the server."""
         remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
-        if isinstance(error, NoPermissionError) or "executing the script can't run" in str(error):  # as Redis 7.0 says
+        if isinstance(error, NoPermissionError) or any(text in str(error) for text in _REFUSALS):
             remedy = f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
         text = str(error)
         if isinstance(error, MasterNotFoundError):
