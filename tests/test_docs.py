@@ -53,6 +53,8 @@ def test_every_block_of_code_is_run() -> None:
         "debugging.md": ["python", "sh", "promql", "python"],
         "django.md": ["sh", "sh", "python", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
         "flask.md": ["sh", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
+        "containers.md": ["promql"],
+        "deployment.md": ["python", *["sh"] * 4, *["ini"] * 3, "python"],
         "http.md": ["python", "python", "python", "promql"],
         "install.md": ["python", "python", "sh"],
         "jobs.md": ["python", "yaml", "promql", "python", "python", "python"],
@@ -63,6 +65,7 @@ def test_every_block_of_code_is_run() -> None:
         "reference.md": ["promql"],
         "testing.md": ["toml", *["python"] * 7],
         "starlette.md": ["sh", "python", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
+        "storages.md": ["python"],
     }
 
 
