@@ -1,7 +1,7 @@
 # `make demo` and `make test` install their dependencies; see CONTRIBUTING.md.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint docs format check-versions check-pythons peers prove interrupt long wheel release bench fuzz servers wrk chromium luacheck clean
+.PHONY: help demo test lint docs format check-versions check-valkey check-pythons peers prove interrupt long wheel release bench fuzz servers wrk chromium luacheck clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,6 +10,7 @@ EXTRAS = all
 export VERSION2 ?= .venv-version2
 FUZZ ?= .venv-fuzz
 SUITES ?= .venv-suites
+VALKEY ?= .venv-valkey
 PYTEST ?=
 BENCH ?=
 JOBS ?= 4
@@ -54,6 +55,9 @@ format: $(VENV)/lint.stamp  ## Format the code, and fix the faults that ruff can
 # Random programs are compared with prometheus_client's own output, and benchmarks with peers: both need the newest versions.
 check-versions: $(OLDEST)/oldest.stamp $(VERSION2)/version2.stamp servers  ## Run the tests against the oldest versions of the dependencies
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py $(PYTEST)
+
+check-valkey: $(VALKEY)/valkey.stamp servers  ## Run the tests of Redis against Valkey, which comes from PyPI
+	$(VALKEY)/bin/python tests/check_valkey.py $(SIDE_BY_SIDE) $(PYTEST)
 
 check-pythons: $(VERSION2)/version2.stamp servers  ## Run the tests with every Python of this machine (PYTHONS="python3.14t ..." names them, TESTS=... some tests)
 	$(PYTHON) tests/check_pythons.py $(if $(PYTHONS),--pythons $(PYTHONS)) -- $(SIDE_BY_SIDE) $(TESTS) $(PYTEST)
@@ -138,4 +142,4 @@ define INSTALL
 endef
 
 clean:  ## Remove what these targets made
-	rm -rf $(VENV) $(OLDEST) $(VERSION2) $(FUZZ) $(SUITES) .venv-pythons benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(VERSION2) $(FUZZ) $(SUITES) $(VALKEY) .venv-pythons benchmarks/results build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

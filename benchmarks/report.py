@@ -120,7 +120,7 @@ def table(found: Result) -> str:
         for line in found.lines
     ]
     note = f"In {found.unit}{per}{added}; noise {found.noise:.0%}."
-    return "\n".join([f"### {found.case}", note, "", *_aligned([head, *rows]), ""])
+    return "\n".join([f"### {found.case}", note, "", *aligned([head, *rows]), ""])
 
 
 def _ratio(line: Line) -> str:
@@ -134,7 +134,8 @@ def _short(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+def aligned(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    """The lines of a table in Markdown, of which the first row has the titles."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for number, row in enumerate(rows):
         yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
