@@ -124,7 +124,7 @@ def test_a_sum_over_scraped_pods_counts_every_request_as_often(host: Host) -> No
     prometheus.wait_for(COUNTED, 3 * sent)
     whole, rate = block(PAGE, "promql", of="One storage, one target").splitlines()
     prometheus.wait_for(whole, sent)
-    assert prometheus.query(rate) is not None
+    wait_until(lambda: prometheus.query(rate) is not None)  # it needs two scrapes
 
 
 def test_the_page_names_files_that_are_there() -> None:

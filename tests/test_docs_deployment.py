@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from configparser import RawConfigParser
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.exposition
+from pdc.options import Options
 
 PAGE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 COMMANDS = [line for of in ("Gunicorn", "Uvicorn and Hypercorn", "uWSGI") for line in block(PAGE, "sh", of=of).splitlines()]
@@ -40,6 +42,17 @@ async def slow() -> str:
     return "slow"
 """
 Start = Callable[..., "Server"]
+
+
+def test_the_settings_are_values_of_the_options() -> None:
+    """Each value in the table of settings, and each variable of the page, is one that the options take."""
+    names = re.findall(r"`(PDC_\w+)`", next(line for line in PAGE.splitlines() if line.startswith("| Program |")))
+    for row in re.findall(r"^\| (?:web server|cron job|AWS Lambda).*$", PAGE, re.MULTILINE):
+        for name, cell in zip(names, row.strip("|").split("|")[1:], strict=True):
+            for value in re.findall(r"`(\w+)`", cell):
+                Options.load({name: value})
+    known = {f"PDC_{field.name.upper()}" for field in fields(Options)}
+    assert set(re.findall(r"PDC_[A-Z_]+", PAGE)) <= known
 
 
 class Server:

@@ -26,7 +26,7 @@ LABELS = (
     "a dict of label names and texts or callables, in ASGI also coroutine functions; "
     f"not one of {', '.join(values.RESERVED_LABELS)}"
 )
-_SECONDS_OR_NEVER = "seconds, more than 0, or None (never)"
+_SECONDS_OR_NEVER = "seconds, more than 0, or None (text: never)"
 _TRUE_OR_FALSE = "true or false"
 
 OptionsT = TypeVar("OptionsT", bound="Options")
