@@ -111,6 +111,7 @@ class Running:
             env=self.environment,
             stdout=self._output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def placed(self, text: str) -> str:
@@ -145,8 +146,9 @@ class Running:
             self._output.close()
 
     def kill(self) -> None:
-        """Kill it, if it still runs."""
-        self.process.kill()
+        """Kill all of its processes that still run."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._output.close()
 

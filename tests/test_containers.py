@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,7 +75,7 @@ def test_a_composition_counts_every_request(host: Host) -> None:
     assert replicas[0].get("/metrics").status_code == 404
     prometheus.wait_for(COUNTED, sent + 1)  # and the one for the page that is not there
     sent += send([replicas[1]])
-    _kill(replicas[1])
+    replicas[1].kill()
     replicas[1] = host.start("app", app)
     wait_until(lambda: replicas[1].is_ready("/"), 60)
     assert replicas[2].stop() == 0
@@ -86,15 +85,6 @@ def test_a_composition_counts_every_request(host: Host) -> None:
     prometheus.wait_for(COUNTED, sent + 1)
     prometheus.wait_for('sum(up{job="shop"})', 1)
     assert [each.stop() for each in (*replicas, serving)] == [0, 0, 0, 0]
-
-
-def _kill(replica: Running) -> None:
-    """Kill the processes of a container right after requests to it."""
-    children = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(replica.process.pid)], text=True).split()
-    replica.process.kill()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
-    replica.kill()
 
 
 def test_pods_count_every_request(host: Host) -> None:

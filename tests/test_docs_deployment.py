@@ -73,6 +73,7 @@ class Server:
                 env=self.environment,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
 
     def get(self, path: str = "/") -> bool:
@@ -96,6 +97,12 @@ class Server:
         self.process.wait(40)
         return time.monotonic() - began
 
+    def kill(self) -> None:
+        """Kill it with its workers."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def listens(self) -> bool:
         """True where it takes connections."""
         assert self.process.poll() is None, self.log.read_text()
@@ -118,9 +125,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start
     for server in started:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
+        server.kill()
 
 
 def counted(**storage: Any) -> dict[str, float]:
@@ -243,10 +248,7 @@ def test_the_service_of_the_server_counts_in_its_state_directory(start: Start, t
     command = shlex.join([Path(program).name, *words])
     server = start(command, **environment)
     assert send(server, 10) == 10
-    children = subprocess.check_output(["ps", "-o", "pid=", "--ppid", str(server.process.pid)], text=True).split()
-    for process in (server.process.pid, *map(int, children)):
-        os.kill(process, signal.SIGKILL)
-    server.process.wait()
+    server.kill()
     state = tmp_path / "state"
     wait_until(lambda: counted(sqlite=state / "metrics.db", journal=state / "journal") == {"/": 10}, 20)  # once they have ended
 
