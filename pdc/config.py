@@ -187,6 +187,10 @@ def flush() -> None:
         raise errors[0].with_traceback(None) from None
 
 
+_OVERDUE: list[threading.Thread] = []
+"""The thread that took longer than `exit_timeout` before the end: while it waits, exit does not wait again."""
+
+
 def flush_before_end(seconds: float | None = None) -> None:
     """Send pending updates of a process that may be about to end, and wait for that so many seconds, or `exit_timeout`.
 
@@ -199,6 +203,7 @@ def flush_before_end(seconds: float | None = None) -> None:
         _flush_as_far_as_can_be()
     else:
         thread.join(Buffer.exit_timeout if seconds is None else seconds)
+        _OVERDUE[:] = [thread] if seconds is None and thread.is_alive() else []
 
 
 def _flush_as_far_as_can_be() -> None:
@@ -415,7 +420,8 @@ def _seconds(name: str, value: Any, least: float = 0.0) -> float:
 
 
 def _at_exit() -> None:
-    until = time.monotonic() + Buffer.exit_timeout
+    has_waited = any(thread.is_alive() for thread in _OVERDUE)
+    until = time.monotonic() + (0.0 if has_waited else Buffer.exit_timeout)
     for storage in _storages():
         storage.set_deadline(until)
     for buffer in BUFFERS:

@@ -157,6 +157,21 @@ print(time.time(), flush=True)
         assert stored(stopped) == {"hits_total": 101.0, "own_total": 101.0}
 
 
+def test_the_end_waits_once(own_redis_server: RedisServer, run_script: Run) -> None:
+    """A process that waited before its end, as that of an ASGI application does, does not wait again at exit."""
+    work = """
+hits.inc(100)
+print(time.time(), flush=True)
+pdc.config.flush_before_end()
+"""
+    options = {"redis": own_redis_server.url, "exit_timeout": 1.5}
+    result = run_script(program(options, 3600, work), storage=options)
+    assert time.time() - float(result.stdout) < 1.5 + MOST_SECONDS
+    assert " wait in " in result.stderr
+    own_redis_server.thaw()
+    assert stored(options)["hits_total"] == 101.0
+
+
 @SHORT_INTERVALS
 def test_shutdown_has_the_deadline_of_the_end(
     stopped: dict[str, Any], go_on: Callable[[], None], run_script: Run, interval: float
