@@ -62,7 +62,7 @@ def test_every_block_of_code_is_run() -> None:
         "moving.md": ["python"],
         "own_storage.md": ["python"] * 3,
         "redis.md": ["python", "python"],
-        "reference.md": ["promql"],
+        "reference.md": ["python", "promql"],
         "testing.md": ["toml", *["python"] * 7],
         "starlette.md": ["sh", "python", "python", "sh", "sh", "yaml", "sh", "sh", "promql", "sh"],
         "storages.md": ["python"],

@@ -183,6 +183,23 @@ def test_a_process_that_was_killed(
     wait_until(lambda: shown("requests") == {"requests_total": 7.0})
 
 
+def test_a_new_file_gets_the_journal_of_a_killed_process(
+    database: dict[str, Any], run_script: Run, tmp_path: Path, registry: CollectorRegistry
+) -> None:
+    """A file in the place of a deleted one gets the updates of a killed process; then `pdc clear` begins at 0."""
+    source = "setup(flush_interval=60); c = pdc.Counter('requests', 'Requests.'); c.inc(); pdc.flush(); c.inc(7)"
+    assert (
+        run_script(f"{source}; import os; os.kill(os.getpid(), 9)", storage=database, check=False).returncode == -signal.SIGKILL
+    )
+    for file in tmp_path.glob("metrics.db*"):
+        file.unlink()
+    pdc.setup(**database)
+    pdc.Counter("others", "Others.", registry=registry).inc()
+    wait_until(lambda: shown("requests") == {"requests_total": 7.0})
+    assert main(["clear", "--sqlite", database["sqlite"], "--yes"]) == 0
+    assert shown("requests") == {}
+
+
 def test_metrics_of_one_process(tmp_path: Path, lines: Callable[[], list[str]]) -> None:
     """A page with a metric of prometheus_client logs the quoted line."""
     registry = CollectorRegistry()

@@ -114,7 +114,7 @@ def test_an_environment_variable_that_is_close_to_an_option_is_refused(name: str
 def test_an_environment_variable_unlike_all_options_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """An unknown environment variable may belong to another program: the log names it, and all known ones."""
     Options.load({}, {"PDC_WORKSHOP": "1"})
-    assert "PDC_WORKSHOP; there are PDC_REDIS_URL" in caplog.text
+    assert "the environment variable PDC_WORKSHOP means nothing to pdc; there are PDC_REDIS_URL" in caplog.text
 
 
 def test_variables_of_kubernetes_and_of_other_extensions_are_ignored(caplog: pytest.LogCaptureFixture) -> None:

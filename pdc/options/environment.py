@@ -43,7 +43,7 @@ def _ours(environ: Mapping[str, str]) -> dict[str, str]:
 def _refuse_or_log(name: str, known: Collection[str]) -> None:
     if _closest(name, known) is not None:
         raise OptionError(f"unknown environment variable {with_hint(name, known)} Rename it, or remove it")
-    log.write(logging.WARNING, "the environment variable %s means nothing to pdc", with_hint(name, known))
+    log.write(logging.WARNING, "the environment variable %s means nothing to pdc; there are %s", name, ", ".join(known))
 
 
 def _closest(name: str, known: Iterable[str]) -> str | None:
