@@ -1,4 +1,4 @@
-"""docs/jobs.md: the workers of queues of the page count their tasks, and its table has their metrics."""
+"""docs/jobs.md: the workers of queues of the page count their tasks, and have the metrics of docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, RedisServer
 from helpers import block, run_block
 
-PAGE = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8")
+PAGE, METRICS = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("jobs.md", "metrics.md"))
 FAMILIES = {
     *("tasks_sent", "tasks_received", "tasks", "task_exceptions", "task_duration_seconds", "task_queue_time_seconds"),
     *("tasks_in_progress", "workers", "queue_workers", "queue_messages"),
@@ -49,7 +49,7 @@ TITLES = {"celery": "Celery", "rq": "RQ", "dramatiq": "Dramatiq"}
 
 @pytest.mark.parametrize("library", RUNS)
 def test_the_block_of_a_library_counts_a_task(library: str, tmp_path: Path, redis_server: RedisServer) -> None:
-    """The application of the page counts a task, and the table has the metrics that it then has."""
+    """The application of the page counts a task, and has the metrics of the table."""
     source = block(PAGE, "python", of=TITLES[library]).replace("redis://localhost:6379/1", redis_server.url)
     (tmp_path / "shop.py").write_text("def order(item): return item\n")
     printed = run_block(f"{source}{RUNS[library]}print(pdc.generate_latest().decode())", tmp_path)
@@ -60,7 +60,7 @@ def test_the_block_of_a_library_counts_a_task(library: str, tmp_path: Path, redi
     families = {line.split()[2] for line in printed if re.match(f"# TYPE {library}_.*(?<!_created) ", line)}
     named = {each.removeprefix(f"{library}_").removesuffix("_total") for each in families}
     assert (named - FAMILIES, FAMILIES - named - {"queue_messages", "task_queue_time_seconds"}) == (set(), set())
-    table = re.findall(r"^\| `celery_(\w+)` \|", PAGE, re.MULTILINE)
+    table = re.findall(rf"^\| `{library}_(\w+)` \|", METRICS, re.MULTILINE)
     assert {each.removesuffix("_total") for each in table} == FAMILIES
 
 

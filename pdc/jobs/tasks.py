@@ -37,7 +37,7 @@ def _families(library: str) -> _Families:
         Counter("tasks_sent", "Tasks that were sent to a queue.", task, **common),
         Counter("tasks_received", "Tasks that a worker received.", task, **common),
         Counter("tasks", "Attempts of tasks that ended.", [*task, "state"], **common),
-        Counter("task_exceptions", "Exceptions with which tasks failed.", [*task, "exception"], **common),
+        Counter("task_exceptions", "Exceptions with which attempts ended.", [*task, "exception"], **common),
         Histogram("task_duration_seconds", "Time per attempt.", [*task, "state"], **common, buckets=BUCKETS),
         Gauge("tasks_in_progress", "Tasks that run now.", task, **live),
         Gauge("workers", "Workers that live.", **live),
