@@ -108,7 +108,7 @@ class Options:
     flush_interval: float = option(
         1.0,
         values.parse_seconds,
-        "seconds, 0 for write-through",
+        "seconds, 0 to write each update at once",
         "The time between two batches, which a background thread sends.",
     )
     journal: str | bool = option(
