@@ -206,6 +206,16 @@ def test_labels_get_the_request_of_the_outer_application(adapter: Wrap, tmp_path
     assert app.lines() == counted(f"GET {ROUTE}/items/{{name}} 200", labels=',shop="7"')
 
 
+def test_labels_of_flask_around_another_framework_are_empty(loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
+    """Flask makes no request object for a request of an inner application that is not Flask: its callables are not called."""
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    inner = FRAMEWORKS["fastapi"](**storage).app
+    labels = {"shop": lambda request: request.path}
+    app = in_flask(partial(ASGIMiddleware, loop=loop), inner, {**storage, "labels": labels})
+    assert app.request("GET", "/items/tea").status == 200
+    assert app.lines() == counted(f"GET {PLAIN}/items/{{name}} 200", labels=',shop=""')
+
+
 def test_a_client_that_leaves_an_inner_stream_is_a_499(tmp_path: Path) -> None:
     """A client that leaves the stream of an inner application counts once, as 499."""
     storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
