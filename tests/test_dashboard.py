@@ -21,6 +21,7 @@ from http_applications import ITEMS, Make, over_asgi
 import pdc
 from pdc import dashboard
 from pdc.cli import serve as serving
+from pdc.dashboard import counts
 from pdc.exposition import Scrape
 from pdc.http import HTTPMetrics
 from pdc.options import NAMES, Options
@@ -251,7 +252,27 @@ def test_numbers_that_json_lacks_are_zero(tmp_path: Path) -> None:
     pdc.setup(sqlite=tmp_path / "metrics.db")
     counter = pdc.Counter("http_requests", "Requests.", ["route", "status"], registry=None)
     counter.labels("/", "200").inc(float("inf"))
-    assert [row[1:] for row in counts_of()["requests"]] == [["/", False, 0.0]]
+    gauge = pdc.Gauge("http_requests_in_progress", "Requests.", ["worker"], registry=None)
+    for worker in "ab":
+        gauge.labels(worker).set(1e308)
+    found = counts_of()
+    assert [row[1:] for row in found["requests"]] == [["/", False, 0.0]]
+    assert found["in_progress"] == 0.0
+
+
+def test_pages_share_an_answer_that_is_costly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that occupied a processor for long is that of all open pages for a while, unless the storage is another one."""
+    monkeypatch.setattr(counts, "COSTLY_SECONDS", 0.0)
+    monkeypatch.setattr(counts, "SHARED", 1e6)
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    counter = pdc.Counter("http_requests", "Requests.", ["route", "status"], registry=None)
+    found = []
+    for _ in range(2):
+        counter.labels("/", "200").inc()
+        found.append(counts_of())
+    assert found[0] == found[1]
+    pdc.setup(sqlite=tmp_path / "other.db")
+    assert counts_of()["storage"].endswith("other.db")
 
 
 def test_the_page_makes_no_html_of_texts() -> None:

@@ -23,6 +23,7 @@ import pdc
 from pdc.cli import serve as serving
 from pdc.cli.words import quantile
 from pdc.dashboard import counts
+from pdc.http import HTTPMetrics
 from pdc.options import Options
 from pdc_flask import PrometheusMetrics
 
@@ -204,6 +205,44 @@ def test_a_counter_that_begins_again_is_no_leap(
     metric.labels("/cart", "200").inc(20)
     poll(browser, clock)
     assert row(browser, "/cart")[2] == "2.00"
+
+
+def test_a_step_longer_than_the_time_is_left_out_of_it(
+    browser: Browser, clock: Clock, serve: Callable[[Any], str], shop: flask.Flask
+) -> None:
+    """After hours in a hidden tab the next numbers are of the chosen time, and no step of a clock that was set back stays."""
+    opened_page(browser, f"{serve(shop)}/metrics/dashboard")
+    shop.test_client().get("/items/tea").close()
+    poll(browser, clock, 7200)
+    assert browser.text("#routes-caption").startswith("Requests of the last 2 h by route")
+    poll(browser, clock)
+    assert browser.text("#routes-caption").startswith("Requests of the last 10 s by route")
+    poll(browser, clock, -3600)
+    assert browser.run("steps.length") == 0
+    poll(browser, clock)
+    assert browser.run("steps.map((step) => step.seconds)") == [10]
+
+
+def test_histograms_with_other_bounds_add_up(
+    browser: Browser, clock: Clock, serve: Callable[[Any], str], shop: flask.Flask
+) -> None:
+    """Programs that share a storage may have other buckets: the quantiles of all requests stay within those."""
+    opened_page(browser, f"{serve(shop)}/metrics/dashboard")
+    for name, bounds, seconds in (("cart", (0.1, 0.5), 0.05), ("shop", (1, 2.5, 5, 10), 4)):
+        metric = pdc.Histogram(f"{name}_request_duration_seconds", "Durations.", ["route"], buckets=bounds, registry=None)
+        for _ in range(100):
+            metric.labels("/").observe(seconds)
+    poll(browser, clock)
+    assert browser.run("['p50', 'p90'].map((name) => rowOfAll(sum(steps))[name])") == [0.1, 4.5]
+
+
+def test_a_path_with_two_slashes_leads_nowhere_else(browser: Browser, serve: Callable[[Any], str], tmp_path: Path) -> None:
+    """An address of this server whose path looks like another server gets its counts, and no link to that server."""
+    metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), dashboard=True))
+    address = serve(metrics._serve)
+    opened_page(browser, f"{address}//other.invalid/dashboard")
+    assert browser.run("$('metrics').href") == f"{address}//other.invalid"
+    assert browser.complaints() == []
 
 
 def test_hostile_labels_are_texts(browser: Browser, clock: Clock, serve: Callable[[Any], str], shop: flask.Flask) -> None:

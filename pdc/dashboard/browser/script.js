@@ -58,6 +58,17 @@ function addRoute(target, more) {
   for (const [bound, growth] of more.buckets) add(target.buckets, bound, growth);
 }
 
+// Adds the growth of each bucket by itself, without that of those below: other histograms may have other bounds.
+function addBuckets(target, earlier, now) {
+  const sorted = Object.keys(now).map((le) => [Number(le.replace("+Inf", "Infinity")), le]).sort(([a], [b]) => a - b);
+  let below = 0;
+  for (const [bound, le] of sorted) {
+    const growth = Math.max(grown(earlier[le] ?? 0, now[le]), below);
+    add(target, bound, growth - below);
+    below = growth;
+  }
+}
+
 // The rows of an answer by the names of their series.
 function named(answer) {
   const byName = (rows) => new Map(rows.map(([name, ...rest]) => [name, rest]));
@@ -73,10 +84,7 @@ function stepOf(earlier, now) {
     addRoute(routeOf(step.routes, route), { count: growth, failed: isFailed ? growth : 0, buckets: [] });
   }
   for (const [name, [route, buckets]] of now.durations) {
-    const known = earlier.durations.get(name)?.[1] ?? {};
-    for (const [bound, value] of Object.entries(buckets)) {
-      add(routeOf(step.routes, route).buckets, Number(bound.replace("+Inf", "Infinity")), grown(known[bound] ?? 0, value));
-    }
+    addBuckets(routeOf(step.routes, route).buckets, earlier.durations.get(name)?.[1] ?? {}, buckets);
   }
   for (const [name, [exception, place, value]] of now.exceptions) {
     add(step.exceptions, JSON.stringify([exception, place]), grown(earlier.exceptions.get(name)?.[2] ?? 0, value));
@@ -97,15 +105,15 @@ function sum(chosen) {
   return all;
 }
 
-// As `histogram_quantile` of Prometheus has it, of cumulated buckets.
+// As `histogram_quantile` of Prometheus has it.
 function quantile(wanted, buckets) {
   const sorted = [...buckets].sort(([a], [b]) => a - b);
-  const rank = wanted * (sorted.at(-1)?.[1] ?? 0);
+  const rank = wanted * sorted.reduce((so, [, growth]) => so + growth, 0);
   if (rank === 0) return NaN;
   let [lower, below] = [0, 0];
-  for (const [bound, value] of sorted) {
-    if (value >= rank) return bound === Infinity ? lower : lower + (bound - lower) * (rank - below) / (value - below);
-    [lower, below] = [bound, value];
+  for (const [bound, growth] of sorted) {
+    if (below + growth >= rank) return bound === Infinity ? lower : lower + (bound - lower) * (rank - below) / growth;
+    [lower, below] = [bound, below + growth];
   }
   return lower;
 }
@@ -256,7 +264,8 @@ function fillHealth(now, all) {
 function render() {
   if (before === null) return;
   const span = Number(document.querySelector("[name=window]:checked").value);
-  const chosen = steps.filter((step) => step.at > before.at - span);
+  const within = steps.filter((step) => step.at - step.seconds >= before.at - span);
+  const chosen = within.length ? within : steps.slice(-1);  // a step may be longer: after a pause, or of a slow server
   const all = sum(chosen);
   fillHealth(before, all);
   if (!chosen.length) return;
@@ -276,9 +285,16 @@ function state(text, name) {
   $("state").parentElement.className = `status ${name}`;
 }
 
+// An address of this server, also for a path that begins with two slashes; without a password that the location may have.
+function address(path, query = "") {
+  const url = new URL(location.origin);
+  [url.pathname, url.search] = [path, query];
+  return url;
+}
+
 // The counts, or an error whose message is for people.
 async function read() {
-  const url = new URL(location.pathname + location.search, location.origin);  // without a password that the address may have
+  const url = address(location.pathname, location.search);
   url.searchParams.set("counts", "");
   const options = { cache: "no-store", redirect: "manual", signal: AbortSignal.timeout(30_000) };
   const response = await fetch(url, options).catch(() => { throw new Error("The server does not answer"); });
@@ -300,7 +316,7 @@ async function poll() {
     const now = await read();
     if (before !== null && now.at > before.at) steps.push(stepOf(before, now));
     before = now;
-    steps = steps.filter((step) => step.at > now.at - KEPT);
+    steps = steps.filter((step) => step.at > now.at - KEPT && step.at <= now.at);  // the clock of the storage may be set back
     state("Live", "live");
     show($("updated"), `numbers of ${new Date(1000 * now.at).toLocaleTimeString()}`);
     render();
@@ -335,5 +351,5 @@ for (const button of document.querySelectorAll("[data-sort]")) {
     render();
   });
 }
-$("metrics").href = location.pathname.replace(/\/dashboard\/?$/, "") || "/";
+$("metrics").href = address(location.pathname.replace(/\/dashboard\/?$/, ""));
 poll();
