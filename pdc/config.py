@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .cells import TURN, in_one_scrape
-from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer, NotConfigured
+from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer, NotConfigured, call_storage
 from .process import log, servers
 from .process.files import HAS_LOCKS
 from .process.forks import FORKS
@@ -37,6 +37,7 @@ REDIS_EXPIRE = 3600.0
 DEFAULT, REDIS, SQLITE = Buffer(), Buffer(), Buffer()
 """The buffers of the metrics of `pdc`, `pdc.redis` and `pdc.sqlite`."""
 BUFFERS = (DEFAULT, REDIS, SQLITE)
+_MISSING = object()
 _OWN: list[sqlite3.Connection] = []
 """The databases in memory that a process of tests has for itself, whatever storage `setup` is given; the last one counts."""
 
@@ -174,15 +175,15 @@ def flush() -> None:
     A storage that does not answer is given up after 5 s, or the shorter timeout of its client.
     """
     errors = []
-    down = set()
+    down: list[Storage] = []
     for buffer in BUFFERS:
-        if buffer.storage is not None and buffer.storage not in down:
+        if buffer.storage is not None and not any(buffer.storage is each for each in down):
             try:
                 buffer.flush()
             except StorageError as error:
                 errors.append(error)
                 if buffer.down:
-                    down.add(buffer.storage)
+                    down.append(buffer.storage)
     if errors:
         raise errors[0].with_traceback(None) from None
 
@@ -236,11 +237,11 @@ def shutdown() -> None:
     until = time.monotonic() + Buffer.exit_timeout
     storages = _storages()
     for storage in storages:
-        storage.set_deadline(until)
+        _at_end(storage.set_deadline, until)
     for buffer in BUFFERS:
         buffer.detach(until)
     for storage in storages:
-        storage.close()
+        _at_end(storage.close)
 
 
 def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
@@ -250,7 +251,7 @@ def read(buffer: Buffer, names: Collection[str] | None = None) -> Snapshot:
 
 def described(storage: Storage) -> str:
     """The storage and the part of it that is used, in words, without secrets."""
-    prefix = getattr(storage, "prefix", None)
+    prefix = getattr(storage, "redis_prefix", None)
     return str(storage) if prefix is None else f"{storage} with redis_prefix {prefix!r}"
 
 
@@ -316,14 +317,20 @@ def _checked(storage: Storage) -> Storage:
     """The storage, if it has all that the contract names. Raises TypeError."""
     if isinstance(storage, type):
         raise TypeError(f"setup(storage=...) takes an object, got the class {storage.__name__}: call it")
-    missing = [name for name in vars(Storage) if not name.startswith("_") and not hasattr(storage, name)]
+    found = {name: getattr(storage, name, _MISSING) for name in vars(Storage) if not name.startswith("_")}
+    missing = [name for name, member in found.items() if member is _MISSING or not (name == "identity" or callable(member))]
     if missing:
         raise TypeError(f"setup(storage=...) takes a pdc.storage.Storage, got {storage!r}, which has no {', '.join(missing)}")
+    identity = found["identity"]
+    if not (identity is None or isinstance(identity, str)):
+        remedy = "make it a @property" if callable(identity) else "return the name of the storage"
+        raise TypeError(f"the identity of a storage must be a text or None, got {identity!r}: {remedy}")
     return storage
 
 
 def _attach_own_kind(storage: Storage, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:
     _expect_identity(storage, folder, "a storage with an identity")
+    storage.set_deadline(math.inf)  # `shutdown` may have given it one
     _attach((DEFAULT,), storage, interval, folder, FORGET_WRITER_SECONDS / 3, limits)
     _announce(storage, interval, storage.identity is not None and folder)
 
@@ -386,8 +393,10 @@ def _attach(
     for buffer in buffers:
         journals = _journals(folder, storage)
         buffer.attach(storage, interval, renew_seconds, thread=thread, journals=journals, limits=limits)
-    for left in before - _storages():
-        left.close()
+    kept = _storages()
+    for storage in before:
+        if not any(storage is each for each in kept):
+            _at_end(storage.close)
 
 
 def _journals(folder: Path | bool, storage: Storage) -> Journals | None:
@@ -398,8 +407,18 @@ def _journals(folder: Path | bool, storage: Storage) -> Journals | None:
     return Journals(None if folder is True else folder, storage.identity, storage.places)
 
 
-def _storages() -> set[Storage]:
-    return {buffer.storage for buffer in BUFFERS if buffer.storage is not None}
+def _storages(without: Collection[Storage | None] = ()) -> list[Storage]:
+    """The storages in use, each once. Those of applications may be equal, or have no hash."""
+    found = {id(buffer.storage): buffer.storage for buffer in BUFFERS if buffer.storage is not None}
+    return [storage for storage in found.values() if not any(storage is each for each in without)]
+
+
+def _at_end(call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    """Call a storage that comes to its end. An error is logged: the others must come to theirs."""
+    try:
+        call_storage(call, *args, **kwargs)
+    except StorageError as error:
+        log.write(logging.ERROR, "%s", error)
 
 
 def series_limits(max_series: Any, expire_series: Any) -> dict[str, float | None]:
@@ -423,13 +442,14 @@ def _at_exit() -> None:
     has_waited = any(thread.is_alive() for thread in _OVERDUE)
     until = time.monotonic() + (0.0 if has_waited else Buffer.exit_timeout)
     for storage in _storages():
-        storage.set_deadline(until)
+        _at_end(storage.set_deadline, until)
     for buffer in BUFFERS:
         buffer.begin_exit()
     for buffer in BUFFERS:
         buffer.at_exit(until)
-    for storage in _storages() - {buffer.storage for buffer in BUFFERS if buffer.is_overdue}:
-        storage.close()
+    overdue = [buffer.storage for buffer in BUFFERS if buffer.is_overdue]
+    for storage in _storages(without=overdue):
+        _at_end(storage.close)
     log.finish(max(until - time.monotonic(), 0.0))
 
 
@@ -442,7 +462,7 @@ def _before_snapshot() -> None:
     for buffer in BUFFERS:
         buffer.deregister()
     for storage in _storages():
-        storage.close()
+        _at_end(storage.close)
 
 
 def _as_worker_starts() -> None:

@@ -19,7 +19,7 @@ from .health import BATCHES_RETRIED, SERIES_REFUSED, Health
 from .outbox import Outbox
 from .outcomes import Outcomes
 from .own_journal import OwnJournal
-from .target import NotConfigured, Target, call_storage
+from .target import NotConfigured, Target, applied, call_storage, found
 
 
 class Dispatcher:
@@ -110,7 +110,7 @@ class Dispatcher:
     def _read(self, names: Collection[str] | None) -> Snapshot:
         before, self.sending_thread = self.sending_thread, threading.get_ident()
         try:
-            return call_storage(self.target.required().read, names)
+            return call_storage(found, self.target.required(), names)
         finally:
             self.sending_thread = before
 
@@ -215,7 +215,7 @@ class Dispatcher:
 
     def _send_batch(self, batch: Batch) -> None:
         self.journal.begin(batch.sequence)
-        self._record_outcome(batch, call_storage(self.target.required().apply, batch))
+        self._record_outcome(batch, call_storage(applied, self.target.required(), batch))
 
     def _record_outcome(self, batch: Batch, outcome: Outcome) -> None:
         """Record what became of the batch."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 
 from ..process import log
 from ..process.interruption import interruption
-from ..storage import Storage, StorageError
+from ..storage import Batch, Outcome, Snapshot, Storage, StorageError
 
 if TYPE_CHECKING:
     from .journal import Journals
@@ -78,3 +78,19 @@ def call_storage(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             raise
         log.defer(logging.ERROR, "the storage raised an error that nobody foresaw", error=error)
         raise StorageError(f"the storage failed: {type(error).__name__}: {error}") from error
+
+
+def applied(storage: Storage, batch: Batch) -> Outcome:
+    """Apply the batch. Raises TypeError for an answer that is no outcome."""
+    answer: object = storage.apply(batch)
+    if not isinstance(answer, Outcome):
+        raise TypeError(f"apply() must return a pdc.storage.Outcome, got {answer!r}")
+    return answer
+
+
+def found(storage: Storage, names: Collection[str] | None) -> Snapshot:
+    """Read those metrics or all. Raises TypeError for an answer that is no snapshot."""
+    answer: object = storage.read(names)
+    if not isinstance(answer, Snapshot):
+        raise TypeError(f"read() must return a pdc.storage.Snapshot, got a {type(answer).__qualname__}")
+    return answer

@@ -321,7 +321,10 @@ class Storage(Protocol):
         """Delete these metrics, or all. Raises StorageError."""
 
     def set_deadline(self, deadline: float) -> None:
-        """End each call by this time of `time.monotonic`, as far as possible; after it, also break off a call that waits."""
+        """End each call by this time of `time.monotonic`, as far as possible; after it, also break off a call that waits.
+
+        `math.inf` is no deadline: `setup` calls this, since `shutdown` may have set another one.
+        """
 
     def close(self) -> None:
         """Close the connections that the storage opened; the next call opens new ones."""
@@ -340,7 +343,7 @@ class ForkSafe:
         self.lock = threading.RLock()
         self.deadline = math.inf
         """The time of `time.monotonic` by which calls have to end."""
-        _fork_safe.add(self)
+        _fork_safe[id(self)] = self
 
     def set_deadline(self, deadline: float) -> None:
         """End each call by this time."""
@@ -353,22 +356,23 @@ class ForkSafe:
         """Close in a child what `before_fork` did not; `idle` unless another thread was using the driver at the fork."""
 
 
-_fork_safe: weakref.WeakSet[ForkSafe] = weakref.WeakSet()
+_fork_safe: weakref.WeakValueDictionary[int, ForkSafe] = weakref.WeakValueDictionary()
+"""By their ids: storages of applications may be equal, or have no hash."""
 
 
 def _before_fork() -> None:
-    for user in list(_fork_safe):
+    for user in list(_fork_safe.values()):
         if user.lock.acquire(timeout=user.fork_seconds):
             user.before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    for user in list(_fork_safe):
+    for user in list(_fork_safe.values()):
         release_own(user.lock)
 
 
 def _after_fork_in_child() -> None:
-    for user in list(_fork_safe):
+    for user in list(_fork_safe.values()):
         idle = user.lock.acquire(blocking=False)  # this thread, which forked, has it, or it is free
         user.lock = threading.RLock()
         user.deadline = math.inf

@@ -11,7 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import reduce
 from itertools import product
 from operator import add
@@ -265,8 +265,8 @@ class StorageContract:
         with self._made() as store:
             expect(store.read().metrics, {})
             store.apply(Batch("1-a", 1, [update(*adds(A), name=name) for name in names]))
-            found = [set(store.read(wanted).metrics) for wanted in (None, ["one", "four"], [])]
-            expect(found, [set(names), {"one"}, set()])
+            found = [set(store.read(wanted).metrics) for wanted in (None, ["one", "four"], [], {"two"})]
+            expect(found, [set(names), {"one"}, set(), {"two"}])
             store.delete()
             expect((store.read().metrics, store.read(["one"]).metrics), ({}, {}))
             store.close()
@@ -278,7 +278,7 @@ class StorageContract:
         with self._made() as store:
             store.apply(Batch("1-a", 1, [update(*adds(A), name=name) for name in ("one", "two", "three_")]))
             before = store.id()
-            store.delete(["one", "three_", "four"])
+            store.delete({"one", "three_", "four"})
             expect((set(store.read().metrics), store.id()), ({"two"}, before))
             outcome = store.apply(Batch("1-a", 2, [update(*adds(A), name=name) for name in ("one", "two")]))
             expect(outcome.unknown, {"one"})
@@ -290,13 +290,40 @@ class StorageContract:
             store.read()
             expect(store.id(), "")
             given = "#id:" + 28 * "a"
-            store.apply(batch(1, *adds(A))._replace(storage=given))
-            store.apply(batch(2, *adds(A))._replace(storage="#id:" + 28 * "b"))
+            for number, letter in ((1, "a"), (2, "b")):
+                outcome = store.apply(batch(number, *adds(A))._replace(storage="#id:" + 28 * letter))
+                expect(outcome.storage in ("", given), True, outcome)
             expect((store.id(), set(store.read().metrics)), (given, {"m"}))
             store.delete()
             expect(store.id(), "")
             store.apply(batch(3, *adds(A)))
             expect((store.id()[:4], len(store.id()), store.id() == given), ("#id:", 32, False))
+
+    def test_identity_and_places(self) -> None:
+        """The identity is a text that stays the same, or None; its places are texts, one at least."""
+        with self._made() as store:
+            before, places = store.identity, [*store.places()]
+            is_sound = before is None or (isinstance(before, str) and before and places)
+            expect(bool(is_sound) and {*map(type, places)} <= {str}, True, f"identity {before!r} in places {places}")
+            store.apply(batch(1, *adds(A)))
+            expect((store.identity, [*store.places()]), (before, places))
+
+    def test_snapshots_stay(self) -> None:
+        """A snapshot does not change with later batches."""
+        with self._made() as store:
+            store.apply(batch(1, *adds(A)))
+            before = store.read()
+            store.apply(batch(2, *adds(A, B)))
+            expect(numbers(before), {A: "1.0"})
+
+    def test_deadlines(self) -> None:
+        """A call before its deadline works, one after it works or raises StorageError, and `math.inf` ends the deadline."""
+        with self._made() as store:
+            for sequence, deadline in enumerate((60, -1, math.inf), 1):
+                store.set_deadline(time.monotonic() + deadline)
+                with suppress(StorageError) if deadline < 0 else nullcontext():
+                    store.apply(batch(min(sequence, 2), *adds(A)))
+            expect(numbers(store.read()), {A: "2.0"})
 
     def test_removals_without_a_mark(self) -> None:
         """`remove` takes series as a batch does, and leaves no sign of its writer."""

@@ -27,7 +27,7 @@ class RedisStorage:
         if not isinstance(client, (str, redis.Redis, redis.RedisCluster)):
             kind = f"{type(client).__module__}.{type(client).__qualname__}"
             raise TypeError(f"setup(redis=...) takes a redis.Redis, a redis.RedisCluster or a URL, got a {kind}")
-        self.prefix = prefix
+        self.redis_prefix = prefix
         """Part of every key."""
         self.server = Server(client)
         self.keys = Keys(self.server, prefix)
@@ -44,7 +44,7 @@ class RedisStorage:
 
     @property
     def identity(self) -> str:
-        return f"{self.server.identity} {self.prefix}"
+        return f"{self.server.identity} {self.redis_prefix}"
 
     def places(self) -> list[str]:
         return [socket.gethostname()]
