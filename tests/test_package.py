@@ -81,6 +81,14 @@ def test_the_source_distribution_has_all_that_the_readme_names() -> None:
     assert [name for name in names if name not in manifest and name.split("/")[0] not in manifest] == []
 
 
+def test_the_source_distribution_has_what_its_tests_read() -> None:
+    """The scripts and the settings of tools that begin with a dot are there, too, by their names."""
+    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split()
+    names = [path.relative_to(ROOT).as_posix() for path in (ROOT / ".ci").iterdir()]
+    assert names
+    assert [name for name in names if name not in manifest] == []
+
+
 @pytest.mark.parametrize(
     "name",
     ["prometheus_client", "redis", "flask", "django", "starlette", "fastapi", "celery", "rq", "dramatiq", "click", "rich"],

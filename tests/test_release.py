@@ -67,6 +67,41 @@ def test_a_failed_check_leaves_the_checkout_as_it_was(checkout: Path) -> None:
     assert "dev0" in (checkout / "pyproject.toml").read_text()
 
 
+def test_a_tag_that_cannot_be_leaves_no_commit(checkout: Path) -> None:
+    """The last step fails as the first ones do: nothing has changed."""
+    (checkout / ".git" / "refs" / "tags" / "v3.1.0" / "blocks").mkdir(parents=True)
+    (checkout / ".git" / "refs" / "tags" / "v3.1.0" / "blocks" / "it").touch()
+    assert release(checkout, "3.1.0").returncode != 0
+    assert git(checkout, "log", "--format=%s") == "begin\n"
+    assert git(checkout, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize(("checks", "changed"), [("echo >> Makefile", "M Makefile"), ("touch new", "?? new")])
+def test_checks_that_change_files_make_no_release(checkout: Path, checks: str, changed: str) -> None:
+    """The commit and the wheel would have what nobody looked at."""
+    done = release(checkout, "3.1.0", checks)
+    assert done.returncode == 1
+    assert "expected checks that change no file, got" in done.stderr
+    assert changed in done.stderr
+    assert git(checkout, "log", "--format=%s") == "begin\n"
+
+
+def test_a_committer_without_a_name_learns_it_before_the_checks(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks take most of an hour, and would be in vain."""
+    monkeypatch.setenv("GIT_COMMITTER_NAME", "")
+    done = release(checkout, "3.1.0", "echo checking")
+    assert "expected a name and an address for the commit: git config user.name and user.email" in done.stderr
+    assert "checking" not in done.stdout
+
+
+def test_another_repository_around_the_folder_is_left_alone(checkout: Path) -> None:
+    """A source distribution that was unpacked in a checkout of something else resets nothing there."""
+    inner = checkout / "dist" / "unpacked"
+    shutil.copytree(checkout / ".ci", inner / ".ci")
+    done = release(inner, "3.1.0")
+    assert (done.returncode, done.stderr) == (1, f"expected a checkout of git, got {inner}: clone the repository\n")
+
+
 @pytest.mark.parametrize(
     ("version", "prepare", "message"),
     [
@@ -74,13 +109,21 @@ def test_a_failed_check_leaves_the_checkout_as_it_was(checkout: Path) -> None:
         ("v3.1", "true", "expected a version such as 3.1.0, got 'v3.1': make release VERSION=3.1.0"),
         ("3.1.0", "touch new", "expected no changes since the last commit: commit or remove them"),
         ("3.1.0", "git tag v3.1.0", "expected a new version, got 3.1.0, which has a tag"),
+        ("3.1.0", "git checkout -q --detach", "expected a branch, got a commit without one: git switch main"),
+        ("3.0.0", "true", "expected 3.1.0 or later, as in pyproject.toml, got 3.0.0"),
+        (
+            "3.1.0",
+            "git branch -q old && git commit -q --allow-empty -m - && git branch -q new && git reset -q --hard old && "
+            "git branch -q --set-upstream-to new",
+            "expected all commits of the upstream branch, 1 are missing: git pull",
+        ),
         (
             "3.1.0",
             "sed -i /thing/d *.md && git commit -qam -",
             "expected changes in [Unreleased] of CHANGELOG.md, got none",
         ),
     ],
-    ids=["no version", "no such form", "changes", "has a tag", "nothing new"],
+    ids=["no version", "no such form", "changes", "has a tag", "no branch", "too old", "behind", "nothing new"],
 )
 def test_a_release_that_cannot_be_is_refused(checkout: Path, version: str, prepare: str, message: str) -> None:
     """The message says what was expected, and nothing changes."""
