@@ -113,8 +113,7 @@ def test_another_repository_around_the_folder_is_left_alone(checkout: Path) -> N
         ("3.0.0", "true", "expected 3.1.0 or later, as in pyproject.toml, got 3.0.0"),
         (
             "3.1.0",
-            "git branch -q old && git commit -q --allow-empty -m - && git branch -q new && git reset -q --hard old && "
-            "git branch -q --set-upstream-to new",
+            "git commit -q --allow-empty -m - && git branch -q new && git reset -q --hard HEAD~ && git branch -q -u new",
             "expected all commits of the upstream branch, 1 are missing: git pull",
         ),
         (
