@@ -37,7 +37,6 @@ REDIS_EXPIRE = 3600.0
 DEFAULT, REDIS, SQLITE = Buffer(), Buffer(), Buffer()
 """The buffers of the metrics of `pdc`, `pdc.redis` and `pdc.sqlite`."""
 BUFFERS = (DEFAULT, REDIS, SQLITE)
-_MISSING = object()
 _OWN: list[sqlite3.Connection] = []
 """The databases in memory that a process of tests has for itself, whatever storage `setup` is given; the last one counts."""
 
@@ -317,15 +316,20 @@ def _checked(storage: Storage) -> Storage:
     """The storage, if it has all that the contract names. Raises TypeError."""
     if isinstance(storage, type):
         raise TypeError(f"setup(storage=...) takes an object, got the class {storage.__name__}: call it")
-    found = {name: getattr(storage, name, _MISSING) for name in vars(Storage) if not name.startswith("_")}
-    missing = [name for name, member in found.items() if member is _MISSING or not (name == "identity" or callable(member))]
+    missing = [name for name in vars(Storage) if not name.startswith("_") and not _has(storage, name)]
     if missing:
         raise TypeError(f"setup(storage=...) takes a pdc.storage.Storage, got {storage!r}, which has no {', '.join(missing)}")
-    identity = found["identity"]
+    identity: object = storage.identity
     if not (identity is None or isinstance(identity, str)):
         remedy = "make it a @property" if callable(identity) else "return the name of the storage"
         raise TypeError(f"the identity of a storage must be a text or None, got {identity!r}: {remedy}")
     return storage
+
+
+def _has(storage: Storage, name: str) -> bool:
+    """True where the storage has this member of the contract, of its own: a subclass of `Storage` inherits all, empty."""
+    is_of_its_own = getattr(type(storage), name, None) is not getattr(Storage, name)
+    return is_of_its_own and hasattr(storage, name) and (name == "identity" or callable(getattr(storage, name)))
 
 
 def _attach_own_kind(storage: Storage, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:

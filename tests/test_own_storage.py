@@ -167,6 +167,13 @@ def test_a_storage_that_lacks_a_part_is_refused(members: dict[str, Any], message
         pdc.setup(storage=broken(**members))
 
 
+def test_a_subclass_of_the_contract_must_have_all_of_it() -> None:
+    """Members that it inherits from `Storage` do nothing, so they count as missing."""
+    part: Any = type("Part", (Storage,), {name: getattr(Memory, name) for name in ("identity", "apply", "read", "places")})
+    with pytest.raises(TypeError, match=r"which has no id, remove, delete, set_deadline, close$"):
+        pdc.setup(storage=part())
+
+
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
