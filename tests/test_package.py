@@ -8,12 +8,14 @@ import pydoc
 import re
 import subprocess
 import sys
+import tarfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
 import prometheus_client
 import pytest
+import wheel_smoke
 from conftest import ROOT
 
 import pdc
@@ -79,6 +81,25 @@ def test_the_source_distribution_has_all_that_the_readme_names() -> None:
     names = re.findall(r"/blob/HEAD/([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert names
     assert [name for name in names if name not in manifest and name.split("/")[0] not in manifest] == []
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "message"),
+    [
+        ("example_apps/metrics.db", "", "expected s.tar.gz to have only files of the checkout, got example_apps/metrics.db"),
+        ("", "docs/architecture.md", "expected s.tar.gz to have docs/architecture.md"),
+    ],
+)
+def test_the_files_of_the_source_distribution_are_compared(more: str, less: str, message: str, tmp_path: Path) -> None:
+    """`make wheel` refuses one that has a file that git ignores, such as a storage, or that lacks a file of the checkout."""
+    if not (ROOT / ".git").exists() and more:  # only git knows what does not belong there
+        more, less, message = "", "docs/architecture.md", "expected s.tar.gz to have docs/architecture.md"
+    listed = wheel_smoke.checkout() or {*wheel_smoke.SHIPPED}
+    with tarfile.open(tmp_path / "s.tar.gz", "w") as archive:
+        for name in (listed | {more}) - {less, ""}:
+            archive.addfile(tarfile.TarInfo(f"pdc-3/{name}"))
+    with pytest.raises(SystemExit, match=f"^{re.escape(message)}$"):
+        wheel_smoke.expect_files(tmp_path / "s.tar.gz")
 
 
 def test_the_source_distribution_has_what_its_tests_read() -> None:

@@ -231,14 +231,33 @@ def build(builder: Environment, folder: Path) -> Path:
     builder.install("build", "twine")
     builder.run("-m", "build", "--outdir", str(folder), str(ROOT))
     builder.run("-m", "twine", "check", "--strict", *map(str, folder.iterdir()))
-    (source,) = folder.glob("*.tar.gz")
+    found = [sorted(folder.glob(pattern)) for pattern in ("*.tar.gz", "*.whl")]
+    if [*map(len, found)] != [1, 1]:
+        sys.exit(
+            f"expected one version in {folder}, got {', '.join(path.name for path in [*found[0], *found[1]])}: remove others"
+        )
+    expect_files(found[0][0])
+    return found[1][0]
+
+
+def checkout() -> set[str]:
+    """The files that the source distribution should have; empty where no git knows them."""
+    if not (ROOT / ".git").exists():
+        return set()
+    listed = output("git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return {name for name in listed.split("\0") if (ROOT / name).is_file()} - {".gitignore"}
+
+
+def expect_files(source: Path) -> None:
+    """Exit unless the source distribution has the files of the checkout, and none that git ignores, such as a storage."""
     with tarfile.open(source) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    missing = [name for name in SHIPPED if name not in names]
-    if missing:
-        sys.exit(f"expected {source.name} to have {', '.join(missing)}")
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    expected = checkout()
+    foreign = {name for name in names - expected if name not in ("PKG-INFO", "setup.cfg") and ".egg-info/" not in name}
+    if expected and foreign:
+        sys.exit(f"expected {source.name} to have only files of the checkout, got {', '.join(sorted(foreign))}")
+    if missing := (expected | {*SHIPPED}) - names:
+        sys.exit(f"expected {source.name} to have {', '.join(sorted(missing))}")
 
 
 ONES_THAT_APPLY = """
