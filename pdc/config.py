@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .cells import TURN, in_one_scrape
-from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer, NotConfigured, call_storage
+from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer, NotConfigured, call_storage, checked
 from .process import log, servers
 from .process.files import HAS_LOCKS
 from .process.forks import FORKS
@@ -95,7 +95,7 @@ def setup(
         _attach((REDIS, DEFAULT), in_redis, interval, folder, renew_seconds, limits)
         _announce(in_redis, interval, folder)
     elif storage is not None:
-        _attach_own_kind(_checked(storage), interval, folder, limits)
+        _attach_own_kind(checked(storage), interval, folder, limits)
     else:
         _attach_sqlite(sqlite, interval, folder, limits)
     Buffer.exit_timeout = timeout
@@ -310,26 +310,6 @@ def _expect_redis(chosen: str, **given: tuple[object, object]) -> None:
             raise ValueError(
                 f"setup({chosen}=...) has no {name}, got {value!r}: remove it, or give setup() redis=... instead of {chosen}="
             )
-
-
-def _checked(storage: Storage) -> Storage:
-    """The storage, if it has all that the contract names. Raises TypeError."""
-    if isinstance(storage, type):
-        raise TypeError(f"setup(storage=...) takes an object, got the class {storage.__name__}: call it")
-    missing = [name for name in vars(Storage) if not name.startswith("_") and not _has(storage, name)]
-    if missing:
-        raise TypeError(f"setup(storage=...) takes a pdc.storage.Storage, got {storage!r}, which has no {', '.join(missing)}")
-    identity: object = storage.identity
-    if not (identity is None or isinstance(identity, str)):
-        remedy = "make it a @property" if callable(identity) else "return the name of the storage"
-        raise TypeError(f"the identity of a storage must be a text or None, got {identity!r}: {remedy}")
-    return storage
-
-
-def _has(storage: Storage, name: str) -> bool:
-    """True where the storage has this member of the contract, of its own: a subclass of `Storage` inherits all, empty."""
-    is_of_its_own = getattr(type(storage), name, None) is not getattr(Storage, name)
-    return is_of_its_own and hasattr(storage, name) and (name == "identity" or callable(getattr(storage, name)))
 
 
 def _attach_own_kind(storage: Storage, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:

@@ -94,3 +94,23 @@ def found(storage: Storage, names: Collection[str] | None) -> Snapshot:
     if not isinstance(answer, Snapshot):
         raise TypeError(f"read() must return a pdc.storage.Snapshot, got a {type(answer).__qualname__}")
     return answer
+
+
+def checked(storage: Storage) -> Storage:
+    """The storage, if it has all that the contract names. Raises TypeError."""
+    if isinstance(storage, type):
+        raise TypeError(f"setup(storage=...) takes an object, got the class {storage.__name__}: call it")
+    missing = [name for name in vars(Storage) if not name.startswith("_") and not _has(storage, name)]
+    if missing:
+        raise TypeError(f"setup(storage=...) takes a pdc.storage.Storage, got {storage!r}, which has no {', '.join(missing)}")
+    identity: object = storage.identity
+    if not (identity is None or isinstance(identity, str)):
+        remedy = "make it a @property" if callable(identity) else "return the name of the storage"
+        raise TypeError(f"the identity of a storage must be a text or None, got {identity!r}: {remedy}")
+    return storage
+
+
+def _has(storage: Storage, name: str) -> bool:
+    """True where the storage has this member of the contract, of its own: a subclass of `Storage` inherits all, empty."""
+    is_of_its_own = getattr(type(storage), name, None) is not getattr(Storage, name)
+    return is_of_its_own and hasattr(storage, name) and (name == "identity" or callable(getattr(storage, name)))
