@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 from pdc.cli.rates import Moment, Rates, in_progress
+from pdc.cli.top import keep
 from pdc.exposition import start_server, stop_server
 from pdc.options import NAMES
 from pdc_flask import PrometheusMetrics
@@ -218,6 +220,31 @@ def test_rates_are_of_the_time_between_two_reads(storage: dict[str, Any], regist
     assert first == ("/", 2.0, 0.25, (0.5, 0.95, 0.99))
     assert (second.route, second.rate, second.errors) == ("/new", 0.5, 0.0)
     assert rates.others() == [('jobs{queue="mail"}', 0.5, 4.0)]
+
+
+def test_moments_are_kept_for_the_window() -> None:
+    """Those that are too old go, and all that are later by a clock that was set back."""
+    moments: deque[Moment] = deque()
+    found = []
+    for at in (100.0, 108.0, 116.0, 124.0, 50.0, 52.0):
+        keep(moments, Moment(at, {}, {}))
+        found.append([each.at for each in moments])
+    assert found[-3:] == [[108.0, 116.0, 124.0], [50.0], [50.0, 52.0]]
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_quantiles_are_of_histograms_with_other_bounds(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Programs that share a storage may have other buckets: the quantiles of a route of both stay within these."""
+    pdc.setup(**storage)
+    read = pdc.config.DEFAULT.required().read
+    before = Moment.of(read())
+    pdc.Counter("cart_requests", "Requests.", ["route", "status"], registry=registry).labels("/", "200").inc()
+    for name, bounds, seconds in (("cart", (0.1, 0.5), 0.05), ("shop", (1, 2.5, 5, 10), 4)):
+        metric = pdc.Histogram(f"{name}_request_duration_seconds", "Durations.", ["route"], buckets=bounds, registry=registry)
+        for _ in range(100):
+            metric.labels("/").observe(seconds)
+    (row,) = Rates(before, Moment.of(read())).routes()
+    assert row.quantiles == pytest.approx((0.1, 4.75, 4.95))
 
 
 @pytest.mark.parametrize("names", NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 from ..dashboard import ROUTES, Traffic, is_failed, one_of
@@ -80,7 +81,8 @@ class Rates:
         return sorted(rows, key=lambda row: -row.rate)
 
     def _route(self, route: str, count: float, failed: float, buckets: Mapping[float, float]) -> RouteRow:
-        found = sorted(buckets.items())
+        bounds = sorted(buckets)
+        found = [*zip(bounds, accumulate(buckets[bound] for bound in bounds), strict=True)]
         return RouteRow(route, count / self._seconds, failed / count, tuple(quantile(each, found) for each in QUANTILES))
 
     def _value(self, name: str, labels: Labels, suffix: str) -> float:
@@ -89,14 +91,17 @@ class Rates:
         return 0.0 if before is None else before.value(suffix)
 
     def _buckets(self) -> defaultdict[str, defaultdict[float, float]]:
-        """By route, the growth of the cumulated buckets of durations."""
+        """By route, the growth of each bucket of durations, without that of those below: histograms may have other bounds."""
         found: defaultdict[str, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
         for name in self._traffic.durations:
             for labels, each in self._now.series[name].items():
                 before = self._before.series.get(name, {}).get(labels)
                 known = {} if before is None else dict(before.buckets())
+                below = 0.0
                 for bound, count in each.buckets():
-                    found[one_of(ROUTES, labels) or "-"][bound] += _grown(known.get(bound, 0.0), count)
+                    grown = max(_grown(known.get(bound, 0.0), count), below)
+                    found[one_of(ROUTES, labels) or "-"][bound] += grown - below
+                    below = grown
         return found
 
     def others(self) -> list[CounterRow]:

@@ -62,12 +62,19 @@ def top(place: Place, interval: float) -> None:
         while True:
             view = _read(storage)
             if view.moment is not None:
-                moments.append(view.moment)
-                while len(moments) > 2 and moments[1].at <= view.moment.at - WINDOW_SECONDS:
-                    moments.popleft()
+                keep(moments, view.moment)
             live.update(_screen(view, moments, console.height), refresh=True)
             if _quits_within(interval):
                 return
+
+
+def keep(moments: deque[Moment], moment: Moment) -> None:
+    """Add the moment, and drop those that are too old, or later by a clock that was set back since."""
+    if moments and moment.at < moments[-1].at:
+        moments.clear()
+    moments.append(moment)
+    while len(moments) > 2 and moments[1].at <= moment.at - WINDOW_SECONDS:
+        moments.popleft()
 
 
 def _read(storage: Storage) -> View:
