@@ -36,9 +36,10 @@ def test_no_secret_is_shown(kind: str, command: Pdc, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PDC_METRICS_TOKEN", "hush")
     monkeypatch.setenv("PDC_METRICS_BASIC_AUTH", "user:hush")
     monkeypatch.setenv("PDC_LABELS", "password=hush")
+    monkeypatch.setenv("PDC_REDIS_PREFIX", "redis://user:\"hush' hush@localhost/0")
     done = command("options", "--format", kind, at=None)
     assert done.code == 0
-    assert done.output.count("***") == 4
+    assert done.output.count("***") == 5
     assert "hush" not in done.output + done.errors
 
 

@@ -176,6 +176,7 @@ def test_an_empty_setting_is_refused(name: str) -> None:
         ("PDC_SQLITE_PATH", "redis://:s3cret@localhost"),
         ("PDC_SQLITE_PATH", "redis:/:s3cret@localhost"),
         ("PDC_REDIS_EXPIRE", "redis://:s3cret@localhost"),
+        ("PDC_REDIS_EXPIRE", 'redis://:a"s3cret s3cret@localhost'),
         ("PDC_METRICS_PATH", {"token": "s3cret"}),
     ],
 )

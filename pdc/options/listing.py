@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from ..storage.redaction import without_secrets
+from ..storage.redaction import is_url, without_secrets
 from .environment import values_of
 from .options import Options
 
@@ -34,7 +34,9 @@ def listed(options: type[Options], environ: Mapping[str, str]) -> list[Listed]:
     rows = []
     for name, each in known.items():
         about, default = each.metadata["option"], _as_text(getattr(options(), each.name))
-        value = default if name not in given else HIDDEN if about.secret else without_secrets(given[name].strip())
+        text = given.get(name, "").strip()
+        hides = about.secret or is_url(text)  # a URL in the wrong place may have a password with any character
+        value = default if name not in given else HIDDEN if hides else without_secrets(text)
         source = "environment" if name in given else "default"
         rows.append(Listed(name, default, value, source, about.help, about.allowed))
     return rows

@@ -18,7 +18,7 @@ from .. import config
 from ..metrics import Histogram, Mode
 from ..metrics.processes import ProcessMetrics
 from ..process import log
-from ..storage.redaction import without_secrets
+from ..storage.redaction import is_url, without_secrets
 from . import values
 from .environment import OptionError, given, with_hint
 
@@ -385,5 +385,7 @@ def setup_from_environ(**options: Any) -> None:
 def _parsed(name: str, value: Any, option: Option) -> Any:
     with suppress(ValueError, TypeError, KeyError):
         return option.parse(value)
-    got = f"a value of type {type(value).__qualname__}" if option.secret else without_secrets(repr(value))
+    is_a_url = isinstance(value, str) and is_url(value.strip())  # its password may have any character
+    kind = f"a value of type {type(value).__qualname__}"
+    got = kind if option.secret else "a URL" if is_a_url else without_secrets(repr(value))
     raise OptionError(f"{name} must be {option.allowed}, got {got}")
