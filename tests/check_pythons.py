@@ -40,10 +40,16 @@ def output(*command: str | Path) -> str:
     return done.stdout.strip()
 
 
+def pyproject() -> dict[str, Any]:
+    """The content of pyproject.toml."""
+    reader = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings the latter
+    content: dict[str, Any] = reader.loads(PYPROJECT.read_text(encoding="utf-8"))
+    return content
+
+
 def requirements(*, free_threaded: bool) -> list[str]:
     """The requirements of the tests, without the checkout, in pip's syntax."""
-    tomllib = importlib.import_module("tomllib")  # from Python 3.11 on
-    document = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+    document = pyproject()
     groups, extras = document["dependency-groups"], document["project"]["optional-dependencies"]
     found: dict[str, None] = {}
 
@@ -55,12 +61,12 @@ def requirements(*, free_threaded: bool) -> list[str]:
                 found[line] = None
 
     add([*document["project"]["dependencies"], *groups["runner-free-threaded" if free_threaded else "runner"]])
-    for name in extras(free_threaded=free_threaded):
+    for name in tested_extras(free_threaded=free_threaded):
         add(extras[name])
     return list(found)
 
 
-def extras(*, free_threaded: bool) -> list[str]:
+def tested_extras(*, free_threaded: bool) -> list[str]:
     """The extras that the tests need; the one of Redis brings hiredis, which turns the GIL on."""
     return ["flask", "django", "starlette", "cli", *([] if free_threaded else ["redis"])]
 
@@ -76,7 +82,7 @@ def environment(python: str, version: str) -> Path:
         output(python, "-c", HAS_ALL)
         return Path(python)
     free_threaded = version.endswith("t")
-    group, brought = "runner-free-threaded" if free_threaded else "runner", ",".join(extras(free_threaded=free_threaded))
+    group, brought = "runner-free-threaded" if free_threaded else "runner", ",".join(tested_extras(free_threaded=free_threaded))
     output(inside, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=25.1")
     output(inside, "-m", "pip", "install", "--quiet", "--editable", f".[{brought}]", "--group", group)
     (folder / "ready").touch()

@@ -129,6 +129,16 @@ def body(scrape: Scrape) -> bytes:
     return b"\n".join(line for line in lines if b"pdc_" not in line)
 
 
+@pytest.mark.parametrize(("build", "hiredis"), [([], 1), (["--free-threaded"], 0)], ids=["GIL", "no GIL"])
+def test_a_python_without_environments_is_told_what_it_needs(build: list[str], hiredis: int) -> None:
+    """`check_pythons.py --requirements` has the packages of tests and extras, each once, and hiredis only with the GIL."""
+    command = [sys.executable, "tests/check_pythons.py", "--requirements", *build]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == len(set(lines))
+    assert {"pytest-xdist", "prometheus_client>=0.23.1", "redis>=5", "flask>=2.3"} <= set(lines)
+    assert sum(line.startswith("hiredis") for line in lines) == hiredis
+
+
 def test_a_python_that_is_named_and_missing_fails_the_check() -> None:
     """`check_pythons.py` names the missing Python, and fails."""
     command = [sys.executable, "tests/check_pythons.py", "--pythons", "python9.99", "--", "-q"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from check_pythons import ABOUT, PYPROJECT, ROOT, extras, output
+from check_pythons import ABOUT, ROOT, output, pyproject, tested_extras
 
 DISTRIBUTION = "prometheus-distributed-client"
 SHIPPED = (
@@ -272,15 +272,14 @@ for requirement in map(Requirement, sys.argv[2:]):
 
 def oldest(builder: Environment, minor: str) -> str:
     """The lower bounds of the dependencies for this version of Python, as the lines of a file of constraints."""
-    tomllib = importlib.import_module("tomllib")  # from Python 3.11 on
-    group = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["dependency-groups"]["oldest"]
+    group = pyproject()["dependency-groups"]["oldest"]
     return output(*builder.inside, "-c", ONES_THAT_APPLY, minor, *(line for line in group if isinstance(line, str)))
 
 
 def try_wheel(builder: Environment, wheel: Path, python: str, scratch: Path) -> None:
     """Run all checks with the interpreter, once with the newest and once with the oldest versions."""
     version = output(python, "-c", ABOUT)
-    brought = ",".join(extras(free_threaded=version.endswith("t")))
+    brought = ",".join(tested_extras(free_threaded=version.endswith("t")))
     for name, constraints in {"newest": "", "oldest": oldest(builder, _minor(version))}.items():
         folder = scratch / f"{version}-{name}"
         (elsewhere := folder / "elsewhere").mkdir(parents=True)
