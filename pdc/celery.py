@@ -31,6 +31,8 @@ DUE = "pdc_due"
 """The header of a message with the Unix time from which on its task may run."""
 STARTED = "pdc_started"
 """The attribute of a request that runs, with the time of `time.perf_counter` at which it started."""
+SHOWN = "pdc_shown"
+"""The attribute of a request that is shown in progress: not where pdc was set up only by then."""
 DIRECT = "<direct>"
 """The queue of tasks for one worker (``worker_direct``), whose queue has the name of its host."""
 DIRECT_END = worker_direct("").name
@@ -115,6 +117,7 @@ class _Receivers:
         request.update({STARTED: time.perf_counter()})
         waited = time.time() - due if isinstance(due, float) else None
         self._metrics.started(task.name, self._queue_of(request), request.hostname or "", waited)
+        request.update({SHOWN: True})
 
     @guarded
     def _stop(self, task: Any, state: str | None, **_: Any) -> None:
@@ -123,7 +126,8 @@ class _Receivers:
         if task.app != self._app or started is None:
             return
         name, queue = task.name, self._queue_of(request)
-        self._metrics.stopped(name, queue, request.hostname or "")
+        if request.get(SHOWN):
+            self._metrics.stopped(name, queue, request.hostname or "")
         if state is None:  # the process is being stopped
             return
         self._metrics.timed(name, queue, state.lower(), time.perf_counter() - started)
@@ -167,7 +171,7 @@ class _Receivers:
     @guarded
     def _hide_worker(self, sender: Any, **_: Any) -> None:
         if sender.app == self._app:
-            self._worker.stop(sender.hostname, [*map(_name, self._consumed())])
+            self._worker.stop(sender.hostname)
 
     def _consumed(self) -> list[Any]:
         return [*self._app.amqp.queues.consume_from.values()]

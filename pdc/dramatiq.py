@@ -57,6 +57,8 @@ class _Attempt(NamedTuple):
 
     started: float
     retries: int
+    shown: bool = False
+    """It is shown in progress: not where pdc was set up only by then."""
 
 
 class _Metrics(Middleware):
@@ -80,12 +82,16 @@ class _Metrics(Middleware):
     @guarded
     def before_process_message(self, broker: Broker, message: Any) -> None:  # noqa: ARG002
         """Begin an attempt."""
-        due = message.options.pop(DUE, message.message_timestamp / 1000)
+        due = message.options.pop(DUE, None)
+        if not isinstance(due, (int, float)):  # anybody may write a message
+            due = message.message_timestamp / 1000
         # Not by id: the next attempt, which has the same id, may start in another thread before this one has ended.
-        setattr(message, ATTEMPT, _Attempt(time.perf_counter(), _retries(message)))
+        attempt = _Attempt(time.perf_counter(), _retries(message))
+        setattr(message, ATTEMPT, attempt)
         name, queue = message.actor_name, q_name(message.queue_name)
         self._metrics.received(name, queue)
         self._metrics.started(name, queue, "", time.time() - due)
+        setattr(message, ATTEMPT, attempt._replace(shown=True))
 
     @guarded
     def after_process_message(
@@ -117,19 +123,20 @@ class _Metrics(Middleware):
         attempt = _attempt(message)
         if attempt is not None:
             name, queue = message.actor_name, q_name(message.queue_name)
-            self._metrics.stopped(name, queue, "")
+            if attempt.shown:
+                self._metrics.stopped(name, queue, "")
             self._metrics.timed(name, queue, state, time.perf_counter() - attempt.started)
             self._metrics.ended(name, queue, state, exception)
 
     @guarded
     def after_worker_boot(self, broker: Broker, worker: Any) -> None:
         """Show the worker of this process."""
-        self._worker.start("", _queues(worker), lambda: _lengths(broker, _queues(worker)))
+        self._worker.start(str(id(worker)), _queues(worker), lambda: _lengths(broker, _queues(worker)))
 
     @guarded
     def after_worker_shutdown(self, broker: Broker, worker: Any) -> None:  # noqa: ARG002
         """Show it no more."""
-        self._worker.stop("", _queues(worker))
+        self._worker.stop(str(id(worker)))
 
 
 def _attempt(message: Any) -> _Attempt | None:

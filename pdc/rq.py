@@ -29,6 +29,8 @@ KILLED = "<killed>"
 """The exception of a job whose work-horse is gone."""
 UNREADABLE = "<unreadable>"
 """The name of a job whose data cannot be read."""
+SHOWN = "_pdc_shown"
+"""The attribute of a job that is shown in progress."""
 STATES = {JobStatus.FAILED: "failure", JobStatus.STOPPED: "stopped"}
 """By the status of a job that did not succeed. Every other one waits for its next attempt."""
 _METRICS = TaskMetrics("rq")
@@ -113,11 +115,13 @@ def _start(worker: BaseWorker, job: Any) -> None:
     waited = (now() - job.enqueued_at).total_seconds() if job.enqueued_at else None
     _METRICS.received(name, job.origin)
     _METRICS.started(name, job.origin, worker.name, waited)
+    setattr(job, SHOWN, True)
 
 
 @guarded
 def _stop(worker: BaseWorker, job: Any) -> None:
-    _METRICS.stopped(_name(job), job.origin, worker.name)
+    if vars(job).pop(SHOWN, False):  # not where pdc was set up only by then
+        _METRICS.stopped(_name(job), job.origin, worker.name)
     if worker.is_horse:
         end_process()
 
@@ -152,13 +156,14 @@ def _count_abandoned(job: Any, kind: type[BaseException], *_: Any) -> None:
 
 @guarded
 def _show_worker(worker: BaseWorker) -> None:
-    worker.push_exc_handler(_count_abandoned)
+    if _count_abandoned not in worker._exc_handlers:  # noqa: SLF001 - a worker in burst mode may work again
+        worker.push_exc_handler(_count_abandoned)
     _WORKER.start(worker.name, worker.queue_names(), lambda: [(queue.name, queue.count) for queue in worker.queues])
 
 
 @guarded
 def _hide_worker(worker: BaseWorker) -> None:
-    _WORKER.stop(worker.name, worker.queue_names())
+    _WORKER.stop(worker.name)
 
 
 def _ended(job: Any, state: str, exception: str = "") -> None:

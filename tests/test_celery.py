@@ -227,6 +227,20 @@ def test_a_task_runs_where_it_cannot_be_counted(caplog: pytest.LogCaptureFixture
     assert all("a task could not be counted (pdc.celery._Receivers." in message for message in messages)
 
 
+@pytest.mark.parametrize("names", ["pdc", "celery-exporter"])
+def test_a_task_that_sets_pdc_up_is_never_less_than_none_in_progress(names: str, tmp_path: Path) -> None:
+    """Its start could not be shown, so its end takes nothing off; it counts, also in eager mode."""
+    app = shop("memory://", names=names)
+
+    @app.task
+    def late() -> None:
+        pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
+
+    assert late.apply().successful()
+    assert (counts("celery_tasks_in_progress"), counts("celery_worker_tasks_active")) == ({}, {})
+    assert [*counts("celery_tasks_total").values(), *counts("celery_task_succeeded_total").values()] == [1.0]
+
+
 def started(pool: str, variables: dict[str, str], folder: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """A worker in a process of its own."""
     command = ["celery", "-A", "celery_shop", "worker", "--pool", pool, "--concurrency", "2"]

@@ -165,6 +165,29 @@ def test_a_message_that_exceeds_its_time_limit_is_a_failure() -> None:
     assert counts("dramatiq_task_exceptions_total", "exception") == {"TimeLimitExceeded": 2.0}
 
 
+@pytest.mark.parametrize("names", ["pdc", "dramatiq"])
+def test_a_message_that_sets_pdc_up_is_never_less_than_none_in_progress(names: str, tmp_path: Path) -> None:
+    """Its start could not be shown, so its end takes nothing off; it counts."""
+    pdc.shutdown()
+    with worker(names=names) as broker:
+        actor = dramatiq.actor(
+            lambda: pdc.setup(sqlite=tmp_path / "late.db", flush_interval=3600), actor_name="late", broker=broker
+        )
+        actor.send()
+        broker.join("default", timeout=10_000)
+        wait_until(lambda: counts("dramatiq_task_duration_seconds_count") or counts("dramatiq_messages_total"))
+    assert (counts("dramatiq_tasks_in_progress"), counts("dramatiq_messages_inprogress")) == ({}, {})
+
+
+def test_an_unreadable_time_in_a_message_is_no_time() -> None:
+    """Such a message counts as any other, and waits since it was sent."""
+    with worker() as broker:
+        broker.actors["order"].send_with_options(args=("success",), pdc_due="soon")
+        wait_until(lambda: ended() == {"success": 1.0})
+    assert counts("dramatiq_tasks_received_total") == counts("dramatiq_task_queue_time_seconds_count") == {"default order": 1.0}
+    assert counts("dramatiq_tasks_in_progress") == {}
+
+
 class RabbitLike(StubBroker):
     """A broker with the public methods of the one for RabbitMQ, which has a connection for each thread."""
 

@@ -140,6 +140,46 @@ def test_a_job_that_its_worker_has_left_behind_is_a_failure(queue: Queue) -> Non
     assert counts("rq_task_exceptions_total", "exception") == {"AbandonedJobError": 2.0}
 
 
+def test_a_worker_that_works_again_counts_once(queue: Queue) -> None:
+    """A worker in burst mode may; its handler of exceptions is there once."""
+    worker = work(queue)
+    worker.work(burst=True, logging_level="CRITICAL")
+    job = queue.enqueue(order)
+    worker.prepare_execution(job)
+    job.set_status(JobStatus.STARTED)
+    StartedJobRegistry(queue=queue).cleanup(math.inf, exception_handlers=worker._exc_handlers)
+    assert counts("rq_tasks_total", "state") == {"failure": 1.0}
+
+
+def test_workers_of_one_process_are_shown_apart(queue: Queue) -> None:
+    """Each counts until its own end; a child of the process that runs into the end of one changes nothing."""
+    first, second = (Worker([queue], connection=queue.connection) for _ in range(2))
+    first.register_birth()
+    second.register_birth()
+    assert (shown("rq_workers"), counts("rq_queue_workers")) == ({"rq_workers": 2.0}, {"default": 2.0})
+    second.register_death()
+    assert (shown("rq_workers"), counts("rq_queue_workers")) == ({"rq_workers": 1.0}, {"default": 1.0})
+    live = pdc.rq._WORKER._shown
+    live[first.name] = live[first.name]._replace(pid=os.getppid())
+    first.register_death()
+    assert shown("rq_workers") == {"rq_workers": 1.0}
+
+
+def set_up(path: str) -> None:
+    """Set pdc up, as a module that only the work-horse imports."""
+    pdc.setup(sqlite=path, flush_interval=3600)
+
+
+def test_a_job_that_sets_pdc_up_is_never_less_than_none_in_progress(connection: redis.Redis, tmp_path: Path) -> None:
+    """Its start could not be shown, so its end takes nothing off; it counts."""
+    pdc.rq.instrument()
+    queue = Queue("default", connection=connection)
+    queue.enqueue(set_up, str(tmp_path / "metrics.db"))
+    work(queue)
+    assert counts("rq_tasks_total", "state") == {"success": 1.0}
+    assert counts("rq_tasks_in_progress") == {}
+
+
 def test_a_job_that_cannot_be_read_is_a_failure(queue: Queue) -> None:
     """Its name is unknown, and its worker goes on."""
     job = queue.enqueue(order)

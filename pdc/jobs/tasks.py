@@ -61,7 +61,10 @@ def _queue_time(library: str) -> Histogram:
 
 
 class TaskMetrics:
-    """Counts and times tasks. `worker` is the name of a worker, which only some names have as a label."""
+    """Counts and times tasks. `worker` is the name of a worker, which only some names have as a label.
+
+    `started` shows the task last: where it raises an exception, there is nothing that `stopped` could undo.
+    """
 
     def __init__(self, library: str) -> None:
         self._library = library
@@ -82,8 +85,8 @@ class TaskMetrics:
         """Show a task in progress, and the seconds that it waited since it was due, if they are known."""
         for state in STATES:
             self._own.ended.labels(task, queue, state)
-        self._own.in_progress.labels(task, queue).inc()
         self._observe_wait(task, queue, waited)
+        self._own.in_progress.labels(task, queue).inc()
 
     def stopped(self, task: str, queue: str, worker: str) -> None:  # noqa: ARG002
         """Show a task in progress no more."""
@@ -100,10 +103,11 @@ class TaskMetrics:
             self._own.exceptions.labels(task, queue, exception).inc()
 
     def show_worker(self, worker: str, queues: Iterable[str], *, lives: bool) -> None:  # noqa: ARG002
-        """Show that the worker of this process lives, or ends."""
-        self._own.workers.set(lives)
+        """Show that a worker of this process lives, or ends."""
+        change = 1 if lives else -1
+        self._own.workers.inc(change)
         for queue in queues:
-            self._own.queue_workers.labels(queue).set(lives)
+            self._own.queue_workers.labels(queue).inc(change)
 
     def show_length(self, queue: str, length: int) -> None:
         """Show the length of a queue."""
@@ -186,8 +190,8 @@ class ExporterMetrics(TaskMetrics):
     def started(self, task: str, queue: str, worker: str, waited: float | None) -> None:
         """Count and show a task that starts."""
         self._theirs.started.labels(task, queue).inc()
-        self._theirs.tasks_active.labels(_host(worker)).inc()
         self._observe_wait(task, queue, waited)
+        self._theirs.tasks_active.labels(_host(worker)).inc()
 
     def stopped(self, task: str, queue: str, worker: str) -> None:  # noqa: ARG002 - others have it
         """Show a task in progress no more."""
@@ -208,7 +212,7 @@ class ExporterMetrics(TaskMetrics):
         """Show that the worker of this process lives, or ends."""
         self._theirs.worker_up.labels(_host(worker)).set(lives)
         for queue in queues:
-            self._theirs.active_workers.labels(queue).set(lives)
+            self._theirs.active_workers.labels(queue).inc(1 if lives else -1)
 
     def show_length(self, queue: str, length: int) -> None:
         """Show the length of a queue."""
@@ -262,8 +266,8 @@ class MiddlewareMetrics(TaskMetrics):
         theirs = self._theirs
         for count in (theirs.messages, theirs.errors, theirs.retries, theirs.rejects):
             count.labels(queue, task)
-        theirs.in_progress.labels(queue, task).inc()
         self._observe_wait(task, queue, waited)
+        theirs.in_progress.labels(queue, task).inc()
 
     def stopped(self, task: str, queue: str, worker: str) -> None:  # noqa: ARG002
         """Show a message that is processed no more."""

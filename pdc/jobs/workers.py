@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import ParamSpec
+from typing import NamedTuple, ParamSpec
 
 from ..delivery import ENDS
 from ..process import log
@@ -43,27 +44,40 @@ def end_process() -> None:
         end()
 
 
+class _Shown(NamedTuple):
+    """A worker that is shown."""
+
+    pid: int
+    queues: tuple[str, ...]
+    lengths: _QueueLengths | None
+
+
 class LiveWorker:
-    """Shows the worker of this process while it lives, and the lengths of its queues where that is wanted."""
+    """Shows the workers of this process while they live, and the lengths of their queues where that is wanted."""
 
     def __init__(self, metrics: TaskMetrics, *, queue_length: bool = False) -> None:
         self._metrics = metrics
         self.queue_length = queue_length
-        self._thread: _QueueLengths | None = None
+        self._shown: dict[str, _Shown] = {}
 
-    def start(self, worker: str, queues: Collection[str], lengths: Lengths) -> None:
+    def start(self, worker: str, queues: Iterable[str], lengths: Lengths) -> None:
         """Show that the worker lives, and ask for lengths from time to time."""
-        self._metrics.show_worker(worker, queues, lives=True)
-        if self.queue_length and self._thread is None:
-            self._thread = _QueueLengths(lengths, self._metrics)
-            self._thread.start()
+        self.stop(worker)
+        thread = _QueueLengths(lengths, self._metrics) if self.queue_length else None
+        shown = _Shown(os.getpid(), tuple(queues), thread)
+        if thread is not None:
+            thread.start()
+        self._metrics.show_worker(worker, shown.queues, lives=True)
+        self._shown[worker] = shown
 
-    def stop(self, worker: str, queues: Collection[str]) -> None:
-        """Show that the worker ends."""
-        if self._thread is not None:
-            self._thread.stop()
-            self._thread = None
-        self._metrics.show_worker(worker, queues, lives=False)
+    def stop(self, worker: str) -> None:
+        """Show that the worker ends, if this process shows it: the one that forked this process may."""
+        shown = self._shown.pop(worker, None)
+        if shown is None or shown.pid != os.getpid():
+            return
+        if shown.lengths is not None:
+            shown.lengths.stop()
+        self._metrics.show_worker(worker, shown.queues, lives=False)
 
 
 class _QueueLengths(threading.Thread):
