@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -170,21 +171,26 @@ def test_a_message_that_sets_pdc_up_is_never_less_than_none_in_progress(names: s
     """Its start could not be shown, so its end takes nothing off; it counts."""
     pdc.shutdown()
     with worker(names=names) as broker:
-        actor = dramatiq.actor(
-            lambda: pdc.setup(sqlite=tmp_path / "late.db", flush_interval=3600), actor_name="late", broker=broker
-        )
-        actor.send()
+
+        @dramatiq.actor(broker=broker)
+        def late() -> None:
+            pdc.setup(sqlite=tmp_path / "late.db", flush_interval=3600)
+
+        late.send()
         broker.join("default", timeout=10_000)
         wait_until(lambda: counts("dramatiq_task_duration_seconds_count") or counts("dramatiq_messages_total"))
     assert (counts("dramatiq_tasks_in_progress"), counts("dramatiq_messages_inprogress")) == ({}, {})
 
 
-def test_an_unreadable_time_in_a_message_is_no_time() -> None:
-    """Such a message counts as any other, and waits since it was sent."""
+@pytest.mark.parametrize(("due", "waits"), [("soon", 1), (math.nan, 0), (-math.inf, 0)])
+def test_an_unreadable_time_in_a_message_is_no_time(due: object, waits: int) -> None:
+    """Such a message counts as any other. It waits since it was sent, or has no time in the queue."""
     with worker() as broker:
-        broker.actors["order"].send_with_options(args=("success",), pdc_due="soon")
+        broker.actors["order"].send_with_options(args=("success",), pdc_due=due)
         wait_until(lambda: ended() == {"success": 1.0})
-    assert counts("dramatiq_tasks_received_total") == counts("dramatiq_task_queue_time_seconds_count") == {"default order": 1.0}
+    assert counts("dramatiq_tasks_received_total") == {"default order": 1.0}
+    assert sum(counts("dramatiq_task_queue_time_seconds_count").values()) == waits
+    assert sum(counts("dramatiq_task_queue_time_seconds_sum").values()) < 10
     assert counts("dramatiq_tasks_in_progress") == {}
 
 

@@ -153,7 +153,8 @@ def test_a_worker_that_works_again_counts_once(queue: Queue) -> None:
 
 def test_workers_of_one_process_are_shown_apart(queue: Queue) -> None:
     """Each counts until its own end; a child of the process that runs into the end of one changes nothing."""
-    first, second = (Worker([queue], connection=queue.connection) for _ in range(2))
+    first: SimpleWorker = Worker([queue], connection=queue.connection)
+    second: SimpleWorker = Worker([queue], connection=queue.connection)
     first.register_birth()
     second.register_birth()
     assert (shown("rq_workers"), counts("rq_queue_workers")) == ({"rq_workers": 2.0}, {"default": 2.0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any, NamedTuple
 
 from ..metrics import Counter, Gauge, Histogram, declared_once
@@ -114,7 +115,7 @@ class TaskMetrics:
         self._own.queue_messages.labels(queue).set(length)
 
     def _observe_wait(self, task: str, queue: str, waited: float | None) -> None:
-        if waited is not None:
+        if waited is not None and isfinite(waited):  # the time is from a message, and a sum never loses a NaN
             _queue_time(self._library).labels(task, queue).observe(max(waited, 0.0))  # clocks of hosts differ
 
 
