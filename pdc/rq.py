@@ -31,6 +31,8 @@ UNREADABLE = "<unreadable>"
 """The name of a job whose data cannot be read."""
 SHOWN = "_pdc_shown"
 """The attribute of a job that is shown in progress."""
+SENT = "_pdc_sent"
+"""The attribute of a pipeline with the ids of the jobs that it sends."""
 STATES = {JobStatus.FAILED: "failure", JobStatus.STOPPED: "stopped"}
 """By the status of a job that did not succeed. Every other one waits for its next attempt."""
 _METRICS = TaskMetrics("rq")
@@ -84,7 +86,7 @@ def _sending(method: Method) -> Method:
         was_scheduled = job.get_status(refresh=False) == JobStatus.SCHEDULED
         sent = method(queue, job, *args, **kwargs)
         if not was_scheduled:  # otherwise the scheduler moves it
-            _count_sent(queue, job)
+            _count_sent(queue, job, pipeline=kwargs.get("pipeline"))
         return sent
 
     return send
@@ -105,7 +107,12 @@ def _performing(method: Method) -> Method:
 
 
 @guarded
-def _count_sent(queue: Queue, job: Any, *_: Any, **__: Any) -> None:
+def _count_sent(queue: Queue, job: Any, *_: Any, pipeline: Any = None, **__: Any) -> None:
+    if pipeline is not None:
+        sent = vars(pipeline).setdefault(SENT, set())
+        if job.id in sent:  # RQ repeats a transaction that met another one
+            return
+        sent.add(job.id)
     _METRICS.sent(_name(job), queue.name)
 
 

@@ -232,7 +232,7 @@ def test_a_task_that_sets_pdc_up_is_never_less_than_none_in_progress(names: str,
     """Its start could not be shown, so its end takes nothing off; it counts, also in eager mode."""
     app = shop("memory://", names=names)
 
-    @app.task
+    @app.task(shared=False)
     def late() -> None:
         pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
 

@@ -17,7 +17,7 @@ import redis
 from conftest import RedisServer, wait_until
 from helpers import shown
 from queues import counts, environment, started_worker
-from rq import Queue, Retry, SimpleWorker
+from rq import Queue, Repeat, Retry, SimpleWorker
 from rq.command import send_stop_job_command
 from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
@@ -138,6 +138,23 @@ def test_a_job_that_its_worker_has_left_behind_is_a_failure(queue: Queue) -> Non
     StartedJobRegistry(queue=queue).cleanup(math.inf, exception_handlers=worker._exc_handlers)
     assert counts("rq_tasks_total", "state") == {"failure": 1.0, "retry": 1.0}
     assert counts("rq_task_exceptions_total", "exception") == {"AbandonedJobError": 2.0}
+
+
+def test_a_transaction_that_rq_repeats_sends_its_jobs_once(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does where a dependent comes in between; a job that repeats at once is sent once more, not twice."""
+    succeed: Any = Job._handle_success
+    left = [1]
+
+    def handle(job: Job, *args: Any, **kwargs: Any) -> None:
+        if left:
+            queue.connection.sadd(job.dependents_key, left.pop())
+        succeed(job, *args, **kwargs)
+
+    monkeypatch.setattr(Job, "_handle_success", handle)
+    queue.enqueue(order, repeat=Repeat(times=1, interval=0))
+    work(queue)
+    assert left == []
+    assert counts("rq_tasks_sent_total") == counts("rq_tasks_received_total") == {f"default {TASK}": 2.0}
 
 
 def test_a_worker_that_works_again_counts_once(queue: Queue) -> None:
