@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings(  # from an interruption between the ope
     "ignore:unclosed <socket:ResourceWarning", "ignore:unclosed database:ResourceWarning"
 )
 
-DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset", "hypothesis")
+DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset", "weakref", "hypothesis")
 """Modules that let no exception pass, or are called where Python lets none: telemetry and versions for connections, and
 callbacks of the garbage collector."""
 

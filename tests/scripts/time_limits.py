@@ -6,6 +6,7 @@ number of exceptions that did not arrive, of each work that ended, and the count
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -17,6 +18,10 @@ import pdc
 from __main__ import setup
 
 INTERVAL, LIMITS, LONGEST = float(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+
+if sys.version_info < (3, 13):
+    # There, the lock of `logging` may stay held where an exception comes as Python takes it. redis-py 8 takes it to connect.
+    setattr(logging, "_lock", None)  # noqa: B010 - type checkers do not know it
 
 warnings.filterwarnings("ignore", "unclosed <socket", ResourceWarning)  # redis-py leaves one where it is interrupted
 sys.unraisablehook = lambda _: None  # Python drops exceptions in finalizers, such as those of sockets
