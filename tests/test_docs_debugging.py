@@ -220,7 +220,8 @@ pdc.Gauge("busy", "Busy tills.", multiprocess_mode="liveall").set(5)
 
 def values(page: dict[str, float], mode: str) -> str:
     """The values of the gauge of a mode as the table has them."""
-    return " and ".join(f"{value:g}" for sample, value in page.items() if re.fullmatch(rf"g_{mode}(\{{.*)?", sample))
+    found = sorted(value for sample, value in page.items() if re.fullmatch(rf"g_{mode}(\{{.*)?", sample))
+    return " and ".join(f"{value:g}" for value in found)
 
 
 def test_gauges_of_two_processes(

@@ -65,6 +65,8 @@ class Server(ForkSafe):
         """True if it has a connection of its own, beside the connections of the application's client."""
         self._connection: Any = None
         """The own connection. It is outside the client's pool: parts of a pool swallow exceptions of signal handlers."""
+        self._is_limited = False
+        """True if its timeouts are those of a deadline."""
         self._sentinel: Descriptor | None = None
         self._shas: dict[str, str] = {}
         """By script, the digest by which the server knows it."""
@@ -232,9 +234,13 @@ class Server(ForkSafe):
 
     def _connected(self) -> Any:
         """The own connection; one that was made before a fork is the parent's."""
+        if self._is_limited and self.deadline == math.inf and self._connection is not None:
+            self._connection.disconnect()  # its timeouts are those of the deadline that has ended
+            self._connection = None
         if self._connection is None or self._connection.pid != os.getpid():
             self._connection = clients.connection_for(self._client)
-        if self.deadline < math.inf:
+        self._is_limited = self.deadline < math.inf
+        if self._is_limited:
             clients.limit_timeouts(self._connection, max(self.deadline - time.monotonic(), 0.001))
         return self._connection
 
