@@ -219,15 +219,15 @@ def instrument(
         warn_of_port(loaded, "dependencies")
     routes = app.router.routes
     before = len(routes)
-    if is_of_fastapi:
-        _add_api_routes(app, loaded.metrics_path, metrics, dependencies, include_in_schema, tags)
-    else:
-        routes.append(Route(loaded.metrics_path, metrics, methods=METHODS, include_in_schema=False))
+    pages = {loaded.metrics_path: metrics}
     if loaded.dashboard and (path := path_of(loaded.metrics_path)) is not None:
+        pages[path] = _dashboard
+    for path, view in pages.items():
         if is_of_fastapi:
-            _add_api_routes(app, path, _dashboard, dependencies, False, None)
+            in_schema = include_in_schema and view is metrics
+            _add_api_routes(app, path, view, dependencies, in_schema, tags if view is metrics else None)
         else:
-            routes.append(Route(path, _dashboard, methods=METHODS, include_in_schema=False))
+            routes.append(Route(path, view, methods=METHODS, include_in_schema=False))
     routes[:] = [*routes[before:], *routes[:before]]  # before all other routes: one of them may take every path
 
 

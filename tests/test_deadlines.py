@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ from helpers import SHORT_INTERVALS, Run
 
 import pdc
 from pdc.exposition import collect
+from pdc.storage import StorageError
+from pdc.storage.redis import RedisStorage
 
 MOST_SECONDS = 1.0
 """The limit, on a busy machine, of calls that must not wait."""
@@ -170,6 +175,19 @@ pdc.config.flush_before_end()
     assert " wait in " in result.stderr
     own_redis_server.thaw()
     assert stored(options)["hits_total"] == 101.0
+
+
+def test_a_deadline_that_ended_leaves_no_short_timeout(own_redis_server: RedisServer) -> None:
+    """Once `math.inf` ends a deadline that had passed, a call waits again for a server that answers late."""
+    storage = RedisStorage(own_redis_server.url, "test")
+    storage.set_deadline(time.monotonic() - 1)
+    with suppress(StorageError):
+        storage.read()
+    storage.set_deadline(math.inf)
+    own_redis_server.freeze()
+    Timer(0.3, own_redis_server.thaw).start()
+    assert storage.read().metrics == {}
+    storage.close()
 
 
 @SHORT_INTERVALS
