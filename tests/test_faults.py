@@ -131,7 +131,7 @@ def test_requests_that_arrive_late(proxy: FaultProxy, registry: CollectorRegistr
             return {key: {name: hashes[key][name] for name in hashes[key] if name[0] != "#"} for key in hashes}
 
         before = numbers()
-        assert before["prometheus_hits"]['_total:{"path":"/"}'] == "40"
+        assert before["prometheus_#_hits"]['_total:{"path":"/"}'] == "40"
         proxy.late.extend(late)
         proxy.release()
         assert numbers() == before
@@ -149,7 +149,7 @@ def test_a_loss_of_all_data_between_a_lost_reply_and_the_next_try(proxy: FaultPr
         pdc.flush()
     proxy.heal()
     with redis.Redis(port=proxy.server_port) as client:
-        assert client.hget("prometheus_hits", '_total:{"path":"/"}') == b"4"
+        assert client.hget("prometheus_#_hits", '_total:{"path":"/"}') == b"4"
         client.flushall()
     send()
     assert shown()['hits_total{path="/"}'] == 2.0

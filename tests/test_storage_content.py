@@ -74,7 +74,7 @@ def test_the_format_in_redis(redis_server: RedisServer, registry: CollectorRegis
         assert all(3500 < client.ttl(key) <= (3960 if "#" in key else 3600) for key in keys)
         pdc.setup(redis=client)
         pdc.Counter("plain", "No prefix.", registry=registry)
-        assert client.type("prometheus_plain") == "hash"
+        assert client.type("prometheus_#_plain") == "hash"
 
 
 def test_the_format_in_sqlite(tmp_path: Path, registry: CollectorRegistry) -> None:

@@ -116,7 +116,7 @@ def test_a_redis_that_starts_again_is_found_without_a_flush(own_redis_server: Re
     application.update()
     own_redis_server.start()
     with own_redis_server.client(decode_responses=True) as client:
-        wait_until(lambda: client.hget("prometheus_hits", '_total:{"path":"/"}') == "20")
+        wait_until(lambda: client.hget("prometheus_#_hits", '_total:{"path":"/"}') == "20")
     application.check()
 
 
@@ -499,14 +499,14 @@ def test_invalid_text_in_redis(redis_server: RedisServer, registry: CollectorReg
         pdc.setup(redis=ours)
         hits, others = (pdc.Counter(each, "Help.", registry=registry) for each in ("hits", "others"))
         hits.inc()
-        other.hset(b"prometheus_" + name, *field)
+        other.hset(b"prometheus_#_" + name, *field)
         other.zadd("prometheus#", {name: "inf"})
         pdc.config.DEFAULT._work.outcomes.declared.clear()
         for counter in (hits, others):
             counter.inc()
         pdc.flush()
         assert_valid_or_named("hits")
-        assert other.hget("prometheus_others", "_total:{}") == b"1"
+        assert other.hget("prometheus_#_others", "_total:{}") == b"1"
         pdc.shutdown()
 
 

@@ -141,7 +141,7 @@ def version2(request: pytest.FixtureRequest, tmp_path: Path) -> Version2:
 
     def hashes() -> dict[bytes, Any]:
         with server.client() as client:
-            keys = [key for key in client.keys(f"{prefix or 'prometheus'}_*") if not key.startswith(b"prometheus_#_")]
+            keys = client.keys(f"{prefix or 'prometheus'}_[^#]*")
             return {key: client.hgetall(key) for key in keys}
 
     options = f"redis_prefix={prefix!r}" if prefix else ""
@@ -369,27 +369,16 @@ def test_a_metric_of_another_type_is_refused_with_one_line(
     assert version2.stored() == stored
 
 
-def test_a_redis_that_lost_its_data_is_used_as_before(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """Processes beside version 2 stay there, and so do new ones; without version 2 they look for it again."""
-    with redis_server.client() as client:
-        client.hset("prometheus_old", "_total:{}", "5")
-        pdc.setup(redis=redis_server.url)
-        counter = pdc.Counter("new", "New.", registry=registry)
-        for _ in range(2):
-            counter.inc()
-            client.flushall()
-        counter.inc()
-        assert client.zscore("prometheus##", "#version2") == math.inf
-        assert {b"prometheus##", b"prometheus_#_new"} <= set(client.keys()) <= {*client.keys("prometheus_#_*"), b"prometheus##"}
-        client.flushall()
-        pdc.setup(redis=redis_server.url)
-        counter.inc()
-        assert client.exists("prometheus_new") == 1
-        client.flushall()
-        client.hset("prometheus_old", "_total:{}", "5")
-        counter.inc()
-        counter.inc()
-        assert client.exists("prometheus_#_new") == 1
+def test_version_2_that_stores_nothing_before_we_do_has_data_of_its_own(version2: Version2, registry: CollectorRegistry) -> None:
+    """Metrics that version 3 was the first to store are not those of version 2, which counts and shows its own from 0 on."""
+    version2.run("")
+    pdc.setup(**version2.options)
+    jobs = pdc.Counter("jobs", "Jobs.", registry=registry)
+    jobs.inc(5)
+    assert samples(version2.run("jobs.inc(2)\nshow()"))["jobs_total", "{}"] == 2
+    jobs.inc()
+    assert samples(generate_latest(registry).decode())["jobs_total", "{}"] == 6
+    assert samples(version2.run("show()"))["jobs_total", "{}"] == 2
 
 
 def test_a_connection_of_the_application_is_beside_version_2_too(tmp_path: Path, registry: CollectorRegistry) -> None:
@@ -406,21 +395,19 @@ def test_a_connection_of_the_application_is_beside_version_2_too(tmp_path: Path,
     connection.close()
 
 
-def test_version_2_that_comes_later_to_our_own_key_is_refused(
+def test_a_key_with_data_of_others_is_refused(
     redis_server: RedisServer, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where metrics without a prefix are under their usual keys, a key with data of others is never added to."""
-    pdc.setup(redis=redis_server.url)
-    pdc.Counter("first", "First.", registry=registry).inc()
+    """A key of ours with data of others is never added to, and nothing is removed from it."""
+    pdc.setup(redis=redis_server.url, redis_prefix="shop")
     with redis_server.client() as client:
-        assert client.hget("prometheus_first", "_total:{}") == b"1"
-        client.hset("prometheus_second", "_total:{}", "5")
+        client.hset("prometheus_shop_second", "_total:{}", "5")
         second = pdc.Counter("second", "Second.", ["a"], registry=registry)
         second.labels("1").inc()
         second.remove("1")
         second.remove_by_labels({"a": "2"})
-        assert client.hgetall("prometheus_second") == {b"_total:{}": b"5"}
-    assert "the key 'prometheus_second' holds data of version 2 of this library, or of another program: give" in caplog.text
+        assert client.hgetall("prometheus_shop_second") == {b"_total:{}": b"5"}
+    assert "the key 'prometheus_shop_second' holds data of version 2 of this library, or of another program: give" in caplog.text
 
 
 def test_a_reader_finds_what_was_taken_over_since_it_began(version2: Version2, registry: CollectorRegistry) -> None:

@@ -175,7 +175,7 @@ def _refused(server: Server, key: str, user: str) -> Iterator[str]:
 def _of_keys(storage: RedisStorage, servers: list[Server]) -> Iterator[Finding]:
     """Look for keys that begin as ours do, and belong to others."""
     keys = storage.keys
-    if not keys.has_given_prefix:
+    if not keys.prefix:
         remedy = "give each program PDC_REDIS_PREFIX, where several share this database"
         yield Finding(
             WARNING, "prefix", "no prefix: metrics of other programs without one, and of the same name, add up", remedy

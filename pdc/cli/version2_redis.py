@@ -46,6 +46,5 @@ def _fields(storage: RedisStorage, key: str, name: str) -> Mapping[str, Any]:
 
 def noted(storage: RedisStorage) -> set[str]:
     """The metrics that are not to be taken over again."""
-    storage.keys.find()
     start = f"{VERSION2}:"
     return {member.removeprefix(start) for member in storage.keys.members() if member.startswith(start)}

@@ -20,6 +20,18 @@ local own_start, version2_start, index = ARGV[9], ARGV[10], ARGV[11]
 local FIRST = 12
 local now, now_text = clock()
 
+-- True if version 2 of this library wrote the key; a glance at some fields tells. Twin: Database.for_reading, which looks
+-- at the columns of the table.
+local function is_of_version2(key)
+  if redis.pcall('HGET', key, '#prefix') then return false end
+  local cursor, fields = '0'
+  repeat
+    local reply = redis.call('HSCAN', key, cursor, 'COUNT', 10)
+    cursor, fields = reply[1], reply[2]
+  until cursor == '0' or #fields > 0
+  return #fields > 0 and string.match(fields[1], '^_?%a*:{.*}$') ~= nil
+end
+
 -- Reads these fields into `current`; returns an error where the key holds something else. Twin: Rows.get.
 local function read(key, fields, current)
   for from = 1, #fields, CHUNK do

@@ -78,15 +78,3 @@ local function remove(key, doomed)
     redis.call('HDEL', key, unpack(doomed, from, math.min(from + CHUNK - 1, #doomed)))
   end
 end
-
--- True if version 2 of this library wrote the key; a glance at some fields tells. Twin: Database.for_reading, which looks
--- at the columns of the table.
-local function is_of_version2(key)
-  if redis.pcall('HGET', key, '#prefix') then return false end
-  local cursor, fields = '0'
-  repeat
-    local reply = redis.call('HSCAN', key, cursor, 'COUNT', 10)
-    cursor, fields = reply[1], reply[2]
-  until cursor == '0' or #fields > 0
-  return #fields > 0 and string.match(fields[1], '^_?%a*:{.*}$') ~= nil
-end

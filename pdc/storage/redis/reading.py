@@ -39,7 +39,6 @@ class Reader:
 
     def read(self, names: Collection[str] | None) -> Snapshot:
         """Read these metrics, or all."""
-        self._keys.find()
         wanted = sorted(self._keys.names()) if names is None else list(names)
         sizes = [Command("HLEN", (self._keys.of(name),)) for name in wanted]
         (seconds, microseconds), *replies = self._server.run([Command("TIME", has_key=False), *sizes])

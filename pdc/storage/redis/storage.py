@@ -59,12 +59,10 @@ class RedisStorage:
         return self.reader.read(names)
 
     def remove(self, batch: Batch) -> None:
-        self.keys.find()
         self.writer.remove(batch)
 
     def delete(self, names: Collection[str] | None = None) -> None:
         keys = self.keys
-        keys.find()
         found = [member for member in keys.members() if not member.startswith(VERSION2)]
         members = [member for member in found if names is None or member in names]
         self.writer.forget_listed()

@@ -64,8 +64,6 @@ class Writer:
 
     def apply(self, batch: Batch) -> Outcome:
         """Apply the batch."""
-        if not self._keys.find():
-            self._keys.settle(batch, self._expire)
         self._removal.remove(batch)
         outcome, replies = self._send(batch)
         left = []
@@ -93,7 +91,7 @@ class Writer:
         """Send the batch; return the answer of the index, and the reply for each update."""
         now = time.monotonic()
         due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
-        if not self._keys.has_given_prefix:
+        if not self._keys.prefix:
             _OWN.update(due)
         listed, *replies = self._server.run(
             [self._listing(batch, due), *(self._call(batch, updates) for updates in self._groups(batch))]
@@ -104,8 +102,6 @@ class Writer:
         unlisted = set(map(text_of, missing))
         if unlisted:
             self._listed.clear()
-            if not due:
-                self._keys.unsettle()
         else:
             self._listed.update(dict.fromkeys(due, now + self._relist_seconds))
         return Outcome(unlisted, {}, {}, {}, text_of(found), self._note(batch, unlisted)), chain.from_iterable(replies)
@@ -193,7 +189,7 @@ class Writer:
     def _note(self, batch: Batch, unlisted: set[str]) -> str:
         """A warning for a program without a prefix whose metrics are new beside others: equal names add up."""
         names = {update.name for update in batch.updates if not update.name.startswith("pdc_")}  # which every program has
-        if self._keys.has_given_prefix or self._noted or batch.final or not names:
+        if self._keys.prefix or self._noted or batch.final or not names:
             return ""
         self._noted = True
         if not names <= unlisted or all(name in _OWN or name.startswith("pdc_") for name in self._keys.names()):
