@@ -65,7 +65,7 @@ def test_a_metric_that_no_page_can_show_is_an_error(shop: dict[str, Any], comman
     """Foreign data makes scrapes a 503, and its metric and the remedy are named; `show` shows the others."""
     if "sqlite" in shop:
         with sqlite3.connect(shop["sqlite"]) as connection:
-            connection.execute("UPDATE metrics SET value = 'nonsense' WHERE metric_key = 'orders' AND subkey = '#meta'")
+            connection.execute("UPDATE pdc_metrics SET value = 'nonsense' WHERE metric_key = 'orders' AND subkey = '#meta'")
         connection.close()
     else:
         with redis.Redis.from_url(shop["redis"]) as client:

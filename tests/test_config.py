@@ -181,7 +181,7 @@ def test_the_client_of_redis_is_for_the_application_too(redis_server: RedisServe
 def test_the_connection_of_sqlite_is_for_the_application_too(
     tmp_path: Path, registry: CollectorRegistry, given: str, commit: bool
 ) -> None:
-    """DELETE FROM metrics works with commit(), and without where it needs none, and counting continues afterwards."""
+    """DELETE FROM pdc_metrics works with commit(), and without where it needs none, and counting continues afterwards."""
     path = tmp_path / "metrics.db"
     own = sqlite3.connect(path, check_same_thread=given == "connection", isolation_level=None)
     pdc.setup(sqlite=path if given == "path" else own)
@@ -189,10 +189,10 @@ def test_the_connection_of_sqlite_is_for_the_application_too(
     counter.inc(5)
     connection = pdc.get_sqlite_conn()
     assert (connection is own) == (given != "path")
-    connection.execute("DELETE FROM metrics")
+    connection.execute("DELETE FROM pdc_metrics")
     if commit:
         connection.commit()
-    assert connection.execute("SELECT count(*) FROM metrics").fetchone() == (0,)
+    assert connection.execute("SELECT count(*) FROM pdc_metrics").fetchone() == (0,)
     counter.inc()
     assert total() == 1
     own.close()
@@ -254,7 +254,7 @@ def test_updates_of_other_threads_wait_for_that_of_a_bound_connection(
     """An update of another thread is no outage: the next one of the connection's thread is sent at once, with the other."""
     pdc.setup(sqlite=connection)
     counter = pdc.Counter("hits", "Hits.", registry=registry)
-    query = "SELECT value FROM metrics WHERE metric_key = 'hits' AND subkey LIKE '_total:%'"
+    query = "SELECT value FROM pdc_metrics WHERE metric_key = 'hits' AND subkey LIKE '_total:%'"
     for number in range(1, 4):
         thread = threading.Thread(target=counter.inc)
         thread.start()
@@ -298,7 +298,7 @@ def test_a_connection_of_all_threads_may_be_buffered(tmp_path: Path, registry: C
     pdc.setup(sqlite=connection, flush_interval=0.01)
     pdc.Counter("hits", "Hits.", registry=registry).inc(3)
     with sqlite3.connect(tmp_path / "metrics.db") as reader:
-        query = "SELECT value FROM metrics WHERE subkey LIKE '_total:%'"
+        query = "SELECT value FROM pdc_metrics WHERE subkey LIKE '_total:%'"
         wait_until(lambda: reader.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,))
         wait_until(lambda: reader.execute(query).fetchall() == [(3.0,)])
     reader.close()

@@ -284,7 +284,7 @@ def test_foreign_fields_delay_no_process(storage: dict[str, Any], registry: Coll
     if "redis" in storage:
         pdc.get_redis_conn().hset("prometheus_test_hits", "_total:{broken", "1")
     else:
-        pdc.get_sqlite_conn().execute("INSERT INTO metrics VALUES ('hits', '_total:{broken', 1)")
+        pdc.get_sqlite_conn().execute("INSERT INTO pdc_metrics VALUES ('hits', '_total:{broken', 1)")
     hits.labels("/a").inc(2)
     hits.remove("/")
     other.inc()
@@ -293,7 +293,7 @@ def test_foreign_fields_delay_no_process(storage: dict[str, Any], registry: Coll
     if "redis" in storage:
         pdc.get_redis_conn().hdel("prometheus_test_hits", "_total:{broken")
     else:
-        pdc.get_sqlite_conn().execute("DELETE FROM metrics WHERE subkey = '_total:{broken'")
+        pdc.get_sqlite_conn().execute("DELETE FROM pdc_metrics WHERE subkey = '_total:{broken'")
     assert shown() == {'hits_total{path="/a"}': 2.0, "other_total": 1.0}
 
 

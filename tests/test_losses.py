@@ -49,8 +49,8 @@ DAMAGES = [
     ("redis", "requests", _redis("DEL", "prometheus_test_requests")),
     ("redis", "latency", _redis("DEL", "prometheus_test_latency")),
     ("redis", "nothing", _redis("SCRIPT", "FLUSH")),
-    ("sqlite", "all", _sqlite("DELETE FROM metrics")),
-    ("sqlite", "requests", _sqlite("DELETE FROM metrics WHERE metric_key = 'requests'")),
+    ("sqlite", "all", _sqlite("DELETE FROM pdc_metrics")),
+    ("sqlite", "requests", _sqlite("DELETE FROM pdc_metrics WHERE metric_key = 'requests'")),
     ("sqlite", "all", _unlink),
 ]
 
@@ -159,7 +159,7 @@ def test_every_process_sends_lost_data_again(
     if "redis" in storage:
         pdc.get_redis_conn().flushall()
     else:
-        pdc.get_sqlite_conn().execute("DELETE FROM metrics")
+        pdc.get_sqlite_conn().execute("DELETE FROM pdc_metrics")
     assert shown() == {'hits_total{path="/a"}': 0.0, "peak": 3.0}
     peer.tell("hits.labels('/c').inc(); pdc.flush()")
     assert shown() == {**{f'hits_total{{path="/{path}"}}': float(path == "c") for path in "abc"}, "peak": 7.0}
@@ -268,5 +268,5 @@ def test_a_file_that_is_overwritten_while_it_is_used(tmp_path: Path, registry: C
         if Path(f"{path}{suffix}").exists():
             Path(f"{path}{suffix}").rename(f"{path}{suffix}.broken")
     send()
-    pdc.get_sqlite_conn().execute("DELETE FROM metrics WHERE subkey LIKE '%\"/_\"%'")  # in the new file, too
+    pdc.get_sqlite_conn().execute("DELETE FROM pdc_metrics WHERE subkey LIKE '%\"/_\"%'")  # in the new file, too
     tally.check()

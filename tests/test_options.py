@@ -223,7 +223,7 @@ def test_a_program_without_a_framework_is_set_up_from_the_environment(
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     hits.inc()
     with closing(sqlite3.connect(tmp_path / "named.db")) as reader:
-        value = "SELECT value FROM metrics WHERE metric_key = 'hits' AND subkey = '_total:{}'"
+        value = "SELECT value FROM pdc_metrics WHERE metric_key = 'hits' AND subkey = '_total:{}'"
         pdc.setup_from_environ(flush_interval=0)
         hits.inc()
         assert reader.execute(value).fetchone() == (2.0,)

@@ -45,9 +45,9 @@ def test_the_sqlite_table_is_the_one_the_readme_names(tmp_path: Path) -> None:
     """The table has the columns that the README names, and an observation is in one bucket only."""
     columns = "metric_key, subkey, value"
     assert f"`metrics({columns})`" in README
-    source = block(README, "python", of="SQLite").replace('execute("DELETE FROM metrics")', 'execute("SELECT 1")')
+    source = block(README, "python", of="SQLite").replace('execute("DELETE FROM pdc_metrics")', 'execute("SELECT 1")')
     look = f"""
-for row in pdc.get_sqlite_conn().execute("SELECT {columns} FROM metrics WHERE subkey LIKE '_bucket:%' AND value > 0"):
+for row in pdc.get_sqlite_conn().execute("SELECT {columns} FROM pdc_metrics WHERE subkey LIKE '_bucket:%' AND value > 0"):
     print(*row)
 """
     assert run_block(source + look, tmp_path)[-1] == 'latency_seconds _bucket:{"le":"0.1"} 1.0'

@@ -83,7 +83,7 @@ def test_the_format_in_sqlite(tmp_path: Path, registry: CollectorRegistry) -> No
     declared(registry)
     with sqlite3.connect(tmp_path / "metrics.db") as connection:
         stored: dict[str, dict[str, Any]] = {}
-        for name, field, value in connection.execute("SELECT metric_key, subkey, value FROM metrics"):
+        for name, field, value in connection.execute("SELECT metric_key, subkey, value FROM pdc_metrics"):
             stored.setdefault(name, {})[field] = value
     connection.close()
     (storage_id,) = stored.keys() - STORED.keys()

@@ -238,18 +238,31 @@ def test_a_file_that_is_no_database(
     "columns", ["id INTEGER, name TEXT", "id INTEGER, value TEXT NOT NULL", "metric_key TEXT, subkey TEXT"]
 )
 def test_a_table_of_another_program(tmp_path: Path, registry: CollectorRegistry, columns: str) -> None:
-    """A table `metrics` with other columns stays unchanged, and the error names the path."""
+    """A table `pdc_metrics` with other columns stays unchanged, and the error names the path."""
     with closing(sqlite3.connect(tmp_path / "shop.db")) as connection, connection:
-        connection.execute(f"CREATE TABLE metrics ({columns})")
-        connection.execute("INSERT INTO metrics VALUES (1, 'theirs')")
+        connection.execute(f"CREATE TABLE pdc_metrics ({columns})")
+        connection.execute("INSERT INTO pdc_metrics VALUES (1, 'theirs')")
     pdc.setup(sqlite=tmp_path / "shop.db")
     Application(registry).update()
-    refuse("The table metrics of that file is another program's, and stays as it is: choose another path.")
+    refuse("The table pdc_metrics of that file is another program's, and stays as it is: choose another path.")
     with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
         (schema,) = connection.execute("SELECT sql FROM sqlite_master").fetchall()
-        rows = connection.execute("SELECT * FROM metrics").fetchall()
-    assert schema == (f"CREATE TABLE metrics ({columns})",)
+        rows = connection.execute("SELECT * FROM pdc_metrics").fetchall()
+    assert schema == (f"CREATE TABLE pdc_metrics ({columns})",)
     assert [str(name) for _, name in rows] == ["theirs"]
+
+
+def test_a_table_metrics_of_the_application(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """A database of the application may have a table `metrics` of its own, which stays as it is."""
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection, connection:
+        connection.execute("CREATE TABLE metrics (id INTEGER, name TEXT)")
+        connection.execute("INSERT INTO metrics VALUES (1, 'theirs')")
+    pdc.setup(sqlite=tmp_path / "shop.db")
+    application = Application(registry)
+    application.update()
+    application.check()
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        assert connection.execute("SELECT * FROM metrics").fetchall() == [(1, "theirs")]
 
 
 def test_a_file_that_is_corrupted_later(tmp_path: Path, registry: CollectorRegistry) -> None:
@@ -433,7 +446,7 @@ def test_a_reader_that_stays(
         hits.inc()
         reader = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
         reader.execute("BEGIN")
-        reader.execute("SELECT * FROM metrics").fetchall()
+        reader.execute("SELECT * FROM pdc_metrics").fetchall()
         while wal.stat().st_size < 200_000:
             hits.inc()
         reader.close()
@@ -547,12 +560,13 @@ def test_invalid_text_in_sqlite(tmp_path: Path, registry: CollectorRegistry, cas
     hits, others = (pdc.Counter(each, "Help.", registry=registry) for each in ("hits", "others"))
     hits.inc()
     other = sqlite3.connect(tmp_path / "metrics.db", isolation_level=None)
-    other.execute(f"INSERT OR REPLACE INTO metrics VALUES ({', '.join(BLOBS[case])})")
+    other.execute(f"INSERT OR REPLACE INTO pdc_metrics VALUES ({', '.join(BLOBS[case])})")
     pdc.config.DEFAULT._work.outcomes.declared.clear()
     for counter in (hits, others):
         counter.inc()
     pdc.flush()
-    other.execute(f"INSERT OR REPLACE INTO metrics VALUES ({', '.join(BLOBS[case])})")
+    other.execute(f"INSERT OR REPLACE INTO pdc_metrics VALUES ({', '.join(BLOBS[case])})")
     assert_valid_or_named("hits")
-    assert other.execute("SELECT value FROM metrics WHERE metric_key = 'others' AND subkey = '_total:{}'").fetchone() == (1.0,)
+    query = "SELECT value FROM pdc_metrics WHERE metric_key = 'others' AND subkey = '_total:{}'"
+    assert other.execute(query).fetchone() == (1.0,)
     other.close()

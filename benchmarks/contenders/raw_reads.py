@@ -42,5 +42,5 @@ def _redis() -> Callable[[], bytes]:
 
 def _sqlite() -> Callable[[], bytes]:
     connection = sqlite3.connect("metrics.db")
-    query = "SELECT metric_key, subkey, value FROM metrics"
+    query = "SELECT metric_key, subkey, value FROM pdc_metrics"
     return lambda: "\n".join(f"{key}{field} {value}" for key, field, value in connection.execute(query)).encode()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.sqlite import SqliteStorage
-from ..storage.sqlite.table import BESIDE, VERSION2_COLUMNS, columns
+from ..storage.sqlite.table import has_table, has_version2
 from ..storage.version2 import VERSION2
 
 
@@ -19,11 +19,10 @@ def contents(storage: SqliteStorage) -> tuple[dict[str, dict[str, Any]], set[str
     uri = f"{Path(storage.database.path).as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as connection:
         cursor = connection.cursor()
-        if columns(cursor) != VERSION2_COLUMNS:
+        if not has_version2(cursor):
             return {}, set()
         for name, field, value in cursor.execute("SELECT metric_key, subkey, value FROM metrics"):
             found[name][field] = value
-        is_begun = cursor.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (BESIDE,)).fetchone() is not None
-        query = f"SELECT subkey FROM {BESIDE} WHERE metric_key = ?"  # noqa: S608 - the name is a constant
-        known = {name for (name,) in cursor.execute(query, (VERSION2,))} if is_begun else set()
+        query = "SELECT subkey FROM pdc_metrics WHERE metric_key = ?"
+        known = {name for (name,) in cursor.execute(query, (VERSION2,))} if has_table(cursor) else set()
     return dict(found), known

@@ -20,8 +20,8 @@ local own_start, version2_start, index = ARGV[9], ARGV[10], ARGV[11]
 local FIRST = 12
 local now, now_text = clock()
 
--- True if version 2 of this library wrote the key; a glance at some fields tells. Twin: Database.for_reading, which looks
--- at the columns of the table.
+-- True if version 2 of this library wrote the key; a glance at some fields tells. Twin: has_version2 in
+-- pdc/storage/sqlite/table.py, which looks at the columns of the table.
 local function is_of_version2(key)
   if redis.pcall('HGET', key, '#prefix') then return false end
   local cursor, fields = '0'

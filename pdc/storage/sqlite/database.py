@@ -18,7 +18,7 @@ from ...process.forks import FREE_THREADED
 from ...process.interruption import locked
 from .. import ForkSafe, StorageError
 from .errors import expect_database, is_busy, remedy
-from .table import VERSION2_COLUMNS, Beside, columns, cursor_of, make_table, use_wal
+from .table import cursor_of, has_table, make_table, use_wal
 from .wal import WAL_BYTES, WriteAheadLog, identity
 
 P = ParamSpec("P")
@@ -78,8 +78,6 @@ class Database(ForkSafe):
         self._sentinel: Descriptor | None = None
         self._prepared = False
         self._in_transaction = False
-        self.is_beside_version2 = False
-        """True if version 2 has its table in the database; known once a cursor was made."""
 
     def __str__(self) -> str:
         return f"SQLite {self.path or 'connection'}"
@@ -182,7 +180,7 @@ class Database(ForkSafe):
         return self._given is None and identity(self._file_path) is None and self._file_path.parent.is_dir()
 
     def for_reading(self, mode: str = "rw") -> sqlite3.Cursor:
-        """A cursor of this process's connection, for our table."""
+        """A cursor of this process's connection."""
         if self._given is not None and os.getpid() != self._owner:
             raise StorageError(f"cannot use {self} after a fork: call setup() in the child process, or give it a path")
         self._abandon_lost()
@@ -196,7 +194,7 @@ class Database(ForkSafe):
             self._wal.attach()
         if self._given is None:  # one field that is no text must not keep all others from being written
             self._connection.text_factory = str if mode == "rw" else text_of
-        return self._cursor(self._connection)
+        return cursor_of(self._connection)
 
     def for_writing(self) -> sqlite3.Cursor:
         """The same, with the table there and no transaction open."""
@@ -208,24 +206,11 @@ class Database(ForkSafe):
         if not self._prepared:
             if self._given is None:
                 use_wal(cursor)
-            cursor = self._create_table(cursor)
+            if not has_table(cursor):
+                self.change(cursor, make_table)
             if self._given is None:
                 self._wal.attach()
             self._prepared = True
-        return cursor
-
-    def _cursor(self, connection: sqlite3.Connection) -> sqlite3.Cursor:
-        """A cursor that uses our table, which has another name where version 2 has its own."""
-        cursor = cursor_of(connection)
-        if not self._prepared:
-            self.is_beside_version2 = columns(cursor) == VERSION2_COLUMNS
-        return cursor_of(connection, Beside) if self.is_beside_version2 else cursor
-
-    def _create_table(self, cursor: sqlite3.Cursor) -> sqlite3.Cursor:
-        """Create the table unless it exists; return a cursor that uses it."""
-        while not columns(cursor):
-            self.change(cursor, make_table)
-            cursor = self._cursor(cursor.connection)  # version 2 may have been faster
         return cursor
 
     def _connect(self, mode: str, seconds: float) -> sqlite3.Connection:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..redaction import is_url, without_secrets
 
 _BEGINNING = b"SQLite format 3\0"
-_OTHER_TABLE = ". The table metrics of that file is another program's, and stays as it is: choose another path."
+_OTHER_TABLE = ". The table pdc_metrics of that file is another program's, and stays as it is: choose another path."
 _REMEDIES = {
     "no such column": _OTHER_TABLE,
     "no column named": _OTHER_TABLE,

@@ -16,7 +16,7 @@ from .database import text_of
 def metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the metrics of these names, or all, with their fields; one by one, or each row would have the name again."""
     if names is None:
-        names = [name for (name,) in cursor.execute("SELECT DISTINCT metric_key FROM metrics")]
+        names = [name for (name,) in cursor.execute("SELECT DISTINCT metric_key FROM pdc_metrics")]
     for name in names:
         if not isinstance(name, str):
             raise foreign(text_of(name), TypeError(f"expected a metric_key that is text, got {name!r:.80}"))
@@ -26,7 +26,7 @@ def metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[t
 
 def _parts(cursor: sqlite3.Cursor, name: str) -> Iterator[dict[str, Any]]:
     """The fields of a metric, in parts. Raises StorageError for a field or value that is neither text nor number."""
-    rows = cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ? ORDER BY subkey", (name,))
+    rows = cursor.execute("SELECT subkey, value FROM pdc_metrics WHERE metric_key = ? ORDER BY subkey", (name,))
     while part := _fields(name, islice(rows, MOST_TOGETHER)):
         yield part
 

@@ -14,7 +14,7 @@ LAST = "\U0010ffff"
 MOST_NAMED = 250
 """How many fields one query names."""
 
-_INSERT = "INSERT INTO metrics (metric_key, subkey, value) VALUES (:name, :field, {}) ON CONFLICT (metric_key, subkey) DO "
+_INSERT = "INSERT INTO pdc_metrics (metric_key, subkey, value) VALUES (:name, :field, {}) ON CONFLICT (metric_key, subkey) DO "
 _WRITE = {
     Kind.INIT: _INSERT.format(":value") + "NOTHING",
     Kind.SET: _INSERT.format(":value") + "UPDATE SET value = :value",
@@ -32,7 +32,7 @@ class Rows:
 
     def get(self, field: str) -> Any:
         """The value of a field; None where there is no such field."""
-        query = "SELECT value FROM metrics WHERE metric_key = ? AND subkey = ?"
+        query = "SELECT value FROM pdc_metrics WHERE metric_key = ? AND subkey = ?"
         found = self.cursor.execute(query, (self.name, field)).fetchone()
         return None if found is None else found[0]
 
@@ -47,27 +47,27 @@ class Rows:
 
     def delete(self, fields: Iterable[str]) -> int:
         """Delete the fields, and return how many there were."""
-        statement = "DELETE FROM metrics WHERE metric_key = ? AND subkey = ?"
+        statement = "DELETE FROM pdc_metrics WHERE metric_key = ? AND subkey = ?"
         return self.cursor.executemany(statement, ((self.name, field) for field in fields)).rowcount
 
     def first(self, start: str, end: str = LAST) -> str | None:
         """The first field from ``start`` on, before ``end``."""
-        query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? ORDER BY subkey LIMIT 1"
+        query = "SELECT subkey FROM pdc_metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? ORDER BY subkey LIMIT 1"
         return next((field for (field,) in self.cursor.execute(query, (self.name, start, end))), None)
 
     def after(self, field: str, most: int) -> list[str]:
         """The next fields after this one, so many at most."""
-        query = "SELECT subkey FROM metrics WHERE metric_key = ? AND subkey > ? ORDER BY subkey LIMIT ?"
+        query = "SELECT subkey FROM pdc_metrics WHERE metric_key = ? AND subkey > ? ORDER BY subkey LIMIT ?"
         return [found for (found,) in self.cursor.execute(query, (self.name, field, most))]
 
     def starting_with(self, prefix: str, most: int = -1) -> list[tuple[str, Any]]:
         """The fields with a prefix that ends with a colon, and their values; so many at most, or all."""
-        query = "SELECT subkey, value FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? LIMIT ?"
+        query = "SELECT subkey, value FROM pdc_metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? LIMIT ?"
         return self.cursor.execute(query, (self.name, prefix, after_all_with(prefix), most)).fetchall()
 
     def count_labelled(self, stem: str) -> int:
         """How many fields have this stem before their labels."""
-        query = "SELECT COUNT(*) FROM metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ?"
+        query = "SELECT COUNT(*) FROM pdc_metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ?"
         return int(self.cursor.execute(query, (self.name, f"{stem}{{", f"{stem}|")).fetchone()[0])
 
     def known(self, series: Mapping[str, str]) -> set[str]:
@@ -76,7 +76,7 @@ class Rows:
         found: set[str] = set()
         for start in range(0, len(wanted), MOST_NAMED):
             part = {field: labels for labels, field in wanted[start : start + MOST_NAMED]}
-            query = f"SELECT subkey FROM metrics WHERE metric_key = ? AND subkey IN ({','.join('?' * len(part))})"  # noqa: S608
+            query = f"SELECT subkey FROM pdc_metrics WHERE metric_key = ? AND subkey IN ({','.join('?' * len(part))})"  # noqa: S608
             found.update(part[field] for (field,) in self.cursor.execute(query, (self.name, *part)))
         return found
 

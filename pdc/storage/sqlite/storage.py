@@ -17,7 +17,7 @@ from .database import Database
 from .reading import metrics
 from .removing import Remover, find_series, remove_some_fields
 from .rows import Rows
-from .table import columns, give_id, id_of
+from .table import give_id, has_table, has_version2, id_of
 from .writing import Work, apply, take_over
 
 
@@ -57,7 +57,7 @@ class SqliteStorage:
         if self.database.is_to_be_made():
             return ""
         cursor = self.database.for_reading()
-        return id_of(cursor) if columns(cursor) else ""
+        return id_of(cursor) if has_table(cursor) else ""
 
     def apply(self, batch: Batch) -> Outcome:
         if new := [update for update in batch.updates if update.name not in self._begun and update.meta]:
@@ -90,7 +90,7 @@ class SqliteStorage:
                     refused[update.name] = reason
 
         cursor = self.database.for_writing()
-        if self.database.is_beside_version2:
+        if has_version2(cursor):
             self.database.change(cursor, take_over_all)
         self._begun.update(update.name for update in updates)
         for name, reason in refused.items():
@@ -127,7 +127,7 @@ class SqliteStorage:
         if self.database.is_to_be_made():
             return Snapshot(time.time(), {})
         cursor = self.database.for_reading()
-        found = dict(metrics(cursor, names)) if columns(cursor) else {}
+        found = dict(metrics(cursor, names)) if has_table(cursor) else {}
         return Snapshot(time.time(), found)
 
     def remove(self, batch: Batch) -> None:
@@ -137,11 +137,11 @@ class SqliteStorage:
     def delete(self, names: Collection[str] | None = None) -> None:
         def delete_all(cursor: sqlite3.Cursor) -> None:
             if names is not None:
-                cursor.executemany("DELETE FROM metrics WHERE metric_key = ?", [(name,) for name in names])
-            elif self.database.is_beside_version2:
-                cursor.execute("DELETE FROM metrics WHERE metric_key != ?", (VERSION2,))
+                cursor.executemany("DELETE FROM pdc_metrics WHERE metric_key = ?", [(name,) for name in names])
             else:
-                cursor.execute("DELETE FROM metrics")  # which takes no time, as SQLite looks at no row
+                notes = cursor.execute("SELECT * FROM pdc_metrics WHERE metric_key = ?", (VERSION2,)).fetchall()
+                cursor.execute("DELETE FROM pdc_metrics")  # which takes no time, as SQLite looks at no row
+                cursor.executemany("INSERT INTO pdc_metrics VALUES (?, ?, ?)", notes)
 
         self.database.write(delete_all)
 

@@ -29,7 +29,6 @@ from .forgetting import Folding
 from .limiting import limited
 from .removing import sweeper
 from .rows import Rows
-from .table import cursor_of
 
 Work: TypeAlias = Callable[[sqlite3.Cursor], bool]
 """Does a piece of some work; returns whether there may be more of it."""
@@ -103,8 +102,7 @@ def take_over(rows: Rows, meta: str) -> str:
     notes = Rows(rows.cursor, VERSION2)
     if notes.get(rows.name) is not None or rows.first("") is not None:
         return ""
-    plain = cursor_of(rows.cursor.connection)  # which sees version 2's table
-    stored = plain.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (rows.name,)).fetchall()
+    stored = rows.cursor.execute("SELECT subkey, value FROM metrics WHERE metric_key = ?", (rows.name,)).fetchall()
     if not stored:
         return ""
     notes.put(rows.name, time.time())
