@@ -44,7 +44,7 @@ def test_the_sqlite_block_prints_a_histogram_and_clears_the_table(tmp_path: Path
 def test_the_sqlite_table_is_the_one_the_readme_names(tmp_path: Path) -> None:
     """The table has the columns that the README names, and an observation is in one bucket only."""
     columns = "metric_key, subkey, value"
-    assert f"`metrics({columns})`" in README
+    assert f"`pdc_metrics({columns})`" in README
     source = block(README, "python", of="SQLite").replace('execute("DELETE FROM pdc_metrics")', 'execute("SELECT 1")')
     look = f"""
 for row in pdc.get_sqlite_conn().execute("SELECT {columns} FROM pdc_metrics WHERE subkey LIKE '_bucket:%' AND value > 0"):

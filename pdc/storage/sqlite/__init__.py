@@ -1,4 +1,4 @@
-"""Metrics in one SQLite table, ``metrics(metric_key, subkey, value)``; NaN is stored as NULL."""
+"""Metrics in one SQLite table, ``pdc_metrics(metric_key, subkey, value)``; NaN is stored as NULL."""
 
 from .storage import SqliteStorage
 
