@@ -74,9 +74,6 @@ class CounterCell(SeriesSumCell):
         self.sender.journal(new)
         return new
 
-    def operations(self) -> list[Operation]:
-        return [*(reset.drain() for reset in self._resets), *super().operations()]
-
     def acknowledge(self) -> None:
         super().acknowledge()
         self._drained_exemplar = ""
@@ -95,7 +92,8 @@ class CounterCell(SeriesSumCell):
             self._drained_exemplar = self.exemplar
             self.exemplar = ""
             _ = TURN.together
-        return counter_additions(self.metric.family, self.values, gained, self.created, self._drained_exemplar)
+        operations = counter_additions(self.metric.family, self.values, gained, self.created, self._drained_exemplar)
+        return [*(reset.drain() for reset in self._resets), *operations] if self._resets else operations
 
 
 def counter_additions(

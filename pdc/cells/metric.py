@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ..family import Family, shows_created
-from ..process.forks import FORKS
+from ..process.forks import FORKS, FREE_THREADED
 from ..process.interruption import is_own
 from ..storage import SWEEPS, Kind, Operation, updated
 from .journaled import Journaled, JournaledOperation
@@ -156,6 +156,7 @@ class MetricCells:
             self.family = self.family._replace(**limits)
         self.meta = self.family.meta
         """The family as the storage keeps it, made once."""
+        self.storage_limits = self.family.limits
 
     def drain(self) -> list[Operation]:
         return []
@@ -414,13 +415,15 @@ class Cell:
         """Queue the cell before a change. Raises NotConfigured."""
         FORKS.notice()
         if not self.queued:
-            self.sender.enqueue(self)
+            self.metric.sender.enqueue(self)
 
     def changed(self) -> None:
         """Queue the cell after a change if a batch drained it in between, and write it through. Raises NotConfigured."""
-        self.enqueue()
-        if self.sender.write_through:
-            self.sender.send_queued()
+        if FREE_THREADED or not self.queued:
+            self.enqueue()
+        sender = self.metric.sender
+        if sender.write_through:
+            sender.send_queued()
 
     @property
     def sender(self) -> Sender:

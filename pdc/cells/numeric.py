@@ -113,9 +113,11 @@ class SumCell(NumericCell):
         self.row(1)[:] = totals
 
     def operations(self) -> list[Operation]:
-        drained = self.row(1)
-        drained[:] = self.row(0)
-        return self.additions(gains(drained.tolist(), self.row(2).tolist()))
+        memory, width, start = self.memory, self.width, self.offset
+        drained = start + width
+        memory[drained : drained + width] = memory[start:drained]
+        numbers = memory[drained : drained + 2 * width].tolist()
+        return self.additions(gains(numbers[:width], numbers[width:]))
 
     @property
     def has_unsent(self) -> bool:

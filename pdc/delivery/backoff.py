@@ -56,4 +56,4 @@ class Backoff:
         """Note that the storage works. The end of an outage is logged."""
         if self.error is not None:
             log.defer(logging.WARNING, "metrics can be sent again; those kept in memory were")
-        self.reset()
+            self.reset()

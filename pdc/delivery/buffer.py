@@ -34,9 +34,8 @@ class Buffer:
 
     With `interval` 0 every update is sent before its call returns; otherwise a background thread sends what changed every
     `interval` seconds. The thread also renews leases and expiry, and retries when the storage is down. Updates never raise
-    because of a storage: unsent updates stay in the cells, bounded by the number of series.
-
-    The buffer is the `Sender` of its cells. One thread at a time has its lock, and works with the `Dispatcher`.
+    because of a storage: unsent updates stay in the cells, bounded by the number of series. The buffer is the `Sender` of its
+    cells. One thread at a time has its lock, and works with the `Dispatcher`.
     """
 
     exit_timeout: ClassVar[float] = EXIT_SECONDS
@@ -129,12 +128,12 @@ class Buffer:
         """Send what is queued, unless the storage was found down a moment ago. Raise only exceptions of the application."""
         FORKS.notice()
         work, me = self._work, threading.get_ident()
-        is_free = work.sending_thread != me and me not in LOCK_HOLDERS and work.target.is_for_this_thread
-        if is_free and work.backoff.may_try and not self.is_overdue:
+        is_free = work.sending_thread != me and me not in LOCK_HOLDERS and work.target.thread in (None, me)
+        if is_free and (work.backoff.error is None or work.backoff.may_try) and not self.is_overdue:
             self._with_lock(self._send_queued)
 
     def _send_queued(self) -> None:
-        if not self._work.backoff.may_try:  # another thread found the storage down while this one waited
+        if self.down and not self._work.backoff.may_try:  # another thread found the storage down while this one waited
             return
         if not self._flusher.is_exiting:
             self._work.try_to_send()
@@ -274,7 +273,8 @@ class Buffer:
         try:
             return locked(self._lock, work, *args, **kwargs)
         finally:
-            self._emit_logs()
+            if log.is_waiting():
+                self._emit_logs()
 
     def _with_lock_before(self, until: float, work: Callable[[], None]) -> bool:
         """Do the work with the lock held, unless other threads hold it until then; return whether it was done."""

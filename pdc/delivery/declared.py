@@ -43,6 +43,9 @@ class DeclaredMetrics:
 
     def last(self, name: str) -> MetricCells | None:
         """The metric of that name that was declared last."""
+        for reference in self._by_name.get(name, [])[-1:]:  # a finalizer may take the last one out at any time
+            if (metric := reference()) is not None and not metric.retired:
+                return metric
         same = self.named(name)
         return same[-1] if same else None
 

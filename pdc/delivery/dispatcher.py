@@ -143,8 +143,10 @@ class Dispatcher:
 
     def try_to_send(self) -> None:
         """Send; keep what cannot be sent. Another thread may have detached the storage a moment ago."""
-        with suppress(StorageError, NotConfigured):
-            self.send()
+        try:
+            self._as_sender(self._send_all)
+        except (StorageError, NotConfigured):
+            return
 
     def send_unless_down(self) -> None:
         """Send, but raise StorageError where a scrape has to wait for the next try."""
@@ -165,8 +167,10 @@ class Dispatcher:
         if self.sending_thread is not None:
             return
         self.target.required()
-        self.target.expect_thread()
-        self.sending_thread = threading.get_ident()
+        me = threading.get_ident()
+        if self.target.thread not in (None, me):
+            self.target.expect_thread()
+        self.sending_thread = me
         try:
             send()
             self.backoff.recovered()
@@ -187,16 +191,12 @@ class Dispatcher:
         self.begun = self.begun or bool(self.outbox.queue)
         if not self.write_through:
             self.open_journal()
-        self._replay()
-        self._send_due()
-        if self.write_through:
-            self._send_due()
-
-    def _replay(self) -> None:
-        """Send what dead processes of this host left, now and then."""
-        if self.replay_due:
+        if self.replay_due:  # dead processes of this host may have left some
             call_storage(self.journal.replay, self.target.required())
-        self.replay_due = False
+            self.replay_due = False
+        self._send_due()
+        if self.write_through and self.outbox.queue:
+            self._send_due()
 
     def _send_due(self) -> None:
         outbox = self.outbox

@@ -109,7 +109,7 @@ class Outbox:
         """An update of the metric without operations. It declares the metric unless the storage knows the declaration."""
         name = metric.family.name
         last = self._last_declared(name) or metric
-        limits = self._outcomes.limits[name] = last.family.limits
+        limits = self._outcomes.limits[name] = last.storage_limits
         return Update(name, last.meta, [], self._outcomes.declared.get(name) != last.meta, limits)
 
     def _dequeue(self) -> None:

@@ -43,14 +43,18 @@ class Outcomes:
 
     def record(self, batch: Batch, outcome: Outcome, resend: Callable[[str], None]) -> None:
         """Note the outcome of the batch; `resend` queues a metric that is no longer refused."""
-        if not batch.final:
-            self.applied.update(update.name for update in batch.updates if update.name not in outcome.refused)
+        for update in batch.updates:
+            if not batch.final and update.name not in outcome.refused:
+                self.applied.add(update.name)
+            if update.declare:
+                self.declared[update.name] = update.meta
+        if outcome.refused or self.refused:
             self.applied.difference_update(outcome.refused)
-        self.declared.update((update.name, update.meta) for update in batch.updates if update.declare)
-        self._record_refusals(batch, outcome, resend)
+            self._record_refusals(batch, outcome, resend)
         if outcome.note:
             log.defer(logging.WARNING, "%s", outcome.note)
-        self._log_replaced(batch, outcome)
+        if outcome.replaced:
+            self._log_replaced(batch, outcome)
 
     def _record_refusals(self, batch: Batch, outcome: Outcome, resend: Callable[[str], None]) -> None:
         for name, reason in outcome.refused.items():

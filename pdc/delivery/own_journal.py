@@ -35,11 +35,11 @@ class OwnJournal:
     @property
     def path(self) -> Path | None:
         """The path of the journal, if it is open."""
-        return None if self._journals is None else self._journals.path
+        return self._journals.own.path if self._journals is not None and self._journals.own is not None else None
 
     def adopt(self, entry: Entry | JournaledOperation) -> None:
         """Put the entry into the journal."""
-        if self._journals is not None:
+        if self._journals is not None and self._journals.own is not None:
             for journaled in entry.journaled():
                 self._journals.adopt(journaled)
 
@@ -50,19 +50,19 @@ class OwnJournal:
 
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
         """Begin the journal, with everything that is unsent."""
-        if self._journals is not None and not self._journals.is_open:
+        if self._journals is not None and self._journals.own is None:
             self._journals.open(writer, sequence, in_flight)
             for journaled in self._journaled():
                 self._journals.adopt(journaled)
 
     def is_sound(self) -> bool:
         """True where the next process would find everything that is in the journal."""
-        return self._journals is None or self._journals.is_sound()
+        return self._journals is None or self._journals.own is None or self._journals.own.is_sound()
 
     @property
     def is_replayed(self) -> bool:
         """True where another process sends the journal, since it took this one for dead."""
-        return self._journals is not None and self._journals.is_replayed
+        return self._journals is not None and self._journals.own is not None and self._journals.own.is_replayed
 
     def close(self, *, keep: bool) -> Path | None:
         """Continue in memory without the journal. Return its path where it is kept for the next process."""
@@ -79,18 +79,18 @@ class OwnJournal:
 
     def begin(self, sequence: int) -> None:
         """Note that this batch is in flight."""
-        if self._journals is not None:
-            self._journals.begin(sequence)
+        if self._journals is not None and self._journals.own is not None:
+            self._journals.own.begin(sequence)
 
     def failed(self) -> None:
         """Note that the batch in flight is not being sent for now."""
-        if self._journals is not None:
-            self._journals.failed()
+        if self._journals is not None and self._journals.own is not None:
+            self._journals.own.failed()
 
     def end(self) -> None:
         """Note that no batch is in flight."""
-        if self._journals is not None:
-            self._journals.end()
+        if self._journals is not None and self._journals.own is not None:
+            self._journals.own.end()
 
     def belongs_to(self, storage: str) -> None:
         """Note the id of the storage, where it is known."""

@@ -60,6 +60,11 @@ def defer_once(about: object, level: int, text: str, *values: object) -> None:
         defer(level, text, *values)
 
 
+def is_waiting() -> bool:
+    """True where messages are deferred."""
+    return bool(_deferred)
+
+
 def emit() -> None:
     """Log deferred messages. The caller holds no lock."""
     while _deferred:

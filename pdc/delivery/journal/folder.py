@@ -52,7 +52,8 @@ class Journals:
         self._places = places
         self._prefix = fingerprint(identity)
         self._pattern = f"{self._prefix}-*{SUFFIX}"
-        self._own: Journal | None = None
+        self.own: Journal | None = None
+        """The journal of this process, while it has one."""
         self._storage = ""
         self._cleared: set[Path] = set()
 
@@ -69,16 +70,6 @@ class Journals:
     def _folders(self) -> list[Path]:
         return default_folders() if self._chosen is None else [self._chosen]
 
-    @property
-    def path(self) -> Path | None:
-        """The path of this process's own, if it has one."""
-        return None if self._own is None else self._own.path
-
-    @property
-    def is_open(self) -> bool:
-        """True while this process has one."""
-        return self._own is not None
-
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
         """Begin this process's own. Where that is impossible, log once that there is no journal."""
         folders = self._folders()
@@ -94,19 +85,19 @@ class Journals:
             own.begin(sequence)
             if not in_flight:
                 own.end()
-            self._own = own
+            self.own = own
         except OSError as error:
             self._log_missing(folder, error)
 
     def belongs_to(self, storage: str) -> None:
         """Note the id of the storage."""
         self._storage = storage
-        if self._own is not None:
-            self._own.belongs_to(storage)
+        if self.own is not None:
+            self.own.belongs_to(storage)
 
     def adopt(self, journaled: Journaled) -> None:
         """Keep these numbers in the own journal from now on, if there is one."""
-        own = self._own
+        own = self.own
         if own is not None and not journaled.offset:
             try:
                 own.adopt(journaled)
@@ -116,43 +107,19 @@ class Journals:
 
     def release(self, journaled: Journaled) -> None:
         """Take these numbers out of the own journal."""
-        if self._own is not None and journaled.offset:
-            self._own.release(*journaled.detach())
-
-    def is_sound(self) -> bool:
-        """True while the next process would find the whole own journal, and no other one sends it before."""
-        return self._own is None or self._own.is_sound()
-
-    @property
-    def is_replayed(self) -> bool:
-        """True once another process has begun to send the own journal, taking this one for dead."""
-        return self._own is not None and self._own.is_replayed
-
-    def begin(self, sequence: int) -> None:
-        """Note that this batch is in flight."""
-        if self._own is not None:
-            self._own.begin(sequence)
-
-    def failed(self) -> None:
-        """Note that the batch in flight is not being sent for now."""
-        if self._own is not None:
-            self._own.failed()
-
-    def end(self) -> None:
-        """Note that no batch is in flight, since the storage has it."""
-        if self._own is not None:
-            self._own.end()
+        if self.own is not None and journaled.offset:
+            self.own.release(*journaled.detach())
 
     def close(self, *, keep: bool) -> Path | None:
         """End the own journal; return its path where there is one to `keep` for the next process of this host."""
-        own, self._own = self._own, None
+        own, self.own = self.own, None
         return None if own is None else own.close(keep=keep)
 
     def after_fork_in_child(self) -> None:
         """Close the own journal, which stays the parent's."""
-        if self._own is not None:
-            self._own.detach()
-            self._own = None
+        if self.own is not None:
+            self.own.detach()
+            self.own = None
 
     def _log_missing(self, folder: Path, error: OSError) -> None:
         text = "there is no journal, updates that are not sent yet go with the process when it is killed: %s"
