@@ -128,6 +128,7 @@ class Kind(str, Enum):
 
 
 REMOVALS = (Kind.DELETE, Kind.REMOVE)
+_IN_ORDER = tuple(Kind)
 
 
 class Stamped(NamedTuple):
@@ -187,9 +188,10 @@ class Update(NamedTuple):
 
     def by_kind(self) -> Iterator[tuple[Kind, list[Operation]]]:
         """Yield the operations in the order in which they apply: removals, then inits, then the rest."""
-        for kind in Kind:
-            if chosen := [operation for operation in self.operations if operation.kind is kind]:
-                yield kind, chosen
+        found = {operation.kind for operation in self.operations}
+        for kind in _IN_ORDER:
+            if kind in found:
+                yield kind, [operation for operation in self.operations if operation.kind is kind]
 
     def removals(self, kind: Kind) -> list[str]:
         """The labels of the series to remove: `Kind.REMOVE` has all labels of a series, `Kind.DELETE` some."""
@@ -403,7 +405,7 @@ class Mark(NamedTuple):
 
     def dumps(self) -> str:
         """The mark as it is stored."""
-        return " ".join(map(str, self)).rstrip()
+        return f"{self.sequence} {self.seen!r} {self.mode}".rstrip()
 
     def is_forgotten(self, now: float) -> bool:
         """True if the writer was not seen for so long that it does not count any more."""

@@ -153,8 +153,10 @@ def stored(value: float | str | Stamped, now: float) -> float | str:
 
 def mode_of(update: Update) -> str:
     """The mode of the values that the update has of its writer; empty without any."""
-    modes = (_mode(each.field) for each in reversed(update.operations) if each.kind is Kind.STAMP)
-    return next(filter(None, modes), "")
+    for kind, field, _ in reversed(update.operations):
+        if kind is Kind.STAMP and (mode := _mode(field)):
+            return mode
+    return ""
 
 
 def _mode(field: str) -> str:

@@ -177,7 +177,7 @@ class Database(ForkSafe):
 
     def is_to_be_made(self) -> bool:
         """True if there is no file yet, in a folder where the first write can make it."""
-        return self._given is None and identity(self._file_path) is None and self._file_path.parent.is_dir()
+        return self._given is None and identity(self.path) is None and self._file_path.parent.is_dir()
 
     def for_reading(self, mode: str = "rw") -> sqlite3.Cursor:
         """A cursor of this process's connection."""
@@ -190,7 +190,7 @@ class Database(ForkSafe):
             self._break_off()
         if self._connection is None:
             self._connection = self._connect(mode, min(TRY_SECONDS, BUSY_SECONDS))
-            self._file = identity(self._file_path)
+            self._file = identity(self.path)
             self._wal.attach()
         if self._given is None:  # one field that is no text must not keep all others from being written
             self._connection.text_factory = str if mode == "rw" else text_of
@@ -218,7 +218,7 @@ class Database(ForkSafe):
 
         Each try of a call waits so many seconds for others.
         """
-        if (why := _lost.get(identity(self._file_path))) is not None:
+        if (why := _lost.get(identity(self.path))) is not None:
             raise StorageError(f"cannot use {self} any more: {why}")
         if self._sentinel is None:
             self._sentinel = Descriptor.sentinel()
@@ -260,13 +260,13 @@ class Database(ForkSafe):
         elif self._given is None:
             for connection in (self._connection, self._lent):
                 keep_for_ever(connection)
-            _lost[identity(self._file_path)] = _CLONED  # a thread of the parent holds SQLite's own locks
+            _lost[identity(self.path)] = _CLONED  # a thread of the parent holds SQLite's own locks
             self._connection = self._lent = None
             self._prepared = False
 
     def _leave_deleted_files(self) -> None:
         """Close connections to files that were moved away or deleted: they would write where nobody reads."""
-        if self._file not in (None, identity(self._file_path)) or (
+        if self._file not in (None, identity(self.path)) or (
             self._connection is not None and self._wal.rescue(self._connection)
         ):
             self.close()

@@ -14,12 +14,14 @@ LAST = "\U0010ffff"
 MOST_NAMED = 250
 """How many fields one query names."""
 
-_INSERT = "INSERT INTO pdc_metrics (metric_key, subkey, value) VALUES (:name, :field, {}) ON CONFLICT (metric_key, subkey) DO "
+_INSERT = "INSERT INTO pdc_metrics (metric_key, subkey, value) VALUES (?1, ?2, {}) ON CONFLICT (metric_key, subkey) DO "
 _WRITE = {
-    Kind.INIT: _INSERT.format(":value") + "NOTHING",
-    Kind.SET: _INSERT.format(":value") + "UPDATE SET value = :value",
-    Kind.ADD: _INSERT.format("0.0 + :value") + "UPDATE SET value = value + :value",
+    Kind.INIT: _INSERT.format("?3") + "NOTHING",
+    Kind.SET: _INSERT.format("?3") + "UPDATE SET value = ?3",
+    Kind.ADD: _INSERT.format("0.0 + ?3") + "UPDATE SET value = value + ?3",
 }
+_VALUE = "(SELECT value FROM pdc_metrics WHERE metric_key = ?1 AND subkey = ?{})"
+_THREE = "SELECT " + ", ".join(map(_VALUE.format, range(2, 5)))
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
 
 
@@ -36,14 +38,18 @@ class Rows:
         found = self.cursor.execute(query, (self.name, field)).fetchone()
         return None if found is None else found[0]
 
+    def three(self, *fields: str) -> tuple[Any, Any, Any]:
+        """The values of three fields, each as `get` gives it, from one query."""
+        found: tuple[Any, Any, Any] = self.cursor.execute(_THREE, (self.name, *fields)).fetchone()
+        return found
+
     def put(self, field: str, value: float | str) -> None:
         """Set the value of a field."""
-        self.write(Kind.SET, [Operation(Kind.SET, field, value)], 0.0)
+        self.cursor.execute(_WRITE[Kind.SET], (self.name, field, value))
 
     def write(self, kind: Kind, operations: list[Operation], now: float) -> None:
         """Apply operations of one kind, at this time."""
-        values = ((operation.field, stored(operation.value, now)) for operation in operations)
-        self.cursor.executemany(_WRITE[kind], ({"name": self.name, "field": field, "value": value} for field, value in values))
+        self.cursor.executemany(_WRITE[kind], [(self.name, field, stored(value, now)) for _, field, value in operations])
 
     def delete(self, fields: Iterable[str]) -> int:
         """Delete the fields, and return how many there were."""

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from functools import partial
 from itertools import chain
 
-from .. import Batch, Kind, Outcome, Snapshot, Update, new_id
+from .. import REMOVALS, Batch, Kind, Outcome, Snapshot, Update, new_id
 from ..labels import Selectors
 from ..version2 import VERSION2, report
 from .database import Database
@@ -62,22 +62,22 @@ class SqliteStorage:
     def apply(self, batch: Batch) -> Outcome:
         if new := [update for update in batch.updates if update.name not in self._begun and update.meta]:
             self.database.use(self._take_over, "write", new)
-        for update in batch.updates:
-            self._remove(batch, update)
+        self.remove(batch)
         outcome = Outcome(set(), {}, {}, {})
         ids: list[str] = []
         left: list[Work] = []
 
         def apply_updates(cursor: sqlite3.Cursor) -> None:
             left.clear()
-            ids.append(id_of(cursor) or give_id(cursor, batch.storage or new_id()))
             for update in batch.updates:
                 left.extend(apply(Rows(cursor, update.name), batch, update, outcome))
+            if outcome.unknown:
+                ids.append(id_of(cursor) or give_id(cursor, batch.storage or new_id()))
 
         self.database.write(apply_updates)
         for work in left:
             self.database.write_in_pieces(work)
-        return outcome._replace(storage=ids[-1])
+        return outcome._replace(storage=ids[-1]) if ids else outcome
 
     def _take_over(self, updates: list[Update]) -> None:
         """Begin new metrics with the data of version 2, in one transaction; or note, and log, that this cannot be."""
@@ -132,7 +132,8 @@ class SqliteStorage:
 
     def remove(self, batch: Batch) -> None:
         for update in batch.updates:
-            self._remove(batch, update)
+            if any(operation.kind in REMOVALS for operation in update.operations):
+                self._remove(batch, update)
 
     def delete(self, names: Collection[str] | None = None) -> None:
         def delete_all(cursor: sqlite3.Cursor) -> None:

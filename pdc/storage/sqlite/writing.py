@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .. import (
     FINAL_MARK_SECONDS,
@@ -37,7 +37,7 @@ Work: TypeAlias = Callable[[sqlite3.Cursor], bool]
 def apply(rows: Rows, batch: Batch, update: Update, outcome: Outcome) -> Iterator[Work]:
     """Apply the update unless the batch was seen before, and record the outcome; yield the work for after the transaction."""
     name, own = rows.name, MARK + batch.writer
-    meta, mark = rows.get(META), rows.get(own)
+    meta, mark, search_at = rows.three(META, own, SEARCH)
     if meta is None or mark is None:
         outcome.unknown.add(name)
     if batch.final and meta is None:
@@ -52,7 +52,7 @@ def apply(rows: Rows, batch: Batch, update: Update, outcome: Outcome) -> Iterato
         yield sweeper(name, idle)
     if batch.final and mode not in ("", "all"):
         yield lambda cursor: Folding(Rows(cursor, name), update.limits).fold_final(batch)
-    if is_time_to_search(rows, is_final=batch.final) and meta is not None:
+    if is_time_to_search(rows, search_at, is_final=batch.final) and meta is not None:
         yield lambda cursor: Folding(Rows(cursor, name), update.limits).forget(batch.writer)
 
 
@@ -78,13 +78,14 @@ def new_mark(batch: Batch, mode: str, now: float) -> Mark:
     return old(mark) if batch.final and not mode else mark
 
 
-def is_time_to_search(rows: Rows, *, is_final: bool) -> bool:
+def is_time_to_search(rows: Rows, search_at: Any, *, is_final: bool) -> bool:
     """True if it is time to look for writers to forget. Then, and when a writer deregisters, note the next time."""
-    now, search_at = time.time(), rows.get(SEARCH)
+    now = time.time()
     searches = not isinstance(search_at, float) or not now < search_at <= now + FORGET_WRITER_SECONDS
     if searches:
         search_at = now + FORGET_WRITER_SECONDS
-    rows.put(SEARCH, min(search_at, now + 2 * FINAL_MARK_SECONDS) if is_final else search_at)
+    if searches or is_final:
+        rows.put(SEARCH, min(search_at, now + 2 * FINAL_MARK_SECONDS) if is_final else search_at)
     return searches
 
 
