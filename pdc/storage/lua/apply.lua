@@ -71,13 +71,6 @@ local function flush(key, written, is_new)
   end
 end
 
--- The sum of a stored value and an amount: integers as such, which Redis keeps in less memory. Twin: `value + :value` in Rows.
-local function add(before, amount)
-  local number = (tonumber(before or '0') or 0) + tonumber(amount)
-  if number % 1 == 0 and number ~= 0 and math.abs(number) < 1e15 then return number end
-  return text(number)
-end
-
 -- The series of the operations: by labels whether it exists; the labels in order; and by the place of each operation the
 -- field of the series for all that are over the limit.
 local function others_of(first, last, current, overflow)

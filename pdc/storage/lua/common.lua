@@ -61,6 +61,13 @@ local function text(number)
   return string.format('%.17g', number)
 end
 
+-- The sum of a stored value and an amount: integers as such, which Redis keeps in less memory. Twin: `value + :value` in Rows.
+local function add(before, amount)
+  local number = (tonumber(before or '0') or 0) + tonumber(amount)
+  if number % 1 == 0 and number ~= 0 and math.abs(number) < 1e15 then return number end
+  return text(number)
+end
+
 -- The server's clock in seconds, as a number and as a text. Twin: time.time.
 local function clock()
   local time = redis.call('TIME')

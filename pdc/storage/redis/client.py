@@ -17,6 +17,11 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
+if HIREDIS_AVAILABLE:
+    import hiredis
+
+    _pack: Any = hiredis.pack_command  # its annotation has one argument
+
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 5.0
 """How long a call may last; a URL may name other timeouts (``?socket_timeout=1``), a client of the application shorter ones."""
@@ -25,8 +30,6 @@ PORTS = {"cluster": 6379, "sentinel": 26379}
 """The port of a host that names none."""
 OF_SENTINELS = "sentinel_"
 """The start of the names of options in a URL that are those of the sentinels."""
-MOST_MIXED = 16
-"""The most arguments of redis-py's own commands, which may be numbers."""
 
 _RETRY = Retry(NoBackoff(), 0, (redis.ConnectionError,))
 """No retries: the server sends once more by itself."""
@@ -204,6 +207,8 @@ def connection_for(client: Any) -> Any:
     """A connection with the options of the client's pool, but outside of it; its replies are bytes."""
     pool = client.connection_pool
     options = {**_PACKER, **_UNNAMED, **pool.connection_kwargs, "decode_responses": False}  # a reply may be no text
+    if getattr(options.get(_MAINTENANCE), "enabled", "") == "auto":
+        options[_MAINTENANCE] = None
     return pool.connection_class(**options)
 
 
@@ -227,13 +232,19 @@ def detach(connection: Any) -> None:
         connection._sock = None
 
 
+def packed(connection: Any, commands: list[tuple[str, ...]]) -> list[bytes]:
+    """The commands as bytes. All of their arguments are texts, which redis-py would look through for other ones."""
+    if not HIREDIS_AVAILABLE:
+        pieces: list[bytes] = connection.pack_commands(commands)
+        return pieces
+    return [b"".join(map(_pack, commands))]
+
+
 class _TextPacker(HiredisRespSerializer):
-    """Packs commands with texts only: hiredis 3 crashes where a handler raises while it makes a text of a number."""
+    """Packs commands of redis-py with texts only: hiredis 3 crashes where a handler raises while it makes one of a number."""
 
     def pack(self, *args: Any) -> Any:
         """The command as bytes."""
-        if len(args) > MOST_MIXED:  # a command of ours, which has texts only
-            return super().pack(*args)
         texts: list[Any] = [str(each) if isinstance(each, (int, float)) else each for each in args]
         return super().pack(*texts)
 
@@ -241,4 +252,9 @@ class _TextPacker(HiredisRespSerializer):
 _UNNAMED: dict[str, Any] = {"lib_name": None, "lib_version": None} if redis.__version__.startswith("5.") else {}
 """Options that keep the name of redis-py 5 from a Redis before 7.2, which refuses it. The error would keep the frames that it
 came through, and the application's objects in them, until the garbage collector runs."""
+_MAINTENANCE = "maint_notifications_config"
+"""The option by which redis-py asks each server for notices of its maintenance, with a round trip more for each connection.
+
+A Redis server that anybody can install knows no such command. An application whose server does may ask for it.
+"""
 _PACKER = {"command_packer": _TextPacker()} if HIREDIS_AVAILABLE else {}

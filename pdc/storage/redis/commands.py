@@ -60,6 +60,11 @@ def text_of(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
+def number_text(value: float) -> str:
+    """A number as text, an integer as such."""
+    return repr(value).removesuffix(".0")
+
+
 _READ = {"hgetall", "hlen", "hmget", "hscan", "time", "zrange"}
 """The commands that a scrape sends."""
 _WRITE = {"evalsha", "exists", "script|load", "zrem"}

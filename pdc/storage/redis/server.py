@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import chain
 from typing import Any
 
 import redis
@@ -32,7 +31,7 @@ from ...process.interruption import interruption, locked
 from .. import ForkSafe, StorageError
 from ..redaction import without_secrets
 from . import client as clients
-from .commands import Command, Count, Request, Script, reader_rights, source, text_of, writer_rights
+from .commands import Command, Count, Request, reader_rights, source, text_of, writer_rights
 
 _RAW = {NEVER_DECODE: True}
 """Options of commands whose replies may be no text."""
@@ -123,15 +122,16 @@ class Server(ForkSafe):
         Raises StorageError for every error but one: that a key is not ours to use stands among the replies.
         """
         try:
-            replies = locked(self.lock, self._send_with_scripts, requests)
+            replies = locked(self.lock, self._send, requests)
         except (RedisError, RedisClusterException, OSError) as error:
             raise self.failure(error) from self._without_secrets(error)
         except BaseException:
             self._drop_connections()
             raise
-        for reply in chain.from_iterable(reply if isinstance(reply, list) else [reply] for reply in replies):
-            if isinstance(reply, Exception) and not str(reply).startswith(("PDC", "WRONGTYPE")):
-                raise self.failure(reply) from self._without_secrets(reply)
+        for reply in replies:
+            for each in reply if isinstance(reply, list) else (reply,):
+                if isinstance(each, Exception) and not str(each).startswith(("PDC", "WRONGTYPE")):
+                    raise self.failure(each) from self._without_secrets(each)
         return replies
 
     def failure(self, error: Exception) -> StorageError:
@@ -178,17 +178,17 @@ class Server(ForkSafe):
         if sentinel is not None:
             sentinel.close()
 
-    def _send_with_scripts(self, requests: list[Request]) -> list[Any]:
-        replies = self._send(requests)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
+    def _send(self, requests: list[Request]) -> list[Any]:
+        if self._sentinel is None or self._sentinel.status() is None:
+            self._abandon_lost()
+            self._sentinel = Descriptor.sentinel()
+        replies = self._send_once(requests)
+        if NoScriptError in map(type, replies):
             self._shas.clear()
-            replies = self._send(requests)
+            replies = self._send_once(requests)
         return replies
 
-    def _send(self, requests: list[Request]) -> list[Any]:
-        self._abandon_lost()
-        if self._sentinel is None:
-            self._sentinel = Descriptor.sentinel()
+    def _send_once(self, requests: list[Request]) -> list[Any]:
         if self.is_cluster:
             self._find_nodes_again(self.client.nodes_manager.startup_nodes)
             return [self._send_to_node(request) for request in requests]
@@ -205,14 +205,10 @@ class Server(ForkSafe):
         """The command as redis-py takes it."""
         if isinstance(request, Command):
             return request.name, *request.arguments
-        return "EVALSHA", self._sha(request), Count(len(request.keys)), *request.keys, *request.arguments
-
-    def _sha(self, script: Script) -> str:
-        """The digest of a script, which the server has then."""
-        name = script.name
-        if name not in self._shas:
-            self._shas[name] = self._load(source(script))
-        return self._shas[name]
+        name, keys, arguments = request
+        if name not in self._shas:  # the digest by which the server knows the script
+            self._shas[name] = self._load(source(request))
+        return "EVALSHA", self._shas[name], Count(len(keys)), *keys, *arguments
 
     def _load(self, text: str) -> str:
         if not self._has_own:
@@ -309,13 +305,13 @@ def _address(client: Any) -> str:
 
 
 def _replies(connection: Any, commands: list[tuple[str, ...]]) -> list[Any]:
-    connection.connect()  # unless it is: only here a sentinel is asked for the address
-    connection.send_packed_command(connection.pack_commands(commands))
-    return [_reply(connection) for _ in commands]
-
-
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except ResponseError as error:
-        return error
+    if clients.socket_of(connection) is None:
+        connection.connect()  # only here a sentinel is asked for the address
+    connection.send_packed_command(clients.packed(connection, commands))
+    replies = []
+    for _ in commands:
+        try:
+            replies.append(connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies

@@ -26,7 +26,8 @@ from .. import (
 )
 from ..labels import around_bound, series_of
 from ..version2 import VERSION2, report, taken_over
-from .commands import Command, Request, Script, text_of
+from .changing import Changes
+from .commands import Command, Request, Script, number_text, text_of
 from .forgetting import fold_final, forget
 from .keys import Keys
 from .reading import Reader
@@ -56,6 +57,7 @@ class Writer:
         self._reader = reader
         self._removal = Removal(keys)
         self._expire = 0 if expire is None else max(int(expire * 1000), 1)
+        self._changes = Changes(server, keys, self._expire)
         self._relist_seconds = min(MOST_RELIST_SECONDS, (expire or math.inf) / 10)
         self._listed: dict[str, float] = {}
         """By metric, the time of `time.monotonic` until which the index lists it for as long as its hash lasts."""
@@ -64,6 +66,9 @@ class Writer:
 
     def apply(self, batch: Batch) -> Outcome:
         """Apply the batch."""
+        is_listed = len(batch.updates) == 1 and self._listed.get(batch.updates[0].name, 0.0) > time.monotonic()
+        if is_listed and self._changes.apply(batch):
+            return Outcome(set(), {}, {}, {})
         self._removal.remove(batch)
         outcome, replies = self._send(batch)
         left = []
@@ -149,6 +154,7 @@ class Writer:
             outcome.replaced[name] = text_of(found)
         if overflowed:
             outcome.overflowed[name] = overflowed
+        self._changes.note(update, overflowed=bool(overflowed))
         if uncounted:
             self._count_series(batch, name)
         if sweeps:
@@ -173,7 +179,7 @@ class Writer:
             report(update.name, f"the key {source!r}", str(error))
             self._server.run([Command("ZADD", (self._keys.index, "-inf", f"{VERSION2}:{update.name}"))])
         else:
-            texts = [text for field, number in fields.items() for text in (field, _number_text(number))]
+            texts = [text for field, number in fields.items() for text in (field, number_text(number))]
             own = ("#prefix", self._keys.prefix, "#meta", update.meta, "#version2", source)
             self._begin(update.name, [*own, *texts])
 
@@ -203,9 +209,5 @@ class Writer:
 def _argument(value: Value | Stamped, now: float) -> str:
     if isinstance(value, Stamped):
         age = value.age(now)
-        return f"{_number_text(value.number)} {'never' if age is None else repr(age)}"
-    return value if isinstance(value, str) else _number_text(value)
-
-
-def _number_text(value: float) -> str:
-    return repr(value).removesuffix(".0")
+        return f"{number_text(value.number)} {'never' if age is None else repr(age)}"
+    return value if isinstance(value, str) else number_text(value)
