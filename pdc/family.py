@@ -7,10 +7,10 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import chain
 from json.encoder import encode_basestring_ascii
-from operator import add, itemgetter
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import prometheus_client.metrics
@@ -22,6 +22,7 @@ from prometheus_client.utils import floatToGoString
 from .process import log
 from .process.once import once_each
 from .storage import MARK, META, Limits, Mark, foreign
+from .storage.labels import check_texts, parsed
 
 EXEMPLAR = "#exemplar"
 OVERFLOW = "<overflow>"
@@ -119,7 +120,7 @@ class Family(NamedTuple):
         tuples: dict[str, Any] = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
         family = cls(**{**stored, **tuples})
         texts = (family.name, family.type, family.documentation, family.unit, family.mode)
-        _check_texts((*texts, *family.labelnames, *family.bounds, *family.states))
+        check_texts((*texts, *family.labelnames, *family.bounds, *family.states))
         check_unit(family.unit)
         return family
 
@@ -175,22 +176,47 @@ class Family(NamedTuple):
         """
         with explained(self.name):
             metric = self.empty()
-            _, samples = TYPES[self.type]
-            for labels, values in sorted(self._series(fields, now).items(), key=lambda item: [value for _, value in item[0]]):
-                _check_texts(chain.from_iterable(labels))
-                for suffix, own, value, exemplar in samples(self, values):
-                    metric.samples.append(Sample(self.name + suffix, {**dict(labels), **own}, value, None, exemplar))
+            if self.mode == "shared":
+                _, samples = TYPES[self.type]
+                metric.samples = [*samples(self, self.series(fields))]
+            else:
+                name = f"{self.name}_total" if self.type == "counter" else self.name
+                merged = ((dict(labels), value) for labels, value in _merged(self.mode, self._processes(fields, now)))
+                metric.samples = [Sample(name, labels, value) for labels, value in sorted(merged, key=_label_values)]
+                check_texts(chain.from_iterable(sample.labels.values() for sample in metric.samples))
         return metric
 
-    def _series(self, fields: Fields, now: float) -> dict[Labels, Values]:
-        if self.mode != "shared":
-            merged = _merged(self.mode, self._processes(fields, now))
-            key = ("_total", "") if self.type == "counter" else ("", "")
-            return {labels: {key: Stored(value)} for labels, value in merged}
-        found: dict[Labels, Values] = {}
-        for field, labels, key in self.located(fields):
-            found.setdefault(labels, {})[key] = Stored(fields[field], fields.get(EXEMPLAR + field))
-        return found
+    def series(self, fields: Fields) -> list[Series]:
+        """The series with values that are one for all processes, sorted by their label values."""
+        keys = {suffix: (suffix, "") for suffix in TYPES[self.type][0]}
+        by_text: dict[str, Values] = {}
+        exemplars: dict[str, Values] = {}
+        for field, value in zip(fields, fields.values(), strict=True):  # `Parts` would look up each item
+            suffix, _, text = field.partition(":")
+            if suffix in keys:
+                by_text.setdefault(text, {})[keys[suffix]] = value
+            elif suffix.startswith(EXEMPLAR):
+                exemplars.setdefault(text, {})[suffix, ""] = value
+        found: dict[Labels, Series] = {}
+        for labels, (text, values) in zip(parsed([*by_text]), by_text.items(), strict=True):
+            own = values | exemplars[text] if text in exemplars else values
+            if ("_bucket", "") in values:
+                le = labels.pop("le", "")
+                own = {(suffix, le): value for (suffix, _), value in own.items()}
+            known = found.setdefault(tuple(labels.items()), (labels, own))
+            if known[1] is not own:
+                known[1].update(own)
+        return sorted(found.values(), key=_label_values)
+
+    def lines(self, found: Collection[Key]) -> list[Line]:
+        """The lines that a series with these fields shows."""
+        shown = []
+        for suffix, le in self.numbers_of(found):
+            key = None if suffix == "_count" and self.type == "histogram" else (suffix, le)
+            exemplar = (EXEMPLAR + suffix, le) if suffix in ("_total", "_bucket") else None
+            bound = {"le": le} if le else {}
+            shown.append(Line(key, self.name + suffix, bound, exemplar if exemplar in found else None))
+        return shown
 
     def located(self, fields: Iterable[str]) -> Iterator[tuple[str, Labels, Key]]:
         """Yield the fields that belong to series, each with its labels and key; the same pairs of texts are one object."""
@@ -224,14 +250,23 @@ class Family(NamedTuple):
     def _processes(self, fields: Fields, now: float) -> Iterator[tuple[Labels, str, float, float]]:
         """Yield labels, process, value and time of setting for each process that counts."""
         prefix = self.process_prefix("").removesuffix(":")
-        for field, stored in fields.items():
-            if not field.startswith(prefix):
-                continue
-            writer, _, labels = field.removeprefix(prefix).partition(":")
-            if self.live and abs(now - Mark.loads(fields.get(MARK + writer, "0 0")).seen) > LEASE_SECONDS:
-                continue
-            value, _, stamp = stored.partition(" ")
-            yield tuple(sorted(json.loads(labels).items())), writer, float(value), float(stamp)
+        own = [
+            (*field.removeprefix(prefix).partition(":"), stored)
+            for field, stored in zip(fields, fields.values(), strict=True)  # `Parts` would look up each item
+            if field.startswith(prefix)
+        ]
+        gone = self._gone({writer for writer, *_ in own}, fields, now) if self.live else ()
+        texts = dict.fromkeys([text for writer, _, text, _ in own if writer not in gone])
+        labels = dict(zip(texts, map(tuple, map(dict.items, parsed([*texts]))), strict=True))
+        for writer, _, text, stored in own:
+            if writer not in gone:
+                value, _, stamp = stored.partition(" ")
+                yield labels[text], writer, float(value), float(stamp)
+
+    def _gone(self, writers: Iterable[str], fields: Fields, now: float) -> set[str]:
+        """The processes that were not seen within the lease."""
+        seen = ((writer, Mark.loads(fields.get(MARK + writer, "0 0")).seen) for writer in writers)
+        return {writer for writer, at in seen if abs(now - at) > LEASE_SECONDS}
 
 
 def number(value: Any) -> float:
@@ -242,47 +277,51 @@ def number(value: Any) -> float:
         return 0.0
 
 
-class Stored(NamedTuple):
-    """A field of a series as the storage holds it."""
-
-    value: Any = 0.0
-    exemplar: str | None = None
-
-    @property
-    def number(self) -> float:
-        """The value as `number` reads it."""
-        return number(self.value)
+Values = dict[Key, Any]
+"""The fields of one series, with its exemplars."""
+Series = tuple[dict[str, str], Values]
+"""The labels of a series, sorted by name, and its fields."""
 
 
-Values = dict[Key, Stored]
-"""The fields of one series."""
-Samples = Iterator[tuple[str, dict[str, str], float, Exemplar | None]]
-"""Suffix, further labels, value and exemplar of each sample of a series, in prometheus_client's order."""
+def _label_values(series: tuple[dict[str, str], Any]) -> list[str]:
+    return [*series[0].values()]
 
 
-def _numbers(family: Family, values: Values) -> Samples:
-    observed = 0.0
-    for suffix, le in family.numbers_of(values):
-        stored = values.get((suffix, le), Stored())
-        if suffix == "_bucket":
-            observed += stored.number
-            yield suffix, {"le": le}, observed, _exemplar(stored)
-        elif suffix == "_count" and family.type == "histogram":
-            yield suffix, {}, observed, None
-        else:
-            yield suffix, {}, stored.number, _exemplar(stored) if suffix == "_total" else None
+class Line(NamedTuple):
+    """A sample of a series without its labels and its value."""
+
+    key: Key | None
+    """The field with the value; None for the sum of the buckets."""
+    name: str
+    bound: dict[str, str]
+    """The label of a bucket, whose value counts those before it, too."""
+    exemplar: Key | None
 
 
-def _info(_: Family, values: Values) -> Samples:
-    labels = json.loads(values["_info", ""].value)
-    _check_texts(chain.from_iterable(labels.items()))
-    yield "_info", labels, 1.0, None
+def _numbers(family: Family, series: Iterable[Series]) -> Iterator[Sample]:
+    lines: dict[frozenset[Key], list[Line]] = {}
+    for labels, values in series:
+        found = frozenset(values)
+        if found not in lines:
+            lines[found] = family.lines(found)
+        observed = 0.0
+        for key, name, bound, exemplar in lines[found]:
+            value = observed if key is None else number(values.get(key, 0.0))
+            if bound:
+                value = observed = observed + value
+            yield Sample(name, {**labels, **bound}, value, None, exemplar_from(values[exemplar]) if exemplar else None)
 
 
-def _stateset(family: Family, values: Values) -> Samples:
-    current = values["", ""].value
-    for state in family.states:
-        yield "", {family.name: state}, float(state == current), None
+def _info(family: Family, series: Collection[Series]) -> Iterator[Sample]:
+    pairs = parsed([values["_info", ""] for _, values in series])
+    for (labels, _), own in zip(series, pairs, strict=True):
+        yield Sample(f"{family.name}_info", {**labels, **own}, 1.0)
+
+
+def _stateset(family: Family, series: Iterable[Series]) -> Iterator[Sample]:
+    for labels, values in series:
+        for state in family.states:
+            yield Sample(family.name, {**labels, family.name: state}, float(state == values["", ""]))
 
 
 def shows_created() -> bool:
@@ -290,14 +329,10 @@ def shows_created() -> bool:
     return prometheus_client.metrics._use_created  # noqa: SLF001 - it has no public getter
 
 
-def _exemplar(stored: Stored) -> Exemplar | None:
-    return exemplar_from(stored.exemplar) if stored.exemplar else None
-
-
 def exemplar_from(text: str) -> Exemplar:
     """The exemplar in a text of `exemplar_text`. Raises TypeError and ValueError for any other text."""
     labels, value, timestamp = json.loads(text)
-    _check_texts(chain.from_iterable(labels.items()))
+    check_texts(chain.from_iterable(labels.items()))
     check_exemplar_names(labels)
     return Exemplar(labels, float(value), float(timestamp))
 
@@ -313,11 +348,6 @@ def check_exemplar_names(labels: Iterable[str]) -> None:
     for name in labels:
         if _UNSAFE.search(name):
             raise ValueError(f"names of an exemplar's labels may have no quotes, braces, commas or line ends, got {name!r}")
-
-
-def _check_texts(texts: Iterable[str]) -> None:
-    """Raise TypeError or ValueError unless all are texts that an exposition format can carry."""
-    "".join(texts).encode()
 
 
 TYPES = {
@@ -431,18 +461,23 @@ def exemplar_text(labels: Mapping[str, str], value: float, timestamp: float) -> 
     return json.dumps([dict(labels), value, timestamp], separators=(",", ":"))
 
 
+_MERGES: dict[str, Callable[[tuple[float, float], tuple[float, float]], tuple[float, float]]] = {
+    "sum": lambda one, other: (one[0] + other[0], 0.0),
+    "min": lambda one, other: min(one, other, key=itemgetter(0)),
+    "max": lambda one, other: max(one, other, key=itemgetter(0)),
+    "mostrecent": lambda one, other: max(one, other, key=itemgetter(1)),
+}
+"""How the values of two processes, each with the time of its setting, make one."""
+
+
 def _merged(mode: str, values: Iterable[tuple[Labels, str, float, float]]) -> Iterator[tuple[Labels, float]]:
     """Merge the values of processes as prometheus_client's multiprocess mode of that name does."""
-    by_series: dict[Labels, list[tuple[str, float, float]]] = {}
+    merge = _MERGES.get(mode.removeprefix("live"))
+    merged: dict[Labels, tuple[float, float]] = {}
     for labels, writer, value, stamp in values:
-        by_series.setdefault(labels, []).append((writer, value, stamp))
-    kind = mode.removeprefix("live")
-    for labels, processes in by_series.items():
-        if kind == "all":
-            yield from ((tuple(sorted({**dict(labels), "pid": writer}.items())), value) for writer, value, _ in processes)
-        elif kind == "sum":
-            yield labels, reduce(add, (value for _, value, _ in processes))
-        elif kind == "mostrecent":
-            yield labels, max(processes, key=lambda process: process[2])[1]
+        if merge is None:
+            yield tuple(sorted({**dict(labels), "pid": writer}.items())), value
         else:
-            yield labels, (min if kind == "min" else max)(value for _, value, _ in processes)
+            merged[labels] = merge(merged[labels], (value, stamp)) if labels in merged else (value, stamp)
+    for labels, (value, _) in merged.items():
+        yield labels, value

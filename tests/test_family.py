@@ -15,6 +15,7 @@ from prometheus_client.samples import Exemplar
 
 from pdc.family import LEASE_SECONDS, Family, clean, dump, exemplar_text, families, labels_with
 from pdc.storage import META, StorageError
+from pdc.storage.labels import parsed
 
 NOW = 1000.0
 any_text = st.text(st.characters(), max_size=20) | st.sampled_from(
@@ -106,6 +107,33 @@ def test_foreign_fields_are_an_error(field: str) -> None:
         families({"m": {META: Family("m", "counter", "").meta, field: None}}, NOW)
     with pytest.raises(StorageError, match="metric 'm' holds something"):
         families({"m": {META: field}}, NOW)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ['{"a":"1"', '"b":"2"}', "{},{}"],
+        ['{"a":[{}', "{}]}", "{},{}"],
+        ["{}", "{},{}"],
+        ["{}", ""],
+        ['{"a":1}'],
+        ['{"\\ud800":"1"}'],
+        ['{"a":"\\ud800"}'],
+    ],
+)
+def test_texts_that_are_no_labels_are_an_error(texts: list[str]) -> None:
+    """Labels that are parsed together are refused as each alone, also where the texts make sense together."""
+    with pytest.raises((ValueError, TypeError, LookupError)):
+        list(parsed(texts))
+
+
+def test_labels_of_many_texts_are_sorted_by_name() -> None:
+    """Any number of texts gives as many labels, sorted by name however the text has them."""
+    found = list(parsed([f'{{"b":"{number}", "a":"1"}}' if number % 2 else f'{{"a":"{number}"}}' for number in range(2_500)]))
+    assert [list(labels.items()) for labels in found] == [
+        [("a", "1"), ("b", str(number))] if number % 2 else [("a", str(number))] for number in range(2_500)
+    ]
+    assert list(parsed([])) == []
 
 
 def test_a_change_is_described_in_words() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 BUCKETS = ("_bucket:", "#exemplar_bucket:")
 """How fields begin that have ``le`` beside the labels of their series."""
+
+MOST_PARSED = 1_000
+"""Texts that are parsed in one go: other threads run in between."""
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _BEFORE_LE = re.compile(r'\{(?:"(?:[ !#-k][^"]*|l(?:[ !#-d][^"]*)?|)":"[^"]*",?)*')
@@ -69,3 +73,25 @@ def series_of(field: str) -> str | None:
     if start < 0 or not field.endswith("}"):
         return None
     return _LE.sub("", field[start:], 1) if field.startswith(BUCKETS) else field[start:]
+
+
+def parsed(texts: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield the labels in these texts, sorted by name. To parse many together takes a fifth of the time.
+
+    Raises TypeError or ValueError for a text that holds no labels.
+    """
+    for start in range(0, len(texts), MOST_PARSED):
+        part = texts[start : start + MOST_PARSED]
+        found = json.loads(f"[{','.join(part)}]")
+        if len(found) != len(part) or {text[0] + text[-1] for text in part} != {"{}"}:
+            raise ValueError("expected labels as JSON objects")
+        names = {*map(tuple, found)}
+        check_texts(chain(chain.from_iterable(names), chain.from_iterable(map(dict.values, found))))
+        is_sorted = {each: each == tuple(sorted(each)) for each in names}
+        for labels in found:
+            yield labels if is_sorted[tuple(labels)] else dict(sorted(labels.items()))
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """Raise TypeError or ValueError unless all are texts that an exposition format can carry."""
+    "".join(texts).encode()
