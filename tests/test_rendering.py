@@ -17,6 +17,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from pdc.exposition import rendering
 from pdc.exposition.rendering import Collected, Encoder, Renderer
 from pdc.family import EXEMPLAR, Family, Page, clean, dump, exemplar_text, families, labels_with
+from pdc.metrics.samples import Sampler
 from pdc.storage import META, Snapshot
 
 NOW = 1000.0
@@ -97,6 +98,18 @@ def test_text_is_that_of_prometheus_client(metrics: Metrics, encoder: Encoder, o
         for name, fields in metrics.items()
     }
     assert rendered(renderer, changed, encoder) == expected(changed, encoder)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(stored_metrics(), st.lists(numbers, min_size=5, max_size=5))
+def test_samples_are_those_of_the_family(metrics: Metrics, others: list[Any]) -> None:
+    """A sampler makes the samples of `Family.metric` of any fields, whatever it made before."""
+    sampler, turns = Sampler(), cycle(others)
+    for fields in metrics.values():
+        family = Family.from_meta(fields[META])
+        changed = {field: value if field.startswith("#") else next(turns) for field, value in fields.items()}
+        for stored in (fields, changed, dict([*fields.items()][::-1]), dict([*fields.items()][1:]), fields):
+            assert repr(sampler.metric(family, stored, NOW)) == repr(family.metric(stored, NOW))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -59,6 +59,7 @@ class Buffer:
         """Start as a new process."""
         self._work.start_anew()
         self._flusher.start_anew()
+        self.outbox = self._work.outbox  # for others to look at
         self._lock = threading.RLock()
         """Held by the thread that sends."""
         self.is_overdue = False
@@ -279,8 +280,7 @@ class Buffer:
     def _with_lock_before(self, until: float, work: Callable[[], None]) -> bool:
         """Do the work with the lock held, unless other threads hold it until then; return whether it was done."""
         try:
-            is_in_time = self._lock.acquire(timeout=max(until - time.monotonic(), 0.0))
-            if is_in_time:
+            if is_in_time := self._lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
                 self._with_lock(work)
             return is_in_time
         finally:

@@ -55,6 +55,14 @@ class Outbox:
         return bool(self.queue or self.drained or self.in_flight is not None)
 
     @property
+    def sent(self) -> tuple[str, int] | None:
+        """The writer and the sequence of its last batch; None where something is to be sent.
+
+        Where two are the same, nothing was queued in between.
+        """
+        return None if self.is_busy else (self.writer, self.sequence)
+
+    @property
     def has_due(self) -> bool:
         """True where something is to be sent now."""
         return bool(self.drained or self.in_flight is not None or (self.due > 0 and self.queue))

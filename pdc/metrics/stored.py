@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import _lru_cache_wrapper, wraps
@@ -22,12 +23,14 @@ from ..delivery import Buffer
 from ..family import OVERFLOW, Family, check_unit, clean, dump, text
 from ..process.once import once
 from ..storage import Kind
+from .reads import fields_of
+from .samples import Sampler
 
 T = TypeVar("T")
 MetricT = TypeVar("MetricT", bound="StoredMetric")
 
 _PARENTS_OWN = frozenset(
-    {"_arguments", "_cells", "_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_own", "_subsystem"}
+    {"_arguments", "_cells", "_kwargs", "_lock", "_metrics", "_namespace", "_original_name", "_own", "_sampler", "_subsystem"}
 )
 """Attributes that only serve to make children."""
 
@@ -57,6 +60,8 @@ class StoredMetric(MetricWrapperBase):
     """Of a child that the constructor of a subclass is making."""
     _metrics: Any = MappingProxyType({})  # the children; only a parent has some
     _cell: Any
+    _sampler = Sampler()
+    """Of children. A parent has its own, which keeps what it has made."""
 
     if not TYPE_CHECKING:  # type checkers see the signatures of prometheus_client
         __signature__ = _Signature()
@@ -125,7 +130,7 @@ class StoredMetric(MetricWrapperBase):
     def _declare(self, registry: CollectorRegistry | None, limits: Mapping[str, float | None]) -> None:
         """Let the registry and the storage have the metric; where that raises, neither has it."""
         metric_cells = MetricCells(self.buffer, self._family(), limits)
-        self._holder = Holder(metric_cells)
+        self._holder, self._sampler = Holder(metric_cells), Sampler()
         self._cell = _NoCell(self) if self._labelnames else metric_cells.add(self._new_cell(()))
         if registry:
             registry.register(self)
@@ -277,12 +282,11 @@ class StoredMetric(MetricWrapperBase):
         return iter((self._cell,))
 
     def collect(self) -> Iterable[Metric]:
-        """Read the metric from the storage, with what this process has pending.
+        """Read the metric from the storage, with what this process has pending: in a scrape of a registry, all of its metrics.
 
         A child gives its own samples, without its labels. Raises NotConfigured and StorageError.
         """
-        snapshot = config.read(self.buffer, [self._name])
-        metric = self._metric_cells.family.metric(snapshot.metrics.get(self._name, {}), snapshot.now)
+        metric = self._sampler.metric(self._metric_cells.family, *fields_of(self, sys._getframe(1)))
         if self._labelvalues:
             own = dict(zip(self._labelnames, self._labelvalues, strict=True))
             metric.samples = [_without(own, sample) for sample in metric.samples if own.items() <= sample.labels.items()]
