@@ -1,0 +1,211 @@
+"""The arithmetic of native histograms, as client_golang and Prometheus have it.
+
+A schema from -4 to 8 divides the positive numbers into buckets whose bounds are powers of ``2 ** 2**-schema``: the bucket of an
+index has the numbers above that power to the index minus 1, up to and with that power to the index. Negative numbers have
+buckets of their absolute values. Two buckets of a schema are one bucket of the next coarser schema, so that histograms of
+different schemas add up exactly. The bucket around zero ends at the upper bound of a bucket, or has only zeros. A NaN is in no
+bucket; it counts, as every observation does.
+
+A storage has each bucket in a field of its own, whose label ``le`` is the `Bucket` as a text. The text has the schema, since
+processes with different schemas may observe in one histogram.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import groupby
+from typing import NamedTuple
+
+SCHEMAS = range(-4, 9)
+"""The schemas of Prometheus, from the coarsest to the finest."""
+NAN = "nan"
+_PRECISION = 64
+"""Binary digits with which bounds are computed, more than a double has."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """The resolution of a native histogram.
+
+    `factor` limits the growth from one bucket bound to the next, `max_buckets` the buckets that one process uses in one series:
+    over that it continues with larger buckets. Observations up to `zero_threshold` count as zeros, also negative ones; it is
+    raised to the next bucket bound. Raises ValueError for impossible numbers.
+    """
+
+    factor: float = 1.1
+    max_buckets: int = 160
+    zero_threshold: float = 2.0**-128
+
+    def __post_init__(self) -> None:
+        if not self.factor > 1:
+            raise ValueError(f"factor must be a number above 1, as 1.1, got {self.factor!r}")
+        if isinstance(self.max_buckets, bool) or not isinstance(self.max_buckets, int) or self.max_buckets < 1:
+            raise ValueError(f"max_buckets must be a whole number from 1 on, as 160, got {self.max_buckets!r}")
+        if not 0 <= self.zero_threshold < sys.float_info.max:
+            raise ValueError(f"zero_threshold must be a finite number from 0 on, as 0.001, got {self.zero_threshold!r}")
+
+    @property
+    def schema(self) -> int:
+        """The coarsest schema whose bounds grow by the factor at most; the finest one where no schema does."""
+        return next((schema for schema in SCHEMAS if 2.0**2.0**-schema <= self.factor), SCHEMAS[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket of a native histogram."""
+
+    schema: int
+    kind: str
+    """``p`` for positive numbers, ``n`` for negative ones, ``z`` for zero; ``nan`` is no bucket, but has a count, too."""
+    index: int | None = None
+    """For ``z`` the index of the highest bucket that it includes; None where it has zeros only."""
+
+    @classmethod
+    @lru_cache(maxsize=4096)
+    def loads(cls, text: str) -> Bucket:
+        """Parse the text. Raises ValueError for any other one."""
+        if text == NAN:
+            return cls(SCHEMAS[-1], NAN)
+        for kind in "pnz":
+            schema, found, index = text.partition(kind)
+            if found and int(schema) in SCHEMAS and (index or kind == "z"):
+                return cls(int(schema), kind, int(index) if index else None)
+        raise ValueError(f"expected a bucket of a native histogram, as 3p17, got {text!r}")
+
+    def dumps(self) -> str:
+        """The bucket as a text: ``3p17``, ``3n-5``, ``3z-1024``, ``3z`` or ``nan``."""
+        return NAN if self.kind == NAN else f"{self.schema}{self.kind}{'' if self.index is None else self.index}"
+
+    def folded(self, schema: int) -> Bucket:
+        """The bucket of that schema, no finer one, that includes this one."""
+        index = None if self.index is None else coarser(self.index, self.schema - schema)
+        return Bucket(schema, self.kind, index)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeHistogram:
+    """The observations of a series in buckets of one schema."""
+
+    schema: int
+    zero_threshold: float
+    zero_count: float
+    positive: dict[int, float]
+    """The counts of buckets of positive numbers by their indices, which increase."""
+    negative: dict[int, float]
+    nan: float
+    sum: float
+
+    @property
+    def count(self) -> float:
+        """The count of all observations."""
+        return self.zero_count + math.fsum(self.positive.values()) + math.fsum(self.negative.values()) + self.nan
+
+    @classmethod
+    def of(cls, counts: Mapping[str, float], total: float, native: Native) -> NativeHistogram:
+        """Fold stored counts, by the texts of their buckets, to the coarsest schema; `total` is the sum.
+
+        The declared resolution is one of the schemas, and one of the zero buckets, of which the widest counts.
+        """
+        buckets = [(Bucket.loads(text), count) for text, count in counts.items() if count]
+        schema, zero = common(native, [bucket for bucket, _ in buckets])
+        found: dict[str, dict[int, float]] = {"p": {}, "n": {}, "z": {}, NAN: {}}
+        for bucket, count in buckets:
+            kind, index = _place(bucket, schema, zero)
+            found[kind][index] = found[kind].get(index, 0.0) + count
+        threshold = 0.0 if zero is None else bound(schema, zero)
+        positive, negative = (dict(sorted(found[kind].items())) for kind in "pn")
+        return cls(schema, threshold, found["z"].get(0, 0.0), positive, negative, found[NAN].get(0, 0.0), total)
+
+
+def _place(bucket: Bucket, schema: int, zero: int | None) -> tuple[str, int]:
+    """The kind and the index of the bucket to which this one is folded."""
+    if bucket.kind not in "pn" or bucket.index is None:
+        return bucket.kind, 0
+    index = coarser(bucket.index, bucket.schema - schema)
+    return ("z", 0) if zero is not None and index <= zero else (bucket.kind, index)
+
+
+def common(native: Native, buckets: Iterable[Bucket]) -> tuple[int, int | None]:
+    """The coarsest schema of the buckets and the declaration, and the index of the highest bucket that counts as zero there."""
+    counted = [bucket for bucket in buckets if bucket.kind != NAN]
+    schema = min([native.schema, *(bucket.schema for bucket in counted)])
+    zeros = [zero_index(schema, native.zero_threshold)]
+    zeros += [bucket.folded(schema).index for bucket in counted if bucket.kind == "z"]
+    return schema, max((index for index in zeros if index is not None), default=None)
+
+
+def coarser(index: int, steps: int) -> int:
+    """The index of the bucket that includes this one, so many schemas coarser."""
+    return -(-index >> steps)
+
+
+@cache
+def _fractions(schema: int) -> tuple[float, ...]:
+    """The bounds of a schema above 0 from 1/2 on, below 1: the nearest doubles, on every machine."""
+    count = 2**schema
+    found = []
+    for index in range(count):
+        power = 1 << (index + count * _PRECISION)
+        for _ in range(schema):
+            power = math.isqrt(power)
+        found.append(math.ldexp(power, -_PRECISION - 1))
+    return tuple(found)
+
+
+def index_of(schema: int, value: float) -> int:
+    """The index of the bucket of a number above 0."""
+    if value == math.inf:
+        return last(schema) + 1
+    fraction, exponent = math.frexp(value)
+    if schema > 0:
+        fractions = _fractions(schema)
+        return bisect_left(fractions, fraction) + (exponent - 1) * len(fractions)
+    return coarser(exponent - (fraction == 0.5), -schema)
+
+
+def last(schema: int) -> int:
+    """The index of the last bucket of finite numbers. The next one has infinity."""
+    return coarser(1024 << max(schema, 0), max(-schema, 0))
+
+
+def bound(schema: int, index: int) -> float:
+    """The upper bound of a bucket: the largest number in it. It is 0 where all numbers in it are too small for a double."""
+    if index >= last(schema):
+        return sys.float_info.max if index == last(schema) else math.inf
+    if schema <= 0:
+        return math.ldexp(1.0, index << -schema)
+    fractions = _fractions(schema)
+    exponent, place = divmod(index, len(fractions))
+    found = math.ldexp(fractions[place], exponent + 1)
+    while found and index_of(schema, found) > index:  # a small number has fewer digits
+        found = math.nextafter(found, 0.0)
+    return found
+
+
+def zero_index(schema: int, threshold: float) -> int | None:
+    """The index of the highest bucket that counts as zero; None where only zeros do."""
+    return index_of(schema, threshold) if threshold else None
+
+
+class Span(NamedTuple):
+    """Consecutive buckets, as Prometheus has them."""
+
+    offset: int
+    """The index of the first bucket in the first span, then the count of buckets between this span and the one before."""
+    length: int
+
+
+def spans(counts: Mapping[int, float]) -> tuple[list[Span], list[float]]:
+    """The buckets, whose indices increase, as spans, and the difference of each count from the one before."""
+    found, end = [], 0
+    for _, run in groupby(enumerate(counts), lambda item: item[1] - item[0]):
+        indices = [index for _, index in run]
+        found.append(Span(indices[0] - end, len(indices)))
+        end = indices[-1] + 1
+    values = [*counts.values()]
+    return found, [after - before for before, after in zip([0.0, *values], values, strict=False)]
