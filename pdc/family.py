@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,21 +15,21 @@ from typing import Any, NamedTuple
 import prometheus_client.metrics
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import ALLOWUTF8, escape_metric_name
-from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
+from .exemplars import EXEMPLAR, exemplar_from
+from .native import USUAL_CHANGES, Native, in_order, resolution
 from .process import log
 from .process.once import once_each
 from .storage import MARK, META, Limits, Mark, foreign
 from .storage.labels import check_texts, parsed
 
-EXEMPLAR = "#exemplar"
 OVERFLOW = "<overflow>"
 """The value of all labels of the series for those that are over the limit."""
 LEASE_SECONDS = 15.0
 """A process not seen for so long counts as gone in the live modes of a gauge."""
 
-_UNSAFE = re.compile(r'[\n\r"{},=\\]')
 
 Fields = Mapping[str, Any]
 Labels = tuple[tuple[str, str], ...]
@@ -76,7 +75,7 @@ def text(about: str, value: Any) -> str:
     return clean(str.__str__(value) if isinstance(value, str) else str.__str__(str(value)))
 
 
-_LIMITS = frozenset({"max_series", "expire_series"})
+_OPTIONAL = frozenset({"native", "max_series", "expire_series"})
 """The fields of a family that are stored only where they are set."""
 
 
@@ -94,8 +93,10 @@ class Family(NamedTuple):
     A counter that each process reads from elsewhere, and does not count itself, has the mode ``liveall``.
     """
     bounds: tuple[str, ...] = ()
-    """Upper bounds of a histogram's buckets, as ``le`` spells them."""
+    """Upper bounds of a histogram's buckets, as ``le`` spells them; only that of infinity where all others are native."""
     states: tuple[str, ...] = ()
+    native: tuple[float, ...] = ()
+    """The resolution of a histogram's native buckets, as the fields of `Native`; empty where it has none."""
     max_series: int = 0
     """The most series; 0 for no limit."""
     expire_series: float = 0.0
@@ -104,7 +105,7 @@ class Family(NamedTuple):
     @property
     def meta(self) -> str:
         """The family as ``#meta`` keeps it."""
-        kept = {key: value for key, value in self._asdict().items() if value or key not in _LIMITS}
+        kept = {key: value for key, value in self._asdict().items() if value or key not in _OPTIONAL}
         return json.dumps(kept, separators=(",", ":"))
 
     @property
@@ -122,7 +123,23 @@ class Family(NamedTuple):
         texts = (family.name, family.type, family.documentation, family.unit, family.mode)
         check_texts((*texts, *family.labelnames, *family.bounds, *family.states))
         check_unit(family.unit)
+        _ = family.resolution
         return family
+
+    @property
+    def resolution(self) -> Native | None:
+        """The resolution of native buckets; None where the histogram has none. Raises errors for an impossible one."""
+        return resolution(self.native) if self.native else None
+
+    @property
+    def classic(self) -> tuple[str, ...]:
+        """The bounds of classic buckets."""
+        return () if self.native and len(self.bounds) == 1 else self.bounds
+
+    @property
+    def numbers(self) -> int:
+        """About how many numbers one update of a series changes at most."""
+        return 1 + len(self.bounds) + (USUAL_CHANGES if self.native else 0)
 
     @property
     def live(self) -> bool:
@@ -200,7 +217,7 @@ class Family(NamedTuple):
         found: dict[Labels, Series] = {}
         for labels, (text, values) in zip(parsed([*by_text]), by_text.items(), strict=True):
             own = values | exemplars[text] if text in exemplars else values
-            if ("_bucket", "") in values:
+            if not _BOUNDED.isdisjoint(values):
                 le = labels.pop("le", "")
                 own = {(suffix, le): value for (suffix, _), value in own.items()}
             known = found.setdefault(tuple(labels.items()), (labels, own))
@@ -210,12 +227,18 @@ class Family(NamedTuple):
 
     def lines(self, found: Collection[Key]) -> list[Line]:
         """The lines that a series with these fields shows."""
-        shown = []
+        shown: list[Line] = []
+        within: list[Key] = []
         for suffix, le in self.numbers_of(found):
-            key = None if suffix == "_count" and self.type == "histogram" else (suffix, le)
-            exemplar = (EXEMPLAR + suffix, le) if suffix in ("_total", "_bucket") else None
-            bound = {"le": le} if le else {}
-            shown.append(Line(key, self.name + suffix, bound, exemplar if exemplar in found else None))
+            if suffix != "_until":
+                within.append((suffix, le))
+            if suffix == "_native":
+                continue
+            keys = () if suffix == "_count" and self.type == "histogram" else tuple(within)
+            name = self.name + ("_bucket" if suffix == "_until" else suffix)
+            exemplars = [key for key in ((EXEMPLAR + suffix, le) for suffix, le in keys) if key in found]
+            shown.append(Line(keys, name, {"le": le} if le else {}, exemplars[-1] if exemplars else None))
+            within.clear()
         return shown
 
     def located(self, fields: Iterable[str]) -> Iterator[tuple[str, Labels, Key]]:
@@ -226,16 +249,23 @@ class Family(NamedTuple):
             suffix, _, text = field.partition(":")
             if suffix in suffixes:
                 pairs = json.loads(text)
-                key = suffix, pairs.pop("le", "") if suffix == "_bucket" else ""
+                key = suffix, pairs.pop("le", "") if suffix in ("_bucket", "_native") else ""
                 labels = tuple(sorted(shared.setdefault(pair, pair) for pair in pairs.items()))
                 yield field, labels, shared.setdefault(key, key)
 
     def numbers_of(self, found: Collection[Key]) -> Iterator[Key]:
         """Yield the keys of the numbers that a series shows, in prometheus_client's order. `found` are the stored keys.
 
-        Numbers of buckets add up, and the ``_count`` of a histogram is their last sum; other numbers are as stored.
+        Numbers of buckets add up, and the ``_count`` of a histogram is their last sum; other numbers are as stored. Of a
+        histogram with native buckets only, these and the bounds to show have the keys ``_native`` and ``_until``.
         """
-        if self.type == "histogram":
+        if self.type == "histogram" and not self.classic and (native := self.resolution):
+            steps = in_order(frozenset(le for suffix, le in found if suffix == "_native"), native)
+            yield from (("_native", each) if isinstance(each, str) else ("_until", floatToGoString(each)) for each in steps)
+            yield _COUNT
+            if not any(isinstance(each, float) and each < 0 for each in steps):
+                yield "_sum", ""
+        elif self.type == "histogram":
             bounds = _sorted_bounds(frozenset(le for suffix, le in found if suffix == "_bucket"), self.bounds)
             for le in bounds:
                 yield "_bucket", le
@@ -290,8 +320,8 @@ def _label_values(series: tuple[dict[str, str], Any]) -> list[str]:
 class Line(NamedTuple):
     """A sample of a series without its labels and its value."""
 
-    key: Key | None
-    """The field with the value; None for the sum of the buckets."""
+    keys: tuple[Key, ...]
+    """The field with the value; of a bucket all that count in it and not in the one before; none for the sum of buckets."""
     name: str
     bound: dict[str, str]
     """The label of a bucket, whose value counts those before it, too."""
@@ -305,10 +335,11 @@ def _numbers(family: Family, series: Iterable[Series]) -> Iterator[Sample]:
         if found not in lines:
             lines[found] = family.lines(found)
         observed = 0.0
-        for key, name, bound, exemplar in lines[found]:
-            value = observed if key is None else number(values.get(key, 0.0))
-            if bound:
-                value = observed = observed + value
+        for keys, name, bound, exemplar in lines[found]:
+            for key in keys:
+                value = number(values.get(key, 0.0))
+                observed += value if bound else 0.0
+            value = observed if bound or not keys else value
             yield Sample(name, {**labels, **bound}, value, None, exemplar_from(values[exemplar]) if exemplar else None)
 
 
@@ -329,37 +360,24 @@ def shows_created() -> bool:
     return prometheus_client.metrics._use_created  # noqa: SLF001 - it has no public getter
 
 
-def exemplar_from(text: str) -> Exemplar:
-    """The exemplar in a text of `exemplar_text`. Raises TypeError and ValueError for any other text."""
-    labels, value, timestamp = json.loads(text)
-    check_texts(chain.from_iterable(labels.items()))
-    check_exemplar_names(labels)
-    return Exemplar(labels, float(value), float(timestamp))
-
-
 def check_unit(unit: str) -> None:
     """Raise ValueError unless a format can carry the unit. No format escapes it."""
     if "\n" in unit:
         raise ValueError(f"a unit must be one line, got {unit!r}")
 
 
-def check_exemplar_names(labels: Iterable[str]) -> None:
-    """Raise ValueError unless a format can carry the label names of an exemplar. No format escapes them."""
-    for name in labels:
-        if _UNSAFE.search(name):
-            raise ValueError(f"names of an exemplar's labels may have no quotes, braces, commas or line ends, got {name!r}")
-
-
 TYPES = {
     "counter": (frozenset({"_total", "_created"}), _numbers),
     "gauge": (frozenset({""}), _numbers),
     "summary": (frozenset({"_count", "_sum", "_created"}), _numbers),
-    "histogram": (frozenset({"_bucket", "_sum", "_created"}), _numbers),
+    "histogram": (frozenset({"_bucket", "_native", "_sum", "_created"}), _numbers),
     "info": (frozenset({"_info"}), _info),
     "stateset": (frozenset({""}), _stateset),
 }
 """The suffixes of a type, and how its series become samples."""
 
+_BOUNDED = frozenset({("_bucket", ""), ("_native", "")})
+"""Fields whose labels have a bound, too."""
 _COUNT, _CREATED = ("_count", ""), ("_created", "")
 _NUMBERS = {"counter": (("_total", ""),), "gauge": (("", ""),), "summary": (_COUNT, ("_sum", ""))}
 
@@ -453,12 +471,6 @@ def explained(name: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise foreign(name, error) from error
-
-
-def exemplar_text(labels: Mapping[str, str], value: float, timestamp: float) -> str:
-    """An exemplar as its field keeps it. Raises ValueError where no format can carry it."""
-    check_exemplar_names(labels)
-    return json.dumps([dict(labels), value, timestamp], separators=(",", ":"))
 
 
 _MERGES: dict[str, Callable[[tuple[float, float], tuple[float, float]], tuple[float, float]]] = {

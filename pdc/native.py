@@ -19,11 +19,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SCHEMAS = range(-4, 9)
 """The schemas of Prometheus, from the coarsest to the finest."""
 NAN = "nan"
+USUAL_CHANGES = 32
+"""About how many buckets of a series change between two batches."""
 _PRECISION = 64
 """Binary digits with which bounds are computed, more than a double has."""
 
@@ -53,6 +55,16 @@ class Native:
     def schema(self) -> int:
         """The coarsest schema whose bounds grow by the factor at most; the finest one where no schema does."""
         return next((schema for schema in SCHEMAS if 2.0**2.0**-schema <= self.factor), SCHEMAS[-1])
+
+    def zero_index(self, schema: int) -> int | None:
+        """The index of the highest bucket that counts as zero in that schema; None where only zeros do."""
+        return index_of(schema, self.zero_threshold) if self.zero_threshold else None
+
+
+@lru_cache(maxsize=256)
+def resolution(fields: tuple[Any, ...]) -> Native:
+    """The resolution with these fields. Raises errors for fields that no version wrote."""
+    return Native(*fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ def common(native: Native, buckets: Iterable[Bucket]) -> tuple[int, int | None]:
     """The coarsest schema of the buckets and the declaration, and the index of the highest bucket that counts as zero there."""
     counted = [bucket for bucket in buckets if bucket.kind != NAN]
     schema = min([native.schema, *(bucket.schema for bucket in counted)])
-    zeros = [zero_index(schema, native.zero_threshold)]
+    zeros = [native.zero_index(schema)]
     zeros += [bucket.folded(schema).index for bucket in counted if bucket.kind == "z"]
     return schema, max((index for index in zeros if index is not None), default=None)
 
@@ -187,9 +199,37 @@ def bound(schema: int, index: int) -> float:
     return found
 
 
-def zero_index(schema: int, threshold: float) -> int | None:
-    """The index of the highest bucket that counts as zero; None where only zeros do."""
-    return index_of(schema, threshold) if threshold else None
+@lru_cache(maxsize=256)
+def in_order(buckets: frozenset[str], native: Native) -> tuple[str | float, ...]:
+    """The stored buckets, from the lowest numbers to the highest, and between them the bounds that a text format shows.
+
+    A bound comes after all buckets below it. Bounds are the limits of all powers of two with observations (in a schema below 0
+    of such larger steps as its buckets have), those of the zero bucket if there are negative numbers, and infinity. A bound
+    below 0 belongs to the bucket above it, unlike that of a text format, where an observation equal to it is below.
+    """
+    known = {Bucket.loads(text): text for text in buckets}
+    schema, zero = common(native, known)
+    step, least = min(schema, 0), 0.0 if zero is None else bound(schema, zero)
+    ends: list[tuple[float, str]] = []
+    shown = {math.inf}
+    for bucket, text in known.items():
+        kind, index = _place(bucket, schema, zero)
+        if kind == "z":
+            ends.append((least, text))
+            shown.add(least)
+        elif kind == NAN:
+            ends.append((math.inf, text))
+        else:
+            octave = coarser(index, schema - step)
+            lower, upper = (max(bound(step, each), least) for each in (octave - 1, octave))
+            shown.update((lower, upper) if kind == "p" else {0.0 - lower, 0.0 - upper} - {-math.inf})
+            own = bucket.folded(schema).index or 0
+            ends.append((min(upper, bound(schema, own)) if kind == "p" else -max(bound(schema, own - 1), lower), text))
+    if min(shown) < 0:
+        shown.add(0.0 - least)
+    steps: list[tuple[float, int, str | float]] = [(end, 0, text) for end, text in ends]
+    steps += ((each, 1, each) for each in shown)
+    return tuple(each for *_, each in sorted(steps, key=lambda step: step[:2]))
 
 
 class Span(NamedTuple):

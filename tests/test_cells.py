@@ -122,7 +122,7 @@ KINDS = {
     "summary": Example(Family("m", "summary", "Help"), lambda metric: SummaryCell(metric, ()), observe, SIZES, SIZES),
     "histogram": Example(
         Family("m", "histogram", "Help", bounds=("1.0", "+Inf")),
-        lambda metric: HistogramCell(metric, (), (1.0, math.inf)),
+        lambda metric: HistogramCell(metric, ()),
         observe,
         WAITS,
         WAITS,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdc.native import NAN, SCHEMAS, Bucket, Native, NativeHistogram, bound, coarser, common, index_of, last, spans, zero_index
+from pdc.native import NAN, SCHEMAS, Bucket, Native, NativeHistogram, bound, coarser, common, index_of, last, spans
 
 SMALLEST = 5e-324
 SCHEMA = st.integers(SCHEMAS[0], SCHEMAS[-1])
@@ -99,7 +99,7 @@ def test_other_texts_are_no_buckets(text: str) -> None:
 
 def of_values(schema: int, values: list[float], threshold: float) -> dict[str, float]:
     """The counts of these observations by the texts of their buckets, as a process of that schema stores them."""
-    zero = zero_index(schema, threshold)
+    zero = Native(zero_threshold=threshold).zero_index(schema)
     counts: Counter[str] = Counter()
     for value in values:
         index = None if value != value or not value else index_of(schema, abs(value))

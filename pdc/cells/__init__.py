@@ -1,6 +1,7 @@
 """The updates that one process gathered since it last sent: a cell per series, one module per kind of metric."""
 
 from ..process.forks import FREE_THREADED
+from .buckets import Window, buckets_of
 from .counter import CounterCell, counter_additions
 from .gauge import (
     CallbackGaugeCell,
@@ -41,6 +42,8 @@ __all__ = [
     "SummaryCell",
     "TextCell",
     "Unsent",
+    "Window",
+    "buckets_of",
     "counter_additions",
     "histogram_additions",
     "in_one_scrape",

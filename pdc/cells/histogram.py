@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from ..family import EXEMPLAR, Family, labels_with
+from ..family import EXEMPLAR, Family
 from ..storage import Kind, Operation
+from ..storage.labels import around_bound
+from .buckets import Buckets, Field, Key, buckets_of
+from .journaled import zeros
 from .metric import MetricCells, creation
 from .numeric import SeriesSumCell
 from .turn import TURN
 
 
 class HistogramCell(SeriesSumCell):
-    """A histogram: the sum of its observations, and the count of each bucket, not cumulated."""
+    """A histogram: the sum of its observations, and the counts of the intervals of its `Buckets`, not cumulated.
 
-    __slots__ = ("_drained_exemplars", "bounds", "exemplars", "width")
+    Where an observation is in no bucket of a native histogram's cell, the series goes on with a successor of the cell, which
+    has that bucket too and begins at 0: the storage adds both up. The cell stays until all of it is sent. A thread that has
+    it in its hands may still update it, and what becomes of the series becomes of it.
+    """
 
-    def __init__(self, metric: MetricCells, values: tuple[str, ...], bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.width = 1 + len(bounds)
+    __slots__ = ("_drained_exemplars", "bounds", "buckets", "exemplars", "places", "successor", "used", "width")
+
+    def __init__(self, metric: MetricCells, values: tuple[str, ...], buckets: Buckets | None = None) -> None:
+        family = metric.family
+        self.buckets = buckets or metric.buckets or buckets_of(family.classic, family.resolution)
+        self.bounds, self.places, self.width = self.buckets.bounds, self.buckets.places, self.buckets.width
+        self.used: frozenset[Key] = frozenset()
+        """The native buckets that the cells before this one used."""
+        self.successor: HistogramCell | None = None
         super().__init__(metric, values)
+
+    @property
+    def key(self) -> str:
+        return super().key + ("" if self.buckets.window is None else f",{self.buckets.window.dumps()}")
 
     def start_anew(self) -> None:
         super().start_anew()
-        self.exemplars: dict[int, str] = {}
-        """Exemplars by the index of their bucket."""
-        self._drained_exemplars: dict[int, str] | None = None
+        self.exemplars: dict[Field, str] = {}
+        """Exemplars by the fields of their buckets."""
+        self._drained_exemplars: dict[Field, str] | None = None
 
-    def set_exemplar(self, bucket: int, exemplar: str) -> None:
-        """Send the exemplar of that bucket with the next observation in it."""
+    def set_exemplar(self, place: int, exemplar: str) -> None:
+        """Send the exemplar of the bucket of that place with the next observation in it."""
+        field = self.buckets.fields[place][0]
         _ = TURN.alone
-        self.exemplars[bucket] = exemplar
+        self.exemplars[field] = exemplar
         _ = TURN.together
 
     def reset(self) -> None:
@@ -39,18 +56,70 @@ class HistogramCell(SeriesSumCell):
         self.exemplars = {}
         self._drained_exemplars = None
 
+    def begin_successor(self, number: float) -> HistogramCell:
+        """Return the successor of the cell; it has the bucket of the number unless there was one before."""
+        native, before = self.metric.family.resolution, self.buckets.window
+        if self.successor is None and native is not None and before is not None:
+            window, used = before.widened(native, self.used | self.buckets.used(self.current()), number)
+            buckets = buckets_of(self.family.classic, native, window)
+            new = HistogramCell(self.metric, self.values, buckets)
+            new.used, new.created = used, self.created
+            self.metric.add(new)
+            self.successor = self.successor or new  # at once: see `Cell`
+            if self.successor is not new:  # another thread was faster
+                self.metric.forget(new)
+            elif window.schema == native.schema:
+                self.metric.buckets = buckets
+        return self.successor or self
+
+    def successors(self) -> Iterator[HistogramCell]:
+        """Yield the cells after this one."""
+        cell = self.successor
+        while cell is not None:
+            yield cell
+            cell = cell.successor
+
+    def enqueue(self) -> None:
+        if self.successor is not None:
+            self.metric.cells[self] = None
+        super().enqueue()
+
+    def drain(self) -> list[Operation]:
+        if not self.dropped and any(cell.dropped for cell in self.successors()):
+            self.metric.drop([self])
+        return super().drain()
+
     def acknowledge(self) -> None:
         super().acknowledge()
         self._drained_exemplars = None
+        if self.successor is not None and not (self.queued or self.has_unsent):
+            self.metric.forget(self)
+            self.sender.unjournal(self)
+            self._come_back()
+
+    def _come_back(self) -> None:
+        """Be a cell of the metric again, and in the journal, where an update came while this one left."""
+        if self.queued:
+            self.metric.cells[self] = None
+            self.sender.journal(self)
+
+    def detach(self) -> tuple[memoryview[float], int]:
+        """As the base, but where the cell only has a successor, later updates count."""
+        if self.dropped:
+            return super().detach()
+        place = self.memory, self.offset
+        self.move(zeros(self.size), 0)
+        return place
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        new: dict[int, str] = {}
+        new: dict[Field, str] = {}
         _ = TURN.alone
         new, self.exemplars = self.exemplars, new
         _ = TURN.together
         if new:
             self._drained_exemplars = {**(self._drained_exemplars or {}), **new}
-        return histogram_additions(self.metric.family, self.values, gained, self.created, self._drained_exemplars or {})
+        exemplars = self._drained_exemplars or {}
+        return histogram_additions(self.metric.family, self.values, gained, self.created, self.buckets, exemplars)
 
 
 def histogram_additions(
@@ -58,16 +127,24 @@ def histogram_additions(
     values: tuple[str, ...],
     gained: Sequence[float],
     created: float | None,
-    exemplars: Mapping[int, str] = MappingProxyType({}),
+    buckets: Buckets,
+    exemplars: Mapping[Field, str] = MappingProxyType({}),
 ) -> list[Operation]:
-    """The operations that add the gains of sum and buckets to the series of a histogram with these label values."""
+    """The operations that add the gains of sum and intervals to the series of a histogram with these label values."""
     total, *observed = gained
     labels = family.labels(values)
     operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *creation(labels, created)]
-    for bucket, count in enumerate(observed):
+    if not any(observed):
+        return operations
+    counts: dict[Field, float] = {}
+    for place, count in enumerate(observed, 1):
         if count:
-            field = "_bucket:" + labels_with(labels, "le", family.bounds[bucket])
-            operations.append(Operation(Kind.ADD, field, count))
-            if bucket in exemplars:
-                operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplars[bucket]))
+            for field in buckets.fields[place]:
+                counts[field] = counts.get(field, 0.0) + count
+    before, after = around_bound(labels)
+    for (stem, le), count in counts.items():
+        name = f"{stem}{before}{le}{after}"
+        operations.append(Operation(Kind.ADD, name, count))
+        if (stem, le) in exemplars:
+            operations.append(Operation(Kind.SET, EXEMPLAR + name, exemplars[stem, le]))
     return operations

@@ -129,6 +129,8 @@ class MetricCells:
         self.cells: dict[Cell, None] = {}
         self.removal: Removal | None = None
         """The last removal that waits to be sent. It accepts more."""
+        self.buckets: Any = None
+        """The buckets with which new series of a native histogram begin; None while no series has any."""
         self.has_callbacks = False
         self.reports_idle = False
         """True where a process sends it from its start on, also while it updates nothing."""
@@ -234,10 +236,14 @@ class MetricCells:
     def _drop(self, cells: Iterable[Cell]) -> None:
         for cell in cells:
             cell.drop()
-            self.cells.pop(cell, None)
-            self._updated.pop(cell, None)
-            self.unacknowledged.discard(cell)
-            self.resting.discard(cell)
+            self.forget(cell)
+
+    def forget(self, cell: Cell) -> None:
+        """Let the cell be none of this metric any more."""
+        self.cells.pop(cell, None)
+        self._updated.pop(cell, None)
+        self.unacknowledged.discard(cell)
+        self.resting.discard(cell)
 
     def remove(self, kind: Kind, labels: str, cells: Iterable[Cell] = ()) -> None:
         """Remove series from the storage, by all or by some of their labels (JSON) as the kind says, and drop these `cells`."""

@@ -102,6 +102,10 @@ class SumCell(NumericCell):
         """Add to that total a float. This does not queue the cell."""
         self.memory[self.offset + index] += amount
 
+    def current(self) -> list[float]:
+        """The totals of the first row."""
+        return [*self.row(0)]
+
     def row(self, number: int) -> memoryview[float]:
         """One of the three rows."""
         start = self.offset + number * self.width
@@ -206,6 +210,9 @@ class ThreadSumCell(SumCell):
         self._repeat_totals()  # another thread may have moved the cell amid the last update
         self.queued = self.queued and self.sender.write_through  # otherwise it stays loud until it is drained
         super().enqueue()
+
+    def current(self) -> list[float]:
+        return self.totals.copy()
 
     def reset(self) -> None:
         totals = self.totals.copy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -111,7 +110,7 @@ class Health:
         """The durations of flushes. The caller holds the lock of the buffer."""
         if self._flushes is None:
             metric = self._declare(FLUSH_DURATION)
-            self._flushes = metric.add(Flushes(metric, (), BOUNDS))
+            self._flushes = metric.add(Flushes(metric, ()))
         return self._flushes
 
 
@@ -124,9 +123,8 @@ class Flushes(HistogramCell):
 
     def observe(self, seconds: float) -> None:
         """Note the duration of a flush."""
-        bucket = bisect_left(self.bounds, seconds)
         self.add(0, seconds)
-        self.add(1 + bucket, 1.0)
+        self.add(self.buckets.place_of(seconds), 1.0)
 
     def additions(self, gained: list[float]) -> list[Operation]:
         """Add the durations, and note when the storage applied the batch."""

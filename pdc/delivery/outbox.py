@@ -128,7 +128,7 @@ class Outbox:
             self.drained[entry] = None
             self.queue.popleft()
             self.due -= 1
-            size += 1 + len(entry.metric.family.bounds)
+            size += entry.metric.family.numbers
         passenger = self._passenger() if self.drained else None
         if passenger is not None:
             self.drained[passenger] = None

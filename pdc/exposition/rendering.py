@@ -249,7 +249,7 @@ class _Draft:
         """Find the series, and the exemplars where the format shows them."""
         for _, labels, key in self._family.located(self._counted()):
             self._series.setdefault(labels, {})[key] = self._at
-            if key[1]:
+            if key[0] == "_bucket":
                 self._bounds.add(key[1])
         if self._encoder.openmetrics:
             numbered = enumerate(self._fields)
@@ -292,6 +292,8 @@ class _Draft:
             plain = ",".join([pairs[pair] for pair in labels])
             found = self._series.pop(labels)  # other threads would wait while all are freed at once
             for suffix, le, gaps in self._lines(found):
+                if le and ("le", le) not in pairs:  # a bound of native buckets
+                    pairs |= self._encoder.pairs([("le", le)])
                 shown = ",".join([*before, pairs["le", le], *after]) if le else plain
                 head, tail, bare = frames[suffix]
                 gap = "%s" * len(gaps)
@@ -301,11 +303,18 @@ class _Draft:
 
     def _lines(self, found: _Found) -> Iterator[_Line]:
         """Yield the lines of one series."""
-        first_sum = self._next_sum
+        first_sum, last = self._next_sum, self._missing
         for key in self._family.numbers_of(found):
             suffix, le = key
             field = found.get(key, self._missing)
-            if suffix == "_bucket":
+            if suffix in ("_native", "_until"):
+                self._buckets.append(field)
+                self._next_sum += 1
+                last = field if field in self._exemplar_of else last
+                if suffix == "_until":
+                    yield "_bucket", le, self._with_exemplar(self._next_sum - 1, last)
+                    last = self._missing
+            elif suffix == "_bucket":
                 self._buckets.append(field)
                 yield suffix, le, self._with_exemplar(self._next_sum, field)
                 self._next_sum += 1

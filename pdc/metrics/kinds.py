@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Literal
 
 import prometheus_client
@@ -24,6 +26,7 @@ from ..cells import (
     TextCell,
 )
 from ..family import Family, bucket_bounds, clean, dump, exemplar_text, text
+from ..native import Native
 from ..process.forks import FORKS
 from ..process.interruption import locked, release_own
 from .stored import OUR_CONSTRUCTORS, StoredMetric, SummedMetric
@@ -241,35 +244,70 @@ class Summary(SummedMetric, prometheus_client.Summary):
 
 
 class Histogram(SummedMetric, prometheus_client.Histogram):
-    """A histogram of `prometheus_client.Histogram`, shared by every process."""
+    """A histogram of `prometheus_client.Histogram`, shared by every process.
+
+    With ``native=True``, or a `Native` for another resolution, it also has the buckets of a native histogram, which nobody
+    has to choose; with ``buckets=()`` it has no others. Pages in protobuf show both kinds. Pages of text show a histogram
+    without others by its counts up to powers of two.
+    """
 
     _cell: HistogramCell
+    _native: Native | None = None
 
-    if TYPE_CHECKING:
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labelnames: Iterable[str] = (),
+        namespace: str = "",
+        subsystem: str = "",
+        unit: str = "",
+        registry: CollectorRegistry | None = REGISTRY,
+        _labelvalues: Sequence[str] | None = None,
+        buckets: Sequence[float | str] = prometheus_client.Histogram.DEFAULT_BUCKETS,
+        *,
+        native: bool | Native = False,
+        max_series: float | None = None,
+        expire_series: float | None = None,
+    ) -> None:
+        if not isinstance(native, (bool, Native)):
+            raise TypeError(f"native must be True, False or a pdc.Native, got {native!r}")
+        self._native = (Native() if native is True else native) or None
+        arguments: Any = name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, buckets
+        super().__init__(*arguments, max_series=max_series, expire_series=expire_series)
 
-        def __init__(
-            self,
-            name: str,
-            documentation: str,
-            labelnames: Iterable[str] = (),
-            namespace: str = "",
-            subsystem: str = "",
-            unit: str = "",
-            registry: CollectorRegistry | None = REGISTRY,
-            _labelvalues: Sequence[str] | None = None,
-            buckets: Sequence[float | str] = prometheus_client.Histogram.DEFAULT_BUCKETS,
-            *,
-            max_series: float | None = None,
-            expire_series: float | None = None,
-        ) -> None: ...
+    def _prepare_buckets(self, source_buckets: Sequence[float | str]) -> None:
+        if self._native is None or len(source_buckets):
+            super()._prepare_buckets(source_buckets)
+        else:
+            self._upper_bounds = []
 
     def _family(self) -> Family:
         if any(bound != bound for bound in self._upper_bounds):
             raise ValueError(f"each bucket must be a number, got {self._upper_bounds}")
-        return super()._family()._replace(bounds=bucket_bounds(self._upper_bounds))
+        native = () if self._native is None else astuple(self._native)
+        return super()._family()._replace(bounds=bucket_bounds(self._upper_bounds or [math.inf]), native=native)
 
     def _new_cell(self, values: tuple[str, ...]) -> HistogramCell:
-        return HistogramCell(self._metric_cells, values, tuple(self._upper_bounds))
+        return HistogramCell(self._metric_cells, values)
+
+    def _series_cells(self) -> Iterator[HistogramCell]:
+        cells: Iterator[Any] = super()._series_cells()
+        for cell in cells:
+            yield cell
+            yield from cell.successors()  # after the cell was dropped: an update that adds one looks at that then
+
+    def _widened(self, cell: HistogramCell, number: float) -> tuple[HistogramCell, int]:
+        """The cell that counts a number for which this one has no place, and the place; without one, the NaN counts as sum."""
+        FORKS.notice()
+        place = cell.buckets.place_of(number)
+        while not place and number == number:
+            before, cell = cell, cell.begin_successor(number)
+            place = cell.buckets.place_of(number)
+            self._go_on_with(cell)
+            if before.dropped:
+                self._metric_cells.drop([cell])
+        return cell, place
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Observe `amount`, and keep the exemplar of its bucket where there is one.
@@ -278,21 +316,21 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
         """
         cell = self._cell
         number = amount + 0.0
-        bucket = bisect_left(cell.bounds, number)
+        place = cell.places[bisect_left(cell.bounds, number)]
+        if not place:  # also for a NaN, for which `bisect_left` finds 0
+            cell, place = self._widened(cell, number)
         if exemplar and number == number:
             FORKS.notice()
-            cell.set_exemplar(bucket, _exemplar(exemplar, amount))
+            cell.set_exemplar(place, _exemplar(exemplar, amount))
         if cell.quiet:
             memory, offset = cell.memory, cell.offset
             memory[offset] += number
-            if number == number:  # a NaN is in no bucket, as in prometheus_client
-                memory[offset + bucket + 1] += 1.0
+            memory[offset + place] += 1.0  # of a NaN in classic buckets only: the sum, which is a NaN and stays one
         else:
             cell.enqueue()
             memory, offset = cell.memory, cell.offset
             memory[offset] += number
-            if number == number:
-                memory[offset + bucket + 1] += 1.0
+            memory[offset + place] += 1.0
             cell.changed()
 
     if FREE_THREADED and not TYPE_CHECKING:
@@ -307,20 +345,20 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
             except AttributeError:
                 cell = self._cell_of_thread()
             number = amount + 0.0
-            bucket = bisect_left(cell.bounds, number)
+            place = cell.places[bisect_left(cell.bounds, number)]
+            if not place:
+                cell, place = self._widened(cell, number)
             if exemplar and number == number:
                 FORKS.notice()
-                cell.set_exemplar(bucket, _exemplar(exemplar, amount))
+                cell.set_exemplar(place, _exemplar(exemplar, amount))
             if not cell.quiet:
                 cell.enqueue()
             totals = cell.totals
             totals[0] += number
-            if number == number:
-                totals[bucket + 1] += 1.0
+            totals[place] += 1.0
             memory, offset = cell.memory, cell.offset
             memory[offset] = totals[0]
-            if number == number:
-                memory[offset + bucket + 1] = totals[bucket + 1]
+            memory[offset + place] = totals[place]
             if not cell.quiet:
                 cell.changed()
 
@@ -384,7 +422,7 @@ class Enum(StoredMetric, prometheus_client.Enum):
         self._cell.set(str(self._states[self._states.index(chosen)]))
 
 
-OUR_CONSTRUCTORS.add(Gauge.__init__)
+OUR_CONSTRUCTORS.update({Gauge.__init__, Histogram.__init__})
 
 
 def _exemplar(labels: dict[str, str], amount: float) -> str:

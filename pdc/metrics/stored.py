@@ -344,6 +344,10 @@ class _NoCell:
 class SummedMetric(StoredMetric):
     """A metric of which updates only ever add. Without the GIL, each thread that updates a series has a cell of its own."""
 
+    def _go_on_with(self, cell: Cell) -> None:
+        """Update that cell from now on, which takes the place of one of this thread."""
+        self._cell = cell
+
     if FREE_THREADED and not TYPE_CHECKING:
 
         @property
@@ -382,6 +386,10 @@ class SummedMetric(StoredMetric):
             cell.thread = get_ident()
             own.cell = cell
             return cell
+
+        def _go_on_with(self, cell: Cell) -> None:
+            cell.thread = get_ident()
+            self._cells[get_ident()] = self._own.cell = cell
 
         def _series_cells(self) -> Iterator[Cell]:
             return _each(self._cells)

@@ -28,6 +28,8 @@ from .labels import BUCKETS, Selectors, around_bound, series_of
 
 __all__ = ["Fields"]
 
+_BESIDES = ("_bucket:", "_native:", "_created:", "#")
+
 
 class Fields(dict[str, Any]):
     """All fields of one metric. Its methods do in a dict all that `Storage` asks for.
@@ -167,7 +169,7 @@ def _mode(field: str) -> str:
 
 def begun_series(operation: Operation) -> str | None:
     """The labels of the series that the operation may begin: buckets and creation times come with another field."""
-    if operation.kind is Kind.STAMP or operation.kind in REMOVALS or operation.field.startswith(("_bucket:", "_created:", "#")):
+    if operation.kind is Kind.STAMP or operation.kind in REMOVALS or operation.field.startswith(_BESIDES):
         return None
     return series_of(operation.field)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-BUCKETS = ("_bucket:", "#exemplar_bucket:")
+BUCKETS = ("_bucket:", "_native:", "#exemplar_bucket:", "#exemplar_native:")
 """How fields begin that have ``le`` beside the labels of their series."""
 
 MOST_PARSED = 1_000

@@ -18,6 +18,8 @@ from ...cells import (
     SharedGaugeCell,
     SummaryCell,
     Unsent,
+    Window,
+    buckets_of,
     counter_additions,
     histogram_additions,
     summary_additions,
@@ -65,9 +67,8 @@ Additions = Callable[[Family, tuple[str, ...], list[float], float | None], list[
 SUMS: dict[str, tuple[int, Additions]] = {
     "counter": (CounterCell.width, counter_additions),
     "summary": (SummaryCell.width, summary_additions),
-    "histogram": (1, histogram_additions),
 }
-"""The types of metrics whose updates only add: the width of a row of their cells, without buckets, and their additions."""
+"""The types of metrics whose updates only add: the width of a row of their cells, and their additions. Histograms do, too."""
 
 
 class Series(NamedTuple):
@@ -79,6 +80,8 @@ class Series(NamedTuple):
     created: float | None
     """As `Cell.created`."""
     numbers: list[float]
+    window: Window | None = None
+    """Of a native histogram."""
 
     @property
     def labels(self) -> dict[str, str]:
@@ -87,11 +90,14 @@ class Series(NamedTuple):
 
     def unsent(self, writer: str, in_flight: bool) -> Unsent:
         """The part that the storage may lack, where that writer died with a batch in flight or without one."""
-        family, values, created, numbers = self
+        family, values, created, numbers, window = self
         if family.type == "gauge":
             if family.mode == "shared":
                 return unsent_shared_gauge(family, values, numbers, in_flight)
             return unsent_process_gauge(family, values, numbers, writer)
+        if family.type == "histogram":
+            buckets = buckets_of(family.classic, family.resolution, window)
+            return unsent_sums(numbers, in_flight, lambda gained: histogram_additions(family, values, gained, created, buckets))
         _, additions = SUMS[family.type]
         return unsent_sums(numbers, in_flight, lambda gained: additions(family, values, gained, created))
 
@@ -155,7 +161,7 @@ def _in_batches(parts: Iterable[tuple[Family, list[Operation]]]) -> Iterator[Par
     for family, operations in parts:
         if operations:
             batch.append((family, operations))
-            size += 1 + len(family.bounds)
+            size += family.numbers
         if len(batch) >= MOST_ENTRIES or size >= MOST_NUMBERS:
             yield batch
             batch, size = [], 0
@@ -251,12 +257,13 @@ def _records(content: bytes) -> Iterator[tuple[int, bytes, list[float]]]:
 
 def _entry(family: Family, key: list[Any], numbers: list[float]) -> Series | Once:
     """The entry of a record with these numbers. Raises errors for a record that no version wrote."""
-    if len(key) == 3:
+    if isinstance(key[0], str):
         _expect(JournaledOperation.size, numbers)
         return Once(family, _operation(*key), bool(numbers[0]))
-    values, created = key
-    _expect(_size(family), numbers)
-    return Series(family, tuple(map(str, values)), None if created is None else float(created), numbers)
+    values, created, *parts = key
+    window = Window.loads(*parts[0], most=len(numbers)) if parts else None
+    _expect(_size(family, window), numbers)
+    return Series(family, tuple(map(str, values)), None if created is None else float(created), numbers, window)
 
 
 def _expect(size: int, numbers: list[float]) -> None:
@@ -264,12 +271,14 @@ def _expect(size: int, numbers: list[float]) -> None:
         raise ValueError(f"expected {size} numbers, got {len(numbers)}")
 
 
-def _size(family: Family) -> int:
+def _size(family: Family, window: Window | None) -> int:
     """The count of numbers in the cell of a series. Raises KeyError for a type without numbers, ValueError for no bounds."""
     if family.type == "gauge":
         return (SharedGaugeCell if family.mode == "shared" else ProcessGaugeCell).size
+    if family.type == "histogram":
+        return SUM_ROWS * buckets_of(family.classic, family.resolution, window).width
     width, _ = SUMS[family.type]
-    return SUM_ROWS * (width + len(tuple(map(float, family.bounds)))) if family.type == "histogram" else SUM_ROWS * width
+    return SUM_ROWS * width
 
 
 def _operation(kind: str, field: str, value: Any) -> Operation:

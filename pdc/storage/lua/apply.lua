@@ -85,8 +85,8 @@ local function others_of(first, last, current, overflow)
       found[labels] = found[labels] or current[field]
     end
     if labels then
-      local stem, le = string.match(field, '^[^{]*'), string.match(stem_of(field), '_bucket:{(.*)$')
-      elsewhere[i] = stem .. (le and overflow[2] .. le .. overflow[3] or overflow[1])
+      local stem, le = string.match(stem_of(field), '^([^{]*){(.*)$')
+      elsewhere[i] = stem .. (le ~= '' and overflow[2] .. le .. overflow[3] or overflow[1])
     end
   end
   return found, new, elsewhere

@@ -15,7 +15,7 @@ end
 -- How a field begins, up to its labels; for a bucket its bound comes after that. Twin: Removal._stems, which asks the index.
 local function stem_of(field)
   local stem = string.match(field, '^[^{]*{')
-  if stem == '_bucket:{' or stem == '#exemplar_bucket:{' then
+  if stem == '_bucket:{' or stem == '_native:{' or stem == '#exemplar_bucket:{' or stem == '#exemplar_native:{' then
     return stem .. (string.match(field, '[{,]"le":"([^"]*)"') or '')
   end
   return stem
@@ -24,7 +24,7 @@ end
 -- The labels of the series that a field belongs to. Twin: series_of in pdc/storage/labels.py.
 local function series_of(field)
   local labels = string.match(field, '{.*$')
-  if labels and string.match(field, '^#?%a*_bucket:{') then
+  if labels and (string.match(field, '^#?%a*_bucket:{') or string.match(field, '^#?%a*_native:{')) then
     labels = string.gsub(string.gsub(labels, '([{,])"le":"[^"]*",?', '%1', 1), ',}$', '}')
   end
   return labels

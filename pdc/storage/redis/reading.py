@@ -24,9 +24,9 @@ STEMS = "#stems"
 for each. Every new field is entered there. In a metric that has no such field, the first search for writers to forget enters
 the fields of the metric; until the search is done, the first line is ``?``."""
 INCOMPLETE = "\n?\n"
-NO_BUCKETS = "?[^b]*"
+NO_BUCKETS = "?[^bn]*"
 """Matches all fields but buckets."""
-_SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|#(?!exemplar|updated))", re.MULTILINE)
+_SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|_native:|#(?!exemplar|updated))", re.MULTILINE)
 """Matches a stem of series that have more than one number which changes."""
 
 
