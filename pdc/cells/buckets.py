@@ -13,7 +13,7 @@ from ..native import NAN, SCHEMAS, Bucket, Native, bound, coarser, index_of, las
 
 FURTHEST = 1 << 19
 """A limit of indices, below which those of all numbers are."""
-BLOCK = 16
+BLOCK = 8
 """How many neighbours a native bucket brings along: they are soon in use, too."""
 
 Key = tuple[str, int]

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from ...cells import FREE_THREADED, Journaled, wait_for_threads
+from ...cells import FREE_THREADED, SUM_ROWS, Journaled, wait_for_threads
 from ...family import Family
 from ...process import log
 from ...process.files import Descriptor, close_mappings, life, longest_file, own_folder
@@ -53,6 +53,8 @@ MOST_RESERVED = 1024 * 1024
 """The longest of the steps in which room on the disk is reserved; the first is a page, then they double."""
 VIEW_BYTES = 0 if FREE_THREADED else 2048
 """Bytes of a mapping after which a new view begins: CPython caches the small integers that are offsets in so short a view.
+
+The first row of a record, which updates change, is in the view of its first byte.
 
 Without the GIL each record has a view of its own: threads cannot safely share one.
 """
@@ -181,7 +183,7 @@ class Journal:
                 RECORD.pack_into(mapping, start, -left, 0)
         if self._next + size > self._reserved:
             self._reserve(size)
-        if self._next - self._view_at >= VIEW_BYTES:
+        if self._next - self._view_at + size // SUM_ROWS >= VIEW_BYTES:
             self._begin_view()
         offset = (self._next - self._view_at + RECORD.size) // 8
         self._next += size
