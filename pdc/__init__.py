@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .config import clear, flush, get_redis_conn, get_sqlite_conn, setup, shutdown
 from .delivery import NotConfigured
 from .metrics import Counter, Enum, Gauge, Histogram, Info, Summary
+from .native import Native
 from .process.forks import FORKS
 from .storage import StorageError
 
@@ -28,6 +29,7 @@ __all__ = [
     "Gauge",
     "Histogram",
     "Info",
+    "Native",
     "NotConfigured",
     "ProcessMetrics",
     "StorageError",

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple
 
 SCHEMAS = range(-4, 9)
@@ -26,7 +26,7 @@ SCHEMAS = range(-4, 9)
 NAN = "nan"
 USUAL_CHANGES = 32
 """About how many buckets of a series change between two batches."""
-_PRECISION = 64
+_PRECISION = 128
 """Binary digits with which bounds are computed, more than a double has."""
 
 
@@ -159,14 +159,11 @@ def coarser(index: int, steps: int) -> int:
 @cache
 def _fractions(schema: int) -> tuple[float, ...]:
     """The bounds of a schema above 0 from 1/2 on, below 1: the nearest doubles, on every machine."""
-    count = 2**schema
-    found = []
-    for index in range(count):
-        power = 1 << (index + count * _PRECISION)
-        for _ in range(schema):
-            power = math.isqrt(power)
-        found.append(math.ldexp(power, -_PRECISION - 1))
-    return tuple(found)
+    root = 2 << _PRECISION  # with so many binary digits after the point
+    for _ in range(schema):
+        root = math.isqrt(root << _PRECISION)
+    powers = accumulate(range(1, 2**schema), lambda power, _: power * root >> _PRECISION, initial=1 << _PRECISION)
+    return tuple(math.ldexp(power, -_PRECISION - 1) for power in powers)
 
 
 def index_of(schema: int, value: float) -> int:

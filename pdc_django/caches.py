@@ -31,7 +31,7 @@ class _Families(NamedTuple):
 
 
 @declared_once
-def _families(namespace: str, has_peer_names: bool) -> _Families:
+def _families(namespace: str, has_peer_names: bool, native: bool) -> _Families:
     common: dict[str, Any] = {"namespace": namespace, "registry": None}
     start, label = ("django_cache_get", "backend") if has_peer_names else ("django_cache", "alias")
     return _Families(
@@ -42,6 +42,7 @@ def _families(namespace: str, has_peer_names: bool) -> _Families:
             "Time of an operation, with those it calls in turn.",
             ["alias", "operation"],
             buckets=conf.DURATION_BUCKETS,
+            native=native,
             **common,
         ),
     )
@@ -115,4 +116,4 @@ def _count(counted_as: str, hits: int, keys: int) -> None:
 
 def _current() -> _Families:
     options = conf.options()
-    return _families(options.namespace, options.has_peer_names)
+    return _families(options.namespace, options.has_peer_names, options.native_histograms)

@@ -21,19 +21,20 @@ class _Families(NamedTuple):
 
 
 @declared_once
-def _families(namespace: str, has_peer_names: bool) -> _Families:
+def _families(namespace: str, has_peer_names: bool, native: bool) -> _Families:
     common: dict[str, Any] = {"namespace": namespace, "registry": None}
     labels = ["alias", "vendor"]
+    timed: dict[str, Any] = {**common, "buckets": conf.DURATION_BUCKETS, "native": native}
     if has_peer_names:
         return _Families(
             Counter("django_db_execute", "Statements that were sent to a database.", labels, **common),
             Counter("django_db_errors", "Statements that raised an exception.", [*labels, "type"], **common),
-            Histogram("django_db_query_duration_seconds", "Time of a query.", labels, buckets=conf.DURATION_BUCKETS, **common),
+            Histogram("django_db_query_duration_seconds", "Time of a query.", labels, **timed),
         )
     return _Families(
         Counter("django_db_queries", "Queries that were sent to a database.", labels, **common),
         Counter("django_db_query_errors", "Queries that raised an exception.", [*labels, "exception"], **common),
-        Histogram("django_db_query_duration_seconds", "Time of a query.", labels, buckets=conf.DURATION_BUCKETS, **common),
+        Histogram("django_db_query_duration_seconds", "Time of a query.", labels, **timed),
     )
 
 
@@ -75,7 +76,7 @@ def _count(
     options: conf.DjangoOptions, connection: BaseDatabaseWrapper, seconds: float, error: BaseException | None, bulk: Any
 ) -> None:
     with conf.log_errors():
-        families = _families(options.namespace, options.has_peer_names)
+        families = _families(options.namespace, options.has_peer_names, options.native_histograms)
         labels = (connection.alias, connection.vendor)
         statements = 1
         if options.has_peer_names and bulk is not None:

@@ -148,7 +148,7 @@ class Program:
         self._options = options
         pdc.setup(**options)
         self.hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
-        self.wait = pdc.Histogram("wait", "Wait.", buckets=[1], registry=registry)
+        self.wait = pdc.Histogram("wait", "Wait.", buckets=[1], native=True, registry=registry)
         self.level = pdc.Gauge("level", "Level.", registry=registry)
         self.mine = pdc.Gauge("mine", "Mine.", registry=registry, multiprocess_mode="sum")
         self.about = pdc.Info("about", "About.", registry=registry)
@@ -161,7 +161,7 @@ class Program:
         self.numbers += 1
         self.hits.labels(str(self.numbers % 8)).inc()
         self.child.inc()
-        self.wait.observe(0.5)
+        self.wait.observe(2.0 ** -(4 * self.numbers % 1000))  # often in no bucket of the cell so far
         self.level.inc()
         self.mine.set(self.numbers)
         self.about.info({"number": str(self.numbers)})
@@ -179,7 +179,10 @@ class Program:
         storage.close()
         counts = {field: float(value) for field, value in hits.items() if field.startswith("_total")}
         one = counts.pop('_total:{"path":"/"}', 0.0)
-        observed = sum(float(value) for field, value in wait.items() if field.startswith("_bucket"))
+        observed, native = (
+            sum(float(value) for field, value in wait.items() if field.startswith(kind)) for kind in ("_bucket", "_native")
+        )
+        assert observed == native
         return one, sum(counts.values()), observed, float(level.get(":{}", 0.0))
 
     def check_that_nothing_is_held(self) -> None:

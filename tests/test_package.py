@@ -232,7 +232,8 @@ def test_constructors_show_the_arguments_of_prometheus_client(module: Any) -> No
         arguments = inspect.signature(getattr(prometheus_client, name).__init__).parameters
         theirs = [argument for argument in arguments if argument not in {"self", "_labelvalues"}]
         ours = inspect.signature(getattr(module, name)).parameters
-        assert [*ours] == [*theirs, "max_series", "expire_series"]
+        native = ["native"] if name == "Histogram" else []
+        assert [*ours] == [*theirs, *native, "max_series", "expire_series"]
     modes = inspect.signature(module.Gauge).parameters["multiprocess_mode"].annotation
     assert {*get_args(modes)} == {*prometheus_client.Gauge._MULTIPROC_MODES, "shared"}
 

@@ -61,7 +61,7 @@ class Window(NamedTuple):
         It keeps all buckets of this window as long as they are few enough, then only those in use. Where even these are too
         many, its schema is coarser.
         """
-        schema, kept = self.schema, self.keys
+        schema, kept = self.schema, self.keys | used
         key = key_of(native, schema, number)
         while len(used | {key}) > native.max_buckets and schema > SCHEMAS[0]:
             schema -= 1
@@ -157,9 +157,9 @@ class Buckets:
             return self._of_nan
         return self._of_infinity if number == -math.inf else self.places[bisect_left(self.bounds, number)]
 
-    def used(self, counts: Iterable[float]) -> frozenset[Key]:
-        """The native buckets that have a count. The counts are those of the places from 1 on."""
-        return frozenset(self._keys[place] for place, count in enumerate(counts, 1) if count and place in self._keys)
+    def used(self, row: Iterable[float]) -> frozenset[Key]:
+        """The native buckets that have a count in this row of numbers."""
+        return frozenset(self._keys[place] for place, count in enumerate(row) if count and place in self._keys)
 
 
 def _edges(keys: Iterable[Key], native: Native, schema: int) -> set[float]:

@@ -70,7 +70,21 @@ class HistogramCell(SeriesSumCell):
                 self.metric.forget(new)
             elif window.schema == native.schema:
                 self.metric.buckets = buckets
+            self._leave()
         return self.successor or self
+
+    def _leave(self) -> None:
+        """Be no cell of the metric any more, and not in the journal, once a successor is there and the storage has all."""
+        if self.successor is not None and not self.queued and self.is_stored:
+            self.metric.forget(self)
+            self.sender.unjournal(self)
+            self._come_back()
+
+    def _come_back(self) -> None:
+        """Be that again where an update came meanwhile."""
+        if self.queued:
+            self.metric.cells[self] = None
+            self.sender.journal(self)
 
     def successors(self) -> Iterator[HistogramCell]:
         """Yield the cells after this one."""
@@ -80,9 +94,9 @@ class HistogramCell(SeriesSumCell):
             cell = cell.successor
 
     def enqueue(self) -> None:
-        if self.successor is not None:
-            self.metric.cells[self] = None
         super().enqueue()
+        if self.successor is not None:
+            self._come_back()
 
     def drain(self) -> list[Operation]:
         if not self.dropped and any(cell.dropped for cell in self.successors()):
@@ -92,16 +106,7 @@ class HistogramCell(SeriesSumCell):
     def acknowledge(self) -> None:
         super().acknowledge()
         self._drained_exemplars = None
-        if self.successor is not None and not (self.queued or self.has_unsent):
-            self.metric.forget(self)
-            self.sender.unjournal(self)
-            self._come_back()
-
-    def _come_back(self) -> None:
-        """Be a cell of the metric again, and in the journal, where an update came while this one left."""
-        if self.queued:
-            self.metric.cells[self] = None
-            self.sender.journal(self)
+        self._leave()
 
     def detach(self) -> tuple[memoryview[float], int]:
         """As the base, but where the cell only has a successor, later updates count."""

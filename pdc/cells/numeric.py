@@ -127,6 +127,11 @@ class SumCell(NumericCell):
     def has_unsent(self) -> bool:
         return self.row(0) != self.row(1)
 
+    @property
+    def is_stored(self) -> bool:
+        """True where the storage has all of the totals."""
+        return self.row(0) == self.row(2)
+
     def acknowledge(self) -> None:
         super().acknowledge()
         memory, width = self.memory, self.width
@@ -265,6 +270,10 @@ class ThreadSumCell(SumCell):
     @property
     def has_unsent(self) -> bool:
         return self.totals != list(self.sent)[: self.width]
+
+    @property
+    def is_stored(self) -> bool:
+        return self.totals == list(self.sent)[self.width :]
 
     def acknowledge(self) -> None:
         super(SumCell, self).acknowledge()

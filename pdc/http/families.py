@@ -99,11 +99,14 @@ def _particulars(named: Named, options: Options) -> dict[str, Any]:
     if named.kind is not Histogram:
         return unit
     chosen, default = (options.size_buckets, SIZE_BUCKETS) if of_bytes else (options.buckets, Histogram.DEFAULT_BUCKETS)
-    return {**unit, "buckets": named.buckets if named.buckets and chosen == default else chosen}
+    buckets = named.buckets if named.buckets and chosen == default else chosen
+    return {**unit, "buckets": buckets, "native": options.native_histograms}
 
 
 @declared_once
-def _websocket_families(namespace: str, labels: tuple[str, ...], max_series: int, by_route: bool) -> WebSocketFamilies:
+def _websocket_families(
+    namespace: str, labels: tuple[str, ...], max_series: int, by_route: bool, native: bool
+) -> WebSocketFamilies:
     common: dict[str, Any] = {"namespace": namespace, "registry": None, "max_series": max_series}
     route = ["route", *labels]
     return WebSocketFamilies(
@@ -120,6 +123,7 @@ def _websocket_families(namespace: str, labels: tuple[str, ...], max_series: int
             "Time from the acceptance of a WebSocket connection to its end.",
             route,
             buckets=WEBSOCKET_BUCKETS,
+            native=native,
             **common,
         ),
         Counter("websocket_exceptions", "Exceptions that left a view of WebSockets.", [*route, "exception"], **common),
@@ -210,7 +214,9 @@ class RequestSeries:
         """The families of WebSocket connections: only a process that had one declares them."""
         options = self._options
         own = tuple(self._names.scheme_label if label == SCHEME else label for label in options.labels)
-        return _websocket_families(options.namespace, own, options.max_series, options.in_progress_by_route)
+        return _websocket_families(
+            options.namespace, own, options.max_series, options.in_progress_by_route, options.native_histograms
+        )
 
     def open_websockets(self, route: str) -> Gauge:
         """The gauge that has an open connection of this route."""

@@ -16,6 +16,7 @@ from .. import config
 from ..metrics import Counter, Gauge, Histogram, declared_once
 from ..process import log
 from ..process.interruption import interruption
+from .native import native_histograms
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +40,14 @@ def _families() -> _Families:
     """Declare the families. No label is called ``job``: Prometheus gives that name to the target that it scrapes."""
     return _Families(
         Counter("job_runs", "Runs of the job that ended.", ["job_name", "outcome"], registry=None),
-        Histogram("job_duration_seconds", "Time per run.", ["job_name", "outcome"], registry=None, buckets=BUCKETS),
+        Histogram(
+            "job_duration_seconds",
+            "Time per run.",
+            ["job_name", "outcome"],
+            registry=None,
+            buckets=BUCKETS,
+            native=native_histograms(),
+        ),
         Gauge(
             "job_last_start_timestamp_seconds",
             "When a run last started.",

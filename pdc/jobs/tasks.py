@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from ..metrics import Counter, Gauge, Histogram, declared_once
+from .native import native_histograms
 
 BUCKETS = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0)
 """A hundredth of a second to an hour."""
@@ -32,6 +33,7 @@ class _Families(NamedTuple):
 def _families(library: str) -> _Families:
     task = ["task", "queue"]
     common: dict[str, Any] = {"namespace": library, "registry": None, "max_series": MOST_SERIES}
+    native = native_histograms()
     live: dict[str, Any] = {**common, "multiprocess_mode": "livesum"}
     recent: dict[str, Any] = {**common, "multiprocess_mode": "livemostrecent"}
     return _Families(
@@ -39,7 +41,7 @@ def _families(library: str) -> _Families:
         Counter("tasks_received", "Tasks that a worker received.", task, **common),
         Counter("tasks", "Attempts of tasks that ended.", [*task, "state"], **common),
         Counter("task_exceptions", "Exceptions with which attempts ended.", [*task, "exception"], **common),
-        Histogram("task_duration_seconds", "Time per attempt.", [*task, "state"], **common, buckets=BUCKETS),
+        Histogram("task_duration_seconds", "Time per attempt.", [*task, "state"], **common, buckets=BUCKETS, native=native),
         Gauge("tasks_in_progress", "Tasks that run now.", task, **live),
         Gauge("workers", "Workers that live.", **live),
         Gauge("queue_workers", "Workers that live, by the queues that they consume.", ["queue"], **live),
@@ -57,6 +59,7 @@ def _queue_time(library: str) -> Histogram:
         library,
         registry=None,
         buckets=BUCKETS,
+        native=native_histograms(),
         max_series=MOST_SERIES,
     )
 
@@ -153,7 +156,7 @@ def _exporter_families() -> _ExporterFamilies:
         Counter("task_rejected", "Tasks that were rejected.", task, **common),
         Counter("task_revoked", "Tasks that were revoked.", task, **common),
         Counter("task_retried", "Tasks that failed, and are to be tried again.", task, **common),
-        Histogram("task_runtime", "Seconds that tasks ran which succeeded.", task, **common),
+        Histogram("task_runtime", "Seconds that tasks ran which succeeded.", task, **common, native=native_histograms()),
         Gauge("worker_up", "1 for each host with a worker.", ["hostname"], **{**common, "multiprocess_mode": "livemax"}),
         Gauge("worker_tasks_active", "Tasks that run now.", ["hostname"], **live),
         Gauge(
@@ -248,7 +251,14 @@ def _middleware_families() -> _MiddlewareFamilies:
         Counter("message_retries", "Messages that failed, and are to be tried again.", task, **common),
         Counter("message_rejects", "Messages that are dead letters.", task, **common),
         Gauge("messages_inprogress", "Messages that are processed now.", task, **common, multiprocess_mode="livesum"),
-        Histogram("message_duration_milliseconds", "Time per attempt.", task, **common, buckets=MILLISECONDS),
+        Histogram(
+            "message_duration_milliseconds",
+            "Time per attempt.",
+            task,
+            **common,
+            buckets=MILLISECONDS,
+            native=native_histograms(),
+        ),
     )
 
 

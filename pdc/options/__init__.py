@@ -4,6 +4,7 @@ from .environment import OptionError
 from .options import Options as Options
 from .options import OptionsT as OptionsT
 from .options import from_header, from_response_header
+from .options import native_histograms as native_histograms
 from .options import option as option
 from .options import setup_from_environ as setup_from_environ
 from .options import with_options_shown as with_options_shown

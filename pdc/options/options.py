@@ -20,7 +20,7 @@ from ..metrics.processes import ProcessMetrics
 from ..process import log
 from ..storage.redaction import is_url, without_secrets
 from . import values
-from .environment import OptionError, given, with_hint
+from .environment import OptionError, given, values_of, with_hint
 
 LABELS = (
     "a dict of label names and texts or callables, in ASGI also coroutine functions; "
@@ -28,6 +28,7 @@ LABELS = (
 )
 _SECONDS_OR_NEVER = "seconds, more than 0, or None (text: never)"
 _TRUE_OR_FALSE = "true or false"
+_NATIVE_HISTOGRAMS = "PDC_NATIVE_HISTOGRAMS"
 
 OptionsT = TypeVar("OptionsT", bound="Options")
 
@@ -187,6 +188,12 @@ class Options:
     )
     buckets: tuple[float, ...] = option(
         Histogram.DEFAULT_BUCKETS, values.parse_bounds, "increasing numbers of seconds", "The buckets of request durations."
+    )
+    native_histograms: bool = option(
+        False,
+        values.parse_flag,
+        _TRUE_OR_FALSE,
+        "Let the histograms of requests, databases, caches, jobs and tasks have the buckets of native histograms, too.",
     )
     exclude_paths: tuple[str | re.Pattern[str], ...] = option(
         (),
@@ -373,13 +380,21 @@ def setup_from_environ(**options: Any) -> None:
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given.
     The others are ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``,
-    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES``, ``PDC_PROCESS_METRICS`` and ``PDC_INSTALL``. They mean the same
-    as in web applications, so that one environment serves all programs. A keyword goes before its variable:
+    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES``, ``PDC_PROCESS_METRICS`` and ``PDC_INSTALL``; metrics of jobs and
+    tasks also read ``PDC_NATIVE_HISTOGRAMS``. They mean the same as in web applications, so that one environment serves all
+    programs. A keyword goes before its variable:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     loaded = Options.load({f"PDC_{name.upper()}": value for name, value in options.items()})
     loaded.setup()
     loaded.report_process()
+
+
+def native_histograms() -> bool:
+    """The value of ``PDC_NATIVE_HISTOGRAMS``, for metrics that no framework configures. Raises OptionError."""
+    (option,) = [each.metadata["option"] for each in fields(Options) if each.name == "native_histograms"]
+    known = values_of(os.environ, [_NATIVE_HISTOGRAMS])
+    return _NATIVE_HISTOGRAMS in known and bool(_parsed(_NATIVE_HISTOGRAMS, known[_NATIVE_HISTOGRAMS], option))
 
 
 def _parsed(name: str, value: Any, option: Option) -> Any:

@@ -1,0 +1,409 @@
+"""Native histograms: what processes of any resolutions store, and what a page of text shows."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import INTERVALS, shown
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from journals import Journal
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+
+import pdc
+from pdc.cells.buckets import Window, buckets_of
+from pdc.delivery import Buffer
+from pdc.exposition.collection import render
+from pdc.exposition.rendering import Encoder
+from pdc.family import Family
+from pdc.http.families import RequestSeries
+from pdc.jobs.native import native_histograms
+from pdc.jobs.tasks import ExporterMetrics, MiddlewareMetrics, TaskMetrics
+from pdc.native import SCHEMAS, Bucket, NativeHistogram, index_of
+from pdc.options import OptionError, Options
+from pdc.storage import META, Snapshot, Storage
+from pdc.storage.redis import RedisStorage
+from pdc.storage.sqlite import SqliteStorage
+
+ALL = (0.1, 0.1, 3.0, -3.0, 0.0, 2.0**-129, math.inf, -math.inf, math.nan)
+"""An observation of each kind."""
+
+
+def stored(metric: str) -> dict[str, float]:
+    """The fields of a metric that are numbers, without times of creation."""
+    (fields,) = (pdc.config.DEFAULT.read([metric]).metrics[metric],)
+    return {field: float(value) for field, value in fields.items() if field[0] == "_" and not field.startswith("_created")}
+
+
+def folded(snapshot: Snapshot, name: str) -> NativeHistogram:
+    """The native histogram of a metric with one series."""
+    fields = snapshot.metrics[name]
+    family = Family.from_meta(fields[META])
+    (values,) = family.series(fields, snapshot.now).values()
+    found = family.native_histogram(values)
+    assert found is not None
+    return found
+
+
+def schema_of(schema: int, **options: Any) -> pdc.Native:
+    """A resolution of that schema."""
+    return pdc.Native(factor=2.0**2.0**-schema, **options)
+
+
+@pytest.mark.usefixtures("ready")
+def test_each_bucket_is_a_field(registry: CollectorRegistry) -> None:
+    """A field has the schema and the index of its bucket; both kinds come from one observation, without empty buckets."""
+    only = pdc.Histogram("only", "Help", ["a"], buckets=(), native=True, registry=registry)
+    both = pdc.Histogram("both", "Help", buckets=(1,), native=schema_of(0), registry=registry)
+    for number in ALL:
+        only.labels('"').observe(number)
+        both.observe(number)
+    found = stored("only")
+    assert math.isnan(found.pop('_sum:{"a":"\\""}'))
+    buckets = {"3p-26": 2, "3p13": 1, "3n13": 1, "3z-1024": 2, "3p8193": 1, "3n8193": 1, "nan": 1}
+    assert found == {f'_native:{{"a":"\\"","le":"{le}"}}': count for le, count in buckets.items()}
+    found = stored("both")
+    assert math.isnan(found.pop("_sum:{}"))
+    buckets = {"0p-3": 2, "0p2": 1, "0n2": 1, "0z-128": 2, "0p1025": 1, "0n1025": 1, "nan": 1}
+    classic = {"1.0": 6.0, "+Inf": 3.0}
+    assert found == {
+        **{f'_native:{{"le":"{le}"}}': count for le, count in buckets.items()},
+        **{f'_bucket:{{"le":"{le}"}}': count for le, count in classic.items()},
+    }
+
+
+@pytest.mark.usefixtures("ready")
+def test_text_shows_powers_of_two(registry: CollectorRegistry) -> None:
+    """A histogram with native buckets only has the bounds around its observations, and no sum where some are negative."""
+    waits = pdc.Histogram("waits", "Help", ["a"], buckets=(), native=True, registry=registry)
+    for number in (0.1, 0.2, 0.25, 7.0, 8.0):
+        waits.labels("1").observe(number)
+    for number in ALL:
+        waits.labels("2").observe(number)
+    waits.labels("3")
+    one = {"0.0625": 0, "0.125": 1, "0.25": 3, "4.0": 3, "8.0": 5, "+Inf": 5}
+    zero = "2.938735877055719e-39"
+    most = "1.7976931348623157e+308"
+    two = {f"-{most}": 1, "-4.0": 1, "-2.0": 2, f"-{zero}": 2, zero: 4, "0.0625": 4, "0.125": 6, "2.0": 6, "4.0": 7, most: 7}
+    expected: dict[str, float] = {f'waits_bucket{{a="1",le="{le}"}}': count for le, count in one.items()}
+    expected |= {'waits_count{a="1"}': 5, 'waits_sum{a="1"}': 15.55}
+    expected |= {f'waits_bucket{{a="2",le="{le}"}}': count for le, count in {**two, "+Inf": 9}.items()}
+    expected |= {'waits_count{a="2"}': 9, 'waits_bucket{a="3",le="+Inf"}': 0, 'waits_count{a="3"}': 0, 'waits_sum{a="3"}': 0}
+    assert shown("waits") == expected
+    assert [*shown("waits")] == [*expected]
+
+
+@pytest.mark.usefixtures("ready")
+def test_coarse_schemas_have_their_own_bounds(registry: CollectorRegistry) -> None:
+    """Below schema 0 the bounds are powers of 16, for example; a zero bucket ends at a bound; classic bounds stay the same."""
+    coarse = pdc.Histogram("a", "Help", buckets=(), native=schema_of(-2, zero_threshold=2), registry=registry)
+    fine = pdc.Histogram("b", "Help", buckets=(), native=pdc.Native(zero_threshold=0), registry=registry)
+    both = pdc.Histogram("c", "Help", buckets=(1, 2), native=True, registry=registry)
+    for number in (1.0, 16.0, 17.0):
+        for metric in (coarse, fine, both):
+            metric.observe(number)
+    fine.observe(0)
+    assert shown("a") == {
+        'a_bucket{le="16.0"}': 2,
+        'a_bucket{le="256.0"}': 3,
+        'a_bucket{le="+Inf"}': 3,
+        "a_count": 3,
+        "a_sum": 34,
+    }
+    bounds = {"0.0": 1, "0.5": 1, "1.0": 2, "8.0": 2, "16.0": 3, "32.0": 4, "+Inf": 4}
+    assert shown("b") == {**{f'b_bucket{{le="{le}"}}': count for le, count in bounds.items()}, "b_count": 4, "b_sum": 34}
+    classic = {"1.0": 1, "2.0": 1, "+Inf": 3}
+    assert shown("c") == {**{f'c_bucket{{le="{le}"}}': count for le, count in classic.items()}, "c_count": 3, "c_sum": 34}
+
+
+@pytest.mark.usefixtures("ready")
+def test_both_ways_to_render_agree(registry: CollectorRegistry) -> None:
+    """A page has the bytes that prometheus_client makes of the same families, with the exemplar of the highest bucket below."""
+    waits = pdc.Histogram("waits", "Help", ["a"], buckets=(), native=True, registry=registry)
+    for number in (0.1, 0.11, 0.12, 3.0):
+        for label in "12":
+            waits.labels(label).observe(number, {"trace": str(number)} if number != 0.12 or label == "1" else None)
+    for encoder, generate in ((Encoder(), generate_latest), (Encoder(openmetrics=True), generate_openmetrics)):
+        for _ in range(2):
+            waits.labels("1").observe(0.5)
+            assert render(encoder, None) == generate(registry)
+    (family,) = parse(render(Encoder(openmetrics=True), None).decode())
+    exemplars = {(each.labels["a"], each.exemplar.labels["trace"]) for each in family.samples if each.exemplar}
+    assert exemplars == {("1", "0.12"), ("1", "3.0"), ("2", "0.11"), ("2", "3.0")}
+
+
+class Writer:
+    """A process, but for its memory: a writer of its own."""
+
+    def __init__(self, storage: Storage, native: pdc.Native, *, classic: bool = False, name: str = "m") -> None:
+        self.buffer = Buffer()
+        cls = type("Histogram", (pdc.Histogram,), {"buffer": self.buffer})
+        bounds = {} if classic else {"buckets": ()}
+        self.metric = cls(name, "Help", native=native, registry=None, **bounds)
+        self.buffer.attach(storage, 3600.0, None, thread=threading.get_ident())
+
+
+NUMBERS = st.floats() | st.sampled_from([0.0, -0.0, 1.0, 2.0, -2.0, 0.5, 5e-324, -5e-324, 2.0**-128, 2.0**-1022])
+WRITERS = st.lists(
+    st.tuples(
+        st.integers(SCHEMAS[0], SCHEMAS[-1]),
+        st.sampled_from([0.0, 2.0**-128, 1e-3, 1e300]),
+        st.lists(st.lists(NUMBERS, max_size=4), max_size=3),
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@pytest.fixture
+def opened(storage: dict[str, Any]) -> Storage:
+    """The storage itself."""
+    if "redis" in storage:
+        return RedisStorage(storage["redis"], storage["redis_prefix"])
+    return SqliteStorage(storage["sqlite"])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(writers=WRITERS)
+def test_processes_of_any_resolutions_are_one_of_the_coarsest(
+    opened: Storage, writers: list[tuple[int, float, list[list[float]]]]
+) -> None:
+    """Each bucket has what one process with the coarsest schema and the widest zero bucket observes in it."""
+    opened.delete()
+    schema, threshold = min(writer[0] for writer in writers), max(writer[1] for writer in writers)
+    one = Writer(opened, schema_of(schema, zero_threshold=threshold), name="one")
+    for number, (own, zero, flushes) in enumerate(writers):
+        writer = Writer(opened, schema_of(own, zero_threshold=zero), classic=number % 2 == 1)
+        for observations in flushes:
+            for each in observations:
+                writer.metric.observe(each)
+                one.metric.observe(each)
+            writer.buffer.flush()
+        writer.buffer.detach()
+    one.buffer.detach()
+    last = Writer(opened, schema_of(schema, zero_threshold=threshold))  # declares the metric as the other one is
+    last.buffer.flush()
+    last.buffer.detach()
+    found, expected = (folded(opened.read([name]), name) for name in ("m", "one"))
+    assert (found.schema, found.zero_threshold) == (expected.schema, expected.zero_threshold)
+    assert (found.zero_count, found.positive, found.negative, found.nan) == (
+        expected.zero_count,
+        expected.positive,
+        expected.negative,
+        expected.nan,
+    )
+    assert found.count == sum(map(len, (each for _, _, flushes in writers for each in flushes)))
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_process_goes_on_with_larger_buckets_over_the_most(registry: CollectorRegistry) -> None:
+    """A process with too many buckets lowers its schema for what comes; what it counted before stays, and adds up."""
+    metric = pdc.Histogram("m", "Help", buckets=(), native=pdc.Native(max_buckets=4), registry=registry)
+    for power in range(12):
+        metric.observe(2.0**power)
+        counted = Counter(Bucket.loads(field.split('"')[3]).schema for field in stored("m") if field.startswith("_native"))
+        assert max(counted.values()) <= 4
+        assert folded(pdc.config.DEFAULT.read(["m"]), "m").count == power + 1
+    assert sorted(counted) == [-2, -1, 3]
+    found = folded(pdc.config.DEFAULT.read(["m"]), "m")
+    assert found.schema == min(counted)
+    assert found.positive == Counter(index_of(found.schema, 2.0**power) for power in range(12))
+
+
+def test_a_window_has_few_buckets() -> None:
+    """It grows by neighbours, then by single buckets, and holds no more than allowed, but in the coarsest schema."""
+    native, used, window = pdc.Native(max_buckets=20), frozenset[tuple[str, int]](), Window(3)
+    for number in (1.0, 100.0):
+        window, used = window.widened(native, used, number)
+    assert (len(window.keys), window.schema) == (16, 3)
+    used = frozenset({("p", 0), ("p", 54)})
+    window, used = window.widened(native, used, 1e4)
+    assert (len(window.keys), used <= window.keys) == (10, True)
+    window, used = window.widened(native, frozenset(("n", index) for index in range(2, 21)), 1e8)
+    assert (len(window.keys), window.schema) == (20, 3)
+    window, used = window.widened(native, frozenset(("n", index) for index in range(1, 21)), 1e8)
+    assert (window.schema, used) == (2, frozenset(("n", index) for index in range(1, 11)))
+    every = frozenset(("p", index) for index in range(-60, 60))
+    window, used = Window(-4).widened(native, every, -1.0)
+    assert (window.schema, len(window.keys)) == (-4, 121)
+
+
+@INTERVALS
+def test_threads_that_need_new_buckets_at_once(interval: float, storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """No observation is lost where threads find the same bucket missing, and cells that are outgrown do not stay."""
+    pdc.setup(**storage, flush_interval=interval)
+    metric = pdc.Histogram("m", "Help", native=pdc.Native(max_buckets=20), registry=registry)
+    barrier = threading.Barrier(4)
+
+    def work() -> None:
+        for power in range(-20, 20):
+            barrier.wait()
+            metric.observe(2.0**power)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pdc.flush()
+    assert folded(pdc.config.DEFAULT.read(["m"]), "m").count == 160
+    assert shown("m_count") == {"m_count": 160}
+    assert len(metric._metric_cells.cells) <= 5
+
+
+@INTERVALS
+def test_a_removed_series_stays_removed(interval: float, storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A removal also takes what outgrown cells still had to send; a new series begins at 0."""
+    pdc.setup(**storage, flush_interval=interval)
+    metric = pdc.Histogram("m", "Help", ["a"], buckets=(), native=True, registry=registry)
+    held = metric.labels("1")
+    for power in range(0, 100, 10):
+        held.observe(2.0**power)
+        metric.labels("2").observe(2.0**power)
+    metric.remove("1")
+    held.observe(1e-9)
+    assert shown("m_count") == {'m_count{a="2"}': 10}
+    metric.labels("1").observe(0.5)
+    metric.remove_by_labels({"a": "2"})
+    assert shown("m_count") == {'m_count{a="1"}': 1}
+    assert sorted(field for field in stored("m")) == ['_native:{"a":"1","le":"3p-8"}', '_sum:{"a":"1"}']
+
+
+def test_series_over_the_limit_are_one(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """The observations of further series are in the native buckets of the overflow series, also those of other processes."""
+    pdc.setup(**storage)
+    metric = pdc.Histogram("m", "Help", ["a"], buckets=(), native=True, max_series=1, registry=registry)
+    metric.labels("1").observe(1)
+    other = type("Histogram", (pdc.Histogram,), {"buffer": pdc.config.DEFAULT})
+    twin = other("m", "Help", ["a"], buckets=(), native=True, max_series=1, registry=None)
+    for label in "23":
+        twin.labels(label).observe(2)
+    assert shown("m_count") == {'m_count{a="1"}': 1, 'm_count{a="<overflow>"}': 2}
+    assert stored("m")['_native:{"a":"<overflow>","le":"3p8"}'] == 2
+
+
+def test_the_next_process_sends_what_a_killed_one_observed(journal: Journal) -> None:
+    """A journal keeps the windows of cells, also of outgrown ones, and of both kinds of buckets."""
+    journal.leave(
+        """
+        waits = pdc.Histogram("waits", "Help", ["a"], native=pdc.Native(max_buckets=30))
+        only = pdc.Histogram("only", "Help", buckets=(), native=True)
+        for power in range(-30, 30):
+            waits.labels("1").observe(2.0 ** power)
+            only.observe(-(3.0 ** power))
+            if power == 0:
+                pdc.flush()
+        only.observe(float("nan"))
+        """
+    )
+    journal.send()
+    assert shown("waits_count") == {'waits_count{a="1"}': 60}
+    found = folded(pdc.config.DEFAULT.read(["waits"]), "waits")
+    assert (found.count, found.sum) == (60, math.fsum(2.0**power for power in range(-30, 30)))
+    assert found.positive == Counter(index_of(found.schema, 2.0**power) for power in range(-30, 30))
+    found = folded(pdc.config.DEFAULT.read(["only"]), "only")
+    assert found.negative == Counter(index_of(3, 3.0**power) for power in range(-30, 30))
+    assert (found.nan, found.count) == (1, 61)
+
+
+def test_old_readers_skip_what_they_do_not_know() -> None:
+    """A reader without native buckets finds the bound of infinity, and shows a histogram without observations."""
+    metric = pdc.Histogram("m", "Help", buckets=(), native=True, registry=None)
+    family = metric._metric_cells.family
+    assert (family.bounds, family.classic, family.native) == (("+Inf",), (), (1.1, 160, 2.0**-128))
+    old = family._replace(native=())
+    fields = {"_sum:{}": 3.0, '_native:{"le":"3p13"}': 1.0}
+    assert [(each.name, each.value) for each in old.metric(fields, 0.0).samples] == [
+        ("m_bucket", 0.0),
+        ("m_count", 0.0),
+        ("m_sum", 3.0),
+    ]
+    assert "native" not in pdc.Histogram("n", "Help", registry=None)._metric_cells.family.meta
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"native": 1.1}, TypeError, "native must be True, False or a pdc.Native, got 1.1"),
+        ({"native": "true"}, TypeError, "got 'true'"),
+        ({"buckets": ()}, ValueError, "Must have at least two buckets"),
+        ({"native": True, "buckets": (2, 1)}, ValueError, "Buckets not in sorted order"),
+        ({"native": True, "buckets": (math.nan,)}, ValueError, "each bucket must be a number"),
+        ({"native": True, "labelnames": ["le"]}, ValueError, "Reserved label"),
+    ],
+)
+def test_impossible_histograms_are_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    """The error comes where the metric is declared."""
+    with pytest.raises(error, match=says):
+        pdc.Histogram("m", "Help", registry=None, **options)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[], [9, [], []], [3, []], [3, [[1, 0]], []], [3, [[1, 99]], []], [3, [[1 << 20, 1]], []], [3, [1], []], ["3", [], []]],
+)
+def test_windows_of_no_version_are_refused(parts: list[Any]) -> None:
+    """A journal with impossible windows is damaged."""
+    with pytest.raises((ValueError, TypeError, LookupError)):
+        Window.loads(*parts, most=10)
+
+
+@settings(deadline=None)
+@given(st.integers(SCHEMAS[0], SCHEMAS[-1]), st.lists(NUMBERS, max_size=6), st.lists(st.floats(allow_nan=False), max_size=4))
+def test_each_number_has_one_place(schema: int, numbers: list[float], classic: list[float]) -> None:
+    """A place adds to the native bucket of the number, and to its classic one; windows are the same after a journal."""
+    native = schema_of(schema)
+    window = Window(schema)
+    for number in numbers:
+        if number == number:
+            window, _ = window.widened(native, frozenset(), number)
+    signs: Any = window.positive, window.negative
+    assert Window.loads(schema, *signs, most=10**6) == window
+    bounds = tuple(str(each) for each in sorted({*classic, math.inf})) if classic else ()
+    buckets = buckets_of(bounds, native, window)
+    for number in numbers:
+        place = buckets.place_of(number)
+        assert place, number
+        fields = dict(buckets.fields[place])
+        found = fields["_native:"]
+        zero = native.zero_index(schema) or 0
+        size = index_of(schema, abs(number)) if number and number == number else None
+        if number != number:
+            assert found == "nan"
+        elif size is None or size <= zero:
+            assert Bucket.loads(found).kind == "z"
+        else:
+            assert Bucket.loads(found) == Bucket(schema, "p" if number > 0 else "n", size)
+        if classic:
+            assert fields["_bucket:"] == next((each for each in bounds if number <= float(each)), bounds[-1])
+
+
+def test_the_option_is_for_all_histograms_of_pdc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`PDC_NATIVE_HISTOGRAMS` gives native buckets to requests, WebSockets, jobs and tasks, beside the classic ones."""
+    monkeypatch.setenv("PDC_NATIVE_HISTOGRAMS", "yes")
+    pdc.setup(sqlite=str(tmp_path / "metrics.db"))
+    series = RequestSeries(Options.load({"PDC_SIZES": True, "PDC_FIRST_BYTE": True}))
+    assert series.websockets.duration
+    for metrics in (TaskMetrics("celery"), ExporterMetrics(), MiddlewareMetrics()):
+        metrics.started("task", "queue", "worker", 1.0)
+        metrics.timed("task", "queue", "success", 1.0)
+    with pdc.job("nightly"):
+        pass
+    pdc.flush()
+    stored = pdc.config.DEFAULT.read().metrics.values()
+    families = [family for family in (Family.from_meta(fields[META]) for fields in stored) if family.type == "histogram"]
+    assert [(family.name, family.native) for family in families if not family.native or not family.classic] == []
+    assert len(families) == 11
+    monkeypatch.setenv("PDC_NATIVE_HISTOGRAMS", "some")
+    for wrong in (lambda: Options.load({}), native_histograms):
+        with pytest.raises(OptionError, match="PDC_NATIVE_HISTOGRAMS must be true or false, got 'some'"):
+            wrong()
+    monkeypatch.delenv("PDC_NATIVE_HISTOGRAMS")
+    assert not native_histograms()
