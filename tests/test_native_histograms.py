@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import INTERVALS, shown
+from conftest import RedisServer
+from fault_proxy import Fault, FaultProxy
+from helpers import INTERVALS, Run, script, shown
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from journals import Journal
@@ -18,7 +22,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
 
 import pdc
-from pdc.cells.buckets import Window, buckets_of
+from pdc.cells.buckets import Window, buckets_of, key_of
 from pdc.delivery import Buffer
 from pdc.exposition.collection import render
 from pdc.exposition.rendering import Encoder
@@ -163,11 +167,12 @@ WRITERS = st.lists(
 
 
 @pytest.fixture
-def opened(storage: dict[str, Any]) -> Storage:
+def opened(storage: dict[str, Any]) -> Iterator[Storage]:
     """The storage itself."""
-    if "redis" in storage:
-        return RedisStorage(storage["redis"], storage["redis_prefix"])
-    return SqliteStorage(storage["sqlite"])
+    is_redis = "redis" in storage
+    found: Storage = RedisStorage(storage["redis"], storage["redis_prefix"]) if is_redis else SqliteStorage(storage["sqlite"])
+    yield found
+    found.close()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -407,3 +412,44 @@ def test_the_option_is_for_all_histograms_of_pdc(monkeypatch: pytest.MonkeyPatch
             wrong()
     monkeypatch.delenv("PDC_NATIVE_HISTOGRAMS")
     assert not native_histograms()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("interval", [0, 0.05])
+def test_processes_that_are_killed_count_exactly(
+    storage: dict[str, Any], request: pytest.FixtureRequest, run_script: Run, interval: float
+) -> None:
+    """Of 24 killed processes of four resolutions, with lost replies, each bucket has all acknowledged observations once."""
+    used = storage
+    if "redis" in storage:
+        proxy = request.getfixturevalue("losing_proxy")
+        used = {**storage, "redis": proxy.url}
+    counted, last = json.loads(run_script(script("spreads.py"), 24, 16, interval, storage=used).stdout)
+    pdc.setup(**storage)
+    snapshot = pdc.config.DEFAULT.read(["spread"])
+    found = folded(snapshot, "spread")
+    assert len(counted) > 1500
+    assert found.schema == min(0, found.schema)
+
+    def buckets(numbers: list[float]) -> Counter[str]:
+        return Counter(
+            Bucket(found.schema, *key_of(schema_of(found.schema, zero_threshold=0.01), found.schema, each)).dumps()
+            if each == each
+            else "nan"
+            for each in numbers
+        )
+
+    shown_counts = Counter({"nan": int(found.nan), f"{found.schema}z0": int(found.zero_count)})
+    shown_counts += Counter({f"{found.schema}p{index}": int(count) for index, count in found.positive.items()})
+    shown_counts += Counter({f"{found.schema}n{index}": int(count) for index, count in found.negative.items()})
+    more = shown_counts - buckets(counted)
+    assert buckets(counted) - shown_counts == Counter()
+    assert more - buckets(last) == Counter()
+
+
+@pytest.fixture
+def losing_proxy(redis_server: RedisServer) -> Iterator[FaultProxy]:
+    """A proxy that loses one of ten replies."""
+    with FaultProxy(redis_server.port) as proxy:
+        proxy.every(10, Fault.LOSE, Fault.CUT)
+        yield proxy
