@@ -337,12 +337,14 @@ class StorageContract:
     def test_limit_of_series(self) -> None:
         """New series over the limit count as one, once however often their batch comes; a removal makes room."""
         third, fourth, bucket = (*(series("_total", path=path) for path in "34"), series("_bucket", le="1.0", path="3"))
-        one = batch(1, *adds(FIRST, SECOND, third, fourth, bucket), limits=LIMITS)
+        native = series("_native", le="3p17", path="3")
+        one = batch(1, *adds(FIRST, SECOND, third, fourth, bucket, native), limits=LIMITS)
         with self._made() as store:
             expect(store.apply(batch(1, *adds(FIRST, SECOND, OVER), writer="2-b", limits=LIMITS)).overflowed, {})
             store.delete()
             expect([store.apply(one).overflowed for _ in range(2)], [{"m": 2}, {}])
             expected = {FIRST: "1.0", SECOND: "1.0", OVER: "2.0", series("_bucket", le="1.0", path="over"): "1.0"}
+            expected[series("_native", le="3p17", path="over")] = "1.0"
             expect(numbers(store.read()), expected)
             store.apply(batch(2, Operation(Kind.REMOVE, '{"path":"2"}'), *adds(FIRST), limits=LIMITS))
             expect(store.apply(batch(3, *adds(third, FIRST), limits=LIMITS)).overflowed, {})

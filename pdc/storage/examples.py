@@ -79,7 +79,10 @@ def grow_old(store: Storage, ages: Mapping[str, float]) -> None:
 
 A, B = series("_total", path="/", method="GET"), series("_total", path="/b", method="GET")
 SERIES = [series(suffix, path="/") for suffix in ("", "_created", "_count", "_info", "#exemplar_total")] + [
-    series(suffix, le=le, path="/") for suffix in ("_bucket", "#exemplar_bucket") for le in ("0.1", "2.5", "+Inf")
+    series(start + suffix, le=le, path="/")
+    for suffix, bounds in (("_bucket", ("0.1", "2.5", "+Inf")), ("_native", ("3p17", "3n-5", "0z", "nan")))
+    for le in bounds
+    for start in ("", "#exemplar")
 ]
 """Fields of one series, of all types and bounds that the metric has had."""
 LAST_IN_ORDER = [Operation(Kind.ADD, A, 1.0), Operation(Kind.SET, A, 5.0), Operation(Kind.INIT, A, 7.0)]
