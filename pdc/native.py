@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import accumulate, groupby
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any
 
 SCHEMAS = range(-4, 9)
 """The schemas of Prometheus, from the coarsest to the finest."""
@@ -97,41 +97,6 @@ class Bucket:
         """The bucket of that schema, no finer one, that includes this one."""
         index = None if self.index is None else coarser(self.index, self.schema - schema)
         return Bucket(schema, self.kind, index)
-
-
-@dataclass(frozen=True, slots=True)
-class NativeHistogram:
-    """The observations of a series in buckets of one schema."""
-
-    schema: int
-    zero_threshold: float
-    zero_count: float
-    positive: dict[int, float]
-    """The counts of buckets of positive numbers by their indices, which increase."""
-    negative: dict[int, float]
-    nan: float
-    sum: float
-
-    @property
-    def count(self) -> float:
-        """The count of all observations."""
-        return self.zero_count + math.fsum(self.positive.values()) + math.fsum(self.negative.values()) + self.nan
-
-    @classmethod
-    def of(cls, counts: Mapping[str, float], total: float, native: Native) -> NativeHistogram:
-        """Fold stored counts, by the texts of their buckets, to the coarsest schema; `total` is the sum.
-
-        The declared resolution is one of the schemas, and one of the zero buckets, of which the widest counts.
-        """
-        buckets = [(Bucket.loads(text), count) for text, count in counts.items() if count]
-        schema, zero = common(native, [bucket for bucket, _ in buckets])
-        found: dict[str, dict[int, float]] = {"p": {}, "n": {}, "z": {}, NAN: {}}
-        for bucket, count in buckets:
-            kind, index = _place(bucket, schema, zero)
-            found[kind][index] = found[kind].get(index, 0.0) + count
-        threshold = 0.0 if zero is None else bound(schema, zero)
-        positive, negative = (dict(sorted(found[kind].items())) for kind in "pn")
-        return cls(schema, threshold, found["z"].get(0, 0.0), positive, negative, found[NAN].get(0, 0.0), total)
 
 
 def _place(bucket: Bucket, schema: int, zero: int | None) -> tuple[str, int]:
@@ -227,22 +192,3 @@ def in_order(buckets: frozenset[str], native: Native) -> tuple[str | float, ...]
     steps: list[tuple[float, int, str | float]] = [(end, 0, text) for end, text in ends]
     steps += ((each, 1, each) for each in shown)
     return tuple(each for *_, each in sorted(steps, key=lambda step: step[:2]))
-
-
-class Span(NamedTuple):
-    """Consecutive buckets, as Prometheus has them."""
-
-    offset: int
-    """The index of the first bucket in the first span, then the count of buckets between this span and the one before."""
-    length: int
-
-
-def spans(counts: Mapping[int, float]) -> tuple[list[Span], list[float]]:
-    """The buckets, whose indices increase, as spans, and the difference of each count from the one before."""
-    found, end = [], 0
-    for _, run in groupby(enumerate(counts), lambda item: item[1] - item[0]):
-        indices = [index for _, index in run]
-        found.append(Span(indices[0] - end, len(indices)))
-        end = indices[-1] + 1
-    values = [*counts.values()]
-    return found, [after - before for before, after in zip([0.0, *values], values, strict=False)]

@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from natives import Folded
 
-from pdc.native import NAN, SCHEMAS, Bucket, Native, NativeHistogram, bound, coarser, common, index_of, last, spans
+from pdc.native import NAN, SCHEMAS, Bucket, Native, bound, coarser, common, index_of, last
 
 SMALLEST = 5e-324
 SCHEMA = st.integers(SCHEMAS[0], SCHEMAS[-1])
@@ -124,20 +125,14 @@ def test_writers_of_any_resolutions_equal_one_of_the_coarsest(writers: list[tupl
     together: Counter[str] = Counter()
     for own, values, threshold in writers:
         together.update(of_values(own, values, threshold))
-    one = NativeHistogram.of(of_values(schema, [each for _, values, _ in writers for each in values], widest), 0.0, native)
-    assert NativeHistogram.of(together, 0.0, native) == one
+    one = Folded.of(of_values(schema, [each for _, values, _ in writers for each in values], widest), native)
+    assert Folded.of(together, native) == one
     assert one.count == sum(len(values) for _, values, _ in writers)
 
 
 def test_the_declaration_gives_what_no_bucket_says() -> None:
     """A histogram without observations has the declared schema and threshold, raised to a bound of that schema."""
-    empty = NativeHistogram.of({}, 0.0, Native(factor=2, zero_threshold=0.3))
+    empty = Folded.of({}, Native(factor=2, zero_threshold=0.3))
     assert (empty.schema, empty.zero_threshold, empty.count) == (0, 0.5, 0)
     assert common(Native(), [Bucket(-1, "z", -2), Bucket(5, "z"), Bucket(3, NAN)]) == (-1, -2)
     assert common(Native(zero_threshold=0), []) == (3, None)
-
-
-def test_spans_and_deltas_are_those_of_prometheus() -> None:
-    """Consecutive buckets are one span; each count is the difference from the one before."""
-    assert spans({-3: 2.0, -2: 5.0, 4: 1.0}) == ([(-3, 2), (5, 1)], [2.0, 3.0, -4.0])
-    assert spans({}) == ([], [])

@@ -7,9 +7,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Collection, Iterable
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
-from ..native import NAN, SCHEMAS, Bucket, Native, bound, coarser, index_of, last, spans
+from ..native import NAN, SCHEMAS, Bucket, Native, bound, coarser, index_of, last
 
 FURTHEST = 1 << 19
 """A limit of indices, below which those of all numbers are."""
@@ -77,12 +78,8 @@ class Window(NamedTuple):
 
 
 def _runs(indices: Iterable[int]) -> Runs:
-    found, _ = spans(dict.fromkeys(sorted(indices), 0.0))
-    runs, end = [], 0
-    for offset, length in found:
-        runs.append((end + offset, length))
-        end += offset + length
-    return tuple(runs)
+    runs = ([index for _, index in run] for _, run in groupby(enumerate(sorted(indices)), key=lambda pair: pair[1] - pair[0]))
+    return tuple((run[0], len(run)) for run in runs)
 
 
 def key_of(native: Native, schema: int, number: float) -> Key:
