@@ -60,6 +60,7 @@ def test_every_block_of_code_is_run() -> None:
         "jobs.md": ["python", "promql", "python", "python", "python"],
         "monitoring.md": ["yaml", "sh"],
         "moving.md": ["python"],
+        "native.md": ["python", "promql"],
         "own_storage.md": ["python"] * 3,
         "redis.md": ["python", "python"],
         "reference.md": ["python", "promql"],
@@ -312,6 +313,19 @@ def test_the_queries_of_requests_answer(tmp_path: Path) -> None:
         rules += f"      - {json.dumps(expected)}\n"
     (tmp_path / "rules.yml").write_text(rules)
     done = subprocess.run(["promtool", "test", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_the_page_about_native_histograms_is_right(tmp_path: Path) -> None:
+    """Its program prints the lines that follow, and Prometheus knows the functions of its queries."""
+    page = "## Page\n" + PAGES["native.md"].replace("\n## ", "\n### ")
+    assert run_block(block(page, "python", of="Page"), tmp_path) == block(page, "text", of="Page").splitlines()
+    queries = [line.partition("  #")[0].strip() for line in block(page, "promql", of="Page").splitlines()]
+    rules = [{"record": "answer", "expr": query} for query in queries]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "page", "rules": rules}]}))
+    done = subprocess.run(
+        ["promtool", "check", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr + done.stdout
 
 

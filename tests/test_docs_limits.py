@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib import metadata
 
 import prometheus_client
@@ -73,12 +72,3 @@ def test_labels_and_exemplars(registry: CollectorRegistry) -> None:
             visits.labels("a").inc(1, {"a": "b" * 128})
         visits.labels("\ud800").inc()
         assert {f'visits_total{{page="{page}"}}' for page in ("x" * 2**20, "\ufffd")} <= set(shown("visits"))
-
-
-def test_there_is_no_class_of_native_histograms() -> None:
-    """The public classes of pdc are those of prometheus_client, none of which makes native histograms."""
-    kinds = {name for name, value in vars(prometheus_client).items() if isinstance(value, type) and hasattr(value, "collect")}
-    assert kinds & set(pdc.__all__) == {"Counter", "Enum", "Gauge", "Histogram", "Info", "Summary"}
-    assert "native" not in " ".join(map(str.lower, prometheus_client.__all__))
-    page = re.sub(r"\s+", " ", PAGE)
-    assert "no native histograms" in page

@@ -16,7 +16,8 @@ Fields that start with ``#`` are bookkeeping and are never exported:
   ``sum``, ``min``, ``max`` and ``mostrecent`` are folded then into ``#<mode>::<labels>``, one value for all the dead;
 - ``#exemplar<suffix>:<labels>``: the exemplar of the field with that suffix and these labels.
 
-A series is the fields with the same labels; those of buckets and of their exemplars have ``le`` beside them.
+A series is the fields with the same labels; those of buckets (``_bucket``, ``_native``) and of their exemplars have ``le``
+beside them.
 
 The names of metrics have one more name among them, the id of the storage: ``#id:`` and 28 hexadecimal digits.
 """

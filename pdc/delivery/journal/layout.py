@@ -30,6 +30,7 @@ Numbers have the byte order of the host, since a journal never leaves it: `Q` is
        3        [family, serial, [label value, ...], created]    a series of a counter: its total, drained, stored
        6                                                         a summary: sum and count, three times as a counter
     3 + 3 * buckets                                              a histogram: sum and buckets, three times as well
+    3 + 3 * intervals   [..., created, window]                   a native histogram; `Window` and `Buckets` say which intervals
        4                                                         a gauge in mode `shared`: see `SharedGaugeState`
        5                                                         a gauge in another mode: which pair counts, two pairs
 
