@@ -99,7 +99,7 @@ class HistogramCell(SeriesSumCell):
             self._come_back()
 
     def drain(self) -> list[Operation]:
-        if not self.dropped and any(cell.dropped for cell in self.successors()):
+        if self.successor is not None and not self.dropped and any(cell.dropped for cell in self.successors()):
             self.metric.drop([self])
         return super().drain()
 
