@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 SCHEMAS = range(-4, 9)
@@ -169,26 +170,33 @@ def in_order(buckets: frozenset[str], native: Native) -> tuple[str | float, ...]
     of such larger steps as its buckets have), those of the zero bucket if there are negative numbers, and infinity. A bound
     below 0 belongs to the bucket above it, unlike that of a text format, where an observation equal to it is below.
     """
-    known = {Bucket.loads(text): text for text in buckets}
-    schema, zero = common(native, known)
-    step, least = min(schema, 0), 0.0 if zero is None else bound(schema, zero)
-    ends: list[tuple[float, str]] = []
+    schema, zero = common(native, map(Bucket.loads, buckets))
     shown = {math.inf}
-    for bucket, text in known.items():
-        kind, index = _place(bucket, schema, zero)
-        if kind == "z":
-            ends.append((least, text))
-            shown.add(least)
-        elif kind == NAN:
-            ends.append((math.inf, text))
-        else:
-            octave = coarser(index, schema - step)
-            lower, upper = (max(bound(step, each), least) for each in (octave - 1, octave))
-            shown.update((lower, upper) if kind == "p" else {0.0 - lower, 0.0 - upper} - {-math.inf})
-            own = bucket.folded(schema).index or 0
-            ends.append((min(upper, bound(schema, own)) if kind == "p" else -max(bound(schema, own - 1), lower), text))
+    steps: list[tuple[float, int, str | float]] = []
+    for text in buckets:
+        end, bounds = _limits(text, schema, zero)
+        steps.append((end, 0, text))
+        shown.update(bounds)
     if min(shown) < 0:
-        shown.add(0.0 - least)
-    steps: list[tuple[float, int, str | float]] = [(end, 0, text) for end, text in ends]
+        shown.add(0.0 - _end_of_zero(schema, zero))
     steps += ((each, 1, each) for each in shown)
-    return tuple(each for *_, each in sorted(steps, key=lambda step: step[:2]))
+    steps.sort(key=itemgetter(0, 1))
+    return tuple(each for *_, each in steps)
+
+
+@lru_cache(maxsize=8192)
+def _limits(text: str, schema: int, zero: int | None) -> tuple[float, tuple[float, ...]]:
+    """The highest number of the stored bucket in that schema, and the limits of its power of two."""
+    bucket, least = Bucket.loads(text), _end_of_zero(schema, zero)
+    kind, index = _place(bucket, schema, zero)
+    if kind not in "pn":
+        return (math.inf, ()) if kind == NAN else (least, (least,))
+    octave = coarser(index, schema - min(schema, 0))
+    lower, upper = (max(bound(min(schema, 0), each), least) for each in (octave - 1, octave))
+    if kind == "p":
+        return min(upper, bound(schema, index)), (lower, upper)
+    return -max(bound(schema, index - 1), lower), (0.0 - lower,) if upper == math.inf else (0.0 - lower, -upper)
+
+
+def _end_of_zero(schema: int, zero: int | None) -> float:
+    return 0.0 if zero is None else bound(schema, zero)
