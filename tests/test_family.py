@@ -13,7 +13,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Exemplar
 
-from pdc.family import LEASE_SECONDS, Family, clean, dump, exemplar_text, families, labels_with
+from pdc.exemplars import exemplar_text
+from pdc.family import LEASE_SECONDS, Family, clean, dump, families, labels_with
 from pdc.storage import META, StorageError
 from pdc.storage.labels import parsed
 

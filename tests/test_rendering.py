@@ -14,9 +14,10 @@ from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from pdc.exemplars import EXEMPLAR, exemplar_text
 from pdc.exposition import rendering
 from pdc.exposition.rendering import Collected, Encoder, Renderer
-from pdc.family import EXEMPLAR, Family, Page, clean, dump, exemplar_text, families, labels_with
+from pdc.family import Family, Page, clean, dump, families, labels_with
 from pdc.metrics.samples import Sampler
 from pdc.storage import META, Snapshot
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from ..family import EXEMPLAR, Family
+from ..exemplars import EXEMPLAR
+from ..family import Family
 from ..process.forks import FORKS, FREE_THREADED
 from ..storage import Kind, Operation
 from .journaled import Journaled, JournaledOperation

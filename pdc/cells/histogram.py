@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from ..family import EXEMPLAR, Family
+from ..exemplars import EXEMPLAR
+from ..family import Family
 from ..storage import Kind, Operation
 from ..storage.labels import around_bound
 from .buckets import Buckets, Field, Key, buckets_of

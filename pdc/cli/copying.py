@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from ..family import EXEMPLAR, Family, Fields, dump, number
+from ..exemplars import EXEMPLAR
+from ..family import Family, Fields, dump, number
 from ..storage import Kind, Operation, Stamped
 from .words import own_values
 

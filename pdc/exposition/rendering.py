@@ -25,14 +25,13 @@ from prometheus_client.openmetrics import exposition as openmetrics_text
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
+from ..exemplars import EXEMPLAR, exemplar_from
 from ..family import (
-    EXEMPLAR,
     Family,
     Fields,
     Key,
     Labels,
     Page,
-    exemplar_from,
     explained,
     known_families,
     number,

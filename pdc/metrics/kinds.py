@@ -25,7 +25,8 @@ from ..cells import (
     SummaryCell,
     TextCell,
 )
-from ..family import Family, bucket_bounds, clean, dump, exemplar_text, text
+from ..exemplars import exemplar_text
+from ..family import Family, bucket_bounds, clean, dump, text
 from ..native import Native
 from ..process.forks import FORKS
 from ..process.interruption import locked, release_own

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
-from ..family import Family, Fields, Key, Line, exemplar_from, explained, number, shows_created
+from ..exemplars import exemplar_from
+from ..family import Family, Fields, Key, Line, explained, number, shows_created
 
 _MORE = Sample("", {}, 0.0)[5:]
 """The rest of a sample after its exemplar."""
@@ -84,10 +85,10 @@ def _layout(family: Family, fields: Fields, key: tuple[Any, ...]) -> _Layout:
         if keys not in shown:
             shown[keys] = family.lines(keys)
         before, total = len(layout.buckets), missing
-        for field, name, bound, exemplar in shown[keys]:
-            index = total if field is None else found.get(field, missing)
-            if bound:
-                layout.buckets.append(index)
+        for own, name, bound, exemplar in shown[keys]:
+            index = total if bound or not own else found.get(own[0], missing)
+            for field in own if bound else ():
+                layout.buckets.append(found.get(field, missing))
                 index = total = next(sums)
             if exemplar:
                 layout.exemplars[len(layout.names)] = found[exemplar]
