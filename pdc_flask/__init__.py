@@ -21,7 +21,6 @@ from pdc.exposition import Response as Answer
 from pdc.exposition import Scrape, scrape_from_wsgi
 from pdc.http import (
     TRACKER,
-    UNMATCHED,
     Hooks,
     HTTPMetrics,
     RequestRecord,
@@ -127,7 +126,9 @@ def _tracker() -> Tracker | None:
 def _watch_requests(app: Flask) -> Callable[..., Response]:
     """Watch the start of requests. Flask's signal ``request_started`` would cost a microsecond and a half each."""
     dispatch = app.full_dispatch_request
-    note = _enter_route if app.extensions["pdc"].options.in_progress_by_route else _note_request
+    by_route = app.extensions["pdc"].options.in_progress_by_route
+    counted: set[str] = set()
+    """The endpoints whose views nothing excludes."""
 
     def dispatching(*args: Any) -> Response:
         # Once: every use of the proxy costs. Flask documents the method.
@@ -135,10 +136,18 @@ def _watch_requests(app: Flask) -> Callable[..., Response]:
         tracker = current.environ.get(TRACKER)
         if tracker is None:
             return dispatch(*args)
-        note(app, current, tracker)
+        tracker.request = current
+        rule = current.url_rule or _rule(app)
+        if rule is not None:
+            tracker.route = current.root_path + rule.rule
+            if rule.endpoint not in counted and _excludes(app, rule.endpoint, current.method, counted):
+                tracker.forget()
+        if by_route:
+            tracker.enter()
         tracker.response = response = dispatch(*args)
-        if _is_buffered(response):
-            tracker.buffered()
+        body = getattr(response, "response", None)
+        if isinstance(body, list) and len(body) <= 1:  # no client can be seen to disconnect in the middle of it
+            tracker.is_buffered = True
         return response
 
     return _first(app, dispatching)
@@ -168,27 +177,15 @@ def _complete(app: Flask) -> None:
     warn_of_misplaced(app)
 
 
-def _note_request(app: Flask, current: Any, tracker: Tracker) -> None:
-    rule = current.url_rule if current.routing_exception is None else _rule(app)
-    if rule is None:
-        tracker.matched(UNMATCHED, current)
-    else:
-        view = app.view_functions.get(rule.endpoint)
-        excluded = is_excluded(view)
-        if not excluded and (owner := getattr(view, "view_class", None)) is not None:
-            excluded = excludes_method(owner, current.method)
-        tracker.matched(current.root_path + rule.rule, current, excluded)
-
-
-def _enter_route(app: Flask, current: Any, tracker: Tracker) -> None:
-    _note_request(app, current, tracker)
-    tracker.enter()
-
-
-def _is_buffered(response: Response) -> bool:
-    """Return True if the body is in memory, in one piece: no client can be seen to disconnect in the middle of it."""
-    body = getattr(response, "response", None)
-    return isinstance(body, list) and len(body) <= 1
+def _excludes(app: Flask, endpoint: str, method: str, counted: set[str]) -> bool:
+    """Return True if the view of the endpoint is excluded for this method. One that nothing excludes becomes a counted one."""
+    view = app.view_functions.get(endpoint)
+    if is_excluded(view):
+        return True
+    if (owner := getattr(view, "view_class", None)) is not None:
+        return excludes_method(owner, method)
+    counted.add(endpoint)
+    return False
 
 
 def _rule(app: Flask) -> Rule | None:

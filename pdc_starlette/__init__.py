@@ -29,6 +29,8 @@ from pdc.exposition import scrape_from_asgi
 from pdc.http import (
     TRACKER,
     UNMATCHED,
+    Channel,
+    ExcludedChannel,
     Hooks,
     HTTPMetrics,
     Match,
@@ -92,19 +94,38 @@ class PrometheusMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Track the request or connection, unless an application around this one already does."""
+        channel = self._track(scope, receive, send) if scope["type"] == "http" else None
+        if channel is None:
+            await self._pass_on(scope, receive, send)
+            return
+        try:
+            await self.app(scope, channel.receive, channel.send)
+        except BaseException as error:
+            await channel.ended(error, has_error_page=self._has_error_page)
+            raise
+        tracker = channel.tracker
+        if tracker is None or not tracker.finished:
+            await channel.ended(None)
+
+    def _track(self, scope: Scope, receive: Receive, send: Send) -> Channel | ExcludedChannel | None:
+        """Begin to track an HTTP request; None where metrics are off, and where an application around this one decides that."""
+        metrics = self._metrics
+        if metrics is None or ((METRICS in scope or ENVIRON in scope) and self._is_inside(scope)):
+            return None
+        scope[METRICS] = metrics
+        if not self._watching or self._routes.forget():
+            self._watch(scope)
+        find_route = self._find_with_request if self._takes_request or HOOKS.functions else self._routes.find
+        return track_asgi(metrics, scope, receive, send, find_route)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that is not tracked, a WebSocket connection, or a message about the start or the end."""
         if self._refusal is not None:
             await _refuse(self._refusal, scope, receive, send)
-        if (METRICS in scope or ENVIRON in scope) and self._is_inside(scope):
-            await self.app(scope, receive, send)
-            return
-        scope[METRICS] = metrics = self._metrics
+        metrics = None if scope["type"] == "http" or METRICS in scope else self._metrics
+        scope.setdefault(METRICS, metrics)
         if metrics is None:
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            if not self._watching or self._routes.forget():
-                self._watch(scope)
-            error_page = self._has_error_page
-            await track_asgi(metrics, self.app, scope, receive, send, self._find_route, has_error_page=error_page)
         elif scope["type"] == "websocket":
             self._watch_changes(scope)
             await track_websocket(metrics, self.app, scope, receive, send, self._find_route)
@@ -149,10 +170,11 @@ class PrometheusMiddleware:
         self._watching = True
 
     def _find_route(self, scope: Scope) -> Match:
+        return (self._find_with_request if self._takes_request or HOOKS.functions else self._routes.find)(scope)
+
+    def _find_with_request(self, scope: Scope) -> Match:
         match = self._routes.find(scope)
-        if self._takes_request or HOOKS.functions:
-            return match._replace(request=Request(scope) if scope["type"] == "http" else HTTPConnection(scope))
-        return match
+        return match._replace(request=Request(scope) if scope["type"] == "http" else HTTPConnection(scope))
 
 
 async def metrics(request: Request) -> Response:

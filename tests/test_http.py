@@ -58,7 +58,7 @@ def answering(chunks: Callable[[], Iterable[bytes]], status: str = "200 OK", hea
     """A WSGI application with the route /x that answers these chunks."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ[TRACKER].matched("/x")
+        environ[TRACKER].route = "/x"
         start_response(status, list(headers))
         return chunks()
 
@@ -85,7 +85,7 @@ def test_an_exception_of_the_application_is_a_500(metrics: HTTPMetrics) -> None:
     """An exception of the application is counted, as is a request with status 500, and reaches the server."""
 
     def app(environ: dict[str, Any], _: Any) -> Iterable[bytes]:
-        environ[TRACKER].matched("/x")
+        environ[TRACKER].route = "/x"
         raise KeyError("gone")
 
     with pytest.raises(KeyError, match="gone"):

@@ -305,7 +305,7 @@ def test_a_time_limit_reaches_its_request(tmp_path: Path) -> None:
     metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0, labels={"a": lambda _: "b"}))
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-        environ[TRACKER].matched("/")
+        environ[TRACKER].route = "/"
         start_response("200 OK", [])
         return [b"done"]
 

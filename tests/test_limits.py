@@ -215,7 +215,7 @@ def test_http_metrics_keep_to_their_option(storage: dict[str, Any]) -> None:
         gc.collect()
         metrics = HTTPMetrics(Options(**place, flush_interval=3600, max_series=3, expire_series=60))
         for path in ("/known", f"/{worker}"):
-            requests, durations, _ = metrics.series.find("GET", path, 200, ())
+            requests, durations, _, _ = metrics.series.find("GET", path, 200, ())
             requests.inc()
             durations.observe(1)
         del metrics, requests, durations
@@ -248,6 +248,27 @@ def test_an_adder_adds_to_its_gauge(storage: dict[str, Any], interval: float, mo
     for amount in (2.5, -1.0):
         add(amount)
     assert [*shown("level").values()] == [2.5]
+
+
+@INTERVALS
+@pytest.mark.parametrize("mode", ["shared", "livesum"])
+def test_a_finisher_updates_three_metrics(
+    storage: dict[str, Any], interval: float, mode: Any, registry: CollectorRegistry
+) -> None:
+    """The function of `finisher` subtracts from the gauge, counts and observes, also after a reset and after a batch."""
+    pdc.setup(**storage, flush_interval=interval)
+    level = pdc.Gauge("level", "Level.", registry=registry, multiprocess_mode=mode)
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    wait = pdc.Histogram("wait", "Wait.", registry=registry, buckets=(1.0, 2.0))
+    finish = wait.finisher(hits, level)
+    finish(9.0)
+    hits.reset()
+    for seconds in (0.5, 1.0, 1.5):
+        finish(seconds)
+        pdc.flush()
+        finish(seconds)
+    assert (shown("level"), shown(), shown("wait_sum")) == ({"": -7.0}, {"": 6.0}, {"": 15.0})
+    assert shown("wait_bucket") == {'{le="1.0"}': 4.0, '{le="2.0"}': 6.0, '{le="+Inf"}': 7.0}
 
 
 def test_updates_over_the_limit_are_reported(

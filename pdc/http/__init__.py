@@ -4,15 +4,16 @@ A framework finds method, route, status and the end of the body; it reports them
 """
 
 from .access import Access, warn_of_port
-from .application import METHODS, HTTPMetrics, exclude, excludes_method, is_excluded
-from .asgi import AsyncBody, asgi_path, track_asgi, track_websocket
+from .application import HTTPMetrics, exclude, excludes_method, is_excluded
+from .asgi import AsyncBody, Channel, ExcludedChannel, asgi_path, track_asgi, track_websocket
 from .hooks import Hooks, RequestRecord
-from .names import UNMATCHED
-from .nesting import Outer, expect_wsgi, join, outer_of
+from .names import METHODS, UNMATCHED
+from .nesting import AROUND, Outer, expect_wsgi, join, outer_of
 from .tracker import CLIENT_CLOSED_REQUEST, TRACKER, Match, ResponseStart, Tracker, content_length
 from .wsgi import Body, track_wsgi
 
 __all__ = [
+    "AROUND",
     "CLIENT_CLOSED_REQUEST",
     "METHODS",
     "TRACKER",
@@ -20,6 +21,8 @@ __all__ = [
     "Access",
     "AsyncBody",
     "Body",
+    "Channel",
+    "ExcludedChannel",
     "HTTPMetrics",
     "Hooks",
     "Match",

@@ -14,7 +14,7 @@ from .access import Access, warn_of_port
 from .families import RequestSeries
 from .hooks import Hooks, ObservedTracker
 from .labels import RequestLabels
-from .names import NAMES, OTHER_METHOD, implied
+from .names import NAMES, implied
 from .tracker import Connection, FindRoute, Tracker
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _EXCLUDED = "pdc_excluded"
 """The attribute of a view whose requests are not counted."""
 
@@ -84,6 +83,7 @@ class HTTPMetrics:
         self._patterns = [pattern for pattern in options.exclude_paths if not isinstance(pattern, str)]
         self._counts_unmatched = options.count_unmatched
         self._has_rules = bool(self._patterns or options.exclude_methods)
+        """True if there is more to do for a request than to look its path up."""
         self._port: Port | None = None
         self.has_views = NAMES[options.names].has_views
         """True if routes are to be the names of views, where the framework has such names."""
@@ -91,15 +91,12 @@ class HTTPMetrics:
 
     def track(self, method: str, path: str, find_route: FindRoute | None = None, source: Any = None) -> Tracker | None:
         """Begin to track a request; None for an excluded one. `Tracker` explains `find_route` and `source`."""
-        if self._port is not None:
-            self._port.open()
-        if path in self._excluded or (self._has_rules and (method in self.options.exclude_methods or self._excludes(path))):
+        if (self._has_rules and not self.is_counted(method, path)) or path in self._excluded:
             return None
-        shown = method if method in METHODS else OTHER_METHOD
-        if self._hooks.functions or self._is_observed:
-            more = self._hooks, self._counts_unmatched
-            return ObservedTracker(self.series, self.labels, shown, find_route, source, *more)
-        return Tracker(self.series, self.labels, shown, find_route, source)
+        is_observed = self._is_observed or self._hooks.functions
+        tracker = ObservedTracker(self._hooks, self._counts_unmatched) if is_observed else Tracker()
+        tracker.begin(self.series, self.labels, method, find_route, source)
+        return tracker
 
     def is_counted(self, method: str, path: str) -> bool:
         """Return True if requests of this method and path are counted, here or by an application around this one."""
@@ -125,7 +122,7 @@ class HTTPMetrics:
         if self._decorator is not None:
             warn_of_port(self.options, "PDC_METRICS_DECORATOR")
         if self.options.metrics_port is not None:
-            self._port = Port.of(self.options.metrics_port, self._serve)
+            self._port, self._has_rules = Port.of(self.options.metrics_port, self._serve), True
             self._port.open()
 
     def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -11,45 +11,28 @@ from .nesting import AROUND, WSGI_IS_EXPECTED
 from .tracker import TRACKER, FindRoute, Tracker, WatchedBody, content_length
 
 
-async def track_asgi(
-    metrics: HTTPMetrics,
-    app: ASGIApplication,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    find_route: FindRoute,
-    *,
-    has_error_page: bool = False,
-) -> None:
-    """Track an HTTP request of an ASGI application; the framework finds its tracker in ``scope[TRACKER]``.
+def track_asgi(
+    metrics: HTTPMetrics, scope: Scope, receive: Receive, send: Send, find_route: FindRoute
+) -> Channel | ExcludedChannel:
+    """Begin to track an HTTP request of an ASGI application; the framework finds its tracker in ``scope[TRACKER]``.
 
-    The source of `find_route` is the scope. With `has_error_page` the framework answers, and finishes, a request whose
-    application raised before the answer started.
+    The application gets the `receive` and `send` of the channel. Then the framework calls `ended`, unless the tracker has
+    finished. The source of `find_route` is the scope.
     """
-    tracker = scope[TRACKER] = metrics.track(scope["method"], asgi_path(scope), find_route, scope)
+    path = asgi_path(scope) if scope.get("root_path") else scope["path"]
+    tracker = scope[TRACKER] = metrics.track(scope["method"], path, find_route, scope)
     if tracker is None:
-        AROUND.set(scope)
-        try:
-            await app(scope, receive, send)
-        finally:
-            AROUND.set(None)
-        return
+        return ExcludedChannel(scope, receive, send)
     if WSGI_IS_EXPECTED:
         AROUND.set(tracker)
-    tracker.may_wait = metrics.labels.may_wait
-    counts_received = False
+    channel = Channel(tracker, receive, send)
+    if metrics.labels.may_wait:
+        tracker.may_wait = True
     if metrics.options.sizes:
         announced = _announced_length(scope)
         tracker.read(announced)
-        counts_received = not announced
-    channel = _Channel(tracker, receive, send, counts_received)
-    try:
-        await app(scope, channel.receive, channel.send)
-    except BaseException as error:
-        await channel.ended(error, has_error_page=has_error_page)
-        raise
-    if not tracker.finished:
-        await channel.ended(None)
+        channel.counts_received = not announced
+    return channel
 
 
 async def track_websocket(
@@ -91,35 +74,33 @@ async def track_websocket(
         connection.closed()
 
 
-class _Channel:
+class Channel:
     """The messages of one ASGI request, which it watches."""
 
-    __slots__ = ("_counts_received", "_receive", "_send", "_sent", "_started", "_tracker")
+    counts_received = False
+    """True where the tracker does not know the length of the request's body."""
+    _sent = 0
 
-    def __init__(self, tracker: Tracker, receive: Receive, send: Send, counts_received: bool) -> None:
-        self._tracker = tracker
-        self._receive = receive
-        self._send = send
-        self._counts_received = counts_received
-        self._sent = 0
-        self._started = False
+    def __init__(self, tracker: Tracker, receive: Receive, send: Send) -> None:
+        self.tracker, self._receive, self._send = tracker, receive, send
 
     async def receive(self) -> MutableMapping[str, Any]:
+        """Pass a message on to the application."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self._tracker.disconnected()
-        if self._counts_received:
-            self._tracker.read(len(message.get("body", b"")))
+            self.tracker.disconnected()
+        if self.counts_received:
+            self.tracker.read(len(message.get("body", b"")))
         return message
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
-        tracker, kind = self._tracker, message["type"]
+        """Pass a message on to the server."""
+        tracker, kind = self.tracker, message["type"]
         if kind == "http.response.start":
             if tracker.may_wait or tracker.reads_answer:
                 _keep_headers(message)
                 await tracker.learn(message["status"], message.get("headers", ()))
             tracker.started(message["status"], message.get("headers", ()))
-            self._started = True
         left_before = tracker.gone
         try:
             await self._send(message)
@@ -139,22 +120,40 @@ class _Channel:
         """Finish a request with its last message, which applications also send for a client that left before."""
         if message["type"] == "http.response.start" or message.get("more_body", False):
             return
-        if self._sent < self._tracker.body_bytes():
-            self._tracker.abandon(self._sent)
+        if self._sent < self.tracker.body_bytes():
+            self.tracker.abandon(self._sent)
         else:
-            self._tracker.finish(self._sent)
+            self.tracker.finish(self._sent)
 
     async def ended(self, error: BaseException | None, *, has_error_page: bool = False) -> None:
-        """Finish the request, unless its answer was complete; a server cancels a request whose client is gone."""
-        if self._tracker.gone or (error is not None and not isinstance(error, Exception)):
-            self._tracker.abandon(self._sent)
+        """Finish the request, unless its answer was complete; a server cancels a request whose client is gone.
+
+        With `has_error_page` the framework answers, and finishes, a request whose application raised before the answer started.
+        """
+        tracker = self.tracker
+        if tracker.gone or (error is not None and not isinstance(error, Exception)):
+            tracker.abandon(self._sent)
             return
         if error is not None:
-            self._tracker.raised(error)
-            if has_error_page and not self._started:
+            tracker.raised(error)
+            if has_error_page and not tracker.has_started:
                 return
-        await self._tracker.learn()
-        self._tracker.finish(self._sent)
+        await tracker.learn()
+        tracker.finish(self._sent)
+
+
+class ExcludedChannel:
+    """The messages of a request that is not tracked; applications of WSGI inside of its own do not track it either."""
+
+    tracker = None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.receive, self.send = receive, send
+        AROUND.set(scope)
+
+    async def ended(self, _: BaseException | None, *, has_error_page: bool = False) -> None:  # noqa: ARG002 - as of `Channel`
+        """Note the end of the request."""
+        AROUND.set(None)
 
 
 class AsyncBody(WatchedBody):

@@ -9,10 +9,9 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 from ..process.log import log_once_or_raise
-from .families import RequestSeries
-from .labels import RequestLabels, takes
+from .labels import takes
 from .names import UNMATCHED
-from .tracker import CLIENT_CLOSED_REQUEST, FindRoute, Header, Tracker, content_length
+from .tracker import CLIENT_CLOSED_REQUEST, Header, Tracker, content_length
 
 
 class RequestRecord(NamedTuple):
@@ -81,21 +80,9 @@ class Hooks:
 class ObservedTracker(Tracker):
     """The tracker of an application that has hooks, leaves requests out which no route matches, or times starts of answers."""
 
-    __slots__ = ("_counts_unmatched", "_hooks", "until_start")
     reads_answer = True
 
-    def __init__(
-        self,
-        series: RequestSeries,
-        labels: RequestLabels,
-        method: str,
-        find_route: FindRoute | None,
-        source: Any,
-        hooks: Hooks,
-        counts_unmatched: bool,
-    ) -> None:
-        super().__init__(series, labels, method, find_route, source)
-        self.until_start: float | None = None
+    def __init__(self, hooks: Hooks, counts_unmatched: bool) -> None:
         self._hooks = hooks
         self._counts_unmatched = counts_unmatched
 
@@ -112,15 +99,15 @@ class ObservedTracker(Tracker):
         duration = perf_counter() - self._start
         if not self._known:
             self._learn()
-        if self._route == UNMATCHED and not self._counts_unmatched:
+        if self.route == UNMATCHED and not self._counts_unmatched:
             self.forget()
         if self.finished:
             return
         record = RequestRecord(
-            self._request,
+            self.request,
             self.response,
             self._method,
-            self._route,
+            self.route,
             int(self._status),
             duration,
             self._request_size(),
@@ -131,14 +118,14 @@ class ObservedTracker(Tracker):
         self._hooks.call(record)
 
     def _count_exceptions(self) -> None:
-        if self._route == UNMATCHED and not self._counts_unmatched:
+        if self.route == UNMATCHED and not self._counts_unmatched:
             self._uncounted = ()
         super()._count_exceptions()
 
     def _request_size(self) -> int:
-        if self._received or self._request is None:
+        if self._received or self.request is None:
             return self._received
-        return content_length(self._request.headers.get("Content-Length", ""))
+        return content_length(self.request.headers.get("Content-Length", ""))
 
     def _response_size(self, sent: int) -> int:
         """The sent bytes; those that the headers announce for a body that nobody watched."""

@@ -11,6 +11,7 @@ from ..options import OptionError, Options, OptionsT
 
 UNMATCHED = "<unmatched>"
 """The route of a request that no route of the application matches."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 OTHER_METHOD = "<other>"
 """The method of a request whose method HTTP does not have."""
 SCHEME = "<scheme>"

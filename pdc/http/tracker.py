@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..process.log import log_or_raise
 from .families import RequestSeries
 from .labels import RequestLabels
-from .names import UNMATCHED
+from .names import METHODS, OTHER_METHOD, UNMATCHED
 
 CLIENT_CLOSED_REQUEST = 499
 TRACKER = "pdc.tracker"
@@ -52,58 +52,66 @@ FindRoute = Callable[[Any], Match]
 class Tracker:
     """One request, from its start until its last byte is handed to the server. Its methods raise no errors of their own.
 
-    A framework calls `matched`, or gives a `find_route`. That is called once, with `source`, when the match is first needed:
-    when the answer starts, an exception is counted, or the application ends without an answer. Then come `started`, and
+    A framework sets `route` and `request`, or gives a `find_route`. That is called once, with `source`, when the match is first
+    needed: when the answer starts, an exception is counted, or the application ends without an answer. Then come `started`, and
     `finish` or one of its variants: `answered`, `all_sent`, `abandon`, `fail`. Until then it may replace `source`, which a
-    middleware in between may have changed or copied, and set `response`, if it has an object for that. One that can await
-    sets `may_wait` where callables of labels may return awaitables, and calls `learn` before the others.
+    middleware in between may have changed or copied, and set `response`, if it has an object for that, and `is_buffered`. One
+    that can await sets `may_wait` where callables of labels may return awaitables, and calls `learn` before the others.
     """
 
-    __slots__ = (
-        *("_exception", "_exemplar", "_find_route", "_headers", "_in_progress", "_known", "_label_values", "_labels"),
-        *("_method", "_received", "_request", "_route", "_series", "_start", "_status", "_uncounted"),
-        *("finished", "gone", "is_buffered", "may_wait", "response", "source"),
-    )
+    finished: bool
+    gone: bool
+    """True once the client is gone: exceptions from then on are not the application's."""
+    is_buffered = False
+    """True where the body of the answer is in memory, in one piece: it need not be watched."""
+    may_wait: bool
+    route = UNMATCHED
+    request: Any = None
+    """The object that callables for labels take."""
+    response: Any = None
     until_start: float | None = None
     """The seconds until the answer started, where a subclass measures them."""
     reads_answer = False
     """True where a subclass reads the headers of each answer."""
+    _status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+    _received = 0
+    _headers: Iterable[Header] | None = None
+    _exception: Exception | None = None
+    _uncounted: tuple[Exception, ...]
+    _label_values: tuple[str, ...]
+    _exemplar: dict[str, str] | None
 
-    def __init__(
+    def begin(
         self, series: RequestSeries, labels: RequestLabels, method: str, find_route: FindRoute | None, source: Any
     ) -> None:
+        """Begin to track a request of that method. A constructor would take longer, as do reads of defaults of the class."""
         self._series = series
         self._labels = labels
         self._method = method
         self._find_route = find_route
         self.source = source
         self._known = find_route is None and not labels.are_asked_for
-        self.finished = self.gone = self.is_buffered = self.may_wait = False
-        self._uncounted: tuple[Exception, ...] = ()
-        self._label_values: tuple[str, ...] = ()
-        self._headers: Iterable[Header] | None = None
-        self._exemplar: dict[str, str] | None = None
-        self._exception: Exception | None = None
-        self._request: Any = None
-        self.response: Any = None
-        self._route = UNMATCHED
-        self._status = 500
-        self._received = 0
+        self.finished, self.gone, self.may_wait = False, False, False
+        self._uncounted, self._label_values, self._exemplar = (), (), None
         self._start = perf_counter()
         try:
-            self._in_progress = series.adders.get(method) or series.adder(method, find_route, source)
-            self._in_progress(1.0)
+            add = series.adders.get(method)
+            if add is None:
+                self._method = method if method in METHODS else OTHER_METHOD
+                add = series.adders.get(self._method) or series.adder(self._method, find_route, source)
+            self._in_progress = add
+            add(1.0)
         except Exception as error:
             log_or_raise(error, "a request could not be tracked")
             self.finished = True
 
     def enter(self) -> None:
-        """Show the request in progress under the route of `matched`: for PDC_IN_PROGRESS_BY_ROUTE without a `find_route`."""
+        """Show the request in progress under its route: for PDC_IN_PROGRESS_BY_ROUTE without a `find_route`."""
         if self.finished:
             return
         try:
             self._in_progress(-1.0)
-            self._in_progress = self._series.adder_of(self._method, self._route)
+            self._in_progress = self._series.adder_of(self._method, self.route)
             self._in_progress(1.0)
         except Exception as error:
             log_or_raise(error, "a request in progress could not be shown")
@@ -122,27 +130,20 @@ class Tracker:
         self._label_values = self._labels.defaults  # for a request that is cancelled meanwhile
         if not self.finished:
             response = self._answer() if self._labels.take_response else None
-            self._label_values = await self._labels.awaited(self._request, response)
-            self._exemplar = self._labels.exemplar(self._request)
+            self._label_values = await self._labels.awaited(self.request, response)
+            self._exemplar = self._labels.exemplar(self.request)
             self._count_exceptions()
 
-    def matched(self, route: str, request: Any = None, excluded: bool = False) -> None:
-        """Note the facts of a `Match`; an excluded request is not counted."""
-        self._route = route
-        self._request = request
-        if excluded:
-            self.forget()
-
     def hand_over(self, find_inner: FindRoute | None = None, root: str = "") -> None:
-        """Let an application that is inside this one find the route, or call `matched`.
+        """Let an application that is inside this one find the route, or set it.
 
         Its routes begin with `root`, the path of the mount, of which this one may know the template.
         """
         find_outer, outer_source = self._find_route, self.source
 
         def find(source: Any) -> Match:
-            outer = Match(request=self._request) if find_outer is None else find_outer(outer_source)
-            return _joined(outer, Match(self._route) if find_inner is None else find_inner(source), root)
+            outer = Match(request=self.request) if find_outer is None else find_outer(outer_source)
+            return _joined(outer, Match(self.route) if find_inner is None else find_inner(source), root)
 
         if not self.finished and (find_inner is not None or find_outer is not None):
             self._find_route, self._known = find, False
@@ -158,17 +159,18 @@ class Tracker:
         if not self._known:
             self._learn()
 
-    def buffered(self) -> None:
-        """Note that the body of the answer is in memory, in one piece: it need not be watched."""
-        self.is_buffered = True
-
     def disconnected(self) -> None:
         """Note that the client is gone: exceptions from now on are not the application's."""
         self.gone = True
 
+    @property
+    def has_started(self) -> bool:
+        """True once the answer has started."""
+        return self._headers is not None
+
     def body_bytes(self) -> float:
         """The length of the answer's body; infinite if only its end shows it."""
-        if self._headers is None:  # the answer has not started
+        if self._headers is None:
             return math.inf
         if self._method == "HEAD" or self._status in WITHOUT_BODY:
             return 0.0
@@ -195,7 +197,7 @@ class Tracker:
             return
         try:
             for error in errors:
-                self._series.raised(self._method, self._route, type(error).__name__, self._label_values)
+                self._series.raised(self._method, self.route, type(error).__name__, self._label_values)
         except Exception as error:
             log_or_raise(error, "an exception could not be counted")
 
@@ -210,20 +212,21 @@ class Tracker:
             return
         self.finished = True
         try:
-            self._in_progress(-1.0)
-            key = (self._method, self._route, self._status, self._label_values)
-            requests, durations, more = self._series.known.get(key) or self._series.find(*key)
-            requests.inc(1.0, self._exemplar)
-            durations.observe(duration, self._exemplar)
+            key = (self._method, self.route, self._status, self._label_values)
+            requests, durations, more, finish = self._series.known.get(key) or self._series.find(*key)
+            if finish is not None and self._exemplar is None:
+                finish(duration)
+            else:
+                self._in_progress(-1.0)
+                requests.inc(1.0, self._exemplar)
+                durations.observe(duration, self._exemplar)
             if more:
                 measured = (1.0, duration, self._received, sent, self.until_start)  # as `MEASURED` has them
-                for place, observe in more:
-                    if (value := measured[place]) is not None:
-                        observe(value)
+                _observe((measured[place], observe) for place, observe in more)
         except Exception as error:
             log_or_raise(error, "a request could not be counted")
         # Only the garbage collector would free a cycle with the tracker.
-        self._request = self.response = self.source = self._exception = self._find_route = None
+        self.request, self.response, self.source, self._exception, self._find_route = None, None, None, None, None
 
     def answered(self, status: int, length: int) -> None:
         """Finish a request whose answer is complete: its status, and the length of its body unless the headers say less."""
@@ -243,7 +246,7 @@ class Tracker:
     def fail(self, error: BaseException) -> None:
         """Count the exception and finish the request as status 500."""
         self.raised(error)
-        if self._headers is None:  # the answer has not started, and never will
+        if not self.has_started:  # and never will
             self.response = None
         self._status = int(HTTPStatus.INTERNAL_SERVER_ERROR)
         self.finish()
@@ -258,7 +261,7 @@ class Tracker:
             self._in_progress(-1.0)
         except Exception as error:
             log_or_raise(error, "a request could not be left out")
-        self._request = self.response = self.source = self._exception = self._find_route = None
+        self.request = self.response = self.source = self._exception = self._find_route = None
         self._uncounted = ()
 
     def _answer(self) -> Any:
@@ -272,15 +275,17 @@ class Tracker:
         self._known = True
         try:
             if self._find_route is not None:
-                self._route, self._request, excluded, _ = self._find_route(self.source)
+                self.route, request, excluded, _ = self._find_route(self.source)
+                if request is not None:
+                    self.request = request
                 if excluded:
                     self.forget()
         except Exception as error:
             log_or_raise(error, "the route of a request could not be found")
         if self._labels.are_asked_for and not without_labels:
             response = self._answer() if self._labels.take_response else None
-            self._label_values = self._labels.values(self._request, response, is_left=self.may_wait)
-            self._exemplar = self._labels.exemplar(self._request)
+            self._label_values = self._labels.values(self.request, response, is_left=self.may_wait)
+            self._exemplar = self._labels.exemplar(self.request)
             if self._uncounted:
                 self._count_exceptions()
 
@@ -403,6 +408,13 @@ class WatchedBody:
             (self._tracker.abandon if self._left > 0 else self._tracker.finish)(self._sent)
         if hasattr(self._body, "close"):
             self._body.close()
+
+
+def _observe(measured: Iterable[tuple[float | None, Callable[[float], None]]]) -> None:
+    """Observe what was measured."""
+    for value, observe in measured:
+        if value is not None:
+            observe(value)
 
 
 def _joined(outer: Match, inner: Match, root: str) -> Match:

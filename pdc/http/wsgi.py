@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from ..options import OptionError
 from .application import HTTPMetrics
 from .labels import ONLY_ASGI
-from .nesting import expect_wsgi, join, outer_of
+from .nesting import AROUND, Outer, expect_wsgi, join, outer_of
 from .tracker import TRACKER, Tracker, WatchedBody, content_length
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+_STATUSES = {f"{status.value} {text}": status.value for status in HTTPStatus for text in (status.phrase, status.phrase.upper())}
+"""Most statuses as texts: to look one up is faster than to read its number."""
 
 
 def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
@@ -23,14 +28,17 @@ def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
     sizes = metrics.options.sizes
 
     def tracked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        tracker = _begin(metrics, environ)
+        if (TRACKER in environ or AROUND.get() is not None) and (outer := outer_of(environ)) is not None:
+            _report(metrics, environ, outer)
+            return app(environ, start_response)
+        environ[TRACKER] = tracker = metrics.track(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
         if tracker is None:
             return app(environ, start_response)
         if sizes:
             tracker.read(content_length(environ.get("CONTENT_LENGTH", "")))
 
         def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
-            tracker.started(int(status[:3]), headers)
+            tracker.started(_STATUSES.get(status) or int(status[:3]), headers)
             return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
 
         try:
@@ -41,29 +49,29 @@ def track_wsgi(metrics: HTTPMetrics, app: WSGIApplication) -> WSGIApplication:
         if tracker.is_buffered and not sizes:
             tracker.finish()
             return body
-        file_wrapper: Any = environ.get("wsgi.file_wrapper")
-        if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
-            return _sent_by_server(body, tracker)
-        return Body(tracker, body)
+        return _watched(environ, tracker, body)
 
     return tracked
 
 
-def _begin(metrics: HTTPMetrics, environ: WSGIEnvironment) -> Tracker | None:
-    """Begin to track a request, unless its path is excluded or an application around this one decides that."""
-    path, outer = environ.get("PATH_INFO", ""), outer_of(environ)
-    if outer is not None:
-        environ[TRACKER] = outer.tracker
-        join(metrics, outer, environ["REQUEST_METHOD"], path)
-        return None
-    tracker = environ[TRACKER] = metrics.track(environ["REQUEST_METHOD"], path)
-    return tracker
+def _report(metrics: HTTPMetrics, environ: WSGIEnvironment, outer: Outer) -> None:
+    """Report a request to the application around this one."""
+    environ[TRACKER] = outer.tracker
+    join(metrics, outer, environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
 
 
 def _refuse_coroutines(labels: Mapping[str, object]) -> None:
     """Refuse labels that only ASGI awaits, as far as they can be told from others before their first call."""
     if names := [name for name, label in labels.items() if inspect.iscoroutinefunction(label)]:
         raise OptionError(f"PDC_LABELS: expected no coroutine functions under WSGI, got them for {names}: {ONLY_ASGI}")
+
+
+def _watched(environ: WSGIEnvironment, tracker: Tracker, body: Iterable[bytes]) -> Iterable[bytes]:
+    """The body of an answer, the end of which finishes the request."""
+    file_wrapper: Any = environ.get("wsgi.file_wrapper")
+    if isinstance(file_wrapper, type) and isinstance(body, file_wrapper):
+        return _sent_by_server(body, tracker)
+    return Body(tracker, body)
 
 
 def _sent_by_server(file: Any, tracker: Tracker) -> Iterable[bytes]:
