@@ -34,11 +34,14 @@ class RouteFinder:
 
     def find(self, scope: Scope) -> Match:
         """Find the route of a request that was handled; the request object of the match is for the caller to add."""
-        endpoint = scope.get("endpoint")
-        if endpoint is None and "router" in scope:  # routing took place, and found nothing
+        endpoint, router = scope.get("endpoint"), scope.get("router")
+        match = self._table.certain.get(id(endpoint))
+        if match is not None and router is not None and router.routes is self._table.routes:
+            return match
+        if endpoint is None and router is not None:  # routing took place, and found nothing
             return Match(_frontend(scope))
         table = self._table
-        owner = scope.get("router") or scope.get("app") or self._app
+        owner = router or scope.get("app") or self._app
         is_unknown = endpoint is not None and id(endpoint) not in table.by_endpoint
         if is_unknown or getattr(owner, "routes", None) is not table.routes:
             routes = routes_of(owner)
@@ -130,6 +133,9 @@ class _Table:
             same = self.by_endpoint.setdefault(id(entry.endpoint), [])
             if entry.match.route != UNMATCHED:
                 same.append(entry)
+        self.certain = {endpoint: found[0].match for endpoint, found in self.by_endpoint.items() if len(found) == 1}
+        """The matches of endpoints that only one route has."""
+        self.certain.pop(id(None), None)
 
 
 def _entries(routes: Iterable[Any], prefix: str = "", patterns: tuple[re.Pattern[str], ...] = ()) -> Iterator[_Entry]:
