@@ -18,6 +18,7 @@ from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, resolve
 
 from pdc.http import (
+    AROUND,
     TRACKER,
     AsyncBody,
     Body,
@@ -31,10 +32,13 @@ from pdc.http import (
     join,
     outer_of,
 )
+from pdc.process.once import once_each
 
 from . import conf, templates
 from .routes import readable
 
+MOST_ROUTES = 1000
+"""The most routes whose facts are kept."""
 ANSWERS = (Http404, PermissionDenied, BadRequest, SuspiciousOperation, MultiPartParserError)
 """Exceptions that Django turns into an answer of status 4xx."""
 
@@ -111,15 +115,19 @@ def _track(request: HttpRequest) -> Tracker | None:
     if metrics is None:
         return None
     find_route = _find_view if metrics.has_views else _find_route
-    outer = outer_of(request.META, getattr(request, "scope", None))
-    if outer is not None:
-        request.META[TRACKER] = outer.tracker
-        join(metrics, outer, request.method or "", request.path_info, lambda _: find_route(request))
-        return None
-    tracker = request.META[TRACKER] = metrics.track(request.method or "", request.path_info, find_route, request)
+    environ, scope = request.META, getattr(request, "scope", None)
+    if TRACKER in environ or scope is not None or AROUND.get() is not None:
+        outer = outer_of(environ, scope)
+        if outer is not None:
+            environ[TRACKER] = outer.tracker
+            join(metrics, outer, request.method or "", request.path_info, lambda _: find_route(request))
+            return None
+    tracker = environ[TRACKER] = metrics.track(request.method or "", request.path_info, find_route, request)
     if tracker is not None:
-        tracker.may_wait = metrics.labels.may_wait and hasattr(request, "scope")  # ASGI can await
-        if length := request.META.get("CONTENT_LENGTH"):
+        tracker.request = request
+        if metrics.labels.may_wait:
+            tracker.may_wait = scope is not None  # ASGI can await
+        if length := environ.get("CONTENT_LENGTH"):
             tracker.read(content_length(length))
     return tracker
 
@@ -127,28 +135,43 @@ def _track(request: HttpRequest) -> Tracker | None:
 def _find_route(request: HttpRequest) -> Match:
     match = request.resolver_match or _resolved(request)
     if match is None:
-        return Match(request=request)
-    mount, route = request.META.get("SCRIPT_NAME", "").rstrip("/"), match.route
-    if conf.options().django_readable_routes:
-        route = readable(route)
-    if mount or not route.startswith("^"):
-        route = f"{mount}/{route}"
-    return Match(route, request, _excludes(match, request))
+        return Match()
+    facts = match.route, match.func, request.META.get("SCRIPT_NAME", ""), conf.options().django_readable_routes
+    try:
+        known, owner = _known(*facts)
+    except TypeError:  # the view cannot be hashed
+        known, owner = _known.__wrapped__(*facts)
+    if owner is not None and _excludes_method(owner, match.func, request):
+        return known._replace(excluded=True)
+    return known
 
 
 def _find_view(request: HttpRequest) -> Match:
     """Find the name of the view in place of the template of its route."""
     match = request.resolver_match or _resolved(request)
-    return Match(request=request) if match is None else Match(match.view_name, request, _excludes(match, request))
+    if match is None:
+        return Match()
+    owner = _owner(match.func)
+    excluded = is_excluded(match.func) or (owner is not None and _excludes_method(owner, match.func, request))
+    return Match(match.view_name, excluded=excluded)
 
 
-def _excludes(match: ResolverMatch, request: HttpRequest) -> bool:
-    return is_excluded(match.func) or _excludes_method(match.func, request.method or "")
+@once_each(MOST_ROUTES)
+def _known(route: str, view: Any, mount: str, is_readable: bool) -> tuple[Match, Any]:
+    """The match of each request of a route, and the class of its view, which may exclude methods."""
+    mount = mount.rstrip("/")
+    if is_readable:
+        route = readable(route)
+    template = f"{mount}/{route}" if mount or not route.startswith("^") else route
+    return Match(template, excluded=is_excluded(view)), _owner(view)
 
 
-def _excludes_method(view: Any, method: str) -> bool:
-    owner = getattr(view, "view_class", None) or getattr(view, "cls", None)  # the latter is that of Django REST framework
-    return owner is not None and excludes_method(owner, method, getattr(view, "actions", None))
+def _owner(view: Any) -> Any:
+    return getattr(view, "view_class", None) or getattr(view, "cls", None)  # the latter is that of Django REST framework
+
+
+def _excludes_method(owner: Any, view: Any, request: HttpRequest) -> bool:
+    return excludes_method(owner, request.method or "", getattr(view, "actions", None))
 
 
 def _resolved(request: HttpRequest) -> ResolverMatch | None:
@@ -161,6 +184,10 @@ def _resolved(request: HttpRequest) -> ResolverMatch | None:
 
 def _answered(tracker: Tracker, request: HttpRequest, response: Any) -> HttpResponseBase:
     """Finish a request whose response is complete, or watch the response's stream to its end."""
+    if not response.streaming and not tracker.reads_answer and not conf.options().sizes:
+        tracker.started(response.status_code, ())
+        tracker.finish()
+        return response  # type: ignore[no-any-return]  # as below
     tracker.started(response.status_code, response.items())
     if not response.streaming:
         tracker.answered(response.status_code, len(response.content))

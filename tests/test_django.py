@@ -319,6 +319,20 @@ def test_routes_of_rest_framework_are_readable_when_asked_for(send: Send, change
     }
 
 
+def test_a_view_needs_no_hash(send: Send, change: Settings) -> None:
+    """A view that is an object without a hash counts under its route."""
+
+    class Page:
+        __hash__: Any = None
+
+        def __call__(self, _: HttpRequest) -> HttpResponse:
+            return HttpResponse("fine")
+
+    change(ROOT_URLCONF=routes(path("page", Page())))
+    assert send("/page").status == 200
+    assert {route for _, route, _ in scraped("http_requests_total")} == {"/page"}
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_class_of_views_can_be_excluded(send: Send, change: Settings, whole: bool) -> None:
     """`exclude` works on a class of views or of Django REST framework, and on one of its functions; HEAD goes with GET."""
