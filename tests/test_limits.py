@@ -252,14 +252,15 @@ def test_an_adder_adds_to_its_gauge(storage: dict[str, Any], interval: float, mo
 
 @INTERVALS
 @pytest.mark.parametrize("mode", ["shared", "livesum"])
+@pytest.mark.parametrize("native", [False, True])
 def test_a_finisher_updates_three_metrics(
-    storage: dict[str, Any], interval: float, mode: Any, registry: CollectorRegistry
+    storage: dict[str, Any], interval: float, mode: Any, registry: CollectorRegistry, native: bool
 ) -> None:
     """The function of `finisher` subtracts from the gauge, counts and observes, also after a reset and after a batch."""
     pdc.setup(**storage, flush_interval=interval)
     level = pdc.Gauge("level", "Level.", registry=registry, multiprocess_mode=mode)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
-    wait = pdc.Histogram("wait", "Wait.", registry=registry, buckets=(1.0, 2.0))
+    wait = pdc.Histogram("wait", "Wait.", registry=registry, buckets=(1.0, 2.0), native=native)
     finish = wait.finisher(hits, level)
     finish(9.0)
     hits.reset()

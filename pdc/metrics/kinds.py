@@ -372,13 +372,13 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
 
         def finish(amount: float) -> None:
             counted, observed = counter._cell, self._cell
-            bucket = bisect_left(observed.bounds, amount)
-            if level.quiet and counted.quiet and observed.quiet and not FREE_THREADED:
+            place = observed.places[bisect_left(observed.bounds, amount)]
+            if place and level.quiet and counted.quiet and observed.quiet and not FREE_THREADED:
                 level.memory[level.offset + level._slot] -= 1.0
                 counted.memory[counted.offset] += 1.0
                 memory, offset = observed.memory, observed.offset
                 memory[offset] += amount
-                memory[offset + bucket + 1] += 1.0
+                memory[offset + place] += 1.0
             else:
                 level.add(-1.0)
                 counter.inc()
