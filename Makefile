@@ -81,8 +81,9 @@ wheel:  ## Build the source distribution and the wheel, and try it with the newe
 release:  ## Make the release VERSION=3.1.0: all checks, both distributions in dist/, commit and tag, but no upload
 	.ci/release $(VERSION)
 
-bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: within three minutes, BENCH=... adds arguments)
-	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(if $(filter-out 0,$(QUICK)),--quick) $(BENCH)
+bench: $(VENV)/bench.stamp $(VERSION2)/version2.stamp servers wrk  ## Measure side by side with peers (QUICK=1: some minutes, PYTHONS="python3.14t ..." with redis, DOCUMENT=1: write docs/measurements.md, BENCH=...)
+	$(VENV)/bin/python -m benchmarks --version2 $(VERSION2)/bin/python $(addprefix --interpreter ,$(PYTHONS)) \
+	  $(if $(filter-out 0,$(QUICK)),--quick) $(if $(filter-out 0,$(DOCUMENT)),--document docs/measurements.md) $(BENCH)
 
 fuzz: $(FUZZ)/fuzz.stamp  ## Search input that breaks promises, SECONDS=60 for each kind
 	@for target in codec exposition journal scrape; do \

@@ -30,6 +30,15 @@ class Contender:
     env: Mapping[str, str] = field(default_factory=dict)
     version2: bool = False
     """True if it runs in the environment of prometheus-distributed-client 2."""
+    python: str = sys.executable
+    """The interpreter of all others."""
+    size: int = 0
+    """The size of its task, where contenders of one name differ in that: the report shows how the cost grows with it."""
+
+    @property
+    def title(self) -> str:
+        """Its name and size; no other contender of its case has the same."""
+        return f"{self.name}, {self.size:,}" if self.size else self.name
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,12 @@ class Case:
     name: str
     contenders: list[Contender]
     reference: str
-    """The reference: the other contenders are divided by it."""
+    """The title of the reference: the other contenders are divided by it."""
     unit: str = "µs"
     scale: float = 1e6
     """Units per second, or units per number that the operation returns."""
-    measure: str = "wall"
-    """``wall`` or ``cpu`` time, or the ``result`` that the operation returned."""
+    measures: tuple[str, ...] = ("wall",)
+    """``wall`` or ``cpu`` time, or the ``result`` that the operation returned; each has a table of its own."""
     baseline: str | None = None
     """The contender whose cost is subtracted from the cost of the others, round by round."""
     fresh: int | None = None
@@ -54,7 +63,7 @@ class Case:
     generations: int = 1
     """The number of processes of a contender, one after the other: the layout of memory in one is worth microseconds."""
     most_rounds: int = MOST_TIMES
-    """True for a case that a quick run leaves out."""
+    """The most rounds that are measured, whatever the effort."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,9 @@ def against(case: Case, packages: Path) -> list[Case]:
         env = {**contender.env, "PYTHONPATH": f"{packages}{os.pathsep}{ROOT}"}
         pair = [contender, replace(contender, name="before", env=env)]
         baseline = [each for each in case.contenders if each.name == case.baseline]
-        pairs.append(replace(case, name=f"{case.name}: {contender.name}", contenders=[*baseline, *pair], reference="before"))
+        pairs.append(
+            replace(case, name=f"{case.name}: {contender.title}", contenders=[*baseline, *pair], reference=pair[1].title)
+        )
     return pairs
 
 
@@ -112,7 +123,7 @@ class Arena:
 
     def start(self, contender: Contender) -> Worker:
         """Start the process of a contender, which accepts work once it is `ready`."""
-        python = str(self._version2) if contender.version2 else sys.executable
+        python = str(self._version2) if contender.version2 else contender.python
         folder = tempfile.mkdtemp(dir=self._folder)
         own = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "", "REDIS_URL": self._redis.new_database()}
         env = {**os.environ, **own, **contender.env}  # so that all packages are compiled, like those of pip
@@ -128,7 +139,7 @@ class Worker:
     """The process of one contender."""
 
     def __init__(self, contender: Contender, process: subprocess.Popen[str]) -> None:
-        self.name = contender.name
+        self.title = contender.title
         self._process = process
         self._orders: IO[str] = process.stdin  # type: ignore[assignment]  # both are pipes
         self._answers: IO[str] = process.stdout  # type: ignore[assignment]  # the same
@@ -164,20 +175,20 @@ class Worker:
     def _answer(self) -> Any:
         line = self._answers.readline()
         if not line:
-            raise RuntimeError(f"the process of {self.name!r} ended with {self._process.wait()}: see its traceback above")
+            raise RuntimeError(f"the process of {self.title!r} ended with {self._process.wait()}: see its traceback above")
         return json.loads(line)
 
 
 Turn = Callable[[Contender], tuple[dict[str, float], int]]
 """Lets a contender do its operation; returns the measurement and the number of operations."""
 Costs = dict[str, list[float]]
-"""The cost of one operation, by contender and round, in the unit of the case."""
+"""The cost of one operation, by the title of the contender and by round, in the unit of the case."""
 
 
-def run(case: Case, arena: Arena, effort: Effort) -> Costs:
-    """Measure the contenders of a case in turns, with another one first in each round."""
+def run(case: Case, arena: Arena, effort: Effort) -> dict[str, Costs]:
+    """Measure the contenders of a case in turns, with another one first in each round; return the costs by measure."""
     contenders = [contender for contender in case.contenders if arena.admits(contender)]
-    costs: Costs = {contender.name: [] for contender in contenders}
+    costs: dict[str, Costs] = {measure: {contender.title: [] for contender in contenders} for measure in case.measures}
     rounds = range(effort.rounds_of(case))
     for generation in _shared_out(rounds, case.generations):
         with ExitStack() as stack:
@@ -186,7 +197,8 @@ def run(case: Case, arena: Arena, effort: Effort) -> Costs:
                 first = number % len(contenders)
                 for contender in contenders[first:] + contenders[:first]:
                     measured, times = turn(contender)
-                    costs[contender.name].append(measured[case.measure] * case.scale / times)
+                    for measure, found in costs.items():
+                        found[contender.title].append(measured[measure] * case.scale / times)
     return costs
 
 
@@ -212,13 +224,13 @@ def _turns_of_new(arena: Arena, case: Case) -> Turn:
 def _turns_of_lasting(arena: Arena, case: Case, effort: Effort, stack: ExitStack) -> Turn:
     workers: dict[str, Worker] = {}
     for contender in filter(arena.admits, case.contenders):
-        worker = workers[contender.name] = arena.start(contender)
+        worker = workers[contender.title] = arena.start(contender)
         stack.callback(worker.stop)
     for worker in workers.values():
         worker.ready()
-    times = {name: worker.times_within(effort.round_seconds, once=case.costly) for name, worker in workers.items()}
+    times = {title: worker.times_within(effort.round_seconds, once=case.costly) for title, worker in workers.items()}
 
     def turn(contender: Contender) -> tuple[dict[str, float], int]:
-        return workers[contender.name].run(times[contender.name]), times[contender.name]
+        return workers[contender.title].run(times[contender.title]), times[contender.title]
 
     return turn

@@ -1,21 +1,24 @@
-"""Tables, JSON and plots of the measurements."""
+"""Tables, JSON and plots of the measurements, and the page that has the tables of all suites."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import platform
 import random
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from importlib.metadata import distributions
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import linear_regression, median, quantiles
 from typing import Any
 
-from .contest import Case, Costs, Suite
+from .contest import ROOT, Case, Costs, Suite
 
 COMPARED = (
     *("prometheus_client", "prometheus-flask-exporter", "django-prometheus", "starlette_exporter"),
@@ -36,9 +39,11 @@ class Line:
     """
 
     contender: str
+    size: int
     median: float
     low: float
     high: float
+    worst: float
     ratio: float
     ratio_low: float
     ratio_high: float
@@ -58,35 +63,62 @@ class Result:
     noise: float
     """The width of the middle half of the rounds, in parts of their median; that of the median contender."""
     lines: list[Line]
+    growth: dict[str, float]
+    """For contenders of several sizes, by name: the exponent of the size that the cost follows."""
 
 
-def result(case: Case, costs: Costs) -> Result:
-    """The medians and ratios of a case."""
+TIMES = {"cpu": "CPU time", "wall": "wall-clock time"}
+
+
+def title(case: Case, measure: str) -> str:
+    """The title of the table of a case, for one of its measures."""
+    return case.name if len(case.measures) == 1 else f"{case.name}, {TIMES[measure]}"
+
+
+def result(case: Case, costs: Costs, measure: str = "wall") -> Result:
+    """The medians and ratios of a case, for one of its measures."""
     baseline = None if case.baseline is None else costs[case.baseline]
     added = {
-        name: rounds if baseline is None else [cost - base for cost, base in zip(rounds, baseline, strict=True)]
-        for name, rounds in costs.items()
-        if name != case.baseline
+        title: rounds if baseline is None else [cost - base for cost, base in zip(rounds, baseline, strict=True)]
+        for title, rounds in costs.items()
+        if title != case.baseline
     }
+    sizes = {each.title: each.size for each in case.contenders}
+    lines = [
+        _line(title, sizes.get(title, 0), rounds, added[case.reference], subtracted=baseline is not None)
+        for title, rounds in added.items()
+    ]
     return Result(
-        case=case.name,
+        case=title(case, measure),
         unit=case.unit,
-        measure=case.measure,
+        measure=measure,
         baseline=case.baseline,
         baseline_median=None if baseline is None else median(baseline),
         reference=case.reference,
         noise=median(_relative_spread(rounds) for rounds in costs.values()),
-        lines=[_line(name, rounds, added[case.reference], subtracted=baseline is not None) for name, rounds in added.items()],
+        lines=lines,
+        growth=_growth(case, {line.contender: line.median for line in lines}),
     )
 
 
-def _line(name: str, rounds: list[float], reference: list[float], *, subtracted: bool) -> Line:
+def _growth(case: Case, medians: dict[str, float]) -> dict[str, float]:
+    """The slopes of the logarithms of the costs over those of the sizes, by the name of the contenders."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for each in case.contenders:
+        if each.size and medians.get(each.title, 0) > 0:
+            points.setdefault(each.name, []).append((math.log(each.size), math.log(medians[each.title])))
+    return {name: linear_regression(*zip(*found, strict=True)).slope for name, found in points.items() if len(found) > 1}
+
+
+def _line(title: str, size: int, rounds: list[float], reference: list[float], *, subtracted: bool) -> Line:
     low, middle, high = _quartiles(rounds)
     pairs = list(zip(rounds, reference, strict=True))
     ratio = _ratio_of_medians if subtracted else _median_of_ratios  # a difference may be 0 in a round
     chance = random.Random(0)
     drawn = sorted(ratio(chance.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
-    return Line(name, middle, low, high, ratio(pairs), drawn[RESAMPLES // 20], drawn[-RESAMPLES // 20], rounds)
+    return Line(
+        title, size, middle, low, high, max(rounds), ratio(pairs), drawn[RESAMPLES // 20], drawn[-RESAMPLES // 20], rounds
+    )
 
 
 def _median_of_ratios(pairs: Sequence[tuple[float, float]]) -> float:
@@ -114,13 +146,16 @@ def table(found: Result) -> str:
     added = (
         "" if found.baseline_median is None else f", added to {found.baseline} ({_short(found.baseline_median)} {found.unit})"
     )
-    head = ("contender", found.unit, "middle half", f"ratio to {found.reference}")
+    head = ("contender", found.unit, "middle half", "worst", f"ratio to {found.reference}")
     rows = [
-        (line.contender, _short(line.median), f"{_short(line.low)} to {_short(line.high)}", _ratio(line))
+        (line.contender, _short(line.median), f"{_short(line.low)} to {_short(line.high)}", _short(line.worst), _ratio(line))
         for line in found.lines
     ]
-    note = f"In {found.unit}{per}{added}; noise {found.noise:.0%}."
-    return "\n".join([f"### {found.case}", note, "", *aligned([head, *rows]), ""])
+    notes = [f"In {found.unit}{per}{added}; noise {found.noise:.0%}."]
+    if found.growth:
+        exponents = [f"{name} {exponent:.2f}" for name, exponent in found.growth.items()]
+        notes.append(f"Exponents of growth: {'; '.join(exponents)}.")
+    return "\n".join([f"### {found.case}", *notes, "", *aligned([head, *rows]), ""])
 
 
 def _ratio(line: Line) -> str:
@@ -149,11 +184,59 @@ def write_json(suite: Suite, found: list[Result], path: Path) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
+HEAD = """# Measurements
+
+The tables behind [performance](performance.md), which explains how to read them. `make bench DOCUMENT=1` writes this page.
+
+## In short
+For each table with a peer, or with a bare call of the driver: the dearest contender of pdc, and the cheapest other one."""
+
+
+def write_page(suites: Iterable[str], folder: Path, path: Path) -> None:
+    """Write the tables of all suites that have JSON in the folder."""
+    rows: list[tuple[str, ...]] = [("case", "unit", "pdc", "cost", "cheapest other", "cost", "ratio")]
+    parts, about = [], ""
+    for name in suites:
+        if not (measured := folder / f"{name}.json").exists():
+            continue
+        document = json.loads(measured.read_text())
+        parts.append(f"## {document['title']}")
+        if about != (about := _about(document["machine"])):
+            parts.append(about)
+        for each in document["results"]:
+            found = Result(**{**each, "lines": [Line(**line) for line in each["lines"]]})
+            rows += _in_short(found)
+            parts.append(table(found).strip())
+    path.write_text("\n\n".join([HEAD, "\n".join(aligned(rows)), *parts]) + "\n")
+
+
+def _in_short(found: Result) -> Iterable[tuple[str, ...]]:
+    """A row for the result, if it has other contenders than those of pdc: of the largest size that both have."""
+    ours, others = ([line for line in found.lines if line.contender.startswith("pdc") is own] for own in (True, False))
+    if sizes := {line.size for line in ours} & {line.size for line in others}:
+        dearest = max((line for line in ours if line.size == max(sizes)), key=lambda line: line.median)
+        cheapest = min((line for line in others if line.size == max(sizes)), key=lambda line: line.median)
+        ratio = _short(dearest.median / cheapest.median) if cheapest.median > 0 else "lost in the noise"
+        pairs = [cell for line in (dearest, cheapest) for cell in (line.contender, _short(line.median))]
+        yield (found.case, found.unit, *pairs, ratio)
+
+
+def _about(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"Measured on {machine['date']}, commit {machine['commit']}: {machine['cores']} cores, {machine['cpu']}, "
+        f"{machine['system']}, load {machine['load_average']} at the end, Python {machine['python']}; {versions}."
+    )
+
+
 def machine() -> dict[str, Any]:
     """The facts on which the measurements depend."""
     versions = {each.metadata["Name"].lower().replace("_", "-"): each.version for each in distributions()}
     wanted = {name: versions.get(name.replace("_", "-")) for name in COMPARED}
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
+        "date": f"{datetime.now(timezone.utc):%d %B %Y}".lstrip("0"),
+        "commit": commit.stdout.strip() or "unknown",
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",

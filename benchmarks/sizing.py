@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from redis import Redis
 
 import pdc
 from benchmarks import report
-from benchmarks.contenders.libraries import BOUNDS, LABELS
+from benchmarks.contenders.libraries import BOUNDS, LABELS, LIBRARIES
+from benchmarks.contenders.series import SIZES
+from benchmarks.contenders.writers import Crowd
 from benchmarks.redis_server import RedisServer
 
 Kind = tuple[str, Callable[..., Any], Callable[[Any], None]]
@@ -75,7 +78,8 @@ class Account:
     def _spent(self) -> dict[str, float]:
         info = {**self.client.info("stats"), **self.client.info("cpu")}
         processor = info["used_cpu_user"] + info["used_cpu_sys"]
-        return {"received": info["total_net_input_bytes"], "sent": info["total_net_output_bytes"], "processor": processor}
+        received, sent = info["total_net_input_bytes"], info["total_net_output_bytes"]
+        return {"received": received, "sent": sent, "traffic": received + sent, "processor": processor}
 
 
 def opened_metric(account: Account, kind: Kind) -> tuple[str, Any]:
@@ -100,8 +104,7 @@ def rooms(account: Account, number: int) -> Iterator[tuple[str, ...]]:
         for series in (range(number // 5), range(number // 5, number)):  # the first ones pay for the metric
             update_series(metric, series, kind[2])
             scrape = account.work(1, pdc.generate_latest)
-            traffic = scrape["received"] + scrape["sent"]
-            found.append((account.fields(name), account.room(name), traffic, len(pdc.generate_latest())))
+            found.append((account.fields(name), account.room(name), scrape["traffic"], len(pdc.generate_latest())))
         yield kind[0], *(f"{(last - first) / len(series):.0f}" for first, last in zip(*found, strict=True))
 
 
@@ -129,6 +132,21 @@ def batches(account: Account, times: int) -> Iterator[tuple[str, ...]]:
             yield kind[0], str(number), f"{found['calls']:.0f}", *sizes, f"{found['processor'] / unit:.0f}"
 
 
+def crowds(account: Account, writers: Iterable[int], times: int) -> Iterator[tuple[str, ...]]:
+    """For writers of the metrics of requests that each send a batch a second: the work and the memory of Redis."""
+    os.environ["REDIS_URL"] = account.url
+    for number in writers:
+        for routes in (1, 20, 100):
+            account.client.flushdb()
+            crowd = Crowd(LIBRARIES["pdc_redis"](), number, routes)
+            crowd.write(number)
+            found = account.work(1, partial(crowd.write, times))
+            batches_per_second = number / times
+            load, network = (found[each] * batches_per_second for each in ("processor", "traffic"))
+            row = (f"{number:,}", str(routes), f"{load:.1%}", f"{network / 1e6:.2f}", f"{SIZES['redis']() / 1e6:.2f}")
+            yield row
+
+
 def say_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     """Print rows below their titles."""
     report.say("\n".join([*report.aligned([titles, *rows]), ""]))
@@ -147,8 +165,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizing", description=__doc__)
     parser.add_argument("--series", type=int, default=10_000, metavar="N", help="of each metric (10,000)")
     parser.add_argument("--batches", type=int, default=200, metavar="N", help="of each size (200)")
+    parser.add_argument("--writers", type=int, nargs="+", metavar="N", help="only the load of so many processes")
     arguments = parser.parse_args()
     with opened() as account:
+        if arguments.writers:
+            titles: tuple[str, ...] = ("writers", "routes", "of a core of Redis", "MB a second", "MB in Redis")
+            say_table(titles, crowds(account, arguments.writers, 5 * arguments.batches))
+            return
         for created in (True, False):
             if created:
                 enable_created_metrics()

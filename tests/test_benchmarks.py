@@ -13,10 +13,11 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import report
-from benchmarks.contest import Case
+from benchmarks.contest import Case, Contender
+from benchmarks.suites import SUITES
 
-EVERY_SECOND = {"pdc, SQLite, every second", "pdc, Redis, every second"}
-AT_ONCE = {"pdc, SQLite, at once", "pdc, Redis, at once"}
+REDIS = "pdc, Redis, every second"
+EVERY_SECOND = {"pdc, SQLite, every second", REDIS}
 MULTIPROCESS = "prometheus_client, multiprocess mode"
 
 
@@ -39,12 +40,19 @@ def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[st
         ("web", "Django async, 1 route", {"pdc, SQLite", "pdc, Redis", "django-prometheus"}),
         ("web", "Starlette, 1 route", {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"}),
         pytest.param("server", "Redis commands", {"pdc, Redis", "pdc, Redis, 1,000 requests/s"}, marks=pytest.mark.long),
-        ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, *AT_ONCE, MULTIPROCESS, "pytheus, Redis"}),
+        ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, MULTIPROCESS}),
         ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),
         ("updates", "Room of a counter in SQLite", {"pdc, SQLite, every second"}),
-        ("scrape", "counters of 4 processes", {*EVERY_SECOND, MULTIPROCESS}),
-        ("scale", "remove()", {*EVERY_SECOND}),
-        pytest.param("scrape", "recycled workers, Redis", {"Redis, after 1", "Redis, after 1,000"}, marks=pytest.mark.long),
+        ("updates", "remove()", {*EVERY_SECOND}),
+        ("write_through", "counter.inc(), 1 ms away, Redis", {"pdc, Redis, at once", "pytheus, Redis"}),
+        pytest.param("scrape", "counters of 4 processes", {*EVERY_SECOND, MULTIPROCESS}, marks=pytest.mark.long),
+        pytest.param("registry", "samples of 20 metrics", {*EVERY_SECOND, MULTIPROCESS}, marks=pytest.mark.long),
+        pytest.param("writers", "Network of a batch", {f"{REDIS}, {size}" for size in (10, 100, 500)}, marks=pytest.mark.long),
+        pytest.param(
+            "writers", "have ended", {f"{each}, {size}" for each in EVERY_SECOND for size in (1, 100)}, marks=pytest.mark.long
+        ),
+        pytest.param("pauses", "Flush of", {*EVERY_SECOND}, marks=pytest.mark.long),
+        pytest.param("interpreters", "gauge.set()", {*EVERY_SECOND}, marks=pytest.mark.long),
     ],
 )
 def test_a_case_measures_all_contenders_that_can_run_here(tmp_path: Path, suite: str, case: str, contenders: set[str]) -> None:
@@ -78,7 +86,7 @@ def test_the_cost_that_contenders_add_is_measured_round_by_round() -> None:
     assert found.baseline_median == 10
     assert [lines["peer"].median, lines["pdc"].median] == [4, 6]
     assert [lines["pdc"].ratio_low, lines["pdc"].ratio, lines["pdc"].ratio_high] == [1.5, 1.5, 1.5]
-    assert "| pdc       | 6.00 | 6.00 to 6.00 | 1.50 (1.50 to 1.50) |" in report.table(found)
+    assert "| pdc       | 6.00 | 6.00 to 6.00 | 6.00  | 1.50 (1.50 to 1.50) |" in report.table(found)
 
 
 def test_a_ratio_is_the_median_of_those_of_the_rounds() -> None:
@@ -95,3 +103,40 @@ def test_a_ratio_to_no_cost_is_not_shown() -> None:
     case = Case("requests", [], reference="peer", baseline="bare")
     found = report.result(case, {"bare": [10.0] * 4, "peer": [9.0, 11.0, 9.0, 11.1], "pdc": [12.0] * 4})
     assert "lost in the noise" in report.table(found).splitlines()[-2]
+
+
+def test_each_measure_of_a_case_has_a_table() -> None:
+    """The time of the processor and that on the wall come from the same rounds."""
+    case = Case("inc", [], reference="peer", measures=("cpu", "wall"))
+    names = [report.result(case, {"peer": [1.0]}, measure).case for measure in case.measures]
+    assert names == ["inc, CPU time", "inc, wall-clock time"]
+
+
+def test_growth_is_shown_as_exponents() -> None:
+    """The exponent is the slope of the logarithm of the cost over that of the size, for each contender."""
+    case = Case("scrape", [Contender("pdc", "scrapes", size=size) for size in (10, 100, 1_000)], reference="pdc, 10")
+    found = report.result(case, {"pdc, 10": [2.0], "pdc, 100": [20.0], "pdc, 1,000": [200.0]})
+    assert found.growth == {"pdc": pytest.approx(1)}
+    assert "\nExponents of growth: pdc 1.00.\n" in report.table(found)
+
+
+def test_the_page_compares_with_the_cheapest_other_contender(tmp_path: Path) -> None:
+    """A row of the summary has the dearest contender of pdc, of the largest size that both sides have."""
+    case = Case("scrape", [Contender(name, "scrapes", size=size) for name in ("pdc", "peer") for size in (1, 2)], "peer, 1")
+    costs = {"peer, 1": [1.0], "peer, 2": [4.0], "pdc, 1": [1.0], "pdc, 2": [2.0], "pdc, 3": [9.0]}
+    suite = SUITES["registry"](quick=True)
+    report.write_json(suite, [report.result(case, costs)], tmp_path / "registry.json")
+    report.write_page(SUITES, tmp_path, tmp_path / "page.md")
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith(report.HEAD)
+    (row,) = [line for line in page.splitlines() if line.startswith("| scrape ")]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "scrape",
+        "µs",
+        "pdc, 2",
+        "2.00",
+        "peer, 2",
+        "4.00",
+        "0.500",
+    ]
+    assert f"## {suite.title}" in page

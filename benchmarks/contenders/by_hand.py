@@ -11,11 +11,12 @@ import prometheus_client
 class ByHand:
     """The metrics of requests, made with a library whose classes are those of prometheus_client."""
 
-    def __init__(self, library: Any = prometheus_client, **options: Any) -> None:
+    def __init__(self, library: Any = prometheus_client, *, registry: Any = prometheus_client.REGISTRY, **options: Any) -> None:
         answer = ["method", "route", "status"]
-        self._requests = library.Counter("http_requests", "Requests.", answer)
-        self._duration = library.Histogram("http_request_duration_seconds", "Time.", answer)
-        self._in_progress = library.Gauge("http_requests_in_progress", "In progress.", ["method"], **options)
+        self._requests = library.Counter("http_requests", "Requests.", answer, registry=registry)
+        self._duration = library.Histogram("http_request_duration_seconds", "Time.", answer, registry=registry)
+        in_progress = "http_requests_in_progress", "In progress.", ["method"]
+        self._in_progress = library.Gauge(*in_progress, registry=registry, **options)
 
     def begin(self, method: str) -> float:
         """Note the start of a request, and return its time."""

@@ -25,6 +25,10 @@ class Library:
         """A counter with three labels."""
         return self.metrics.Counter(name, "Events so far.", LABELS)
 
+    def gauge(self, name: str) -> Any:
+        """A gauge with three labels."""
+        return self.metrics.Gauge(name, "A level.", LABELS)
+
     def histogram(self, name: str) -> Any:
         """A histogram with three labels and 15 buckets."""
         return self.metrics.Histogram(name, "Seconds.", LABELS, buckets=BOUNDS)
@@ -37,14 +41,18 @@ class Library:
         """Finish pending work of the background."""
 
     def render(self) -> bytes:
-        """The metrics as text."""
+        """The metrics as text, by the function of the library."""
+        return self.render_registry()
+
+    def render_registry(self) -> bytes:
+        """The metrics as text, by the function of prometheus_client."""
         return importlib.import_module("prometheus_client").generate_latest()  # type: ignore[no-any-return]  # it is Any
 
 
 class Multiprocess(Library):
     """prometheus_client with ``PROMETHEUS_MULTIPROC_DIR``."""
 
-    def render(self) -> bytes:
+    def render_registry(self) -> bytes:
         from prometheus_client import CollectorRegistry, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -111,6 +119,9 @@ class Pytheus(Library):
 
     def counter(self, name: str) -> Any:
         return self.metrics.Counter(name, "Events so far.", LABELS)
+
+    def gauge(self, name: str) -> Any:
+        return self.metrics.Gauge(name, "A level.", LABELS)
 
     def histogram(self, name: str) -> Any:
         return self.metrics.Histogram(name, "Seconds.", LABELS, buckets=BOUNDS)

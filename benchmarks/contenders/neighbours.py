@@ -1,4 +1,4 @@
-"""The longest wait of another client of a storage while a large metric is scraped, or loses series."""
+"""The longest wait of another client of a storage while a large metric is scraped or updated, or loses series."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ TICK_SECONDS = 0.001
 def make(storage: str, work: str, series: int, histograms: bool = False) -> Operation:
     """Works with one metric of that many series; returns the longest wait of the other client in seconds."""
     large = _Large(LIBRARIES[f"pdc_{storage}"](), series, histograms=histograms)
+    large.flush()
 
     def wait(times: int) -> float:
         longest = 0.0
         for _ in range(times):
-            large.fill()
+            if work.startswith("remove"):
+                large.flush()
             longest += _longest_wait(WAITS[storage], getattr(large, work))
         return longest
 
@@ -40,8 +42,8 @@ class _Large:
         self._update = "observe" if histograms else "inc"
         self._children = [library.values("GET", f"/items/{number}", "200") for number in range(series)]
 
-    def fill(self) -> None:
-        """Create all series."""
+    def flush(self) -> None:
+        """Update all series, and send them."""
         for values in self._children:
             getattr(self._metric.labels(*values), self._update)(1.0)
         self._library.settle()

@@ -1,4 +1,4 @@
-"""The pauses of other work in a process while it answers a scrape of many samples."""
+"""The pauses of other work in a process while it answers a scrape of many samples, or sends many changed series."""
 
 from __future__ import annotations
 
@@ -18,34 +18,62 @@ TICK_SECONDS = 0.001
 
 
 def make(library: str, counters: int, histograms: int, others: str) -> Operation:
-    """Scrapes; returns the longest pause in seconds of this process's CPU time, which other programs do not prolong.
+    """Works of a thread; returns the longest pause in seconds of this process's CPU time, which other programs do not prolong.
 
-    The `others` are ``threads`` while one of them scrapes, or an ``event loop`` that has the metrics page.
+    The `others` are ``threads`` beside a scrape, an ``event loop`` that has the metrics page, or ``threads beside a flush``.
     """
-    chosen = LIBRARIES[library]()
-    (fill if library == IN_MEMORY else fill_elsewhere)(chosen, counters, histograms)
-    scrape_beside = OTHERS[others]
+    beside = OTHERS[others](LIBRARIES[library](), library == IN_MEMORY, counters, histograms)
 
-    def scrape(times: int) -> float:
-        return sum(longest() for _ in range(times))
+    def longest(times: int) -> float:
+        return sum(max(beside()) for _ in range(times))
 
-    def longest() -> float:
-        pauses: list[float] = []
-        text = scrape_beside(chosen, pauses)
-        check(text, counters, histograms)
-        return max(pauses)
-
-    return scrape
+    return longest
 
 
-def _beside_threads(chosen: Library, pauses: list[float]) -> bytes:
+Pauses = Callable[[], list[float]]
+"""Does the work once, and returns the pauses of others meanwhile."""
+
+
+def _threads(chosen: Library, in_memory: bool, counters: int, histograms: int) -> Pauses:
+    (fill if in_memory else fill_elsewhere)(chosen, counters, histograms)
+    return lambda: _beside_threads(lambda: check(chosen.render(), counters, histograms))
+
+
+def _event_loop(chosen: Library, in_memory: bool, counters: int, histograms: int) -> Pauses:
+    (fill if in_memory else fill_elsewhere)(chosen, counters, histograms)
+    page = chosen.metrics.make_asgi_app()
+
+    def pauses() -> list[float]:
+        found: list[float] = []
+        check(asyncio.run(_answer(page, found)), counters, histograms)
+        return found
+
+    return pauses
+
+
+def _threads_beside_flush(chosen: Library, _: bool, counters: int, __: int) -> Pauses:
+    counter = chosen.counter("events")
+    children = [counter.labels(*chosen.values("GET", f"/items/{number}", "200")) for number in range(counters)]
+
+    def pauses() -> list[float]:
+        for child in children:
+            child.inc()
+        return _beside_threads(chosen.settle)
+
+    return pauses
+
+
+def _beside_threads(work: Callable[[], object]) -> list[float]:
+    pauses: list[float] = []
     done = threading.Event()
     ticker = threading.Thread(target=_tick, args=(pauses, done))
     ticker.start()
-    text = chosen.render()
+    time.sleep(TICK_SECONDS)
+    work()
+    time.sleep(2 * TICK_SECONDS)
     done.set()
     ticker.join()
-    return text
+    return pauses
 
 
 def _tick(pauses: list[float], done: threading.Event) -> None:
@@ -54,10 +82,6 @@ def _tick(pauses: list[float], done: threading.Event) -> None:
         now = time.process_time()
         pauses.append(now - last)
         last = now
-
-
-def _in_event_loop(chosen: Library, pauses: list[float]) -> bytes:
-    return asyncio.run(_answer(chosen.metrics.make_asgi_app(), pauses))
 
 
 async def _answer(page: Any, pauses: list[float]) -> bytes:
@@ -86,4 +110,8 @@ async def _tick_in_loop(pauses: list[float]) -> None:
         last = now
 
 
-OTHERS: dict[str, Callable[[Library, list[float]], bytes]] = {"threads": _beside_threads, "event loop": _in_event_loop}
+OTHERS: dict[str, Callable[[Library, bool, int, int], Pauses]] = {
+    "threads": _threads,
+    "event loop": _event_loop,
+    "threads beside a flush": _threads_beside_flush,
+}

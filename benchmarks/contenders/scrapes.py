@@ -9,35 +9,41 @@ from benchmarks.worker import Operation
 from .libraries import BOUNDS, LIBRARIES, Library
 
 METRICS = 4
-"""The number of counters, and the number of histograms."""
+"""The number of counters, and the number of histograms, unless a contender has others."""
 SAMPLES_OF_HISTOGRAM = len(BOUNDS) + 3
 """The samples of a histogram: its buckets with the infinite one, count and sum."""
 
 
-def make(library: str, counters: int, histograms: int, processes: int = 0) -> Operation:
-    """Scrapes of so many series, which this process has updated, or each of so many processes that have ended since."""
+def make(
+    library: str, counters: int, histograms: int, processes: int = 0, metrics: int = METRICS, registry: bool = False
+) -> Operation:
+    """Scrapes of so many series, which this process has updated, or each of so many processes that have ended since.
+
+    A scrape uses the function of the library, or that of prometheus_client for the `registry`.
+    """
     chosen = LIBRARIES[library]()
     for _ in range(processes):
         fill_elsewhere(chosen, counters, histograms)
     if not processes:
-        fill(chosen, counters, histograms)
+        fill(chosen, counters, histograms, metrics)
+    render = chosen.render_registry if registry else chosen.render
 
     def scrape(times: int) -> None:
         for _ in range(times):
-            check(chosen.render(), counters, histograms)
+            check(render(), counters, histograms)
 
     return scrape
 
 
-def fill(library: Library, counters: int, histograms: int) -> None:
-    """Update that many series."""
-    metrics = [(library.counter(f"events_{number}"), library.histogram(f"seconds_{number}")) for number in range(METRICS)]
+def fill(library: Library, counters: int, histograms: int, metrics: int = METRICS) -> None:
+    """Update that many series, in so many metrics of each kind that has any."""
+    counting = [library.counter(f"events_{number}") for number in range(metrics) if counters]
+    timing = [library.histogram(f"seconds_{number}") for number in range(metrics) if histograms]
     for number in range(counters):
-        counter, _ = metrics[number % METRICS]
-        counter.labels(*library.values("GET", f"/items/{number}", "200")).inc(number)
+        counting[number % metrics].labels(*library.values("GET", f"/items/{number}", "200")).inc(number)
     for number in range(histograms):
-        _, histogram = metrics[number % METRICS]
-        histogram.labels(*library.values("GET", f"/items/{number}", "200")).observe(BOUNDS[number % len(BOUNDS)])
+        labelled = timing[number % metrics].labels(*library.values("GET", f"/items/{number}", "200"))
+        labelled.observe(BOUNDS[number % len(BOUNDS)])
     library.settle()
 
 

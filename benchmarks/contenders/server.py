@@ -1,4 +1,4 @@
-"""A Flask application under Gunicorn, bare and instrumented: its throughput, and the work of Redis."""
+"""A Flask application under Gunicorn, bare and instrumented: its requests at full load, and the work of Redis."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def application(instrument: str) -> Any:
 
 def make(instrument: str, workers: int, measured: str, seconds: int, per_second: int = PER_SECOND) -> Operation:
     """Requests over HTTP for so many seconds to that many workers."""
-    if measured == "throughput":
-        return _throughput(instrument, workers, seconds)
+    if measured == "full load":
+        return _full_load(instrument, workers, seconds)
     return _work_of_redis(instrument, workers, measured, seconds * per_second, per_second)
 
 
-def _throughput(instrument: str, workers: int, seconds: int) -> Operation:
-    """As many requests as possible; the operation returns the answers per second."""
+def _full_load(instrument: str, workers: int, seconds: int) -> Operation:
+    """As many requests as possible; the operation returns the seconds of the server for one."""
     wrk = shutil.which("wrk")
     if wrk is None:
         raise RuntimeError("the command wrk is missing: `make bench` installs the Debian package of that name")
@@ -53,7 +53,7 @@ def _throughput(instrument: str, workers: int, seconds: int) -> Operation:
         rate = re.search(r"^Requests/sec: +([0-9.]+)$", said, re.MULTILINE)
         if rate is None or "Non-2xx" in said or "Socket errors" in said:
             raise RuntimeError(f"wrk said: {said}")
-        return float(rate[1])
+        return 1 / float(rate[1])
 
     return requests
 

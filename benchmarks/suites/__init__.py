@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 from benchmarks.contest import Suite
 
-from . import scale, scrape, server, updates, web
+from . import interpreters, pauses, registry, scrape, server, updates, web, write_through, writers
 
 SUITES: dict[str, Callable[..., Suite]] = {
     "web": web.suite,
     "server": server.suite,
     "updates": updates.suite,
+    "interpreters": interpreters.suite,
+    "write_through": write_through.suite,
     "scrape": scrape.suite,
-    "scale": scale.suite,
+    "registry": registry.suite,
+    "writers": writers.suite,
+    "pauses": pauses.suite,
 }
 """The function that makes each suite, with or without ``quick=True``."""

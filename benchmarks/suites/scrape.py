@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.contenders.scrapes import SAMPLES_OF_HISTOGRAM
 from benchmarks.contest import Case, Contender, Suite
 
-from .updates import REFERENCE, library
+from .updates import MULTIPROCESS, PDC, REFERENCE, library
 
-MULTIPROCESS = "prometheus_client, multiprocess mode"
-PDC = ["pdc, SQLite, every second", "pdc, Redis, every second"]
 MILLISECONDS: dict[str, Any] = {"unit": "ms", "scale": 1e3, "costly": True}
 
 
@@ -37,7 +36,7 @@ def suite(*, quick: bool) -> Suite:
                 f"{samples:,} samples, first scrape of a process",
                 [library(name, "first_scrapes", {"what": "seconds", **size}) for name in first],
                 REFERENCE,
-                measure="result",
+                measures=("result",),
                 **MILLISECONDS,
             ),
             Case(
@@ -46,25 +45,21 @@ def suite(*, quick: bool) -> Suite:
                 REFERENCE,
                 unit="MB",
                 scale=1e-6,
-                measure="result",
+                measures=("result",),
                 costly=True,
             ),
-            *(
-                Case(
-                    f"{samples:,} samples, longest pause of {others}",
-                    [library(name, "pauses", {**size, "others": kind}) for name in [REFERENCE, *PDC]],
-                    REFERENCE,
-                    measure="result",
-                    **MILLISECONDS,
-                )
-                for kind, others in (("threads", "other threads"), ("event loop", "the event loop"))
+            Case(
+                f"{samples:,} samples while another process observes",
+                [library(name, "busy_scrapes", {"series": samples // SAMPLES_OF_HISTOGRAM}) for name in PDC],
+                PDC[0],
+                **MILLISECONDS,
             ),
+            _by_series(samples // 5),
             *(
                 _many_processes(processes, **what)
                 for what in ({"counters": samples // 10}, {"histograms": samples // 10 // SAMPLES_OF_HISTOGRAM})
                 for processes in ((4,) if quick else (16, 64))
             ),
-            *(_recycled_workers(name, 1_000 if quick else 10_000) for name in STORAGES),
         ],
     )
 
@@ -72,19 +67,17 @@ def suite(*, quick: bool) -> Suite:
 STORAGES = ("SQLite", "Redis")
 
 
+def _by_series(most: int) -> Case:
+    names = [REFERENCE, *PDC]
+    sizes = (most // 100, most // 10, most)
+    contenders = [
+        replace(library(name, "scrapes", {"counters": size, "histograms": 0}), size=size) for name in names for size in sizes
+    ]
+    return Case("Counters, by their number", contenders, contenders[0].title, **MILLISECONDS)
+
+
 def _many_processes(processes: int, counters: int = 0, histograms: int = 0) -> Case:
     keywords = {"counters": counters, "histograms": histograms, "processes": processes}
     contenders = [library(name, "scrapes", keywords) for name in [MULTIPROCESS, *PDC]]
     what = f"{counters:,} counters" if counters else f"{histograms:,} histograms"
     return Case(f"{what} of {processes} processes", contenders, MULTIPROCESS, **MILLISECONDS)
-
-
-def _recycled_workers(storage: str, workers: int) -> Case:
-    counts = {f"{storage}, after {count:,}": count for count in (1, workers)}
-    contenders = [
-        Contender(name, "recycled", {"library": f"pdc_{storage.lower()}", "workers": count, "counters": 1_000})
-        for name, count in counts.items()
-    ]
-    return Case(
-        f"1,000 counters after {workers:,} recycled workers, {storage}", contenders, next(iter(counts)), unit="ms", scale=1e3
-    )

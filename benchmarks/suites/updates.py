@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.contest import Case, Contender, Suite
 
 REFERENCE = "prometheus_client, in memory"
+MULTIPROCESS = "prometheus_client, multiprocess mode"
+PDC = ["pdc, SQLite, every second", "pdc, Redis, every second"]
+AT_ONCE = ["pdc, SQLite, at once", "pdc, Redis, at once"]
 NAMES = {
     REFERENCE: "prometheus_client",
-    "prometheus_client, multiprocess mode": "multiprocess",
-    "pdc, SQLite, every second": "pdc_sqlite",
-    "pdc, Redis, every second": "pdc_redis",
-    "pdc, SQLite, at once": "pdc_sqlite_through",
-    "pdc, Redis, at once": "pdc_redis_through",
+    MULTIPROCESS: "multiprocess",
+    PDC[0]: "pdc_sqlite",
+    PDC[1]: "pdc_redis",
+    AT_ONCE[0]: "pdc_sqlite_through",
+    AT_ONCE[1]: "pdc_redis_through",
     "version 2, SQLite": "version2_sqlite",
     "version 2, Redis": "version2_redis",
     "pytheus, Redis": "pytheus",
 }
 
 STORED = {
-    "Redis": ["pdc, Redis, every second", "version 2, Redis", "pytheus, Redis"],
-    "SQLite": ["pdc, SQLite, every second", "version 2, SQLite"],
+    "Redis": [PDC[1], "version 2, Redis", "pytheus, Redis"],
+    "SQLite": [PDC[0], "version 2, SQLite"],
 }
 """The contenders that keep series in each storage; the first one is the reference."""
 
@@ -36,12 +39,23 @@ def library(name: str, module: str, keywords: Mapping[str, Any]) -> Contender:
     return Contender(name, module, {"library": chosen, **keywords}, env, version2=chosen.startswith("version2"))
 
 
-def _updates(title: str, kind: str, threads: int) -> Case:
-    names = [
-        name for name in NAMES if threads == 1 or name != "version 2, SQLite"
-    ]  # its threads break each other's transactions
+def updates(title: str, kind: str, names: Sequence[str], threads: int = 1, **how: Any) -> Case:
+    """A case of updates of that kind, by these libraries; the first one is the reference."""
     contenders = [library(name, "updates", {"kind": kind, "threads": threads}) for name in names]
-    return Case(title if threads == 1 else f"{title}, {threads} threads", contenders, REFERENCE, scale=1e6 / threads)
+    return Case(title if threads == 1 else f"{title}, {threads} threads", contenders, names[0], scale=1e6 / threads, **how)
+
+
+KINDS = {
+    "counter.inc()": "inc",
+    "counter.labels(a, b, c).inc()": "labels_inc",
+    "gauge.set()": "set",
+    "histogram.observe() of 15 buckets": "observe",
+}
+
+
+def _removals(series: int) -> Case:
+    contenders = [library(name, "removals", {"series": series}) for name in (REFERENCE, *PDC)]
+    return Case(f"remove() of a metric of {series:,} series", contenders, REFERENCE, measures=("cpu",), fresh=series // 10)
 
 
 def _imports() -> Case:
@@ -53,7 +67,7 @@ def _imports() -> Case:
         "pytheus and redis-py": ["pytheus.metrics", "pytheus.backends.redis"],
     }
     contenders = [Contender(name, "imports", {"modules": each}, version2=name == "version 2") for name, each in modules.items()]
-    return Case("Import", contenders, REFERENCE, unit="ms", scale=1e3, measure="cpu", fresh=1)
+    return Case("Import", contenders, REFERENCE, unit="ms", scale=1e3, measures=("cpu",), fresh=1)
 
 
 def _idle_series(series: int) -> Case:
@@ -61,27 +75,24 @@ def _idle_series(series: int) -> Case:
         name for name in NAMES if not name.endswith("at once") and name != "version 2, SQLite"
     ]  # they take minutes to fill
     contenders = [library(name, "series", {"size": "memory"}) for name in names]
-    return Case("Memory of an idle series", contenders, REFERENCE, unit="bytes", scale=1, measure="result", fresh=series)
+    return Case("Memory of an idle series", contenders, REFERENCE, unit="bytes", scale=1, measures=("result",), fresh=series)
 
 
 def _stored_series(database: str, names: list[str], series: int, *, histograms: bool) -> Case:
     contenders = [library(name, "series", {"size": database.lower(), "histograms": histograms}) for name in names]
     title = f"Room of a {'histogram' if histograms else 'counter'} in {database}"
-    return Case(title, contenders, names[0], unit="bytes", scale=1, measure="result", fresh=series)
+    return Case(title, contenders, names[0], unit="bytes", scale=1, measures=("result",), fresh=series)
 
 
 def suite(*, quick: bool) -> Suite:
     """The suite; a quick one makes fewer series."""
-    kinds = {
-        "counter.inc()": "inc",
-        "counter.labels(a, b, c).inc()": "labels_inc",
-        "histogram.observe() of 15 buckets": "observe",
-    }
+    names = [REFERENCE, MULTIPROCESS, *PDC]
     return Suite(
         "updates",
         "Cost of an update",
         [
-            *(_updates(title, kind, threads) for title, kind in kinds.items() for threads in (1, 4)),
+            *(updates(title, kind, names, threads) for title, kind in KINDS.items() for threads in (1, 4)),
+            _removals(10_000 if quick else 100_000),
             _imports(),
             _idle_series(1_000 if quick else 5_000),
             *(
