@@ -11,7 +11,7 @@ import time
 from benchmarks.worker import Operation
 
 from .libraries import LIBRARIES
-from .scrapes import check, fill, fill_elsewhere
+from .scrapes import check, declare, fill, fill_elsewhere
 
 IN_MEMORY = "prometheus_client"
 
@@ -33,8 +33,7 @@ def main() -> None:
     """Scrape once, in this process."""
     library, counters, histograms = sys.argv[1], *map(int, sys.argv[2:])
     chosen = LIBRARIES[library]()
-    if library == IN_MEMORY:
-        fill(chosen, counters, histograms)
+    (fill if library == IN_MEMORY else declare)(chosen, counters, histograms)
     peak, start = _peak_bytes(), time.perf_counter()
     text = chosen.render()
     cost = {"seconds": time.perf_counter() - start, "bytes": _peak_bytes() - peak}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
+from typing import Any
 
 from benchmarks.worker import Operation
 
@@ -15,12 +17,21 @@ SAMPLES_OF_HISTOGRAM = len(BOUNDS) + 3
 
 
 def make(
-    library: str, counters: int, histograms: int, processes: int = 0, metrics: int = METRICS, registry: bool = False
+    library: str,
+    counters: int,
+    histograms: int,
+    processes: int = 0,
+    metrics: int = METRICS,
+    registry: bool = False,
+    hiredis: bool = True,
 ) -> Operation:
     """Scrapes of so many series, which this process has updated, or each of so many processes that have ended since.
 
-    A scrape uses the function of the library, or that of prometheus_client for the `registry`.
+    A scrape uses the function of the library, or that of prometheus_client for the `registry`. Without `hiredis`, redis-py
+    reads replies in Python.
     """
+    if not hiredis:
+        sys.modules["hiredis"] = None  # type: ignore[assignment]  # its import fails
     chosen = LIBRARIES[library]()
     for _ in range(processes):
         fill_elsewhere(chosen, counters, histograms)
@@ -35,10 +46,16 @@ def make(
     return scrape
 
 
-def fill(library: Library, counters: int, histograms: int, metrics: int = METRICS) -> None:
-    """Update that many series, in so many metrics of each kind that has any."""
+def declare(library: Library, counters: int, histograms: int, metrics: int = METRICS) -> tuple[list[Any], list[Any]]:
+    """So many counters and histograms, of each kind that has series."""
     counting = [library.counter(f"events_{number}") for number in range(metrics) if counters]
     timing = [library.histogram(f"seconds_{number}") for number in range(metrics) if histograms]
+    return counting, timing
+
+
+def fill(library: Library, counters: int, histograms: int, metrics: int = METRICS) -> None:
+    """Update that many series."""
+    counting, timing = declare(library, counters, histograms, metrics)
     for number in range(counters):
         counting[number % metrics].labels(*library.values("GET", f"/items/{number}", "200")).inc(number)
     for number in range(histograms):

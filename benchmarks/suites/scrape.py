@@ -33,8 +33,14 @@ def suite(*, quick: bool) -> Suite:
                 **MILLISECONDS,
             ),
             Case(
+                f"{samples:,} samples, replies of Redis read in Python",
+                [library(name, "scrapes", {"hiredis": False, **size}) for name in (REFERENCE, PDC[1], "pytheus, Redis")],
+                REFERENCE,
+                **MILLISECONDS,
+            ),
+            Case(
                 f"{samples:,} samples, first scrape of a process",
-                [library(name, "first_scrapes", {"what": "seconds", **size}) for name in first],
+                [library(name, "first_scrapes", {"what": "seconds", **size}) for name in [*first, "pytheus, Redis"]],
                 REFERENCE,
                 measures=("result",),
                 **MILLISECONDS,

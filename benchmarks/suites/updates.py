@@ -81,7 +81,7 @@ def _idle_series(series: int) -> Case:
 def _stored_series(database: str, names: list[str], series: int, *, histograms: bool) -> Case:
     contenders = [library(name, "series", {"size": database.lower(), "histograms": histograms}) for name in names]
     title = f"Room of a {'histogram' if histograms else 'counter'} in {database}"
-    return Case(title, contenders, names[0], unit="bytes", scale=1, measures=("result",), fresh=series)
+    return Case(title, contenders, names[0], unit="bytes", scale=1, measures=("result",), fresh=series, most_rounds=3)
 
 
 def suite(*, quick: bool) -> Suite:
