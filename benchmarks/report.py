@@ -189,12 +189,14 @@ HEAD = """# Measurements
 The tables behind [performance](performance.md), which explains how to read them. `make bench DOCUMENT=1` writes this page.
 
 ## In short
-For each table with a peer, or with a bare call of the driver: the dearest contender of pdc, and the cheapest other one."""
+For each table with a peer, or with a bare call of the driver: the dearest contender of pdc, and the cheapest other one.
+For each table with several sizes: how the cost grows."""
 
 
 def write_page(suites: Iterable[str], folder: Path, path: Path) -> None:
     """Write the tables of all suites that have JSON in the folder."""
     rows: list[tuple[str, ...]] = [("case", "unit", "pdc", "cost", "cheapest other", "cost", "ratio")]
+    growth: list[tuple[str, ...]] = [("case", "contender", "exponent of growth")]
     parts, about = [], ""
     for name in suites:
         if not (measured := folder / f"{name}.json").exists():
@@ -206,8 +208,9 @@ def write_page(suites: Iterable[str], folder: Path, path: Path) -> None:
         for each in document["results"]:
             found = Result(**{**each, "lines": [Line(**line) for line in each["lines"]]})
             rows += _in_short(found)
+            growth += [(found.case, name, f"{exponent:.2f}") for name, exponent in found.growth.items()]
             parts.append(table(found).strip())
-    path.write_text("\n\n".join([HEAD, "\n".join(aligned(rows)), *parts]) + "\n")
+    path.write_text("\n\n".join([HEAD, *("\n".join(aligned(each)) for each in (rows, growth)), *parts]) + "\n")
 
 
 def _in_short(found: Result) -> Iterable[tuple[str, ...]]:
