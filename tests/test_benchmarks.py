@@ -51,7 +51,7 @@ def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[st
         pytest.param(
             "writers", "have ended", {f"{each}, {size}" for each in EVERY_SECOND for size in (1, 100)}, marks=pytest.mark.long
         ),
-        pytest.param("pauses", "Flush of", {*EVERY_SECOND}, marks=pytest.mark.long),
+        pytest.param("pauses", "series: pause of the event loop", {*EVERY_SECOND}, marks=pytest.mark.long),
         pytest.param("interpreters", "gauge.set()", {*EVERY_SECOND}, marks=pytest.mark.long),
     ],
 )

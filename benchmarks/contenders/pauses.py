@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from benchmarks.worker import Operation
@@ -17,12 +17,18 @@ from .scrapes import check, fill, fill_elsewhere
 TICK_SECONDS = 0.001
 
 
-def make(library: str, counters: int, histograms: int, others: str) -> Operation:
-    """Works of a thread; returns the longest pause in seconds of this process's CPU time, which other programs do not prolong.
+def make(library: str, counters: int, histograms: int, others: str, flush: bool = False) -> Operation:
+    """Scrapes, or flushes of counters that have all changed; returns the longest pause of others in seconds.
 
-    The `others` are ``threads`` beside a scrape, an ``event loop`` that has the metrics page, or ``threads beside a flush``.
+    That is CPU time of this process, which other programs do not prolong. The others are ``threads`` or an ``event loop``; a
+    scrape is answered by that loop.
     """
-    beside = OTHERS[others](LIBRARIES[library](), library == IN_MEMORY, counters, histograms)
+    chosen = LIBRARIES[library]()
+    if flush:
+        beside = _flushes(chosen, counters, others)
+    else:
+        (fill if library == IN_MEMORY else fill_elsewhere)(chosen, counters, histograms)
+        beside = _scrapes(chosen, counters, histograms, others)
 
     def longest(times: int) -> float:
         return sum(max(beside()) for _ in range(times))
@@ -34,31 +40,29 @@ Pauses = Callable[[], list[float]]
 """Does the work once, and returns the pauses of others meanwhile."""
 
 
-def _threads(chosen: Library, in_memory: bool, counters: int, histograms: int) -> Pauses:
-    (fill if in_memory else fill_elsewhere)(chosen, counters, histograms)
-    return lambda: _beside_threads(lambda: check(chosen.render(), counters, histograms))
-
-
-def _event_loop(chosen: Library, in_memory: bool, counters: int, histograms: int) -> Pauses:
-    (fill if in_memory else fill_elsewhere)(chosen, counters, histograms)
-    page = chosen.metrics.make_asgi_app()
-
-    def pauses() -> list[float]:
-        found: list[float] = []
-        check(asyncio.run(_answer(page, found)), counters, histograms)
-        return found
-
-    return pauses
-
-
-def _threads_beside_flush(chosen: Library, _: bool, counters: int, __: int) -> Pauses:
+def _flushes(chosen: Library, counters: int, others: str) -> Pauses:
     counter = chosen.counter("events")
     children = [counter.labels(*chosen.values("GET", f"/items/{number}", "200")) for number in range(counters)]
 
     def pauses() -> list[float]:
         for child in children:
             child.inc()
-        return _beside_threads(chosen.settle)
+        if others == "threads":
+            return _beside_threads(chosen.settle)
+        return asyncio.run(_beside_loop(asyncio.to_thread(chosen.settle)))
+
+    return pauses
+
+
+def _scrapes(chosen: Library, counters: int, histograms: int, others: str) -> Pauses:
+    def pauses() -> list[float]:
+        body: list[bytes] = []
+        if others == "threads":
+            found = _beside_threads(lambda: body.append(chosen.render()))
+        else:
+            found = asyncio.run(_beside_loop(_answer(chosen.metrics.make_asgi_app(), body)))
+        check(b"".join(body), counters, histograms)
+        return found
 
     return pauses
 
@@ -84,21 +88,24 @@ def _tick(pauses: list[float], done: threading.Event) -> None:
         last = now
 
 
-async def _answer(page: Any, pauses: list[float]) -> bytes:
-    body = []
+async def _beside_loop(work: Awaitable[None]) -> list[float]:
+    pauses: list[float] = []
+    ticker = asyncio.create_task(_tick_in_loop(pauses))
+    await asyncio.sleep(TICK_SECONDS)
+    await work
+    await asyncio.sleep(2 * TICK_SECONDS)
+    ticker.cancel()
+    return pauses
 
+
+async def _answer(page: Any, body: list[bytes]) -> None:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: dict[str, Any]) -> None:
         body.append(message.get("body", b""))
 
-    ticker = asyncio.create_task(_tick_in_loop(pauses))
-    await asyncio.sleep(TICK_SECONDS)
     await page({"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}, receive, send)
-    await asyncio.sleep(2 * TICK_SECONDS)
-    ticker.cancel()
-    return b"".join(body)
 
 
 async def _tick_in_loop(pauses: list[float]) -> None:
@@ -108,10 +115,3 @@ async def _tick_in_loop(pauses: list[float]) -> None:
         now = time.process_time()
         pauses.append(now - last)
         last = now
-
-
-OTHERS: dict[str, Callable[[Library, bool, int, int], Pauses]] = {
-    "threads": _threads,
-    "event loop": _event_loop,
-    "threads beside a flush": _threads_beside_flush,
-}

@@ -20,11 +20,14 @@ def suite(*, quick: bool) -> Suite:
     """The suite; a quick one has a tenth of the samples, and omits the largest sizes and the removals."""
     changed, *sizes = (2_000, 10_000) if quick else (20_000, 100_000, 1_000_000)
     cases = [
-        Case(
-            f"Flush of {changed:,} changed series: pause of other threads",
-            [_pauses(name, "threads beside a flush", counters=changed) for name in PDC],
-            PDC[0],
-            **LONGEST,
+        *(
+            Case(
+                f"Flush of {changed:,} changed series: pause of {OTHERS[others]}",
+                [_pauses(name, others, counters=changed, flush=True) for name in PDC],
+                PDC[0],
+                **LONGEST,
+            )
+            for others in OTHERS
         ),
         *(_scrape(size, others) for size in sizes for others in OTHERS),
         *(_waits(storage, changed, removals=not quick) for storage in STORAGES),
@@ -36,14 +39,14 @@ def suite(*, quick: bool) -> Suite:
     return Suite("pauses", "Longest pause of others", cases)
 
 
-def _pauses(name: str, others: str, counters: int = 0, histograms: int = 0) -> Contender:
-    return library(name, "pauses", {"counters": counters, "histograms": histograms, "others": others})
+def _pauses(name: str, others: str, counters: int = 0, histograms: int = 0, *, flush: bool = False) -> Contender:
+    return library(name, "pauses", {"counters": counters, "histograms": histograms, "others": others, "flush": flush})
 
 
 def _scrape(samples: int, others: str) -> Case:
     counters = samples // 5
-    size = {"counters": counters, "histograms": (samples - counters) // SAMPLES_OF_HISTOGRAM}
-    contenders = [_pauses(name, others, **size) for name in (REFERENCE, *PDC)]
+    histograms = (samples - counters) // SAMPLES_OF_HISTOGRAM
+    contenders = [_pauses(name, others, counters, histograms) for name in (REFERENCE, *PDC)]
     name = f"Scrape of {samples:,} samples: pause of {OTHERS[others]}"
     return Case(name, contenders, REFERENCE, most_rounds=9 if samples < MANY else 5, **LONGEST)
 
