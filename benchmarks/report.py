@@ -151,7 +151,8 @@ def table(found: Result) -> str:
         (line.contender, _short(line.median), f"{_short(line.low)} to {_short(line.high)}", _short(line.worst), _ratio(line))
         for line in found.lines
     ]
-    notes = [f"In {found.unit}{per}{added}; noise {found.noise:.0%}."]
+    rounds = len(found.lines[0].rounds)
+    notes = [f"In {found.unit}{per}{added}; noise {found.noise:.0%} of {rounds} round{'s' if rounds > 1 else ''}."]
     if found.growth:
         exponents = [f"{name} {exponent:.2f}" for name, exponent in found.growth.items()]
         notes.append(f"Exponents of growth: {'; '.join(exponents)}.")
@@ -219,16 +220,22 @@ def _in_short(found: Result) -> Iterable[tuple[str, ...]]:
     if sizes := {line.size for line in ours} & {line.size for line in others}:
         dearest = max((line for line in ours if line.size == max(sizes)), key=lambda line: line.median)
         cheapest = min((line for line in others if line.size == max(sizes)), key=lambda line: line.median)
-        ratio = _short(dearest.median / cheapest.median) if cheapest.median > 0 else "lost in the noise"
+        divide = _median_of_ratios if found.baseline is None else _ratio_of_medians
+        ratio = divide(list(zip(dearest.rounds, cheapest.rounds, strict=True)))
         pairs = [cell for line in (dearest, cheapest) for cell in (line.contender, _short(line.median))]
-        yield (found.case, found.unit, *pairs, ratio)
+        yield (found.case, found.unit, *pairs, _short(ratio) if ratio > 0 else "lost in the noise")
 
 
 def _about(machine: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    busy = (
+        "\n\n**The machine was busy with other work: the figures are rough.**"
+        if machine["load_average"] > machine["cores"]
+        else ""
+    )
     return (
         f"Measured on {machine['date']}, commit {machine['commit']}: {machine['cores']} cores, {machine['cpu']}, "
-        f"{machine['system']}, load {machine['load_average']} at the end, Python {machine['python']}; {versions}."
+        f"{machine['system']}, load {machine['load_average']} at the end, Python {machine['python']}; {versions}.{busy}"
     )
 
 
