@@ -39,10 +39,11 @@ def library(name: str, module: str, keywords: Mapping[str, Any]) -> Contender:
     return Contender(name, module, {"library": chosen, **keywords}, env, version2=chosen.startswith("version2"))
 
 
-def updates(title: str, kind: str, names: Sequence[str], threads: int = 1, **how: Any) -> Case:
+def updates(title: str, kind: str, names: Sequence[str], threads: int = 1) -> Case:
     """A case of updates of that kind, by these libraries; the first one is the reference."""
     contenders = [library(name, "updates", {"kind": kind, "threads": threads}) for name in names]
-    return Case(title if threads == 1 else f"{title}, {threads} threads", contenders, names[0], scale=1e6 / threads, **how)
+    title = title if threads == 1 else f"{title}, {threads} threads"
+    return Case(title, contenders, names[0], scale=1e6 / threads, measures=("cpu",))
 
 
 KINDS = {
