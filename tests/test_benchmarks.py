@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import report
-from benchmarks.contest import Case, Contender
+from benchmarks.contest import Case, Contender, Suite
 from benchmarks.suites import SUITES
 
 REDIS = "pdc, Redis, every second"
@@ -133,3 +135,32 @@ def test_the_page_compares_with_the_cheapest_other_contender(tmp_path: Path) -> 
     assert rows[0] == ["scrape", "µs", "pdc, 2", "2.00", "peer, 2", "4.00", "0.500"]
     assert rows[1:] == [["scrape", "pdc", "1.00"], ["scrape", "peer", "2.00"]]
     assert f"## {suite.title}" in page
+
+
+def shown(section: str) -> Iterator[str]:
+    """The titles of the tables, and their first columns, without versions of Python."""
+    for line in section.splitlines():
+        if line.startswith("### "):
+            yield re.sub(r", Python \S+", "", line)
+        elif line.startswith("| "):
+            yield line[2:].partition(" |")[0].strip()
+
+
+def columns(suite: Suite) -> Iterator[str]:
+    """The same for the tables that the suite makes."""
+    for case in suite.cases:
+        for measure in case.measures:
+            yield re.sub(r", Python \S+", "", f"### {report.title(case, measure)}")
+            yield from ["contender", *(each.title for each in case.contenders if each.name != case.baseline)]
+
+
+def test_the_page_of_measurements_has_all_tables() -> None:
+    """Its titles, cases and contenders are those of the suites, in their order: `make bench DOCUMENT=1` has written it."""
+    page = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    assert page.startswith(report.HEAD)
+    _, _, *sections = page.split("\n## ")
+    for make, section in zip(SUITES.values(), sections, strict=True):
+        suite = make(quick=False)
+        expected = list(columns(suite))
+        assert section.startswith(f"{suite.title}\n")
+        assert list(shown(section))[: len(expected)] == expected

@@ -21,9 +21,9 @@ STORAGES, REDIS, MEASUREMENTS = (
 )
 TITLES = {
     "a counter, every second": "counter.inc()",
-    "a counter, at once": "counter.inc()",
+    "µs of a counter, at once": "counter.inc(), {}, CPU time",
     "a histogram, every second": "histogram.observe() of 15 buckets",
-    "a histogram, at once": "histogram.observe() of 15 buckets",
+    "µs of a histogram, at once": "histogram.observe() of 15 buckets, {}, CPU time",
     "a scrape of 100,000 samples": "100,000 samples",
     "bytes of a counter's series in the storage": "Room of a counter in {}",
     "bytes of a histogram's series in the storage": "Room of a histogram in {}",
@@ -49,13 +49,13 @@ def test_the_block_of_the_page_chooses_a_storage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cost", TITLES)
 def test_the_costs_are_those_of_the_measurements(cost: str) -> None:
-    """Each figure is the one of its table: a ratio to prometheus_client, or bytes."""
+    """Each figure is the one of its table: a ratio to prometheus_client, microseconds or bytes."""
     (found,) = [row for row in rows(STORAGES, "Costs") if row[0] == cost]
     for storage, figure in zip(("SQLite", "Redis"), found[1:], strict=True):
         how = "at once" if "at once" in cost else "every second"
         table = {row[0]: row for row in rows(MEASUREMENTS, TITLES[cost].format(storage))}
         measured = table[f"pdc, {storage}, {how}"]
-        assert figure == (measured[1] if "bytes" in cost else measured[3].split()[0])
+        assert figure == (measured[1] if cost.startswith(("bytes", "µs")) else measured[4].split()[0])
 
 
 def test_the_command_of_the_page_has_these_options(capsys: pytest.CaptureFixture[str]) -> None:
