@@ -54,7 +54,7 @@ def of_name(named: Named, namespace: str = "") -> str:
 
 def of_django(*, has_peer_names: bool) -> set[str]:
     """The metrics of Django, without those of requests."""
-    families = [*databases._families("", has_peer_names), *caches._families("", has_peer_names)[:2]]
+    families = [*databases._families("", has_peer_names, native=False), *caches._families("", has_peer_names, native=False)[:2]]
     if not has_peer_names:
         return {*map(of_family, [*families, changes._family("")]), *(spelled(name, "alias") for name in MIGRATIONS)}
     from pdc_django import templates
