@@ -2,7 +2,9 @@
 --
 -- Keys: one for each metric. Arguments: first those of the batch, as named below; then for each metric its meta, 1 to declare
 -- it, the most series that it may have, the labels of the series for the others, the text before and after the bound in those
--- labels, how long idle series stay, the number of operations, and for each operation its kind, field and value.
+-- labels, how long idle series stay, 1 where a field has several operations, and how many operations there are of each of
+-- these kinds: begin (init with a text), init (with a number), add, set and stamp. Then come the fields in that order, the
+-- texts of begin, set and stamp, and as doubles in one argument the numbers of init and add.
 --
 -- Returns for each metric an error, or a list:
 --   1. 0 where the metric held nothing of the writer, or the meta that the update replaced, otherwise 1
@@ -19,6 +21,9 @@ local forget_writer_after, final_mark_after, SWEEPS = tonumber(ARGV[6]), tonumbe
 local own_start, version2_start, index = ARGV[9], ARGV[10], ARGV[11]
 local FIRST = 12
 local now, now_text = clock()
+local ARGV, format, tonumber = ARGV, string.format, tonumber  -- locals are found sooner than globals
+
+local OWN_MARK = '#mark:' .. writer
 
 -- True if version 2 of this library wrote the key; a glance at some fields tells. Twin: has_version2 in
 -- pdc/storage/sqlite/table.py, which looks at the columns of the table.
@@ -32,14 +37,15 @@ local function is_of_version2(key)
   return #fields > 0 and string.match(fields[1], '^_?%a*:{.*}$') ~= nil
 end
 
--- Reads these fields into `current`; returns an error where the key holds something else. Twin: Rows.get.
-local function read(key, fields, current)
-  for from = 1, #fields, CHUNK do
-    local to = math.min(from + CHUNK - 1, #fields)
-    local values = redis.pcall('HMGET', key, unpack(fields, from, to))
-    if values.err then return values end
-    for i = from, to do current[fields[i]] = values[i - from + 1] end
+-- The values of the fields in ARGV from `first` to `last`, in their order, false where there is none. Twin: Rows.get.
+local function read(key, first, last)
+  local values = {}
+  for from = first, last, CHUNK do
+    local found = redis.call('HMGET', key, unpack(ARGV, from, math.min(from + CHUNK - 1, last)))
+    if last - first < CHUNK then return found end
+    for i = 1, #found do values[from - first + i] = found[i] end
   end
+  return values
 end
 
 -- Queues a field and its value for `flush`. Twin: Rows.put.
@@ -48,37 +54,57 @@ local function put(written, field, value)
   written[#written + 1] = value
 end
 
--- Enters the stems of written fields; returns the text of `#stems`, nil where the metric has none.
-local function note_stems(key, written, from, to, stems, is_new)
-  stems = stems or redis.call('HGET', key, '#stems') or is_new and '\n'
-  if not stems then return end
-  local before = stems
+-- Enters the stems of written fields.
+local function note_stems(key, written, from, to, is_new)
+  local before = redis.call('HGET', key, '#stems') or is_new and '\n'
+  if not before then return end
+  local stems = before
   for i = from, to, 2 do
     stems = with_stem(stems, written[i])
   end
   if stems ~= before or is_new then redis.call('HSET', key, '#stems', stems) end
-  return stems
 end
 
 -- Writes the queued fields. Twin: Rows.write.
 local function flush(key, written, is_new)
-  local stems
   for from = 1, #written, CHUNK do
     local to = math.min(from + CHUNK - 1, #written)
-    if redis.call('HSET', key, unpack(written, from, to)) > 0 then
-      stems = note_stems(key, written, from, to, stems, is_new)
-    end
+    if redis.call('HSET', key, unpack(written, from, to)) > 0 then note_stems(key, written, from, to, is_new) end
   end
+end
+
+-- The doubles in a text.
+local function parse_doubles(packed)
+  local numbers, count = {}, #packed / 8
+  for from = 1, count, CHUNK do
+    local size = math.min(CHUNK, count - from + 1)
+    local found = {struct.unpack('<' .. string.rep('d', size), packed, 8 * from - 7)}
+    for i = 1, size do numbers[from + i - 1] = found[i] end
+  end
+  return numbers
+end
+
+-- The operations of a metric, whose counts begin at this place of ARGV: where the fields of each kind begin, where the texts
+-- begin, and where the numbers are.
+local function places_of(at)
+  local places = {begin = at + 5}
+  places.init = places.begin + ARGV[at]
+  places.add = places.init + ARGV[at + 1]
+  places.set = places.add + ARGV[at + 2]
+  places.stamp = places.set + ARGV[at + 3]
+  places.texts = places.stamp + ARGV[at + 4]
+  places.numbers = places.texts + (places.init - places.begin) + (places.texts - places.set)
+  return places
 end
 
 -- The series of the operations: by labels whether it exists; the labels in order; and by the place of each operation the
 -- field of the series for all that are over the limit.
-local function others_of(first, last, current, overflow)
+local function others_of(places, current, overflow)
   local found, new, elsewhere = {}, {}, {}
-  for i = first, last, 3 do
-    local field = ARGV[i + 1]
+  for i = places.begin, places.texts - 1 do
+    local field = ARGV[i]
     local labels = series_of(field)
-    if ARGV[i] ~= 'stamp' and labels then
+    if i < places.stamp and labels then
       if found[labels] == nil then
         new[#new + 1], found[labels] = labels, false
       end
@@ -110,22 +136,23 @@ end
 
 -- Moves operations on new series that are over the limit to another series; returns the count of the new series.
 -- Twin: limited in pdc/storage/sqlite/limiting.py.
-local function limit(key, first, last, current, written, most, overflow)
-  local is_known = true
-  for i = first, last, 3 do is_known = is_known and (ARGV[i] == 'stamp' or current[ARGV[i + 1]]) end
+local function limit(key, places, values, count, written, most, overflow)
+  local is_known, current = true, {}
+  for n = 1, #values do is_known = is_known and values[n] end
   if is_known then return 0 end
-  local found, new, elsewhere = others_of(first, last, current, overflow)
-  local fields = {}
-  for _, field in pairs(elsewhere) do fields[#fields + 1] = field end
-  read(key, fields, current)
+  for n, value in ipairs(values) do current[ARGV[places.begin + n - 1]] = value end
+  local found, new, elsewhere = others_of(places, current, overflow)
   local has_overflow = false
-  for _, field in pairs(elsewhere) do has_overflow = has_overflow or current[field] end
-  local before = tonumber(current['#series'] or '0')
-  local refused, count = refuse(found, new, has_overflow, before, most, overflow)
-  for i, field in pairs(elsewhere) do
-    if found[series_of(ARGV[i + 1])] == 'over' then ARGV[i + 1] = field end
+  for _, field in pairs(elsewhere) do
+    if current[field] == nil then current[field] = redis.call('HGET', key, field) end
+    has_overflow = has_overflow or current[field]
   end
-  if count ~= before then put(written, '#series', text(count)) end
+  local refused, now_count = refuse(found, new, has_overflow, count, most, overflow)
+  for i, field in pairs(elsewhere) do
+    if found[series_of(ARGV[i])] == 'over' then ARGV[i] = field end
+  end
+  for n = 1, #values do values[n] = current[ARGV[places.begin + n - 1]] end
+  if now_count ~= count then put(written, '#series', text(now_count)) end
   return refused
 end
 
@@ -140,26 +167,45 @@ local function expect_new(key)
 end
 
 -- Puts the results of the operations; returns the mode of the writer's values. Twin: Rows.write.
-local function apply(first, last, current, written, mode)
-  for i = first, last, 3 do
-    local kind, field, value = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-    if kind == 'stamp' then
-      local number, age = string.match(value, '^(%S+) (%S+)$')
-      put(written, field, number .. ' ' .. (age == 'never' and '0' or string.format('%.6f', now - tonumber(age))))
-      mode = string.match(field, '^#(%a+):') or mode
-    elseif kind == 'set' or kind == 'add' or (kind == 'init' and not current[field]) then
-      if kind == 'add' then value = add(current[field], value) end
-      current[field] = value
-      put(written, field, value)
-    end
+local function apply(places, values, written, mode, repeats)
+  local first, numbers, n, text_at = places.begin - 1, parse_doubles(ARGV[places.numbers]), 0, places.texts
+  local changed, at = {}, #written
+
+  local function set(field, value)
+    written[at + 1], written[at + 2], at = field, value, at + 2
+    if repeats then changed[field] = value end
+  end
+
+  for i = places.begin, places.init - 1 do
+    if not values[i - first] and not changed[ARGV[i]] then set(ARGV[i], ARGV[text_at]) end
+    text_at = text_at + 1
+  end
+  for i = places.init, places.add - 1 do
+    n = n + 1
+    if not values[i - first] and not changed[ARGV[i]] then set(ARGV[i], text(numbers[n])) end
+  end
+  for i = places.set, places.stamp - 1 do
+    set(ARGV[i], ARGV[text_at])
+    text_at = text_at + 1
+  end
+  for i = places.add, places.set - 1 do
+    n = n + 1
+    local field = ARGV[i]
+    set(field, add(changed[field] or values[i - first] or '0', numbers[n]))
+  end
+  for i = places.stamp, places.texts - 1 do
+    local number, age = string.match(ARGV[text_at], '^(%S+) (%S+)$')
+    set(ARGV[i], number .. ' ' .. (age == 'never' and '0' or format('%.6f', now - tonumber(age))))
+    mode = string.match(ARGV[i], '^#(%a+):') or mode
+    text_at = text_at + 1
   end
   return mode
 end
 
 -- Puts when to look next for writers to forget; returns 1 where it is time now. Twin: is_time_to_search in
 -- pdc/storage/sqlite/writing.py.
-local function schedule_search(current, written, is_new)
-  local searched_at, searches = tonumber(current['#search'] or '0') or 0, 0
+local function schedule_search(search, written, is_new)
+  local searched_at, searches = tonumber(search or '0') or 0, 0
   local search_at = searched_at
   if search_at <= now or search_at > now + forget_writer_after then
     searches = is_new and 0 or 1
@@ -171,8 +217,8 @@ local function schedule_search(current, written, is_new)
 end
 
 -- Puts when to look next for idle series; returns 1 where it is time now. Twin: is_time_to_sweep in the same file.
-local function schedule_sweep(current, written, is_new, idle)
-  local sweep_at = tonumber(current['#sweep'] or '0') or 0
+local function schedule_sweep(sweep, written, is_new, idle)
+  local sweep_at = tonumber(sweep or '0') or 0
   if idle <= 0 or (sweep_at > now and sweep_at <= now + idle) then return 0 end
   put(written, '#sweep', text(now + idle / SWEEPS))
   return is_new and 0 or 1
@@ -185,46 +231,38 @@ local function mark_of(mode)
   return ARGV[4] .. ' ' .. seen .. ' ' .. mode
 end
 
--- The fields that an update needs to know.
-local function needed(own_mark, first, last, declare, most)
-  local fields = {'#prefix', own_mark, '#search', '#series', '#sweep', declare and '#meta' or nil}
-  for i = first, last, 3 do
-    local kind = ARGV[i]
-    if kind == 'add' or kind == 'init' or (kind == 'set' and most > 0) then fields[#fields + 1] = ARGV[i + 1] end
-  end
-  return fields
-end
-
--- Applies the operations from `first` to `last` unless the batch was seen before. Twin: apply in the same file.
-local function update(key, first, last, meta, declare, most, overflow, idle)
-  local own_mark, current, written = '#mark:' .. writer, {}, {}
-  local failed = read(key, needed(own_mark, first, last, declare, most), current)
-  if failed then return failed end
-  local stored_prefix, stored_meta, stored_mark = current['#prefix'], current['#meta'], current[own_mark]
+-- Applies the operations at these places unless the batch was seen before. Twin: apply in the same file.
+local function update(key, places, meta, declare, most, overflow, idle, repeats)
+  local own = redis.pcall('HMGET', key, '#prefix', OWN_MARK, '#search', '#sweep', '#series', '#meta')
+  if own.err then return own end
+  local stored_prefix, stored_mark, search, sweep, series, stored_meta = unpack(own)
   if stored_prefix and stored_prefix ~= prefix then
     return redis.error_reply('PDCPREFIX ' .. stored_prefix)
   end
   if final and not stored_prefix then return {0, 0, 0, 0, 0, 0} end
   local is_new = not stored_prefix
-  failed = is_new and expect_new(key)
+  local failed = is_new and expect_new(key)
   if failed then return failed end
 
   local known, _, mode = parse_mark(stored_mark or '')
   known = tonumber(known)
-  local folds, refused, uncounted = 0, 0, 0
-  if most > 0 and not current['#series'] then
+  local written, folds, refused, uncounted = {}, 0, 0, 0
+  if most > 0 and not series then
     uncounted = is_new and 0 or 1
     if is_new then put(written, '#series', '0') end
   end
   if known < sequence then
-    if most > 0 and uncounted == 0 then refused = limit(key, first, last, current, written, most, overflow) end
-    mode = apply(first, last, current, written, mode)
+    local values = read(key, places.begin, (most > 0 and places.stamp or places.set) - 1)
+    if most > 0 and uncounted == 0 then
+      refused = limit(key, places, values, tonumber(series or '0'), written, most, overflow)
+    end
+    mode = apply(places, values, written, mode, repeats or refused > 0)
   end
   if known <= sequence then
     if final and mode ~= '' and mode ~= 'all' then folds = 1 end
-    put(written, own_mark, mark_of(mode))
+    put(written, OWN_MARK, mark_of(mode))
   end
-  local searches, sweeps = schedule_search(current, written, is_new), schedule_sweep(current, written, is_new, idle)
+  local searches, sweeps = schedule_search(search, written, is_new), schedule_sweep(sweep, written, is_new, idle)
   if declare or is_new then
     put(written, '#prefix', prefix)
     put(written, '#meta', meta)
@@ -238,10 +276,9 @@ end
 
 local replies, at = {}, FIRST
 for i = 1, #KEYS do
-  local first, last = at + 8, at + 7 + 3 * ARGV[at + 7]
-  local overflow = {ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]}
-  local most, idle = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 6])
-  replies[i] = update(KEYS[i], first, last, ARGV[at], ARGV[at + 1] == '1', most, overflow, idle)
-  at = last + 1
+  local places, overflow = places_of(at + 8), {ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]}
+  local most, idle, repeats = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 6]), ARGV[at + 7] == '1'
+  replies[i] = update(KEYS[i], places, ARGV[at], ARGV[at + 1] == '1', most, overflow, idle, repeats)
+  at = places.numbers + 1
 end
 return replies

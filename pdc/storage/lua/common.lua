@@ -61,11 +61,12 @@ local function text(number)
   return string.format('%.17g', number)
 end
 
--- The sum of a stored value and an amount: integers as such, which Redis keeps in less memory. Twin: `value + :value` in Rows.
+-- The sum of a stored value and an amount: integers as such, which Redis keeps in less memory. A sum that had more than 15
+-- digits gets 17 at once: it takes long to find out that fewer would do. Twin: `value + :value` in Rows.
 local function add(before, amount)
-  local number = (tonumber(before or '0') or 0) + tonumber(amount)
-  if number % 1 == 0 and number ~= 0 and math.abs(number) < 1e15 then return number end
-  return text(number)
+  local sum = (tonumber(before) or 0) + amount
+  if sum % 1 == 0 and sum ~= 0 and sum < 1e15 and sum > -1e15 then return string.format('%d', sum) end
+  return #before > 17 and string.format('%.17g', sum) or text(sum)
 end
 
 -- The server's clock in seconds, as a number and as a text. Twin: time.time.

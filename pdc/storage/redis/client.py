@@ -232,8 +232,8 @@ def detach(connection: Any) -> None:
         connection._sock = None
 
 
-def packed(connection: Any, commands: list[tuple[str, ...]]) -> list[bytes]:
-    """The commands as bytes. All of their arguments are texts, which redis-py would look through for other ones."""
+def packed(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[bytes]:
+    """The commands as bytes. All of their arguments are texts or bytes, which redis-py would look through for other ones."""
     if not HIREDIS_AVAILABLE:
         pieces: list[bytes] = connection.pack_commands(commands)
         return pieces

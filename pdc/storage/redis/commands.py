@@ -1,6 +1,6 @@
 """The commands that a server gets: commands of Redis, and calls of the Lua scripts of `pdc/storage/lua`.
 
-All arguments are texts: hiredis 3 crashes where the handler of a signal raises while it makes a text of a number.
+All arguments are texts or bytes: hiredis 3 crashes where the handler of a signal raises while it makes a text of a number.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Script(NamedTuple):
     name: str
     """The name of its file, without ``.lua``."""
     keys: list[str]
-    arguments: tuple[str, ...] = ()
+    arguments: tuple[str | bytes, ...] = ()
 
 
 Request: TypeAlias = Command | Script

@@ -201,7 +201,7 @@ class Server(ForkSafe):
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
 
-    def _words(self, request: Request) -> tuple[str, ...]:
+    def _words(self, request: Request) -> tuple[str | bytes, ...]:
         """The command as redis-py takes it."""
         if isinstance(request, Command):
             return request.name, *request.arguments
@@ -218,7 +218,7 @@ class Server(ForkSafe):
             raise reply
         return text_of(reply)
 
-    def _exchange(self, commands: list[tuple[str, ...]]) -> list[Any]:
+    def _exchange(self, commands: list[tuple[str | bytes, ...]]) -> list[Any]:
         """Send the commands on the own connection; once more where it died while it was idle. The buffer does the rest."""
         connection = self._connected()
         try:
@@ -304,7 +304,7 @@ def _address(client: Any) -> str:
     return f"{options.get('host')}:{options.get('port')}"
 
 
-def _replies(connection: Any, commands: list[tuple[str, ...]]) -> list[Any]:
+def _replies(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[Any]:
     if clients.socket_of(connection) is None:
         connection.connect()  # only here a sentinel is asked for the address
     connection.send_packed_command(clients.packed(connection, commands))

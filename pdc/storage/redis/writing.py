@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -14,9 +15,9 @@ from redis.exceptions import ResponseError
 from .. import (
     FINAL_MARK_SECONDS,
     FORGET_WRITER_SECONDS,
-    REMOVALS,
     SWEEPS,
     Batch,
+    Kind,
     Outcome,
     Stamped,
     StorageError,
@@ -132,16 +133,20 @@ class Writer:
 
     def _call(self, batch: Batch, updates: list[Update]) -> Script:
         now, keys = time.monotonic(), self._keys
-        arguments = [keys.prefix, str(self._expire), batch.writer, str(batch.sequence), str(int(batch.final))]
+        arguments: list[str | bytes] = [
+            keys.prefix,
+            str(self._expire),
+            batch.writer,
+            str(batch.sequence),
+            str(int(batch.final)),
+        ]
         arguments += map(str, (FORGET_WRITER_SECONDS, FINAL_MARK_SECONDS, SWEEPS))
         arguments += (keys.start, keys.version2_start, keys.index)
         for update in updates:
-            operations = [each for kind, chosen in update.by_kind() if kind not in REMOVALS for each in chosen]
             most, overflow, idle = update.limits
             others = (overflow, *around_bound(overflow)) if most else ("", "", "")
-            arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle), str(len(operations)))
-            for operation in operations:
-                arguments += (operation.kind.value, operation.field, _argument(operation.value, now))
+            arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle))
+            arguments += _operations(update, now)
         return Script("apply", [keys.of(update.name) for update in updates], tuple(arguments))
 
     def _record(self, batch: Batch, update: Update, reply: list[Any], outcome: Outcome) -> None:
@@ -206,7 +211,23 @@ class Writer:
         )
 
 
-def _argument(value: Value | Stamped, now: float) -> str:
+def _operations(update: Update, now: float) -> Iterator[str | bytes]:
+    """The operations as `apply.lua` takes them: numbers are packed, since many arguments take long."""
+    by_kind = dict(update.by_kind())
+    inits, adds, sets, stamps = (by_kind.get(kind, []) for kind in (Kind.INIT, Kind.ADD, Kind.SET, Kind.STAMP))
+    begins = [each for each in inits if isinstance(each.value, str)]
+    if begins:
+        inits = [each for each in inits if not isinstance(each.value, str)]
+    fields = [field for operations in (begins, inits, adds, sets, stamps) for _, field, _ in operations]
+    numbers = [value for operations in (inits, adds) for _, _, value in operations]
+    yield str(int(len(set(fields)) < len(fields)))
+    yield from [str(len(operations)) for operations in (begins, inits, adds, sets, stamps)]
+    yield from fields
+    yield from [_text(value, now) for operations in (begins, sets, stamps) for _, _, value in operations]
+    yield struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def _text(value: Value | Stamped, now: float) -> str:
     if isinstance(value, Stamped):
         age = value.age(now)
         return f"{number_text(value.number)} {'never' if age is None else repr(age)}"
