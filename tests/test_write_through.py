@@ -104,7 +104,11 @@ class Pair:
         assert not fields or self.client.pttl(KEY) > 3_500_000
         marks = {field: Mark.loads(value) for field, value in fields.items() if field.startswith("#mark")}
         assert all(mark.seen > time.time() - 3600 for mark in marks.values())
-        times = {field: value > "1" for field, value in fields.items() if field.startswith(("#search", "#sweep", "#updated"))}
+        times = {
+            field: value > "1"
+            for field, value in fields.items()
+            if field.startswith(("#search", "#sweep", "#updated", "#fields"))
+        }
         return {**fields, **{field: mark._replace(seen=0) for field, mark in marks.items()}, **times}
 
     def damage(self, *command: Any) -> None:

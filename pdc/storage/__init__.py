@@ -28,7 +28,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
 from enum import Enum
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -272,6 +272,14 @@ class _PartsValues(ValuesView[Any]):
         return chain.from_iterable(part.values() for part in self._mapping.parts)
 
 
+class Unmarked(dict[str, Any]):
+    """The fields of a metric without the marks of its writers, which may be thousands; `marks` reads them."""
+
+    def __init__(self, fields: Mapping[str, Any], marks: Callable[[], Mapping[str, Any]]) -> None:
+        super().__init__(fields)
+        self.marks = marks
+
+
 class Snapshot(NamedTuple):
     """The fields of some metrics, and the storage's clock when they were read."""
 
@@ -417,7 +425,7 @@ def writers(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The processes that wrote these metrics, each with the time at which it was last seen, the latest first."""
     seen: dict[str, float] = {}
     for fields in metrics:
-        for field, stored in fields.items():
+        for field, stored in (fields.marks() if isinstance(fields, Unmarked) else fields).items():
             if field.startswith(MARK):
                 writer, mark = field.removeprefix(MARK), Mark.loads(stored)
                 seen[writer] = max(seen.get(writer, 0.0), mark.seen)

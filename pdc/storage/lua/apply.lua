@@ -54,22 +54,17 @@ local function put(written, field, value)
   written[#written + 1] = value
 end
 
--- Enters the stems of written fields.
-local function note_stems(key, written, from, to, is_new)
-  local before = redis.call('HGET', key, '#stems') or is_new and '\n'
-  if not before then return end
-  local stems = before
-  for i = from, to, 2 do
-    stems = with_stem(stems, written[i])
-  end
-  if stems ~= before or is_new then redis.call('HSET', key, '#stems', stems) end
-end
-
--- Writes the queued fields. Twin: Rows.write.
-local function flush(key, written, is_new)
+-- Writes the queued fields, and enters the stems of new ones. Twin: Rows.write.
+local function flush(key, written)
   for from = 1, #written, CHUNK do
     local to = math.min(from + CHUNK - 1, #written)
-    if redis.call('HSET', key, unpack(written, from, to)) > 0 then note_stems(key, written, from, to, is_new) end
+    if redis.call('HSET', key, unpack(written, from, to)) > 0 then
+      local stems = redis.call('HGET', key, '#stems')
+      local left = stems
+      for i = from, stems and to or 0, 2 do left = with_stem(left, written[i]) end
+      if left ~= stems then redis.call('HSET', key, '#stems', left) end
+      note_new_fields(key, now_text)
+    end
   end
 end
 
@@ -233,9 +228,9 @@ end
 
 -- Applies the operations at these places unless the batch was seen before. Twin: apply in the same file.
 local function update(key, places, meta, declare, most, overflow, idle, repeats)
-  local own = redis.pcall('HMGET', key, '#prefix', OWN_MARK, '#search', '#sweep', '#series', '#meta')
-  if own.err then return own end
-  local stored_prefix, stored_mark, search, sweep, series, stored_meta = unpack(own)
+  local known = redis.pcall('HMGET', key, '#prefix', OWN_MARK, '#search', '#sweep', '#series', '#meta')
+  if known.err then return known end
+  local stored_prefix, stored_mark, search, sweep, series, stored_meta = unpack(known)
   if stored_prefix and stored_prefix ~= prefix then
     return redis.error_reply('PDCPREFIX ' .. stored_prefix)
   end
@@ -244,30 +239,32 @@ local function update(key, places, meta, declare, most, overflow, idle, repeats)
   local failed = is_new and expect_new(key)
   if failed then return failed end
 
-  local known, _, mode = parse_mark(stored_mark or '')
-  known = tonumber(known)
-  local written, folds, refused, uncounted = {}, 0, 0, 0
+  local last, _, mode = parse_mark(stored_mark or '')
+  last = tonumber(last)
+  local own, written, folds, refused, uncounted = {}, {}, 0, 0, 0
   if most > 0 and not series then
     uncounted = is_new and 0 or 1
-    if is_new then put(written, '#series', '0') end
+    if is_new then put(own, '#series', '0') end
   end
-  if known < sequence then
+  if last < sequence then
     local values = read(key, places.begin, (most > 0 and places.stamp or places.set) - 1)
     if most > 0 and uncounted == 0 then
-      refused = limit(key, places, values, tonumber(series or '0'), written, most, overflow)
+      refused = limit(key, places, values, tonumber(series or '0'), own, most, overflow)
     end
     mode = apply(places, values, written, mode, repeats or refused > 0)
   end
-  if known <= sequence then
+  if last <= sequence then
     if final and mode ~= '' and mode ~= 'all' then folds = 1 end
-    put(written, OWN_MARK, mark_of(mode))
+    put(own, OWN_MARK, mark_of(mode))
   end
-  local searches, sweeps = schedule_search(search, written, is_new), schedule_sweep(sweep, written, is_new, idle)
+  local searches, sweeps = schedule_search(search, own, is_new), schedule_sweep(sweep, own, is_new, idle)
   if declare or is_new then
-    put(written, '#prefix', prefix)
-    put(written, '#meta', meta)
+    put(own, '#prefix', prefix)
+    put(own, '#meta', meta)
   end
-  flush(key, written, is_new)
+  if is_new then redis.call('HSET', key, '#stems', '\n') end
+  flush(key, written)
+  if #own > 0 then redis.call('HSET', key, unpack(own)) end
   if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
   local seen = stored_prefix and stored_mark and 1 or 0
   if declare and stored_meta and stored_meta ~= meta then seen = stored_meta end

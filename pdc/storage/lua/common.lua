@@ -47,6 +47,11 @@ local function names_fields(stems)
   return is_complete(stems) and #stems <= MOST_STEMS
 end
 
+-- Notes that the metric has got a new field, which is no mark: readers that know its fields have to read all of them.
+local function note_new_fields(key, now_text)
+  redis.call('HSET', key, '#fields', now_text)
+end
+
 -- True if a writer was not seen for so long that it does not count any more. Twin: Mark.is_forgotten.
 local function is_forgotten(mark, now, forget_writer_after, forget_values_after)
   local _, seen, mode = parse_mark(mark)

@@ -12,7 +12,7 @@ local cursor, count, final, final_mark_at = ARGV[4], ARGV[5], ARGV[6] == '1', to
 local forget_writer_after, forget_values_after = tonumber(ARGV[8]), tonumber(ARGV[9])
 local most, overflow = tonumber(ARGV[10]), ARGV[11]
 local MODES = {live = 'drop', all = 'drop', sum = 'fold', min = 'fold', max = 'fold', mostrecent = 'fold'}
-local now = clock()
+local now, now_text = clock()
 local known = redis.call('HMGET', key, '#prefix', '#mark:' .. writer, '#stems', '#series')
 local last = parse_mark(known[2] or '')
 if known[1] ~= prefix or (final and tonumber(last) ~= sequence) then return {'0'} end
@@ -84,7 +84,9 @@ for i = 1, #reply[2], 2 do
   end
 end
 remove(key, doomed)
-for heir, value in pairs(folded) do redis.call('HSET', key, heir, value) end
+for heir, value in pairs(folded) do
+  if redis.call('HSET', key, heir, value) > 0 then note_new_fields(key, now_text) end
+end
 if enters and reply[1] == '0' then stems = string.sub(stems, 3) end
 if most > 0 and text(series) ~= known[4] then redis.call('HSET', key, '#series', text(series)) end
 if stems ~= known[3] then redis.call('HSET', key, '#stems', stems) end

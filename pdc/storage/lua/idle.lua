@@ -19,6 +19,7 @@ for i = 1, #reply[2], 2 do
     local since = redis.call('HGET', key, own)
     if not since then
       redis.call('HSET', key, own, '0 ' .. now_text)
+      note_new_fields(key, now_text)
       stems = stems and with_stem(stems, own)
     elseif is_idle(since, now, idle) then
       found[#found + 1] = labels

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
-from .. import FOLDED, MOST_TOGETHER, Parts, Snapshot, foreign
+from .. import FOLDED, MARK, MOST_TOGETHER, Parts, Snapshot, Unmarked, foreign
 from ..labels import around_bound
 from .commands import Command, text_of
 from .keys import Keys
@@ -24,6 +25,10 @@ STEMS = "#stems"
 for each. Every new field is entered there. In a metric that has no such field, the first search for writers to forget enters
 the fields of the metric; until the search is done, the first line is ``?``."""
 INCOMPLETE = "\n?\n"
+LAST_NEW = "#fields"
+"""The field that says when the metric last got a new field that is no mark, by the server's clock."""
+FEW_FIELDS = 100
+"""A metric with no more fields is read whole, however many of them are marks."""
 NO_BUCKETS = "?[^bn]*"
 """Matches all fields but buckets."""
 _SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|_native:|#(?!exemplar|updated))", re.MULTILINE)
@@ -36,6 +41,10 @@ class Reader:
     def __init__(self, server: Server, keys: Keys) -> None:
         self._server = server
         self._keys = keys
+        self._known: dict[str, _Known] = {}
+        """Metrics most of whose fields are marks: with thousands of writers, a scrape would mostly read marks."""
+        self._sizes: dict[str, int] = {}
+        """By metric, the count of its fields when it was last looked at whether most of them are marks."""
 
     def read(self, names: Collection[str] | None) -> Snapshot:
         """Read these metrics, or all."""
@@ -45,12 +54,24 @@ class Reader:
         for name, size in zip(wanted, replies, strict=True):
             self._keys.expect_metric(name, size)
         metrics: dict[str, Mapping[str, Any]] = {}
-        for group in _grouped(zip(wanted, replies, strict=True)):
-            for name, (fields, *more) in self._read_group(group):
-                if fields.pop("#prefix", None) == self._keys.prefix:
-                    fields.pop(STEMS, None)
-                    metrics[name] = Parts([fields, *more]) if more else fields
+        for name, (fields, *more) in self._read(dict(zip(wanted, replies, strict=True))):
+            if fields.pop("#prefix", None) == self._keys.prefix:
+                fields.pop(STEMS, None)
+                fields.pop(LAST_NEW, None)
+                metrics[name] = Parts([fields, *more]) if more else fields
         return Snapshot(int(seconds) + int(microseconds) / 1e6, metrics)
+
+    def _read(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+        """Read these metrics, each with its number of fields; those that got new fields once more, whole."""
+        outdated = {}
+        for group in _grouped((name, self._known[name].size if name in self._known else sizes[name]) for name in sizes):
+            for name, parts in self._read_group(group):
+                if parts:
+                    yield name, parts
+                else:
+                    outdated[name] = sizes[name]
+        if outdated:
+            yield from self._read(outdated)
 
     def look_through(self, name: str, *pattern: str) -> dict[str, str]:
         """All fields of a metric, or all that match a pattern, each as it was when its piece was read."""
@@ -73,15 +94,53 @@ class Reader:
             raise foreign(name, error) from error
 
     def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-        """Read some metrics, each as it was at one moment, or one large metric, which may be in several parts."""
+        """Read some metrics, each as it was at one moment, or one large metric, which may be in several parts.
+
+        A metric that has got new fields since they were known comes without parts, and is not known any more.
+        """
         (name, size), *others = group
         if size > MOST_READ and not others:
             yield name, self._read_large(name)
             return
-        replies = self._server.run([Command("HGETALL", (self._keys.of(name),)) for name, _ in reversed(group)])
+        known = {name: self._known.get(name) for name, _ in group}
+        replies = self._server.run([self._reading(name, known[name]) for name, _ in reversed(group)])
         for name, _ in group:
-            fields = replies.pop()  # texts need more memory than the reply: free each reply before the next
-            yield name, [self.fields(name, fields)]
+            reply = replies.pop()  # texts need more memory than the reply: free each reply before the next
+            if (fields := known[name]) is not None:
+                yield name, self._read_known(name, fields, reply)
+            else:
+                found = self.fields(name, reply)
+                self._learn(name, found)
+                yield name, [found]
+
+    def _reading(self, name: str, known: _Known | None) -> Command:
+        """Reads a metric, or only these fields of it."""
+        key = self._keys.of(name)
+        return Command("HGETALL", (key,)) if known is None else Command("HMGET", (key, LAST_NEW, *known.fields))
+
+    def _read_known(self, name: str, known: _Known, reply: Any) -> list[dict[str, str]]:
+        """The fields in the reply, unless the metric has new ones."""
+        self._keys.expect_metric(name, reply)
+        last_new, *values = reply
+        if last_new is None or text_of(last_new) != known.last_new:
+            self._known.pop(name, None)
+            self._sizes.pop(name, None)
+            return []
+        fields = _decoded(name, zip(known.fields, values, strict=True))
+        return [Unmarked(fields, partial(self.look_through, name, "MATCH", f"{MARK}*"))]
+
+    def _learn(self, name: str, fields: Mapping[str, str]) -> None:
+        """Remember the fields of a metric whose marks are in the majority, and are not needed.
+
+        Values of processes in live modes count while the marks of these processes are new.
+        """
+        if len(fields) <= max(1.5 * self._sizes.get(name, 0), FEW_FIELDS):
+            return
+        self._sizes[name] = len(fields)
+        alive = {MARK + field.split(":", 2)[1] for field in fields if field.startswith("#live:")}
+        wanted = [field for field in fields if field in alive or not field.startswith((MARK, LAST_NEW))]
+        if LAST_NEW in fields and 2 * len(wanted) < len(fields):
+            self._known[name] = _Known(fields[LAST_NEW], wanted)
 
     def _read_large(self, name: str) -> list[dict[str, str]]:
         """Read a metric in pieces, so that others have their turns; each of its series is as it was at one moment.
@@ -124,6 +183,18 @@ class Reader:
         (values,) = self._server.run([Command("HMGET", (self._keys.of(name), *fields))])
         self._keys.expect_metric(name, values)
         return list(values)
+
+
+class _Known(NamedTuple):
+    """Fields of a metric, and when it last got a new one."""
+
+    last_new: str
+    fields: list[str]
+
+    @property
+    def size(self) -> int:
+        """The count of the fields."""
+        return len(self.fields)
 
 
 class _Stems(NamedTuple):

@@ -1,0 +1,136 @@
+"""Metrics in Redis that thousands of processes write: scrapes read their series, and not a mark for each process."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from conftest import RedisServer
+from helpers import set_constants
+
+from pdc.storage import FORGET_VALUES_SECONDS, MARK, Batch, Kind, Limits, Operation, Snapshot, Stamped, Update, updated, writers
+from pdc.storage.redis import RedisStorage
+
+WRITERS = [f"{number}-{number:016x}" for number in range(40)]
+META = '{"version":1}'
+MODES = ("live", "sum", "all")
+
+
+@pytest.fixture
+def storages(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RedisStorage, RedisStorage]]:
+    """Two storages of the same metric, which many processes write: one reads it, the other one changes it."""
+    set_constants(monkeypatch, FEW_FIELDS=10)
+    both = RedisStorage(redis_server.url, "test"), RedisStorage(redis_server.url, "test")
+    begin(both[0])
+    yield both
+    for storage in both:
+        storage.close()
+
+
+def begin(storage: RedisStorage) -> None:
+    """Let all processes update the metric, each for the first time."""
+    for number, writer in enumerate(WRITERS):
+        send(storage, 1, Operation(Kind.ADD, total(number % 3), 1.0), writer=writer)
+
+
+def total(number: int) -> str:
+    """The count of a series."""
+    return f'_total:{{"path":"{number}"}}'
+
+
+def send(storage: RedisStorage, sequence: int, *operations: Operation, writer: str = "1-a", **more: Any) -> None:
+    """Apply a batch for one metric."""
+    final = more.pop("final", False)
+    storage.apply(Batch(writer, sequence, [Update("m", META, list(operations), **more)], final))
+
+
+def unmarked(snapshot: Snapshot) -> dict[str, Any]:
+    """The fields of the metric but for marks and the times of searches."""
+    fields = snapshot.metrics.get("m", {})
+    return {field: value for field, value in fields.items() if not field.startswith(MARK)}
+
+
+def whole_reads(server: RedisServer) -> int:
+    """How many times all fields of a metric were read."""
+    return int(server.client().info("commandstats").get("cmdstat_hgetall", {}).get("calls", 0))
+
+
+def test_a_scrape_reads_no_marks(redis_server: RedisServer, storages: tuple[RedisStorage, RedisStorage]) -> None:
+    """Once a process has read a metric, it reads only the fields of series, until the metric has new ones."""
+    storage, other = storages
+    storage.read()
+    before = whole_reads(redis_server)
+    for number in range(3):
+        send(other, number + 1, Operation(Kind.ADD, total(number), 1.0), writer=f"9-{number}")
+        fields = storage.read().metrics["m"]
+        assert [field for field in fields if field.startswith(MARK)] == []
+        assert unmarked(storage.read()) == unmarked(Snapshot(0.0, {"m": fields}))
+    assert whole_reads(redis_server) == before
+    send(other, 2, Operation(Kind.ADD, total(3), 1.0), writer="9-0")
+    assert [storage.read().metrics["m"][total(3)] for _ in range(3)] == ["1"] * 3
+    assert whole_reads(redis_server) == before + 1
+
+
+def test_the_writers_of_a_metric_that_was_read_before(storages: tuple[RedisStorage, RedisStorage]) -> None:
+    """All writers are known on demand, also those that came since the metric was read whole."""
+    storage, other = storages
+    storage.read()
+    send(other, 1, Operation(Kind.ADD, total(0), 1.0), writer="9-z")
+    assert set(writers(storage.read().metrics.values())) == {*WRITERS, "9-z"}
+
+
+def test_marks_of_processes_with_live_values(storages: tuple[RedisStorage, RedisStorage]) -> None:
+    """The marks that live values need come with each scrape."""
+    storage, other = storages
+    for sequence in (2, 3, 4):
+        send(other, sequence, Operation(Kind.STAMP, "#live:1-a:{}", Stamped(1.0, None)))
+        fields = storage.read().metrics["m"]
+        assert (fields[f"{MARK}1-a"].split(" ")[0], fields["#live:1-a:{}"]) == (str(sequence), "1 0")
+    assert [field for field in fields if field.startswith(MARK)] == [f"{MARK}1-a"]
+
+
+def test_values_of_the_dead(storages: tuple[RedisStorage, RedisStorage]) -> None:
+    """A value into which those of a process that ends are folded is shown at once, although no batch wrote it."""
+    storage, other = storages
+    send(other, 2, Operation(Kind.STAMP, "#sum:1-a:{}", Stamped(5.0, None)))
+    storage.read()
+    send(other, 3, final=True)
+    found = unmarked(storage.read())
+    assert (found.get("#sum::{}"), "#sum:1-a:{}" in found) == ("5 0", False)
+
+
+def test_a_metric_read_before_is_the_one_that_is_stored(storages: tuple[RedisStorage, RedisStorage]) -> None:
+    """Whatever batches do, a process that knows the metric reads the same series as one that reads it for the first time."""
+    storage, other = storages
+    chance = random.Random(1)
+    for sequence in range(2, 150):
+        writer, limits = chance.choice(WRITERS), Limits(*chance.choice([(0, "", 0.0), (4, '{"path":"over"}', 50.0)]))
+        send(other, sequence, *chance.sample(_changes(chance, writer, sequence), 2), writer=writer, limits=limits)
+        if chance.random() < 0.1:
+            send(other, sequence + 1000, writer=writer, final=True, limits=limits)
+        if chance.random() < 0.03:
+            other.delete()
+            begin(other)
+        if chance.random() < 0.6:
+            with closing(RedisStorage(other.client, "test")) as new:
+                assert unmarked(storage.read()) == unmarked(new.read())
+
+
+def _changes(chance: random.Random, writer: str, sequence: int) -> list[Operation]:
+    """Operations of every kind on a few series, and one by which all old writers are forgotten."""
+    field, labels = total(chance.randrange(6)), f'{{"path":"{chance.randrange(6)}"}}'
+    old = f"{sequence} {time.time() - FORGET_VALUES_SECONDS - 60}"
+    return [
+        Operation(Kind.ADD, field, 1.0),
+        Operation(Kind.SET, field, 2.0),
+        Operation(Kind.INIT, f"_created:{labels}", 3.0),
+        Operation(Kind.STAMP, f"#{chance.choice(MODES)}:{writer}:{labels}", Stamped(1.0, None)),
+        Operation(Kind.REMOVE, labels),
+        updated(labels),
+        Operation(Kind.SET, chance.choice(["#search", "#sweep"]), 0.0),
+        Operation(Kind.SET, f"{MARK}{chance.choice(WRITERS)}", f"{old} sum"),
+    ]
