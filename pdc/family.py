@@ -53,10 +53,11 @@ def _spelling(names: tuple[str, ...]) -> tuple[str, Callable[[tuple[str, ...]], 
     return f"{{{pairs}}}", itemgetter(*places) if len(places) > 1 else tuple
 
 
-@lru_cache(maxsize=4096)
-def labels_with(labels: str, name: str, value: str) -> str:
-    """The JSON labels with one more."""
-    return dump({**json.loads(labels), name: value})
+@lru_cache(maxsize=512)
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    """Labels as `dump` spells them; those of busy series are spelled once, not for each batch."""
+    template, chosen = _spelling(names)
+    return template % tuple(map(encode_basestring_ascii, chosen(values)))
 
 
 def clean(value: str) -> str:
@@ -153,8 +154,7 @@ class Family(NamedTuple):
 
     def labels(self, values: tuple[str, ...]) -> str:
         """The labels of the series with these values, as `dump` spells them."""
-        template, chosen = _spelling(self.labelnames)
-        return template % tuple(map(encode_basestring_ascii, chosen(values)))
+        return _labels(self.labelnames, values)
 
     def process_prefix(self, writer: str) -> str:
         """The start of the fields that hold the values of one process."""

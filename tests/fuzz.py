@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["pdc"]):
     from pdc.delivery.journal import DamagedJournal, Journals, batches, written
     from pdc.exposition import Scrape
     from pdc.exposition.rendering import Encoder, Renderer
-    from pdc.family import Family, dump, labels_with
+    from pdc.family import Family, dump
     from pdc.storage import META, Snapshot, StorageError
     from pdc.storage.labels import Selectors, around_bound, series_of
     from pdc.storage.sqlite import SqliteStorage
@@ -71,10 +71,9 @@ def codec(data: atheris.FuzzedDataProvider) -> None:
     spelled = dump(labels)
     assert spelled.isascii()
     assert json.loads(spelled) == labels
-    assert json.loads(labels_with(spelled, "le", "1.0")) == {**labels, "le": "1.0"}
     bucket = "1.0".join(around_bound(spelled))
     assert series_of(f"_bucket:{bucket}") == series_of(f"_sum:{spelled}") == spelled
-    assert bucket == labels_with(spelled, "le", "1.0")
+    assert bucket == dump({**labels, "le": "1.0"})
     assert Selectors([dict(list(labels.items())[:2])]).match_text(spelled)
     series_of(data.ConsumeUnicode(40))
     Selectors([labels]).match_text(data.ConsumeUnicode(40))

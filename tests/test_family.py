@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.samples import Exemplar
 
 from pdc.exemplars import exemplar_text
-from pdc.family import LEASE_SECONDS, Family, clean, dump, families, labels_with
+from pdc.family import LEASE_SECONDS, Family, clean, dump, families
 from pdc.storage import META, StorageError
-from pdc.storage.labels import parsed
+from pdc.storage.labels import around_bound, parsed
 
 NOW = 1000.0
 any_text = st.text(st.characters(), max_size=20) | st.sampled_from(
@@ -80,7 +80,7 @@ def test_lone_surrogates_are_replaced(text: str, shown: str) -> None:
 def test_labels_are_spelt_in_one_way() -> None:
     """Labels are JSON in ASCII, sorted by name, without spaces, so that every process finds the same field."""
     assert dump({"b": "é", "a": '"'}) == dump({"a": '"', "b": "é"}) == '{"a":"\\"","b":"\\u00e9"}'
-    assert labels_with('{"z":"1"}', "le", "+Inf") == '{"le":"+Inf","z":"1"}'
+    assert "+Inf".join(around_bound('{"z":"1"}')) == '{"le":"+Inf","z":"1"}'
 
 
 @settings(derandomize=True, deadline=None)
@@ -91,7 +91,7 @@ def test_labels_come_back_from_every_kind_of_field(labels: dict[str, str], other
     summed = Family("m", "gauge", "", mode="sum")
     fields: dict[str, dict[str, object]] = {
         Family("m", "counter", "").meta: {"_total:" + dump(labels): 1.0},
-        Family("m", "histogram", "", bounds=("+Inf",)).meta: {"_bucket:" + labels_with(dump(labels), "le", "+Inf"): 1.0},
+        Family("m", "histogram", "", bounds=("+Inf",)).meta: {"_bucket:" + "+Inf".join(around_bound(dump(labels))): 1.0},
         Family("m", "gauge", "").meta: {":" + dump(labels): 1.0},
         summed.meta: {summed.process_prefix("1-a") + dump(labels): "1.0 2.0"},
     }

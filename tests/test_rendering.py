@@ -17,9 +17,10 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from pdc.exemplars import EXEMPLAR, exemplar_text
 from pdc.exposition import rendering
 from pdc.exposition.rendering import Collected, Encoder, Renderer
-from pdc.family import Family, Page, clean, dump, families, labels_with
+from pdc.family import Family, Page, clean, dump, families
 from pdc.metrics.samples import Sampler
 from pdc.storage import META, Snapshot
+from pdc.storage.labels import around_bound
 
 NOW = 1000.0
 ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, openmetrics.VALUES)
@@ -61,7 +62,7 @@ def stored_metrics(draw: st.DrawFn) -> Metrics:
         for labels in draw(st.lists(st.dictionaries(label_names, label_values, max_size=3), max_size=4)):
             chosen = [f"{suffix}:{dump(labels)}" for suffix in SUFFIXES[kind] if suffix == "" or draw(st.booleans())]
             if kind == "histogram":
-                chosen += ["_bucket:" + labels_with(dump(labels), "le", le) for le in draw(st.sets(bounds))]
+                chosen += ["_bucket:" + le.join(around_bound(dump(labels))) for le in draw(st.sets(bounds))]
             for field in chosen:
                 fields[field] = draw(numbers)
                 if field.startswith(("_total", "_bucket")) and draw(st.booleans()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 from ..exemplars import EXEMPLAR
@@ -14,6 +15,8 @@ from .journaled import zeros
 from .metric import MetricCells, creation
 from .numeric import SeriesSumCell
 from .turn import TURN
+
+_around_bound = lru_cache(maxsize=512)(around_bound)
 
 
 class HistogramCell(SeriesSumCell):
@@ -147,7 +150,7 @@ def histogram_additions(
         if count:
             for field in buckets.fields[place]:
                 counts[field] = counts.get(field, 0.0) + count
-    before, after = around_bound(labels)
+    before, after = _around_bound(labels)
     for (stem, le), count in counts.items():
         name = f"{stem}{before}{le}{after}"
         operations.append(Operation(Kind.ADD, name, count))

@@ -211,7 +211,7 @@ class Writer:
         )
 
 
-def _operations(update: Update, now: float) -> Iterator[str | bytes]:
+def _operations(update: Update, now: float) -> list[str | bytes]:
     """The operations as `apply.lua` takes them: numbers are packed, since many arguments take long."""
     by_kind = dict(update.by_kind())
     inits, adds, sets, stamps = (by_kind.get(kind, []) for kind in (Kind.INIT, Kind.ADD, Kind.SET, Kind.STAMP))
@@ -220,11 +220,10 @@ def _operations(update: Update, now: float) -> Iterator[str | bytes]:
         inits = [each for each in inits if not isinstance(each.value, str)]
     fields = [field for operations in (begins, inits, adds, sets, stamps) for _, field, _ in operations]
     numbers = [value for operations in (inits, adds) for _, _, value in operations]
-    yield str(int(len(set(fields)) < len(fields)))
-    yield from [str(len(operations)) for operations in (begins, inits, adds, sets, stamps)]
-    yield from fields
-    yield from [_text(value, now) for operations in (begins, sets, stamps) for _, _, value in operations]
-    yield struct.pack(f"<{len(numbers)}d", *numbers)
+    counts = [str(len(operations)) for operations in (begins, inits, adds, sets, stamps)]
+    texts = [_text(value, now) for operations in (begins, sets, stamps) for _, _, value in operations]
+    repeats = str(int(len(set(fields)) < len(fields)))
+    return [repeats, *counts, *fields, *texts, struct.pack(f"<{len(numbers)}d", *numbers)]
 
 
 def _text(value: Value | Stamped, now: float) -> str:
