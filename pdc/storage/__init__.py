@@ -105,8 +105,9 @@ def foreign(name: object, error: Exception) -> StorageError:
 
 MOST_ENTRIES = 250
 """The most entries of a batch. A process keeps the memory that its largest batch took."""
-MOST_NUMBERS = 4000
-"""About the most numbers of a batch, since a storage does nothing else meanwhile: 250 histograms of 15 buckets have as many."""
+MOST_NUMBERS = 2500
+"""About the most numbers of a batch, since a storage, and other threads of the process, do nothing else meanwhile: 156
+histograms of 15 buckets have as many."""
 
 
 class Kind(str, Enum):

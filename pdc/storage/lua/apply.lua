@@ -54,7 +54,7 @@ local function put(written, field, value)
   written[#written + 1] = value
 end
 
--- Writes the queued fields, and enters the stems of new ones. Twin: Rows.write.
+-- Writes the queued fields, and notes new ones and their stems. Twin: Rows.write.
 local function flush(key, written)
   for from = 1, #written, CHUNK do
     local to = math.min(from + CHUNK - 1, #written)
@@ -241,7 +241,8 @@ local function update(key, places, meta, declare, most, overflow, idle, repeats)
 
   local last, _, mode = parse_mark(stored_mark or '')
   last = tonumber(last)
-  local own, written, folds, refused, uncounted = {}, {}, 0, 0, 0
+  local own, written = {}, {}  -- new bookkeeping is apart: it is no new field for readers
+  local folds, refused, uncounted = 0, 0, 0
   if most > 0 and not series then
     uncounted = is_new and 0 or 1
     if is_new then put(own, '#series', '0') end
@@ -255,7 +256,7 @@ local function update(key, places, meta, declare, most, overflow, idle, repeats)
   end
   if last <= sequence then
     if final and mode ~= '' and mode ~= 'all' then folds = 1 end
-    put(own, OWN_MARK, mark_of(mode))
+    put(stored_mark and written or own, OWN_MARK, mark_of(mode))
   end
   local searches, sweeps = schedule_search(search, own, is_new), schedule_sweep(sweep, own, is_new, idle)
   if declare or is_new then
