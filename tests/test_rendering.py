@@ -17,6 +17,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from pdc.exemplars import EXEMPLAR, exemplar_text
 from pdc.exposition import rendering
 from pdc.exposition.rendering import Collected, Encoder, Renderer
+from pdc.exposition.series import CHUNK
 from pdc.family import Family, Page, clean, dump, families
 from pdc.metrics.samples import Sampler
 from pdc.storage import META, Snapshot
@@ -57,9 +58,11 @@ def stored_metrics(draw: st.DrawFn) -> Metrics:
         kind = draw(st.sampled_from(sorted(SUFFIXES)))
         unit = "bytes" if name.endswith("_bytes") or draw(st.booleans()) else ""
         declared = tuple(sorted({"+Inf", *draw(st.sets(bounds))}, key=float))
-        family = Family(name, kind, draw(label_values), unit, bounds=declared, states=("on", "off"))
+        labelnames = tuple(draw(st.lists(label_names, max_size=3, unique=True)))
+        family = Family(name, kind, draw(label_values), unit, labelnames, bounds=declared, states=("on", "off"))
+        declared_labels = st.fixed_dictionaries(dict.fromkeys(labelnames, label_values))
         fields: dict[str, Any] = {}
-        for labels in draw(st.lists(st.dictionaries(label_names, label_values, max_size=3), max_size=4)):
+        for labels in draw(st.lists(declared_labels | st.dictionaries(label_names, label_values, max_size=3), max_size=4)):
             chosen = [f"{suffix}:{dump(labels)}" for suffix in SUFFIXES[kind] if suffix == "" or draw(st.booleans())]
             if kind == "histogram":
                 chosen += ["_bucket:" + le.join(around_bound(dump(labels))) for le in draw(st.sets(bounds))]
@@ -151,12 +154,40 @@ def test_layouts_are_used_again_and_forgotten(monkeypatch: pytest.MonkeyPatch) -
     assert set(renderer._layouts) == {"a"}
 
 
-@pytest.mark.parametrize("count", [rendering.CHUNK - 1, rendering.CHUNK, 2 * rendering.CHUNK + 1])
+@pytest.mark.parametrize("count", [CHUNK - 1, CHUNK, 2 * CHUNK + 1])
 def test_large_families_are_sorted_and_whole(count: int) -> None:
     """Families that are rendered in several chunks have all their series, sorted by label values."""
     fields = {f'_total:{{"a":"{number * 7919 % count}"}}': float(number) for number in range(count)}
     metrics: Metrics = {"m": {META: Family("m", "counter", "").meta, **fields}}
     assert rendered(Renderer(), metrics, Encoder()) == expected(metrics, Encoder())
+
+
+def test_labels_of_others_are_those_of_the_same_series() -> None:
+    """Labels that another program has spelled with spaces, or in another order, belong to the series of ours."""
+    family = Family("m", "histogram", "", labelnames=("a", "z"), bounds=("1.0", "+Inf"))
+    fields: dict[str, Any] = {META: family.meta, '_sum:{"a": "1", "z": "2"}': 3.0, '_sum:{"z":"4","a":"3"}': 5.0}
+    spelled = ['{"a":"1","le":"1.0","z":"2"}', '{"a": "3", "le": "+Inf", "z": "4"}', '{"le":"1.0","z":"4", "a":"3"}']
+    spelled += ['{"z":"2","a":"1", "le":"+Inf"}', '{"le":"1.0", "b":"\\"le\\":\\"2"}', '{"x\\"le":"1.0","le":"2.0"}']
+    metrics: Metrics = {"m": {**fields, **{f"_bucket:{labels}": 1.0 for labels in spelled}}}
+    for encoder in ENCODERS:
+        assert rendered(Renderer(), metrics, encoder) == expected(metrics, encoder)
+
+
+def test_exemplars_of_any_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each series may have exemplars in other buckets, and an exemplar without its bucket or series is not shown."""
+    monkeypatch.setattr(rendering, "MOST_SHAPES", 3)
+    bounds = ("0.1", "1.0", "+Inf")
+    fields: dict[str, Any] = {META: Family("m", "histogram", "", labelnames=("a",), bounds=bounds).meta}
+    for number in range(16):
+        for place, le in enumerate(bounds):
+            field = f'_bucket:{{"a":"{number % 12}","le":"{le}"}}'
+            if number < 12 and (number, place) != (5, 0):
+                fields[field] = 1.0
+            if number >> place & 1:
+                fields[EXEMPLAR + field] = exemplar_text({"trace": str(number)}, 0.5, NOW)
+    fields[EXEMPLAR + '_bucket:{"a":"x","le":"1.0"}'] = exemplar_text({}, 0.5, NOW)
+    for encoder in ENCODERS:
+        assert rendered(Renderer(), {"m": fields}, encoder) == expected({"m": fields}, encoder)
 
 
 def test_other_families_come_last() -> None:

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 from pdc.storage import Batch, Kind, Operation, Outcome, Stamped, Storage, StorageError, Update
-from pdc.storage.labels import around_bound, series_of
+from pdc.storage.labels import around_bound, series_of, without_bound
 from pdc.storage.redis import RedisStorage
 from pdc.storage.redis.commands import SCRIPTS
 from pdc.storage.sqlite import SqliteStorage
@@ -401,6 +401,7 @@ def test_labels_are_spelled_as_json(another: Open) -> None:
         chosen = {name: random_numbers.choice(values) for name in random_numbers.sample(names, random_numbers.randrange(5))}
         series, bucket = spell(chosen), spell({**chosen, "le": "+Inf"})
         assert "+Inf".join(around_bound(series)) == bucket
+        assert without_bound(bucket) == (series, "+Inf")
         assert series_of(f"_bucket:{bucket}") == series_of(f"_sum:{series}") == series
     storage = another()
     every = dict.fromkeys(names, '"')

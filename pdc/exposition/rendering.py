@@ -12,12 +12,13 @@ from __future__ import annotations
 import gc
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from heapq import merge
+from functools import partial
 from io import BytesIO
-from itertools import accumulate, chain, islice
-from typing import Any, NamedTuple
+from itertools import accumulate, islice
+from typing import Any, NamedTuple, TypeAlias
 
 from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
@@ -27,10 +28,10 @@ from prometheus_client.utils import floatToGoString
 
 from ..exemplars import EXEMPLAR, exemplar_from
 from ..family import (
+    TYPES,
     Family,
     Fields,
     Key,
-    Labels,
     Page,
     explained,
     known_families,
@@ -38,22 +39,20 @@ from ..family import (
     shows_created,
 )
 from ..storage import META, Snapshot
+from ..storage.labels import without_bound
+from .series import CHUNK, SeriesLabels, Shown, doubled
 
-CHUNK = 1_000
-"""Lines that are filled in, or series that are sorted, in one go: other threads run between chunks."""
 MOST_TEXTS = 10_000
 """Numbers that a scrape keeps as text."""
+MOST_SHAPES = 100
+"""Shapes of series that a draft keeps: of series with exemplars, each may have its own."""
 TEMPLATES = ("counter", "gauge", "summary", "histogram")
 """The types that have templates: their values are plain numbers."""
 
-SUFFIXES = ("_total", "_count", "_sum", "_bucket", "_created")
+WITH_EXEMPLARS = frozenset({"_total", "_bucket", "_native"})
+"""The suffixes of samples that may have an exemplar."""
 
-_Found = dict[Key, int]
-"""The fields of a series."""
-_Line = tuple[str, str, tuple[int, ...]]
-"""Suffix, bucket bound, and the indices of the values in the gaps."""
-_Piece = tuple[str, tuple[int, ...]]
-"""A template, and the indices of the values in its gaps."""
+_Column: TypeAlias = "array[int]"
 
 
 class Collected:
@@ -181,12 +180,17 @@ class _Texts(dict[Any, bytes]):
     """The text of values; bytes are text already."""
 
     def __missing__(self, value: Any) -> bytes:
-        shown = value if isinstance(value, bytes) else floatToGoString(number(value)).encode()
+        shown = value if isinstance(value, bytes) else _shown(number(value)).encode()
         if value != 0:  # the zeros are equal, but one of them is negative
             if len(self) >= MOST_TEXTS:
                 self.clear()
             self[value] = shown
         return shown
+
+
+def _shown(value: float) -> str:
+    """The number as `floatToGoString` shows it: Go and Python differ in few."""
+    return repr(value) if -1e6 < value < 1e6 else floatToGoString(value)
 
 
 def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Encoder) -> _Layout:
@@ -219,6 +223,73 @@ def _no_collections() -> Iterator[None]:
         gc.enable()
 
 
+class _Chunks:
+    """Templates of some lines each."""
+
+    def __init__(self, header: str) -> None:
+        self.done: list[tuple[bytes, array[int]]] = []
+        self._texts = [header]
+        self._gaps = array("I")
+
+    @property
+    def has_lines(self) -> bool:
+        """True where there is more than the header."""
+        return bool(self.done or self._gaps)
+
+    def add(self, template: str, gaps: list[int]) -> None:
+        """Add lines, and the indices of the values in their gaps."""
+        self._texts.append(template)
+        self._gaps.extend(gaps)
+        if len(self._gaps) >= CHUNK:
+            self._end()
+
+    def all(self) -> list[tuple[bytes, array[int]]]:
+        """All templates, each with the indices of the values in its gaps."""
+        self._end()
+        return self.done
+
+    def _end(self) -> None:
+        self.done.append(("".join(self._texts).encode(), self._gaps))
+        self._texts, self._gaps = [], array("I")
+
+
+class _Lines:
+    """Lines of a series without its labels and the indices of its values."""
+
+    def __init__(self, output: _Chunks) -> None:
+        self.output = output
+        self.texts: list[tuple[str, str, str]] = []
+        """For each line, the text before the labels, the bound of a bucket as a label or nothing, and the text after them."""
+        self.gaps: list[tuple[_Column | None, int]] = []
+        """For each gap, the column that has the index of the value; for a sum of buckets the place of the last one."""
+        self._format = ""
+
+    def text(self, labels: Shown) -> str:
+        """The template of the lines with these labels."""
+        every, before, after = labels
+        return "".join([f"{head}{before}{le}{after}{tail}" if le else f"{head}{every}{tail}" for head, le, tail in self.texts])
+
+    def filled(self, plain: Shown, values: tuple[str, ...]) -> str:
+        """The template of the lines with plain labels of these values."""
+        if not self._format:
+            lines = _Lines(self.output)
+            lines.texts = [(doubled(head), doubled(le), doubled(tail)) for head, le, tail in self.texts]
+            self._format = lines.text(plain)
+        return self._format % (values * len(self.texts))
+
+    def indices(self, series: int, first_sum: int) -> list[int]:
+        """The indices of the values of a series."""
+        return [first_sum + place if column is None else column[series] for column, place in self.gaps]
+
+
+class _Shape(NamedTuple):
+    """Series with the same numbers have the same shape."""
+
+    parts: list[_Lines]
+    buckets: list[_Column]
+    exemplars: list[_Column]
+
+
 class _Draft:
     """Builds the layout of some fields."""
 
@@ -229,128 +300,121 @@ class _Draft:
         self._missing = len(fields)
         self._next_sum = self._missing + 1
         self._buckets, self._runs, self._exemplars = array("I"), array("I"), array("I")
-        self._series: dict[Labels, _Found] = {}
-        self._bounds = set(family.bounds)
-        self._at = 0
-        self._exemplar_of: dict[int, int] = {}
-        """The index of the exemplar by the index of its field."""
+        self._has_created_apart = not encoder.openmetrics and family.empty().name == family.name
+        self._series = SeriesLabels(family.labelnames)
+        self._columns: defaultdict[Key, _Column] = defaultdict(partial(array, "I"))
+        """By key, the index of the field of each series, or that of the zero."""
+        self._shapes: dict[tuple[Any, ...], _Shape] = {}
+        self._frames: dict[Key, tuple[str, str, str, str]] = {}
+        self._output, self._created = (_Chunks(encoder.header(header)) for header in self._headers())
+
+    def _headers(self) -> tuple[Metric, Metric]:
+        """The family without samples, and that of its creation times where they come after all others."""
+        empty = self._family.empty()
+        return empty, Metric(f"{empty.name}_created", empty.documentation, "gauge")
 
     def layout(self, key: tuple[Any, ...]) -> _Layout:
         """Build the layout under that key."""
         self._find()
-        pieces, chunks = self._pieces(), []
-        while chunk := list(islice(pieces, CHUNK)):
-            template = "".join(piece for piece, _ in chunk).encode()
-            chunks.append((template, array("I", chain.from_iterable(gaps for _, gaps in chunk))))
+        self._series.render(self._encoder.pairs)
+        declared = set(self._family.numbers_of(()))
+        further = [(key, self._column(key)) for key in self._columns if key not in declared]
+        plain, missing = self._series.plain, self._missing
+        for series in self._series.in_order():
+            values, labels = self._series.take(series)
+            shape = self._shape(tuple([key for key, column in further if column[series] != missing]), bool(labels.every))
+            for lines in shape.parts:
+                text = lines.filled(plain, values) if labels is plain else lines.text(labels)
+                lines.output.add(text, lines.indices(series, self._next_sum))
+            if shape.buckets or shape.exemplars:
+                self._count(shape, series)
+        self._series.free()
+        chunks = self._output.all() + (self._created.all() if self._created.has_lines else [])
         return _Layout(key, chunks, self._buckets, self._runs, self._exemplars)
 
+    def _count(self, shape: _Shape, series: int) -> None:
+        """Note the buckets to add up, and the exemplars to show."""
+        self._buckets.extend([column[series] for column in shape.buckets])
+        self._runs.append(len(shape.buckets))
+        self._next_sum += len(shape.buckets)
+        self._exemplars.extend([column[series] for column in shape.exemplars])
+
     def _find(self) -> None:
-        """Find the series, and the exemplars where the format shows them."""
-        for _, labels, key in self._family.located(self._counted()):
-            self._series.setdefault(labels, {})[key] = self._at
-            if key[0] == "_bucket":
-                self._bounds.add(key[1])
+        """Find the numbers of the series, and their exemplars where the format shows them."""
+        suffixes, _ = TYPES[self._family.type]
+        numbers, columns, missing = self._series.numbers, self._columns, self._missing
+        for index, suffix, labels, le in _split(self._fields, suffixes):
+            series = numbers.get(labels)
+            if series is None:
+                series = self._series.add(labels)
+            column = columns[suffix, le]
+            if series < len(column):
+                column[series] = index
+            else:
+                column.extend([missing] * (series - len(column)))
+                column.append(index)
         if self._encoder.openmetrics:
-            numbered = enumerate(self._fields)
-            exemplars = {field.removeprefix(EXEMPLAR): index for index, field in numbered if field.startswith(EXEMPLAR)}
-            for index, field in enumerate(self._fields if exemplars else ()):
-                if field in exemplars:
-                    self._exemplar_of[index] = exemplars[field]
+            for index, suffix, labels, le in _split(self._fields, [EXEMPLAR + each for each in WITH_EXEMPLARS & suffixes]):
+                series = numbers.get(labels)
+                if series is not None and self._column((suffix.removeprefix(EXEMPLAR), le))[series] != self._missing:
+                    self._column((suffix, le))[series] = index
 
-    def _counted(self) -> Iterator[str]:
-        """Yield the fields, and note the index of the last one."""
-        for index, field in enumerate(self._fields):
-            self._at = index
-            yield field
+    def _column(self, key: Key) -> _Column:
+        """The indices of the fields with that key, of all series."""
+        column = self._columns[key]
+        column.extend([self._missing] * (len(self._series) - len(column)))
+        return column
 
-    def _pieces(self) -> Iterator[_Piece]:
-        """Yield headers and lines; creation times come where the format has them."""
-        empty = self._family.empty()
-        yield self._encoder.header(empty), ()
-        lines = self._sample_lines()
-        if self._encoder.openmetrics or empty.name != self._family.name:
-            yield from (piece for _, piece in lines)
-            return
-        apart = []
-        for suffix, piece in lines:
-            if suffix == "_created":
-                apart.append(piece)
-            else:
-                yield piece
-        if apart:
-            yield self._encoder.header(Metric(f"{empty.name}_created", empty.documentation, "gauge")), ()
-            yield from apart
+    def _shape(self, keys: tuple[Key, ...], has_labels: bool) -> _Shape:
+        """The shape of series that have these keys beside the declared ones."""
+        shape = self._shapes.get((keys, has_labels))
+        if shape is None:
+            if len(self._shapes) >= MOST_SHAPES:
+                self._shapes.clear()
+            shape = self._shapes[keys, has_labels] = self._new_shape(keys, has_labels)
+        return shape
 
-    def _sample_lines(self) -> Iterator[tuple[str, _Piece]]:
-        """Yield the lines of the series, sorted by their label values, each after its suffix."""
-        pairs = self._encoder.pairs(chain(chain.from_iterable(self._series), (("le", le) for le in self._bounds)))
-        frames = {suffix: self._encoder.frame(self._family.name + suffix) for suffix in ("", *SUFFIXES)}
-        for labels in _sorted(self._series):
-            before = [pairs[pair] for pair in labels if pair[0] < "le"]
-            after = [pairs[pair] for pair in labels if pair[0] > "le"]
-            plain = ",".join([pairs[pair] for pair in labels])
-            found = self._series.pop(labels)  # other threads would wait while all are freed at once
-            for suffix, le, gaps in self._lines(found):
-                if le and ("le", le) not in pairs:  # a bound of native buckets
-                    pairs |= self._encoder.pairs([("le", le)])
-                shown = ",".join([*before, pairs["le", le], *after]) if le else plain
-                head, tail, bare = frames[suffix]
-                gap = "%s" * len(gaps)
-                yield suffix, (f"{head}{shown}{tail}{gap}\n" if shown else f"{bare}{gap}\n", gaps)
-        while pairs:
-            pairs.popitem()
+    def _new_shape(self, keys: tuple[Key, ...], has_labels: bool) -> _Shape:
+        parts = [_Lines(self._output), _Lines(self._created)]
+        buckets: list[_Column] = []
+        exemplars: list[_Column] = []
+        for line in self._family.lines(keys):
+            suffix, le = line.name.removeprefix(self._family.name), line.bound.get("le", "")
+            lines = parts[suffix == "_created" and self._has_created_apart]
+            if suffix == "_bucket":
+                buckets += map(self._column, line.keys or [("_until", le)])
+            is_sum = suffix == "_bucket" or not line.keys
+            lines.gaps.append((None, len(buckets) - 1) if is_sum else (self._column(line.keys[0]), 0))
+            gap = "%s\n"
+            if line.exemplar is not None:
+                gap = "%s%s\n"
+                exemplars.append(self._column(line.exemplar))
+                lines.gaps.append((exemplars[-1], 0))
+            head, bound, tail, bare = self._frame((suffix, le))
+            lines.texts.append((head, bound, f"{tail}{gap}") if has_labels or bound else (bare, "", gap))
+        return _Shape([lines for lines in parts if lines.texts], buckets, exemplars)
 
-    def _lines(self, found: _Found) -> Iterator[_Line]:
-        """Yield the lines of one series."""
-        first_sum, last = self._next_sum, self._missing
-        for key in self._family.numbers_of(found):
+    def _frame(self, key: Key) -> tuple[str, str, str, str]:
+        """The texts around the labels of a line: before, the bound of a bucket, and after; and the text without labels."""
+        if key not in self._frames:
             suffix, le = key
-            field = found.get(key, self._missing)
-            if suffix in ("_native", "_until"):
-                self._buckets.append(field)
-                self._next_sum += 1
-                last = field if field in self._exemplar_of else last
-                if suffix == "_until":
-                    yield "_bucket", le, self._with_exemplar(self._next_sum - 1, last)
-                    last = self._missing
-            elif suffix == "_bucket":
-                self._buckets.append(field)
-                yield suffix, le, self._with_exemplar(self._next_sum, field)
-                self._next_sum += 1
-            elif suffix == "_count" and self._family.type == "histogram":
-                self._runs.append(self._next_sum - first_sum)
-                yield suffix, le, (self._next_sum - 1,)
+            head, tail, bare = self._encoder.frame(self._family.name + suffix)
+            bound = self._encoder.pairs([("le", le)])["le", le] if le else ""
+            self._frames[key] = head, bound, tail, bare
+        return self._frames[key]
+
+
+def _split(fields: Iterable[str], suffixes: Collection[str]) -> Iterator[tuple[int, str, str, str]]:
+    """Yield the fields with these suffixes: index, suffix, labels of the series, and bucket bound."""
+    for index, field in enumerate(fields):
+        suffix, _, labels = field.partition(":")
+        if suffix in suffixes:
+            if suffix.endswith(("_bucket", "_native")):
+                yield index, suffix, *without_bound(labels)
             else:
-                yield suffix, le, self._with_exemplar(field, field) if suffix == "_total" else (field,)
-
-    def _with_exemplar(self, shown: int, field: int) -> tuple[int, ...]:
-        """The gaps for a value, and for the exemplar of the field if it has one."""
-        exemplar = self._exemplar_of.get(field)
-        if exemplar is None:
-            return (shown,)
-        self._exemplars.append(exemplar)
-        return shown, exemplar
-
-
-def _sorted(series: Iterable[Labels]) -> Iterator[Labels]:
-    """Sort the series by the values of their labels, in small parts: other threads wait while Python sorts."""
-    parts, rest = [], iter(series)
-    while part := list(islice(rest, CHUNK)):
-        parts.append(_taken_from(sorted(part, key=_values)))
-    return merge(*parts, key=_values)
-
-
-def _taken_from(series: list[Labels]) -> Iterator[Labels]:
-    """Yield the series one after the other and drop each from the list, so that they are not freed all at once."""
-    series.reverse()
-    while series:
-        yield series.pop()
-
-
-def _values(labels: Labels) -> list[str]:
-    return [value for _, value in labels]
+                yield index, suffix, labels, ""
 
 
 def _template(encoded: bytes) -> str:
     """The text as a template without gaps."""
-    return encoded.decode().replace("%", "%%")
+    return doubled(encoded.decode())

@@ -67,6 +67,21 @@ def around_bound(labels: str) -> tuple[str, str]:
     return f'{before}{"" if before == "{" else ","}"le":"', '"}'
 
 
+def without_bound(labels: str) -> tuple[str, str]:
+    """The labels of the series of a bucket with these labels, and its bound: the opposite of `around_bound`."""
+    if "\\" not in labels:
+        before, _, rest = labels.partition('"le":"')
+        bound, quote, after = rest.partition('"')
+        if quote and before[-1:] in "{,":
+            if after == "}":
+                return f"{before.removesuffix(',')}}}", bound
+            if after[:1] == ",":
+                return before + after[1:], bound
+    pairs = json.loads(labels)
+    bound = pairs.pop("le", "")
+    return _ENCODER.encode(pairs), bound
+
+
 def series_of(field: str) -> str | None:
     """The labels of the series that the field belongs to; None for a field that pdc did not write, or without labels."""
     start = field.find("{")
