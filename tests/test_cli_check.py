@@ -135,6 +135,21 @@ def test_findings_about_a_redis(limited: RedisServer, command: Pdc, monkeypatch:
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("free_threaded", [False, True])
+def test_a_driver_without_hiredis_is_named(
+    limited: RedisServer, command: Pdc, monkeypatch: pytest.MonkeyPatch, free_threaded: bool
+) -> None:
+    """Replies that Python parses are no fault, and the remedy is the extra, but not where it would turn the GIL on."""
+    monkeypatch.setattr(findings_redis, "HIREDIS_AVAILABLE", False)
+    monkeypatch.setattr(findings_redis, "FREE_THREADED", free_threaded)
+    done = command("check", "--redis", limited.url, "--prefix", "shop", at=None)
+    (driver,) = [row for row in done.rows() if row[1] == "driver"]
+    assert driver[:3] == [OK, "driver", f"redis-py {redis.__version__} without hiredis: a large scrape takes longer"]
+    assert ("prometheus-distributed-client[redis]" in driver[3]) != free_threaded
+    assert done.code == 0
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
 def test_findings_about_the_rights_of_a_user(limited: RedisServer, command: Pdc) -> None:
     """A user who may only read is a warning that names the missing rights; what it may not ask is unknown, not an error."""
     with limited.client() as client:

@@ -6,8 +6,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import redis
 from redis.exceptions import NoPermissionError
+from redis.utils import HIREDIS_AVAILABLE
 
+from ..process.forks import FREE_THREADED
 from ..storage import StorageError
 from ..storage.redis import RedisStorage
 from ..storage.redis.commands import Command, Script, text_of, writer_rights
@@ -27,7 +30,8 @@ SLOTS = 16384
 
 
 def of_redis(storage: RedisStorage) -> Iterator[Finding]:
-    """All findings about the server of a storage, or the primaries of its cluster."""
+    """All findings about the driver, and about the server of a storage, or the primaries of its cluster."""
+    yield _of_driver()
     try:
         servers = storage.server.primaries()
         for server in servers:
@@ -45,6 +49,14 @@ def of_redis(storage: RedisStorage) -> Iterator[Finding]:
     for server in servers:
         if server is not storage.server:
             server.close()
+
+
+def _of_driver() -> Finding:
+    """State whether replies are parsed by hiredis. Without the GIL nothing else would keep it off."""
+    if HIREDIS_AVAILABLE:
+        return Finding(OK, "driver", f"redis-py {redis.__version__} with hiredis")
+    remedy = "" if FREE_THREADED else "install the extra: pip install 'prometheus-distributed-client[redis]'"
+    return Finding(OK, "driver", f"redis-py {redis.__version__} without hiredis: a large scrape takes longer", remedy)
 
 
 def _of_server(server: Server, storage: RedisStorage) -> Iterator[Finding]:

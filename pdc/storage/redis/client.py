@@ -17,6 +17,8 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
+from .bulk import Packer, read_in_bulk
+
 if HIREDIS_AVAILABLE:
     import hiredis
 
@@ -209,7 +211,9 @@ def connection_for(client: Any) -> Any:
     options = {**_PACKER, **_UNNAMED, **pool.connection_kwargs, "decode_responses": False}  # a reply may be no text
     if getattr(options.get(_MAINTENANCE), "enabled", "") == "auto":
         options[_MAINTENANCE] = None
-    return pool.connection_class(**options)
+    connection = pool.connection_class(**options)
+    read_in_bulk(connection)
+    return connection
 
 
 def limit_timeouts(connection: Any, seconds: float) -> None:
@@ -257,4 +261,4 @@ _MAINTENANCE = "maint_notifications_config"
 
 A Redis server that anybody can install knows no such command. An application whose server does may ask for it.
 """
-_PACKER = {"command_packer": _TextPacker()} if HIREDIS_AVAILABLE else {}
+_PACKER = {"command_packer": _TextPacker() if HIREDIS_AVAILABLE else Packer()}
