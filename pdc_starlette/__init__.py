@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pdc import config
 from pdc.dashboard import path_of
-from pdc.exposition import scrape_from_asgi
+from pdc.exposition import in_thread, scrape_from_asgi
 from pdc.http import (
     TRACKER,
     UNMATCHED,
@@ -200,11 +200,11 @@ async def _answered(request: Request, page: Callable[[Request], Any]) -> Respons
 
 
 async def _page(request: Request) -> Response:
-    return Response(*await run_in_threadpool(request.scope[METRICS].answer, scrape_from_asgi(request.scope)))
+    return Response(*await in_thread(partial(request.scope[METRICS].answer, scrape_from_asgi(request.scope))))
 
 
 async def _browser_page(request: Request) -> Response:
-    return Response(*await run_in_threadpool(request.scope[METRICS].answer_browser, scrape_from_asgi(request.scope)))
+    return Response(*await in_thread(partial(request.scope[METRICS].answer_browser, scrape_from_asgi(request.scope))))
 
 
 @with_options_shown

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import starlette_applications
 from fastapi import FastAPI
+from helpers import Run
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -47,6 +48,26 @@ def test_scrapes_are_not_counted_wherever_they_are(make_app: Make, path: str) ->
         assert samples["http_requests_total"].labels["route"] == "/"
         assert samples["http_requests_in_progress"].value == 0.0
     assert requests() == {("GET", "/", "200"): 1.0}
+
+
+def test_the_first_scrape_imports_nothing_on_the_event_loop(run_script: Run) -> None:
+    """Requests do not wait while the first scrape of a process imports the threads of anyio: it uses those of asyncio."""
+    code = """
+    import asyncio, sys
+    from starlette.applications import Starlette
+    from pdc_starlette import instrument
+
+    app, sent = Starlette(), []
+    instrument(app, sqlite_path="metrics.db")
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "headers": [], "query_string": b"", "root_path": ""}
+    asyncio.run(app(scope, None, send))
+    print(sent[0]["status"], "anyio._backends._asyncio" in sys.modules)
+    """
+    assert run_script(code).stdout.split() == ["200", "False"]
 
 
 def test_the_page_is_before_routes_for_every_path(make_app: Make) -> None:

@@ -147,7 +147,7 @@ def make_asgi_app(registry: Collector | None = None, disable_compression: bool =
         if scope["type"] != "http":
             raise ValueError(f"metrics are served over HTTP, got a connection of type {scope['type']!r}")
         answer = partial(scrape_from_asgi(scope).answer, registry, compress=not disable_compression)
-        response = await _in_thread(answer)
+        response = await in_thread(answer)
         headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
         await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
@@ -180,7 +180,8 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
-async def _in_thread(answer: Callable[[], Response]) -> Response:
+async def in_thread(answer: Callable[[], Response]) -> Response:
+    """Answer in a thread of asyncio or trio. The first thread of anyio would keep the event loop waiting for its imports."""
     trio = sys.modules.get("trio")
     if trio is not None and _is_in_trio(trio):
         response: Response = await trio.to_thread.run_sync(answer)
