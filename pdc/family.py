@@ -177,8 +177,8 @@ class Family(NamedTuple):
         return page.admits(shown, self.type, *names)
 
     def has_one_of(self, names: Collection[str]) -> bool:
-        """True where samples of the family have one of these names."""
-        return any(self.name + suffix in names for suffix in _SUFFIXES[self.type])
+        """True where the family, or samples of it, have one of these names."""
+        return any(self.name + suffix in names for suffix in ("", *_SUFFIXES[self.type]))
 
     def empty(self) -> Metric:
         """The family without samples."""

@@ -16,6 +16,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from commands import COMMAND, ENVIRON, Pdc, Terminal, place
 from conftest import RedisServer
+from messages import rows
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
@@ -76,14 +77,16 @@ def test_get_raw_shows_the_stored_fields(command: Pdc) -> None:
 
 
 @pytest.mark.usefixtures("shop")
-def test_dump_writes_every_format(command: Pdc) -> None:
-    """The text is that of a scrape of the same metrics, OpenMetrics can be parsed, and so can JSON."""
+def test_dump_writes_every_format(command: Pdc, tmp_path: Path) -> None:
+    """The text is that of a scrape of the same metrics, OpenMetrics and protobuf can be parsed, and so can JSON."""
     stored = pdc.generate_latest().decode()
     assert command("dump").output == stored
     families = {
         family.name: family for family in text_string_to_metric_families(command("dump", "--format", "openmetrics").output)
     }
     assert [sample.value for sample in families["orders"].samples if sample.name == "orders_total"] == [2, 40]
+    assert command("dump", "--format", "protobuf", "-o", str(tmp_path / "metrics.pb")).code == 0
+    assert ("orders_total", (("till", "2"),), "value", "40.0") in rows((tmp_path / "metrics.pb").read_bytes())
     dumped = {family["name"]: family for family in json.loads(command("dump", "--format", "json").output)}
     assert dumped["wait_seconds"]["type"] == "histogram"
     assert {"name": "orders_total", "labels": {"till": "2"}, "value": 40.0} in dumped["orders"]["samples"]

@@ -14,12 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import commands
 import flask
 import pytest
 from commands import COMMAND, ENVIRON, Pdc, Terminal, place
 from conftest import RedisServer
+from messages import PROTOBUF, rows
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -99,6 +101,9 @@ def test_serve_shows_what_others_count(shop: dict[str, Any], serve: Callable[...
     status, text = server.get("/metrics", Authorization="Bearer secret")
     assert (status, 'orders_total{till="2"} 40.0' in text) == (200, True)
     assert "pdc_storage_up 1.0" in text
+    accepted = {"Accept": PROTOBUF, "Authorization": "Bearer secret"}
+    with urlopen(Request(f"http://127.0.0.1:{server.port}/metrics", headers=accepted), timeout=20) as answer:
+        assert ("orders_total", (("till", "2"),), "value", "40.0") in rows(answer.read())
     assert server.get("/metrics")[0] == server.get("/metrics", Authorization="Bearer sécret")[0] == 401
     assert server.get("/healthz") == (200, "# the storage can be read\n")
     assert server.get("/")[0] == 404

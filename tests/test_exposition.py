@@ -38,10 +38,6 @@ PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,"
     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
-PROMETHEUS_3_PROTOBUF = (
-    "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,"
-    "text/plain;version=1.0.0;escaping=underscores;q=0.5,application/openmetrics-text;version=1.0.0;q=0.4,*/*;q=0.2"
-)
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
 
@@ -61,7 +57,6 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,imag
         ("application/openmetrics-text; version=0.0.1", TEXT),
         (PROMETHEUS_2, OPENMETRICS + "underscores"),
         (PROMETHEUS_3, OPENMETRICS + "allow-utf-8"),
-        (PROMETHEUS_3_PROTOBUF, TEXT_1 + "underscores"),
         ("application/openmetrics-text", OPENMETRICS + "underscores"),
         ('Application/OpenMetrics-Text; Version="1.0.0"; Escaping=dots', OPENMETRICS + "dots"),
         ("application/openmetrics-text;q=0.4, text/plain;version=1.0.0;q=0.5", TEXT_1 + "underscores"),

@@ -31,6 +31,7 @@ from http_applications import (
     guarded,
     over_asgi,
 )
+from messages import PROTOBUF, rows
 from prometheus_client.core import GaugeMetricFamily
 
 import pdc
@@ -244,8 +245,21 @@ def test_the_metrics_have_a_port_of_their_own(make: Make) -> None:
     app.get("/items/tea")
     session = requests.Session()
     assert wait_until(lambda: _status(session, port)) == 401
-    page = session.get(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": "Bearer secret"}, timeout=10)
+    session.headers["Authorization"] = "Bearer secret"
+    page = session.get(f"http://127.0.0.1:{port}/metrics", timeout=10)
     assert without_durations(page.text) == counted(f"GET {ITEMS} 200")
+
+
+def test_pages_are_there_in_protobuf(make: Make) -> None:
+    """The page and the port answer in the format that Prometheus prefers."""
+    port = free_port()
+    app = make(metrics_port=f"127.0.0.1:{port}")
+    app.get("/items/tea")
+    assert app.answer("HEAD", "/metrics", {"Accept": PROTOBUF}).headers["content-type"].startswith(PROTOBUF)
+    wait_until(lambda: _status(requests.Session(), port))
+    page = requests.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": PROTOBUF}, timeout=10)
+    assert page.headers["Content-Type"].startswith(PROTOBUF)
+    assert [row[3] for row in rows(page.content) if row[0] == "http_requests_total" and row[2] == "value"] == ["1.0"]
 
 
 def _status(session: requests.Session, port: int) -> int | None:

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 
 from pdc.exemplars import EXEMPLAR, exemplar_text
 from pdc.exposition import rendering
-from pdc.exposition.rendering import Collected, Encoder, Renderer
+from pdc.exposition.rendering import AnyEncoder, Collected, Encoder, Renderer
 from pdc.exposition.series import CHUNK
 from pdc.family import Family, Page, clean, dump, families
 from pdc.metrics.samples import Sampler
@@ -77,7 +77,7 @@ def stored_metrics(draw: st.DrawFn) -> Metrics:
     return metrics
 
 
-def rendered(renderer: Renderer, metrics: Metrics, encoder: Encoder, *others: Metric) -> bytes:
+def rendered(renderer: Renderer, metrics: Metrics, encoder: AnyEncoder, *others: Metric) -> bytes:
     """The renderer's text of the metrics, of which it gets a copy."""
     snapshot = Snapshot(NOW, {name: dict(fields) for name, fields in metrics.items()})
     return renderer.render(snapshot, encoder, lambda _: encoder.encode(others))

@@ -1,4 +1,4 @@
-"""``pdc dump``: all metrics as text, OpenMetrics or JSON."""
+"""``pdc dump``: all metrics as text, OpenMetrics, protobuf or JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import click
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
-from ..exposition import Encoder
+from ..exposition import AnyEncoder, Encoder, ProtobufEncoder, Renderer
 from ..family import families
+from ..storage import Snapshot
 from .places import Place, with_place
 from .terminal import busy, examples
 from .words import as_json
 
-FORMATS = ("text", "openmetrics", "json")
+ENCODERS: dict[str, AnyEncoder] = {"text": Encoder(), "openmetrics": Encoder(openmetrics=True), "protobuf": ProtobufEncoder()}
+FORMATS = (*ENCODERS, "json")
 
 
 @click.command(
@@ -33,14 +35,14 @@ FORMATS = ("text", "openmetrics", "json")
 @click.option("--format", "kind", type=click.Choice(FORMATS), default="text", show_default=True, help="The format.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False), metavar="FILE", help="A file, which is replaced at once.")
 def dump(place: Place, kind: str, output: str | None) -> None:
-    """Write all metrics as text or JSON.
+    """Write all metrics as text, protobuf or JSON.
 
     They go to the standard output, or to a file that other programs never see half written.
     """
     storage = place.open()
     with busy("Reading"):
         snapshot = storage.read()
-        content = _rendered(families(snapshot.metrics, snapshot.now), kind)
+        content = _rendered(snapshot, kind)
     if output is None:
         sys.stdout.buffer.write(content)
     else:
@@ -50,11 +52,11 @@ def dump(place: Place, kind: str, output: str | None) -> None:
             raise click.ClickException(f"cannot write {output}: {error.strerror}") from error
 
 
-def _rendered(metrics: list[Metric], kind: str) -> bytes:
+def _rendered(snapshot: Snapshot, kind: str) -> bytes:
     if kind == "json":
+        metrics = families(snapshot.metrics, snapshot.now)
         return json.dumps([*map(_family, metrics)], indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    encoder = Encoder(openmetrics=kind == "openmetrics")
-    return encoder.encode(metrics) + encoder.end
+    return Renderer().render(snapshot, ENCODERS[kind])
 
 
 def _family(metric: Metric) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """A scrape, from one read of the storage to bytes on a socket: collect, render, negotiate, serve."""
 
 from .collection import collect, generate_latest, read_storage
+from .messages import ProtobufEncoder
 from .others import OtherCollectors
-from .rendering import Encoder
+from .rendering import AnyEncoder, Encoder, Renderer
 from .scrape import (
     ASGIApplication,
     Receive,
@@ -23,10 +24,13 @@ from .server import Port, start_http_server, start_server, stop_server
 
 __all__ = [
     "ASGIApplication",
+    "AnyEncoder",
     "Encoder",
     "OtherCollectors",
     "Port",
+    "ProtobufEncoder",
     "Receive",
+    "Renderer",
     "Response",
     "Scope",
     "Scrape",

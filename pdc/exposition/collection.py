@@ -16,7 +16,7 @@ from ..family import Page, families
 from ..storage import Snapshot, StorageError
 from .negotiation import ESCAPINGS
 from .others import OtherCollectors, admitted, chosen, collectors
-from .rendering import Encoder, Renderer
+from .rendering import AnyEncoder, Encoder, Renderer
 
 _RENDERER = Renderer()
 
@@ -54,7 +54,7 @@ def collect(
 
 
 def render(
-    encoder: Encoder,
+    encoder: AnyEncoder,
     registry: Collector | OtherCollectors | None,
     names: Collection[str] | None = None,
     *,
@@ -74,22 +74,24 @@ def _collect(registry: Collector | None, page: Page, own: bool, names: frozenset
 
 
 def _render(
-    encoder: Encoder, registry: CollectorRegistry | OtherCollectors | None, own: bool, names: frozenset[str] | None
+    encoder: AnyEncoder, registry: CollectorRegistry | OtherCollectors | None, own: bool, names: frozenset[str] | None
 ) -> bytes:
     snapshot, others = read_storage(own=own), partial(_render_others, registry, encoder, names)
     if names is None:
         return _RENDERER.render(snapshot, encoder, others)
+    if not encoder.splits:
+        return Renderer().render(snapshot, encoder, others, names)
     page = Page(encoder.escaping)
     stored = chosen(families(snapshot.metrics, snapshot.now, page, names), names)
     return encoder.encode(stored) + others(page) + encoder.end
 
 
 def _render_others(
-    registry: CollectorRegistry | OtherCollectors | None, encoder: Encoder, names: frozenset[str] | None, page: Page
+    registry: CollectorRegistry | OtherCollectors | None, encoder: AnyEncoder, names: frozenset[str] | None, page: Page
 ) -> bytes:
     if isinstance(registry, OtherCollectors):
         return registry.render(encoder, page, names)
-    return encoder.encode(chosen(_others(registry, page, names), names))
+    return encoder.encode(chosen(_others(registry, page, names), names, whole=not encoder.splits))
 
 
 def read_storage(*, own: bool) -> Snapshot:

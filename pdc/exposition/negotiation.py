@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from prometheus_client import exposition as text
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from .rendering import Encoder
+from .messages import ProtobufEncoder
+from .rendering import AnyEncoder, Encoder
 
-Format = tuple[Encoder, str]
+Format = tuple[AnyEncoder, str]
 """An encoder and its content type."""
 
 TEXT_0_0_4 = text.CONTENT_TYPE_PLAIN_0_0_4
 TEXT_1_0_0 = text.CONTENT_TYPE_PLAIN_1_0_0
+PROTOBUF = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 OPENMETRICS_1_0_0 = openmetrics.CONTENT_TYPE_LATEST
 ESCAPINGS = (openmetrics.ALLOWUTF8, openmetrics.UNDERSCORES, openmetrics.DOTS, openmetrics.VALUES)
 MOST_HEADER = 8_192
@@ -56,6 +58,9 @@ def _quality(parameters: dict[str, str]) -> float:
 def _format(media_type: str, parameters: dict[str, str]) -> Format | None:
     version, wanted = parameters.get("version", ""), parameters.get("escaping", "")
     escaping = wanted if wanted in ESCAPINGS else openmetrics.UNDERSCORES
+    message, encoding = parameters.get("proto", ""), parameters.get("encoding", "")
+    if (media_type, message, encoding) == ("application/vnd.google.protobuf", "io.prometheus.client.MetricFamily", "delimited"):
+        return ProtobufEncoder(escaping), f"{PROTOBUF}; escaping={escaping}"
     if media_type == "application/openmetrics-text" and version in ("", "1.0.0"):
         return Encoder(openmetrics=True, escaping=escaping), f"{OPENMETRICS_1_0_0}; escaping={escaping}"
     if media_type == "text/plain" and version == "1.0.0":

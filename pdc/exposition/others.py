@@ -20,7 +20,7 @@ from ..process import log
 from ..process.interruption import interruption_of_callable
 from ..process.once import once
 from ..storage import StorageError
-from .rendering import Encoder
+from .rendering import AnyEncoder
 
 BY_DEFAULT = (GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR)
 """Collectors that prometheus_client registers by itself. Each scrape would show another process."""
@@ -43,12 +43,12 @@ class OtherCollectors:
         self._registries = registries
         self._logged: set[tuple[str, type[Exception]]] = set()
 
-    def render(self, encoder: Encoder, page: Page, names: Collection[str] | None = None) -> bytes:
+    def render(self, encoder: AnyEncoder, page: Page, names: Collection[str] | None = None) -> bytes:
         """The text of the families that the page does not show yet, or of their samples of these names."""
         rendered, failed = [], 0
         for collector in self._collectors(names):
             try:
-                rendered.append(encoder.encode(chosen(list(admitted(collector, page)), names)))
+                rendered.append(encoder.encode(chosen(list(admitted(collector, page)), names, whole=not encoder.splits)))
             except StorageError:  # a page without metrics of pdc is none
                 raise
             except Exception as error:  # noqa: BLE001 - the code of others, which may raise any
@@ -77,7 +77,7 @@ class OtherCollectors:
 
 
 @lru_cache(maxsize=64)
-def _count(encoder: Encoder, failed: int) -> bytes:
+def _count(encoder: AnyEncoder, failed: int) -> bytes:
     """The text of the count of collectors that failed: the same on most pages."""
     about = "Collectors that this page leaves out, since they failed (the log says why)."
     return encoder.encode([GaugeMetricFamily(FAILED, about, failed)])
@@ -134,9 +134,13 @@ def admitted(collector: Collector, page: Page) -> Iterator[Metric]:
     return page.admitted(found)
 
 
-def chosen(metrics: Iterable[Metric], names: Collection[str] | None) -> Iterable[Metric]:
-    """The families with only the samples of these names, if any; without families that have none of them."""
-    return metrics if names is None else [some for metric in metrics if (some := _restricted(metric, names)).samples]
+def chosen(metrics: Iterable[Metric], names: Collection[str] | None, *, whole: bool = False) -> Iterable[Metric]:
+    """The families with only the samples of these names, if any, or `whole`; without families that have none of them."""
+    if names is None:
+        return metrics
+    if whole:
+        return [metric for metric in metrics if metric.name in names or _restricted(metric, names).samples]
+    return [some for metric in metrics if (some := _restricted(metric, names)).samples]
 
 
 def _restricted(metric: Metric, names: Collection[str]) -> Metric:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from itertools import accumulate, islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from prometheus_client import exposition as text
 from prometheus_client.metrics_core import Metric
@@ -66,11 +66,51 @@ class Collected:
         return self._metrics
 
 
+class Layout(Protocol):
+    """The output of a family with gaps for its numbers, while the family has the same fields in the same order."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Metadata, encoder and a digest of the fields: a layout fits only the same."""
+
+    def write(self, output: BytesIO, fields: Fields) -> None:
+        """Write the output with the values of these fields."""
+
+
+class AnyEncoder(Protocol):
+    """An encoder of a format, with an escaping of names."""
+
+    @property
+    def escaping(self) -> str:
+        """A scheme of prometheus_client."""
+
+    @property
+    def splits(self) -> bool:
+        """True where a family may be shown without some of its samples."""
+
+    @property
+    def end(self) -> bytes:
+        """The output after the last family."""
+
+    def encode(self, metrics: Iterable[Metric]) -> bytes:
+        """The families without the end."""
+
+    def layout(self, key: tuple[Any, ...], family: Family, fields: Fields) -> Layout:
+        """The layout of the family with these fields, under that key."""
+
+    def __hash__(self) -> int: ...
+
+
 class Encoder(NamedTuple):
-    """An encoder of prometheus_client."""
+    """An encoder of prometheus_client, for text."""
 
     openmetrics: bool = False
     escaping: str = openmetrics_text.UNDERSCORES
+
+    @property
+    def splits(self) -> bool:
+        """True: each sample has a line."""
+        return True
 
     @property
     def end(self) -> bytes:
@@ -81,6 +121,10 @@ class Encoder(NamedTuple):
         """The text of the families without the end."""
         encode: Callable[..., bytes] = openmetrics_text.generate_latest if self.openmetrics else text.generate_latest
         return encode(Collected(metrics), escaping=self.escaping).removesuffix(self.end)
+
+    def layout(self, key: tuple[Any, ...], family: Family, fields: Fields) -> Layout:
+        """The layout of the family with these fields, under that key."""
+        return _Draft(family, fields, self).layout(key)
 
     def header(self, metric: Metric) -> str:
         """The comments before the samples of the family, as a template."""
@@ -122,22 +166,31 @@ class Renderer:
     """Renders one snapshot after the other and keeps the layouts of the last one."""
 
     def __init__(self) -> None:
-        self._layouts: dict[str, _Layout] = {}
+        self._layouts: dict[str, Layout] = {}
 
-    def render(self, snapshot: Snapshot, encoder: Encoder, others: Callable[[Page], bytes]) -> bytes:
-        """Render the families of the snapshot, then the text of those that `others` adds to the page, and the end.
+    def render(
+        self,
+        snapshot: Snapshot,
+        encoder: AnyEncoder,
+        others: Callable[[Page], bytes] = lambda _: b"",
+        names: Collection[str] | None = None,
+    ) -> bytes:
+        """Render the families of the snapshot, then the output of those that `others` adds to the page, and the end.
 
-        Frees the snapshot's fields on the way. Raises StorageError for fields that pdc did not write.
+        With `names`, only families that may have a sample of such a name. Frees the snapshot's fields on the way. Raises
+        StorageError for fields that pdc did not write.
         """
         output, page = BytesIO(), Page(encoder.escaping)
-        layouts: dict[str, _Layout] = {}
+        layouts: dict[str, Layout] = {}
         now, metrics = snapshot
         for name, family in known_families(metrics, page):
             fields = metrics.pop(name)
+            if names is not None and not family.has_one_of(names):
+                continue
             if family.type in TEMPLATES and family.mode == "shared":
                 with explained(family.name):
                     layouts[name] = _layout(self._layouts.get(name), family, fields, encoder)
-                    layouts[name].write(output, fields, encoder)
+                    layouts[name].write(output, fields)
             else:
                 output.write(encoder.encode([family.metric(fields, now)]))
         self._layouts = layouts
@@ -153,7 +206,7 @@ class _Layout(NamedTuple):
     """
 
     key: tuple[Any, ...]
-    """Metadata, encoder and a digest of the fields: a layout fits only the same."""
+    encoder: Encoder
     chunks: list[tuple[bytes, array[int]]]
     """Templates of some lines, each with the indices of the values in its gaps."""
     buckets: array[int]
@@ -163,14 +216,14 @@ class _Layout(NamedTuple):
     exemplars: array[int]
     """Fields of the exemplars to show."""
 
-    def write(self, output: BytesIO, fields: Fields, encoder: Encoder) -> None:
+    def write(self, output: BytesIO, fields: Fields) -> None:
         """Write the text with the values of these fields."""
         values = [*fields.values(), 0]
         bucket = map(number, map(values.__getitem__, self.buckets))
         for run in self.runs:
             values += [total or b"0.0" for total in accumulate(islice(bucket, run))]
         for index in self.exemplars:
-            values[index] = encoder.exemplar(values[index])
+            values[index] = self.encoder.exemplar(values[index])
         texts = _Texts()
         for template, gaps in self.chunks:
             output.write(template % tuple(map(texts.__getitem__, map(values.__getitem__, gaps))))
@@ -193,13 +246,13 @@ def _shown(value: float) -> str:
     return repr(value) if -1e6 < value < 1e6 else floatToGoString(value)
 
 
-def _layout(before: _Layout | None, family: Family, fields: Fields, encoder: Encoder) -> _Layout:
+def _layout(before: Layout | None, family: Family, fields: Fields, encoder: AnyEncoder) -> Layout:
     """Return the layout of these fields: the one before where it still fits."""
     key = (fields[META], encoder, shows_created(), len(fields), _digest(fields))
     if before is not None and before.key == key:
         return before
     with _no_collections():
-        return _Draft(family, fields, encoder).layout(key)
+        return encoder.layout(key, family, fields)
 
 
 def _digest(fields: Iterable[str]) -> bytes:
@@ -290,56 +343,18 @@ class _Shape(NamedTuple):
     exemplars: list[_Column]
 
 
-class _Draft:
-    """Builds the layout of some fields."""
+class Draft:
+    """Finds the numbers of series in some fields."""
 
-    def __init__(self, family: Family, fields: Fields, encoder: Encoder) -> None:
+    def __init__(self, family: Family, fields: Fields) -> None:
         self._family = family
-        self._encoder = encoder
         self._fields = fields
         self._missing = len(fields)
-        self._next_sum = self._missing + 1
-        self._buckets, self._runs, self._exemplars = array("I"), array("I"), array("I")
-        self._has_created_apart = not encoder.openmetrics and family.empty().name == family.name
         self._series = SeriesLabels(family.labelnames)
         self._columns: defaultdict[Key, _Column] = defaultdict(partial(array, "I"))
         """By key, the index of the field of each series, or that of the zero."""
-        self._shapes: dict[tuple[Any, ...], _Shape] = {}
-        self._frames: dict[Key, tuple[str, str, str, str]] = {}
-        self._output, self._created = (_Chunks(encoder.header(header)) for header in self._headers())
 
-    def _headers(self) -> tuple[Metric, Metric]:
-        """The family without samples, and that of its creation times where they come after all others."""
-        empty = self._family.empty()
-        return empty, Metric(f"{empty.name}_created", empty.documentation, "gauge")
-
-    def layout(self, key: tuple[Any, ...]) -> _Layout:
-        """Build the layout under that key."""
-        self._find()
-        self._series.render(self._encoder.pairs)
-        declared = set(self._family.numbers_of(()))
-        further = [(key, self._column(key)) for key in self._columns if key not in declared]
-        plain, missing = self._series.plain, self._missing
-        for series in self._series.in_order():
-            values, labels = self._series.take(series)
-            shape = self._shape(tuple([key for key, column in further if column[series] != missing]), bool(labels.every))
-            for lines in shape.parts:
-                text = lines.filled(plain, values) if labels is plain else lines.text(labels)
-                lines.output.add(text, lines.indices(series, self._next_sum))
-            if shape.buckets or shape.exemplars:
-                self._count(shape, series)
-        self._series.free()
-        chunks = self._output.all() + (self._created.all() if self._created.has_lines else [])
-        return _Layout(key, chunks, self._buckets, self._runs, self._exemplars)
-
-    def _count(self, shape: _Shape, series: int) -> None:
-        """Note the buckets to add up, and the exemplars to show."""
-        self._buckets.extend([column[series] for column in shape.buckets])
-        self._runs.append(len(shape.buckets))
-        self._next_sum += len(shape.buckets)
-        self._exemplars.extend([column[series] for column in shape.exemplars])
-
-    def _find(self) -> None:
+    def _find(self, *, with_exemplars: bool) -> None:
         """Find the numbers of the series, and their exemplars where the format shows them."""
         suffixes, _ = TYPES[self._family.type]
         numbers, columns, missing = self._series.numbers, self._columns, self._missing
@@ -353,7 +368,7 @@ class _Draft:
             else:
                 column.extend([missing] * (series - len(column)))
                 column.append(index)
-        if self._encoder.openmetrics:
+        if with_exemplars:
             for index, suffix, labels, le in _split(self._fields, [EXEMPLAR + each for each in WITH_EXEMPLARS & suffixes]):
                 series = numbers.get(labels)
                 if series is not None and self._column((suffix.removeprefix(EXEMPLAR), le))[series] != self._missing:
@@ -364,6 +379,56 @@ class _Draft:
         column = self._columns[key]
         column.extend([self._missing] * (len(self._series) - len(column)))
         return column
+
+    def _further(self) -> list[tuple[Key, _Column]]:
+        """The keys that some series have beside the declared ones, and their columns."""
+        without = self._family.type == "histogram" and not self._family.bounds
+        declared = set() if without else set(self._family.numbers_of(()))
+        return [(key, self._column(key)) for key in self._columns if key not in declared]
+
+
+class _Draft(Draft):
+    """Builds the layout of some fields."""
+
+    def __init__(self, family: Family, fields: Fields, encoder: Encoder) -> None:
+        super().__init__(family, fields)
+        self._encoder = encoder
+        self._next_sum = self._missing + 1
+        self._buckets, self._runs, self._exemplars = array("I"), array("I"), array("I")
+        self._has_created_apart = not encoder.openmetrics and family.empty().name == family.name
+        self._shapes: dict[tuple[Any, ...], _Shape] = {}
+        self._frames: dict[Key, tuple[str, str, str, str]] = {}
+        self._output, self._created = (_Chunks(encoder.header(header)) for header in self._headers())
+
+    def _headers(self) -> tuple[Metric, Metric]:
+        """The family without samples, and that of its creation times where they come after all others."""
+        empty = self._family.empty()
+        return empty, Metric(f"{empty.name}_created", empty.documentation, "gauge")
+
+    def layout(self, key: tuple[Any, ...]) -> _Layout:
+        """Build the layout under that key."""
+        self._find(with_exemplars=self._encoder.openmetrics)
+        self._series.render(self._encoder.pairs)
+        further = self._further()
+        plain, missing = self._series.plain, self._missing
+        for series in self._series.in_order():
+            values, labels = self._series.take(series)
+            shape = self._shape(tuple([key for key, column in further if column[series] != missing]), bool(labels.every))
+            for lines in shape.parts:
+                text = lines.filled(plain, values) if labels is plain else lines.text(labels)
+                lines.output.add(text, lines.indices(series, self._next_sum))
+            if shape.buckets or shape.exemplars:
+                self._count(shape, series)
+        self._series.free()
+        chunks = self._output.all() + (self._created.all() if self._created.has_lines else [])
+        return _Layout(key, self._encoder, chunks, self._buckets, self._runs, self._exemplars)
+
+    def _count(self, shape: _Shape, series: int) -> None:
+        """Note the buckets to add up, and the exemplars to show."""
+        self._buckets.extend([column[series] for column in shape.buckets])
+        self._runs.append(len(shape.buckets))
+        self._next_sum += len(shape.buckets)
+        self._exemplars.extend([column[series] for column in shape.exemplars])
 
     def _shape(self, keys: tuple[Key, ...], has_labels: bool) -> _Shape:
         """The shape of series that have these keys beside the declared ones."""

@@ -102,6 +102,12 @@ class SeriesLabels:
             return values, self.plain
         return (), Shown.of((pair[0], self._pairs[pair]) for pair in other)
 
+    def pairs(self, number: int) -> Labels:
+        """The labels of a series, which is forgotten."""
+        values, self._values[number] = self._values[number], ()
+        other = self._others.get(number)
+        return tuple(zip(self._names, values, strict=True)) if other is None else other
+
     def free(self) -> None:
         """Forget the rest of the labels little by little."""
         for found in (self.numbers, self._pairs):
