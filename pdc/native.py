@@ -16,11 +16,10 @@ import math
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 SCHEMAS = range(-4, 9)
 """The schemas of Prometheus, from the coarsest to the finest."""
@@ -31,8 +30,13 @@ _PRECISION = 128
 """Binary digits with which bounds are computed, more than a double has."""
 
 
-@dataclass(frozen=True)
-class Native:
+class _Resolution(NamedTuple):
+    factor: float
+    max_buckets: int
+    zero_threshold: float
+
+
+class Native(_Resolution):
     """The resolution of a native histogram.
 
     `factor` limits the growth from one bucket bound to the next, `max_buckets` the buckets that one process uses in one series:
@@ -40,17 +44,17 @@ class Native:
     raised to the next bucket bound. Raises ValueError for impossible numbers.
     """
 
-    factor: float = 1.1
-    max_buckets: int = 160
-    zero_threshold: float = 2.0**-128
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if not self.factor > 1:
-            raise ValueError(f"factor must be a number above 1, as 1.1, got {self.factor!r}")
-        if isinstance(self.max_buckets, bool) or not isinstance(self.max_buckets, int) or self.max_buckets < 1:
-            raise ValueError(f"max_buckets must be a whole number from 1 on, as 160, got {self.max_buckets!r}")
-        if not 0 <= self.zero_threshold < sys.float_info.max:
-            raise ValueError(f"zero_threshold must be a finite number from 0 on, as 0.001, got {self.zero_threshold!r}")
+    def __new__(cls, factor: float = 1.1, max_buckets: int = 160, zero_threshold: float = 2.0**-128) -> Native:
+        """Check the numbers."""
+        if not factor > 1:
+            raise ValueError(f"factor must be a number above 1, as 1.1, got {factor!r}")
+        if isinstance(max_buckets, bool) or not isinstance(max_buckets, int) or max_buckets < 1:
+            raise ValueError(f"max_buckets must be a whole number from 1 on, as 160, got {max_buckets!r}")
+        if not 0 <= zero_threshold < sys.float_info.max:
+            raise ValueError(f"zero_threshold must be a finite number from 0 on, as 0.001, got {zero_threshold!r}")
+        return super().__new__(cls, factor, max_buckets, zero_threshold)
 
     @property
     def schema(self) -> int:
@@ -68,15 +72,17 @@ def resolution(fields: tuple[Any, ...]) -> Native:
     return Native(*fields)
 
 
-@dataclass(frozen=True, slots=True)
 class Bucket:
     """A bucket of a native histogram."""
 
-    schema: int
-    kind: str
-    """``p`` for positive numbers, ``n`` for negative ones, ``z`` for zero; ``nan`` is no bucket, but has a count, too."""
-    index: int | None = None
-    """For ``z`` the index of the highest bucket that it includes; None where it has zeros only."""
+    __slots__ = ("index", "kind", "schema")
+
+    def __init__(self, schema: int, kind: str, index: int | None = None) -> None:
+        self.schema = schema
+        self.kind = kind
+        """``p`` for positive numbers, ``n`` for negative ones, ``z`` for zero; ``nan`` is no bucket, but has a count, too."""
+        self.index = index
+        """For ``z`` the index of the highest bucket that it includes; None where it has zeros only."""
 
     @classmethod
     @lru_cache(maxsize=4096)

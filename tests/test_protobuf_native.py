@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,7 @@ from pdc.family import Family, dump
 from pdc.native import NAN, Bucket
 from pdc.storage import META
 
-resolutions = st.builds(
-    Native, st.sampled_from([1.002, 1.1, 1.5, 10.0]), zero_threshold=st.sampled_from([0.0, 2.0**-128, 0.01])
-)
+resolutions = st.builds(Native, st.sampled_from([1.002, 1.1, 1.5, 10.0]), st.just(160), st.sampled_from([0.0, 2.0**-128, 0.01]))
 buckets = st.builds(Bucket, st.integers(-4, 8), st.sampled_from("pn"), st.integers(-40, 40))
 zeros = st.builds(Bucket, st.integers(-4, 8), st.just("z"), st.none() | st.integers(-60, 2))
 counts = st.integers(1, 300).map(float) | st.sampled_from([2.0**40, 0.5])
@@ -34,7 +31,7 @@ counts = st.integers(1, 300).map(float) | st.sampled_from([2.0**40, 0.5])
 
 def stored(resolution: Native, found: dict[str, Any], total: float = 1.5, bounds: tuple[str, ...] = ("+Inf",)) -> Metrics:
     """The fields of a histogram with these native buckets in its only series."""
-    family = Family("m", "histogram", "", bounds=bounds, native=astuple(resolution))
+    family = Family("m", "histogram", "", bounds=bounds, native=tuple(resolution))
     fields = {"_native:" + dump({"le": bucket}): count for bucket, count in found.items()}
     return {"m": {META: family.meta, "_sum:{}": total, **fields}}
 

@@ -6,7 +6,6 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, Literal
 
 import prometheus_client
@@ -286,7 +285,7 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
     def _family(self) -> Family:
         if any(bound != bound for bound in self._upper_bounds):
             raise ValueError(f"each bucket must be a number, got {self._upper_bounds}")
-        native = () if self._native is None else astuple(self._native)
+        native = () if self._native is None else tuple(self._native)
         return super()._family()._replace(bounds=bucket_bounds(self._upper_bounds or [math.inf]), native=native)
 
     def _new_cell(self, values: tuple[str, ...]) -> HistogramCell:
