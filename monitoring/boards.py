@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from .panels import QUANTILES, Dashboard, Variable, graph, heat_map, quantile, quantiles, rate, row, share, stat, table
+from .panels import (
+    QUANTILES,
+    Dashboard,
+    Variable,
+    graph,
+    heat_map,
+    observed,
+    quantile,
+    quantiles,
+    rate,
+    row,
+    share,
+    stat,
+    table,
+)
 
 LIBRARIES = ("celery", "rq", "dramatiq")
 """Queues of tasks, by the first word of the names of their metrics."""
@@ -30,13 +44,13 @@ HTTP_ROWS = (
             "p50",
             "Half of the requests take no longer, up to the last byte of the answer.",
             "s",
-            "histogram_quantile(0.5, sum by (le) (rate(http_request_duration_seconds_bucket{HTTP}[RATE])))",
+            quantile(0.5, DURATION),
         ),
         stat(
             "p99",
             "99 % of the requests take no longer, up to the last byte of the answer.",
             "s",
-            "histogram_quantile(0.99, sum by (le) (rate(http_request_duration_seconds_bucket{HTTP}[RATE])))",
+            quantile(0.99, DURATION),
             (0.5, "orange"),
             (2.5, "red"),
         ),
@@ -120,8 +134,8 @@ HTTP_ROWS = (
             "Bytes",
             "Bytes of bodies per second (PDC_SIZES).",
             "Bps",
-            ("sum(rate(http_request_size_bytes_sum{HTTP}[RATE]))", "received"),
-            ("sum(rate(http_response_size_bytes_sum{HTTP}[RATE]))", "sent"),
+            (observed("sum", "http_request_size_bytes{HTTP}"), "received"),
+            (observed("sum", "http_response_size_bytes{HTTP}"), "sent"),
         ),
         graph(
             "p99 of answers",
@@ -197,8 +211,7 @@ HTTP = Dashboard(
     HTTP_ROWS,
 )
 
-SECONDS = "sum by (job_name) (increase(job_duration_seconds_sum{RUNS}[1h]))"
-ENDED = "sum by (job_name) (increase(job_duration_seconds_count{RUNS}[1h]))"
+OF_RUNS = "job_duration_seconds{RUNS}", "job_name"
 
 JOBS_ROWS = (
     row(
@@ -228,16 +241,13 @@ JOBS_ROWS = (
             "Duration",
             "The mean time of the runs that ended in the hour before.",
             "s",
-            (f"{SECONDS} / {ENDED}", "{{job_name}}"),
+            (f"{observed('sum', *OF_RUNS, '1h')} / {observed('count', *OF_RUNS, '1h')}", "{{job_name}}"),
         ),
         graph(
             "p90 of a day",
             "90 % of the runs that ended in the day before took no longer.",
             "s",
-            (
-                "histogram_quantile(0.9, sum by (job_name, le) (increase(job_duration_seconds_bucket{RUNS}[1d])))",
-                "{{job_name}}",
-            ),
+            (quantile(0.9, *OF_RUNS, "1d"), "{{job_name}}"),
         ),
         graph(
             "In progress",

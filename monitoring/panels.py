@@ -97,16 +97,13 @@ def graph(title: str, description: str, unit: str, *queries: tuple[str, str]) ->
 
 def quantiles(title: str, description: str, unit: str, histogram: str) -> Panel:
     """The quantiles of a histogram, of which the name and the selector are given."""
-    name, selector = histogram.split("{")
-    rates = f"sum by (le) (rate({name}_bucket{{{selector}[RATE]))"
-    return graph(title, description, unit, *((f"histogram_quantile({at}, {rates})", label) for label, at in QUANTILES.items()))
+    return graph(title, description, unit, *((quantile(at, histogram), label) for label, at in QUANTILES.items()))
 
 
 def heat_map(title: str, description: str, unit: str, histogram: str) -> Panel:
-    """The buckets of a histogram over time, of which the name and the selector are given."""
-    name, selector = histogram.split("{")
-    query = Query(f"sum by (le) (increase({name}_bucket{{{selector}[RATE]))", "{{le}}")
-    return Panel(title, description, unit, (query,), "heatmap")
+    """The buckets of a histogram over time, of which the name and the selector are given; its native ones where it has any."""
+    query = f"sum(increase({histogram}[RATE])) or on () sum by (le) (increase({_part(histogram, 'bucket')}[RATE]))"
+    return Panel(title, description, unit, (Query(query, "{{le}}"),), "heatmap")
 
 
 def table(title: str, description: str, *columns: tuple[str, str, str]) -> Panel:
@@ -114,9 +111,9 @@ def table(title: str, description: str, *columns: tuple[str, str, str]) -> Panel
     return Panel(title, description, "short", tuple(Query(*column) for column in columns), "table", 24)
 
 
-def rate(metric: str, by: str) -> str:
+def rate(metric: str, by: str = "", over: str = "RATE") -> str:
     """The query for events per second, by these labels."""
-    return f"sum by ({by}) (rate({metric}[RATE]))"
+    return f"sum{f' by ({by}) ' if by else ''}(rate({metric}[{over}]))"
 
 
 def share(part: str, whole: str, by: str) -> str:
@@ -124,6 +121,17 @@ def share(part: str, whole: str, by: str) -> str:
     return f"{rate(part, by)} / {rate(whole, by)}"
 
 
-def quantile(at: float, histogram: str, by: str) -> str:
-    """The query for a quantile by these labels."""
-    return f"histogram_quantile({at}, {rate(histogram.replace('{', '_bucket{'), f'{by}, le')})"
+def quantile(at: float, histogram: str, by: str = "", over: str = "RATE") -> str:
+    """The query for a quantile by these labels: of native buckets, and of classic ones where there are no native ones."""
+    classic = rate(_part(histogram, "bucket"), f"{by}, le" if by else "le", over)
+    return f"histogram_quantile({at}, {rate(histogram, by, over)}) or histogram_quantile({at}, {classic})"
+
+
+def observed(part: str, histogram: str, by: str = "", over: str = "RATE") -> str:
+    """The query for the growth of the ``sum`` or ``count`` of a histogram per second, by these labels."""
+    return f"(histogram_{part}({rate(histogram, by, over)}) or {rate(_part(histogram, part), by, over)})"
+
+
+def _part(histogram: str, part: str) -> str:
+    """The series of a classic histogram with that part of it."""
+    return histogram.replace("{", f"_{part}{{")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from benchmarks import report
+from benchmarks import report, resolution
 from benchmarks.contest import Case, Contender, Suite
 from benchmarks.suites import SUITES
 
@@ -164,3 +164,22 @@ def test_the_page_of_measurements_has_all_tables() -> None:
         expected = list(columns(suite))
         assert section.startswith(f"{suite.title}\n")
         assert list(shown(section))[: len(expected)] == expected
+
+
+@pytest.mark.long
+def test_the_picture_of_native_histograms_is_of_the_counts_of_all_processes() -> None:
+    """Each minute adds all of its durations to both histograms; quantiles of native buckets are within one bucket."""
+    minutes = [*resolution.measured(2)]
+    assert len(minutes) == 2
+    for minute in minutes:
+        sizes = {name: sum(counts.values()) for name, counts in minute.counts.items()}
+        assert sizes == dict.fromkeys(resolution.NAMES, len(minute.durations))
+        for wanted in (0.1, 0.5, 0.99):
+            found = resolution.quantile(wanted, minute.counts["native_seconds"], is_native=True)
+            assert 1 / 1.1 < found / resolution.true_quantile(wanted, minute.durations) < 1.1
+
+
+def test_quantiles_are_those_of_prometheus() -> None:
+    """Within a classic bucket a quantile is linear, within a native one exponential."""
+    assert resolution.quantile(0.5, {(1.0, 4.0): 10.0}, is_native=False) == 2.5
+    assert resolution.quantile(0.5, {(1.0, 4.0): 10.0}, is_native=True) == 2.0

@@ -270,10 +270,17 @@ class Shop(NamedTuple):
     act: Callable[[], None]
 
 
+@pytest.fixture(params=[False, True], ids=["classic", "native"])
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """True where histograms have native buckets, and Prometheus reads these."""
+    monkeypatch.setenv("PDC_NATIVE_HISTOGRAMS", str(request.param))
+    return bool(request.param)
+
+
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def shop(tmp_path: Path, native: bool) -> Iterator[Shop]:
     """Applications with all measurements, jobs and a worker of Celery, in one storage."""
-    place = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0.2}
+    place = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0.2, "native_histograms": native}
     app = http_applications.FRAMEWORKS["starlette"](**place, sizes=True, first_byte=True, process_metrics=True)
     app.app.router.routes.append(WebSocketRoute("/rooms/{room}", room))
     with ExitStack() as stack:
@@ -311,10 +318,11 @@ async def room(websocket: WebSocket) -> None:
 
 
 @pytest.fixture
-def prometheus(tmp_path: Path, shop: Shop) -> Iterator[Prometheus]:
+def prometheus(tmp_path: Path, shop: Shop, native: bool) -> Iterator[Prometheus]:
     """A Prometheus with all rules that has scraped the program before and after all kinds of events."""
     shop.act()
-    server = Prometheus(tmp_path, [shop], MONITORING / "rules")  # type: ignore[list-item]  # it asks for no more
+    options = ["--enable-feature=native-histograms"] if native else []
+    server = Prometheus(tmp_path, [shop], MONITORING / "rules", *options)  # type: ignore[list-item]  # it asks for no more
     try:
         for seen in (wait_until(partial(server.query, f"{SCRAPED} > 0"), 30)[shop.name,],) * 2:
             wait_until(partial(server.query, f"{SCRAPED} > {seen + 2:.3f}"), 30)
@@ -326,7 +334,12 @@ def prometheus(tmp_path: Path, shop: Shop) -> Iterator[Prometheus]:
 
 
 def unfiltered(expression: str) -> str:
-    """The expression of an alert without its thresholds, of now: it has an answer where each of its parts has one."""
+    """The expression of an alert without its thresholds, of now: it has an answer where each of its parts has one.
+
+    Of native and classic buckets, only one kind has an answer.
+    """
+    if "histogram_" in expression:
+        return expression
     together = re.sub(r"\b(?:and|or|unless)\b(?: on \([^)]*\))?", "and on ()", expression.replace(" offset 1h", ""))
     return re.sub(r" (>|<|==) ", r" \1 bool ", together)
 
@@ -346,6 +359,19 @@ def test_every_expression_returns_numbers(prometheus: Prometheus) -> None:
     with suppress(AssertionError):
         wait_until(all_return)
     assert left == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("native", [True], indirect=True)
+def test_slow_requests_are_counted_in_native_buckets(prometheus: Prometheus) -> None:
+    """Requests longer than half a second count as slow, other ones do not."""
+    slow = "job:http_slow:rate5m"
+    wait_until(lambda: prometheus.query(slow) == {("",): 0.0})
+    (rule,) = re.findall(rf"record: {slow}\n +expr: \|\n((?: {{10}}.*\n)+)", (MONITORING / "rules" / "http.yml").read_text())
+    assert not prometheus.query("http_request_duration_seconds_bucket")
+    (of_all,) = prometheus.query("histogram_count(sum(rate(http_request_duration_seconds[5m])))").values()
+    (found,) = prometheus.query(rule.replace("0.5", "0")).values()
+    assert found == pytest.approx(of_all)
 
 
 @pytest.mark.long

@@ -67,8 +67,11 @@ def test_the_readme_links_work_on_a_package_index() -> None:
     """Each link of the README is absolute, and links to this repository lead to existing files and sections."""
     homepage = dict(each.split(", ") for each in metadata.metadata(DISTRIBUTION).get_all("Project-URL") or ())["Homepage"]
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert links
-    for link in links:
+    pictures = [link for link in links if link.endswith(".png")]
+    assert len(links) > len(pictures) > 0
+    for link in pictures:  # the page of a file is no picture
+        assert (ROOT / link.removeprefix(f"{homepage}/raw/HEAD/")).read_bytes().startswith(b"\x89PNG")
+    for link in {*links}.difference(pictures):
         assert link.startswith(f"{homepage}/blob/HEAD/")
         name, _, section = link.removeprefix(f"{homepage}/blob/HEAD/").partition("#")
         titles = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
@@ -78,7 +81,7 @@ def test_the_readme_links_work_on_a_package_index() -> None:
 def test_the_source_distribution_has_all_that_the_readme_names() -> None:
     """Files of the repository that the README links to are in the source distribution, by a line of MANIFEST.in."""
     manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split()
-    names = re.findall(r"/blob/HEAD/([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    names = re.findall(r"/(?:blob|raw)/HEAD/([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert names
     assert [name for name in names if name not in manifest and name.split("/")[0] not in manifest] == []
 

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import requests
@@ -196,7 +196,7 @@ class Shop:
 class Prometheus:
     """A Prometheus server that scrapes the shops every second."""
 
-    def __init__(self, folder: Path, shops: Collection[Shop], rules: Path | None = None) -> None:
+    def __init__(self, folder: Path, shops: Collection[Shop], rules: Path | None = None, *options: str) -> None:
         targets = [f"{{targets: ['127.0.0.1:{shop.port}'], labels: {{shop: {shop.name}}}}}" for shop in shops]
         (folder / "prometheus.yml").write_text(
             f"global: {{scrape_interval: {SCRAPE_SECONDS:g}s, evaluation_interval: {SCRAPE_SECONDS:g}s}}\n"
@@ -205,17 +205,17 @@ class Prometheus:
         )
         address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{address}/api/v1/query"
-        options = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
-        self.process = subprocess.Popen(["prometheus", *options, "--log.level=error"], cwd=folder)
+        own = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
+        self.process = subprocess.Popen(["prometheus", *own, "--log.level=error", *options], cwd=folder)
 
     def query(self, expression: str, *labels: str) -> dict[Series, float]:
-        """The values of an expression by shop and these labels; empty while Prometheus starts."""
+        """The values of an expression by shop and these labels, of histograms the counts; empty while Prometheus starts."""
         try:
             answer = requests.get(self.url, {"query": expression}, timeout=10).json()
         except (requests.ConnectionError, requests.JSONDecodeError):  # while it starts it answers nothing, or in plain text
             return {}
         assert answer["status"] == "success", answer
-        found = [(sample["metric"], float(sample["value"][1])) for sample in answer["data"]["result"]]
+        found = [(sample["metric"], _number(sample)) for sample in answer["data"]["result"]]
         return {tuple(metric.get(label, "") for label in ("shop", *labels)): value for metric, value in found}
 
     def wait_for(self, expression: str, expected: dict[Series, float]) -> None:
@@ -227,6 +227,10 @@ class Prometheus:
     def wait_for_scrapes(self, moment: float) -> None:
         """Wait until every shop was scraped after this moment."""
         wait_until(lambda: self.query(f"count({SCRAPED} > {moment:.3f})") == {("",): len(NAMES)}, 30)
+
+
+def _number(sample: dict[str, Any]) -> float:
+    return float(sample["histogram"][1]["count"] if "histogram" in sample else sample["value"][1])
 
 
 class Run(NamedTuple):
