@@ -252,6 +252,22 @@ def test_quantiles_are_of_histograms_with_other_bounds(storage: dict[str, Any], 
     assert row.quantiles == pytest.approx((0.1, 4.75, 4.95))
 
 
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_quantiles_are_of_native_buckets_of_that_time(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A native histogram may show new bounds between older ones: observations of before are in none of them."""
+    pdc.setup(**storage)
+    read = pdc.config.DEFAULT.required().read
+    requests = pdc.Counter("requests", "Requests.", ["route", "status"], registry=registry)
+    times = pdc.Histogram("request_seconds_duration", "Durations.", ["route"], buckets=(), native=True, registry=registry)
+    for _ in range(100):
+        times.labels("/").observe(0.05)
+    before = Moment.of(read())
+    requests.labels("/", "200").inc()
+    times.labels("/").observe(0.4)
+    (row,) = Rates(before, Moment.of(read())).routes()
+    assert row.quantiles == pytest.approx((0.375, 0.4875, 0.4975))
+
+
 @pytest.mark.parametrize("names", NAMES)
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
 def test_rates_are_found_under_the_names_of_other_exporters(storage: dict[str, Any], names: str) -> None:

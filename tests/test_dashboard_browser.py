@@ -236,6 +236,19 @@ def test_histograms_with_other_bounds_add_up(
     assert browser.run("['p50', 'p90'].map((name) => rowOfAll(sum(steps))[name])") == [0.1, 4.5]
 
 
+def test_new_bounds_of_native_histograms_have_no_older_observations(
+    browser: Browser, clock: Clock, serve: Callable[[Any], str], shop: flask.Flask
+) -> None:
+    """A native histogram may show new bounds between older ones: the quantiles are of the observations of the time alone."""
+    metric = pdc.Histogram("cart_request_duration_seconds", "Durations.", ["route"], buckets=(), native=True, registry=None)
+    for _ in range(100):
+        metric.labels("/").observe(0.05)
+    opened_page(browser, f"{serve(shop)}/metrics/dashboard")
+    metric.labels("/").observe(0.4)
+    poll(browser, clock)
+    assert browser.run("['p50', 'p90'].map((name) => rowOfAll(sum(steps))[name])") == [0.375, 0.475]
+
+
 def test_a_path_with_two_slashes_leads_nowhere_else(browser: Browser, serve: Callable[[Any], str], tmp_path: Path) -> None:
     """An address of this server whose path looks like another server gets its counts, and no link to that server."""
     metrics = HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), dashboard=True))

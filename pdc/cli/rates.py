@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import NamedTuple
@@ -96,10 +96,12 @@ class Rates:
         for name in self._traffic.durations:
             for labels, each in self._now.series[name].items():
                 before = self._before.series.get(name, {}).get(labels)
-                known = {} if before is None else dict(before.buckets())
-                below = 0.0
+                known = deque(before.buckets() if before is not None else ())
+                earlier = below = 0.0
                 for bound, count in each.buckets():
-                    grown = max(_grown(known.get(bound, 0.0), count), below)
+                    while known and known[0][0] <= bound:  # a new bound had the count of the one below it
+                        _, earlier = known.popleft()
+                    grown = max(_grown(earlier, count), below)
                     found[one_of(ROUTES, labels) or "-"][bound] += grown - below
                     below = grown
         return found

@@ -58,12 +58,18 @@ function addRoute(target, more) {
   for (const [bound, growth] of more.buckets) add(target.buckets, bound, growth);
 }
 
+// The bounds and the cumulated counts of a histogram, from the lowest bound on.
+function sortedBuckets(buckets) {
+  return Object.entries(buckets).map(([le, value]) => [Number(le.replace("+Inf", "Infinity")), value]).sort(([a], [b]) => a - b);
+}
+
 // Adds the growth of each bucket by itself, without that of those below: other histograms may have other bounds.
 function addBuckets(target, earlier, now) {
-  const sorted = Object.keys(now).map((le) => [Number(le.replace("+Inf", "Infinity")), le]).sort(([a], [b]) => a - b);
-  let below = 0;
-  for (const [bound, le] of sorted) {
-    const growth = Math.max(grown(earlier[le] ?? 0, now[le]), below);
+  const known = sortedBuckets(earlier);
+  let [place, was, below] = [0, 0, 0];
+  for (const [bound, value] of sortedBuckets(now)) {
+    while (place < known.length && known[place][0] <= bound) was = known[place++][1];  // a new bound had the count of the one below it
+    const growth = Math.max(grown(was, value), below);
     add(target, bound, growth - below);
     below = growth;
   }
