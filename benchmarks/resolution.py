@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pdc
 from pdc.exposition.collection import read_storage
-from pdc.native import Bucket, bound
+from pdc.native import Bucket
 
 MINUTES = 60
 PROCESSES = 4
@@ -79,10 +79,7 @@ def stored() -> dict[str, dict[Limits, float]]:
 def _buckets(fields: Any, suffix: str) -> Iterator[tuple[Limits, float]]:
     ends = {field.split('"le":"')[1].split('"')[0]: float(fields[field]) for field in fields if field.startswith(suffix)}
     if suffix == "_native":
-        for text, count in ends.items():
-            bucket = Bucket.loads(text)
-            if bucket.kind == "p" and bucket.index is not None:
-                yield (bound(bucket.schema, bucket.index - 1), bound(bucket.schema, bucket.index)), count
+        yield from ((Bucket.loads(text).limits, count) for text, count in ends.items())
         return
     bounds = [0.0, *pdc.Histogram.DEFAULT_BUCKETS]
     lower = dict(zip(bounds[1:], bounds, strict=False))

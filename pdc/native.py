@@ -100,6 +100,15 @@ class Bucket:
         """The bucket as a text: ``3p17``, ``3n-5``, ``3z-1024``, ``3z`` or ``nan``."""
         return NAN if self.kind == NAN else f"{self.schema}{self.kind}{'' if self.index is None else self.index}"
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The numbers between which those of the bucket are."""
+        if self.kind not in "pn" or self.index is None:
+            end = math.inf if self.kind == NAN else _end_of_zero(self.schema, self.index)
+            return end, end
+        lower, upper = bound(self.schema, self.index - 1), bound(self.schema, self.index)
+        return (lower, upper) if self.kind == "p" else (-upper, -lower)
+
     def folded(self, schema: int) -> Bucket:
         """The bucket of that schema, no finer one, that includes this one."""
         index = None if self.index is None else coarser(self.index, self.schema - schema)

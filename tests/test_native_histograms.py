@@ -24,6 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 import pdc
 from pdc.cells.buckets import Window, buckets_of, key_of
+from pdc.dashboard import as_classic
 from pdc.delivery import Buffer
 from pdc.exposition.collection import render
 from pdc.exposition.rendering import Encoder
@@ -33,7 +34,7 @@ from pdc.jobs.native import native_histograms
 from pdc.jobs.tasks import ExporterMetrics, MiddlewareMetrics, TaskMetrics
 from pdc.native import SCHEMAS, Bucket, index_of
 from pdc.options import OptionError, Options
-from pdc.storage import META, Storage
+from pdc.storage import META, Storage, StorageError
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -438,3 +439,34 @@ def losing_proxy(redis_server: RedisServer) -> Iterator[FaultProxy]:
     with FaultProxy(redis_server.port) as proxy:
         proxy.every(10, Fault.LOSE, Fault.CUT)
         yield proxy
+
+
+def test_native_buckets_as_classic_ones(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """The dashboard and the commands count up to the bounds of each native bucket, also of negative numbers, zeros and NaN."""
+    pdc.setup(**storage)
+    numbers = [-3.0, 0.0, 0.3, 0.4, 1.0, 70.0, math.nan, math.inf]
+    only = pdc.Histogram("only", "Help.", ["le_", "a"], buckets=(), native=True, registry=registry).labels('"le":"x"', "é")
+    both = pdc.Histogram("both", "Help.", native=True, registry=registry)
+    for each in numbers:
+        only.observe(each)
+        both.observe(each)
+    metrics = pdc.config.DEFAULT.required().read().metrics
+    assert as_classic("both", metrics["both"]) is metrics["both"]
+    shown = as_classic("only", metrics["only"])
+    metric = Family.from_meta(shown[META]).metric(shown, 0.0)
+    buckets = [sample for sample in metric.samples if sample.name == "only_bucket"]
+    assert {tuple(sample.labels) for sample in buckets} == {("a", "le_", "le")}
+    counts = {float(sample.labels["le"]): sample.value for sample in buckets}
+    assert counts.pop(math.inf) == len(numbers)
+    assert counts == {bound: sum(each <= bound for each in numbers) for bound in counts}
+    assert {-(2 ** (12 / 8)), 2 ** (-14 / 8), 2 ** (-13 / 8), 1.0} <= {*counts}
+
+
+def test_a_broken_native_bucket_is_named(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A field that pdc did not write is an error that names the metric."""
+    pdc.setup(**storage)
+    pdc.Histogram("only", "Help.", buckets=(), native=True, registry=registry).observe(1)
+    fields = {**pdc.config.DEFAULT.required().read().metrics["only"]}
+    for field in ('_native:{"le":"99p1"}', "_native:{}"):
+        with pytest.raises(StorageError, match="'only'"):
+            as_classic("only", {**fields, field: "1"})

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import click
 
 from ..config import described
-from ..family import LEASE_SECONDS, TYPES, Family, Fields, explained
+from ..dashboard import as_classic
+from ..family import LEASE_SECONDS, TYPES, Family, Fields, explained, families
 from ..storage import META, UPDATED, Snapshot, Storage, StorageError, writers
 from ..storage.labels import series_of as labels_of
 from .places import Place, as_redis, suggestion, with_place
@@ -82,7 +83,7 @@ def _print_metric(wanted: Selector, name: str, snapshot: Snapshot, storage: Stor
         about = [*_about(family, fields, now, storage)]
     for line in about:
         click.echo(printable(line))
-    metric = family.metric(fields, now)
+    (metric,) = families({name: as_classic(name, fields)}, now)
     chosen = [series for series in series_of(metric) if wanted.match(dict(series.labels))]
     rows = [[spelled(each.labels), *value_cells(metric, each), _time(each.value("_created"), now)] for each in chosen]
     print_table(["Series", *value_columns(metric.type), "Begun"], rows)

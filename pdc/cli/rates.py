@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
-from ..dashboard import ROUTES, Traffic, is_failed, one_of
+from ..dashboard import ROUTES, Traffic, as_classic, is_failed, one_of
 from ..family import Labels, families
 from ..storage import Snapshot
 from .words import QUANTILES, SeriesOf, quantile, series_of, spelled
@@ -23,7 +23,7 @@ class Moment(NamedTuple):
     @classmethod
     def of(cls, snapshot: Snapshot) -> Moment:
         """The series of a snapshot."""
-        metrics = families(snapshot.metrics, snapshot.now)
+        metrics = families({name: as_classic(name, fields) for name, fields in snapshot.metrics.items()}, snapshot.now)
         types = {metric.name: metric.type for metric in metrics}
         return cls(snapshot.now, types, {metric.name: {each.labels: each for each in series_of(metric)} for metric in metrics})
 

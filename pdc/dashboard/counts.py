@@ -15,6 +15,7 @@ from .. import config
 from ..exposition import read_storage
 from ..family import LEASE_SECONDS, Labels, dump, families
 from ..storage import Storage, writers
+from .buckets import as_classic
 from .traffic import EXCEPTIONS, ROUTES, Traffic, is_failed, one_of
 
 _SHOWN = re.compile("^pdc_|request|response|exception")
@@ -59,7 +60,8 @@ def _counts(storage: Storage) -> bytes:
     began = time.monotonic()
     snapshot = read_storage(own=True)
     seconds = time.monotonic() - began
-    found = families({name: fields for name, fields in snapshot.metrics.items() if _SHOWN.search(name)}, snapshot.now)
+    shown = {name: as_classic(name, fields) for name, fields in snapshot.metrics.items() if _SHOWN.search(name)}
+    found = families(shown, snapshot.now)
     metrics = {metric.name: metric for metric in found}
     first = {name: _labels(metric.samples[0].labels) if metric.samples else () for name, metric in metrics.items()}
     traffic = Traffic({name: metric.type for name, metric in metrics.items()}, first)
