@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from pdc.family import Family
 from pdc.http.families import RequestSeries
 from pdc.jobs.native import native_histograms
 from pdc.jobs.tasks import ExporterMetrics, MiddlewareMetrics, TaskMetrics
-from pdc.native import SCHEMAS, Bucket, index_of
+from pdc.native import SCHEMAS, Bucket, bound, index_of
 from pdc.options import OptionError, Options
 from pdc.storage import META, Storage, StorageError
 from pdc.storage.redis import RedisStorage
@@ -206,6 +207,35 @@ def test_a_process_goes_on_with_larger_buckets_over_the_most(registry: Collector
     found = folded(pdc.config.DEFAULT.read(["m"]), "m")
     assert found.schema == min(counted)
     assert found.positive == Counter(index_of(found.schema, 2.0**power) for power in range(12))
+
+
+class Single:
+    """A number of four bytes, as a float32 of numpy: it compares with a float as if that had four bytes, too."""
+
+    def __init__(self, number: float) -> None:
+        (self.number,) = struct.unpack("f", struct.pack("f", number))
+
+    def __float__(self) -> float:
+        return float(self.number)
+
+    def __add__(self, other: float) -> Single:
+        return Single(self.number + other)
+
+    def __radd__(self, other: float) -> float:
+        return other + float(self)
+
+    def __gt__(self, other: float) -> bool:
+        return float(self) > float(Single(other))
+
+
+@pytest.mark.usefixtures("ready")
+def test_numbers_that_equal_the_bound_below_them(registry: CollectorRegistry) -> None:
+    """An observation of a short type is in the bucket of its value, also where it seems equal to the bound below that one."""
+    metric = pdc.Histogram("m", "Help", buckets=(), native=schema_of(6), registry=registry)
+    low = next(each for index in range(0, 80, 8) if float(Single(each := bound(6, index))) > each)
+    metric.observe(low * 1.001)
+    metric.observe(Single(low))  # type: ignore[arg-type]  # as numbers of numpy
+    assert folded(pdc.config.DEFAULT.read(["m"]), "m").positive == {index_of(6, float(Single(low))): 2}
 
 
 def test_a_window_has_few_buckets() -> None:

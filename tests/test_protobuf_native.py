@@ -79,10 +79,16 @@ def test_spans_fill_gaps_of_two_buckets(indices: list[int], spans: list[tuple[in
 
 @pytest.mark.parametrize(("threshold", "spans"), [(0.0, [(0, 0)]), (2.0**-128, [])])
 def test_a_histogram_without_observations_is_native(threshold: float, spans: list[tuple[int, int]]) -> None:
-    """A histogram without observations has an empty span where nothing else shows that it is a native one."""
+    """A histogram without observations is native, also with classic buckets: so Prometheus sees it begin at 0.
+
+    It has an empty span where nothing else shows that.
+    """
     message = shown(stored(Native(zero_threshold=threshold), {}, 0.0))
     assert [(span.offset, span.length) for span in message.positive_span] == spans
     assert (message.schema, message.zero_threshold, message.sample_count) == (3, threshold, 0)
+    both = shown(stored(Native(zero_threshold=threshold), {}, 0.0, ("1.0", "+Inf")))
+    assert both.positive_span == message.positive_span
+    assert ([bucket.upper_bound for bucket in both.bucket], both.HasField("schema")) == ([1.0, math.inf], True)
 
 
 def test_counts_that_are_no_whole_numbers_are_floats() -> None:

@@ -349,14 +349,16 @@ class _Draft(Draft):
     def _numbers(self, series: int, keys: tuple[Key, ...]) -> tuple[list[tuple[Key, int]], dict[int, int]]:
         """The keys and the fields of the numbers of a series, and the inserts by these fields.
 
-        A series with native buckets has count and sum beside them: Prometheus wants a count that is that of its buckets.
+        A series with native buckets has count and sum beside them: Prometheus wants a count that is that of its buckets. It has
+        none where classic buckets alone have counts, of processes without native ones.
         """
         numbers = [(each, column[series]) for each, column in self._columns_of(keys)]
         native = self._family.resolution
         exemplars = [(suffix.removeprefix(EXEMPLAR), le) for suffix, le in keys if suffix.startswith(EXEMPLAR)]
         inserts = {self._columns[each][series]: self._columns[EXEMPLAR + each[0], each[1]][series] for each in exemplars}
         buckets = {le: self._columns[suffix, le][series] for suffix, le in keys if suffix == "_native"} if native else {}
-        if native is not None and (buckets or not self._family.classic):
+        is_classic = any(field != self._missing for (suffix, _), field in numbers if suffix == "_bucket")
+        if native is not None and (buckets or not is_classic):
             number = self._missing + 1 + len(self._natives)
             self._natives.append(self._native(plan_of(frozenset(buckets), native), buckets, series, inserts))
             inserts[number] = number

@@ -300,6 +300,7 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
     def _widened(self, cell: HistogramCell, number: float) -> tuple[HistogramCell, int]:
         """The cell that counts a number for which this one has no place, and the place; without one, the NaN counts as sum."""
         FORKS.notice()
+        number = float(number)  # one of numpy, such as a float32, may equal bounds that are next to it
         place = cell.buckets.place_of(number)
         while not place and number == number:
             before, cell = cell, cell.begin_successor(number)
