@@ -206,10 +206,12 @@ def test_every_type_of_collectors_is_shown() -> None:
         ("light", "GAUGE", ""),
         ("took", "SUMMARY", ""),
         ("wait", "HISTOGRAM", ""),
-        ("depth", "GAUGE_HISTOGRAM", ""),
+        ("depth_bucket", "UNTYPED", ""),
+        ("depth_gcount", "UNTYPED", ""),
+        ("depth_gsum", "UNTYPED", ""),
         ("odd_other", "UNTYPED", ""),
     ]
-    assert [found.help for found in decoded(body)] == ["Help"] * 8 + [""]
+    assert [found.help for found in decoded(body)] == ["Help"] * 7 + [""] * 4
     assert decoded(body)[0].metric[0].timestamp_ms == 1500
     assert [*rows(body)] == [
         ("hits_total", (("a", "1"),), "value", "2.0"),
@@ -226,8 +228,8 @@ def test_every_type_of_collectors_is_shown() -> None:
         ("wait_count", (), "value", "2.0"),
         ("wait_sum", (), "value", "8.0"),
         ("depth_bucket", (("le", "+Inf"),), "value", "2.5"),
-        ("depth_count", (), "value", "2.5"),
-        ("depth_sum", (), "value", "-8.0"),
+        ("depth_gcount", (), "value", "2.5"),
+        ("depth_gsum", (), "value", "-8.0"),
         ("odd_other", (("a", "1"),), "value", "5.0"),
     ]
 

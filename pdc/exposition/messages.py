@@ -41,7 +41,7 @@ from .protobuf import (
 from .rendering import MOST_SHAPES, Draft, Layout
 from .series import CHUNK
 
-TYPES = {"counter": 0, "gauge": 1, "summary": 2, "unknown": 3, "histogram": 4, "gaugehistogram": 5, "info": 1, "stateset": 1}
+TYPES = {"counter": 0, "gauge": 1, "summary": 2, "unknown": 3, "histogram": 4, "gaugehistogram": 3, "info": 1, "stateset": 1}
 """The MetricType of each type of prometheus_client."""
 SUFFIXES = {
     "counter": ("_total", "_created"),
@@ -49,12 +49,12 @@ SUFFIXES = {
     "summary": ("", "_count", "_sum", "_created"),
     "unknown": ("",),
     "histogram": ("_bucket", "_count", "_sum", "_created"),
-    "gaugehistogram": ("_bucket", "_gcount", "_gsum"),
+    "gaugehistogram": (),
     "info": ("_info",),
     "stateset": ("",),
 }
-"""The suffixes of the samples that a message of the type can have."""
-OWN_LABELS = {("summary", ""): "quantile", ("histogram", "_bucket"): "le", ("gaugehistogram", "_bucket"): "le"}
+"""The suffixes of the samples that a message of the type can have. Prometheus would name those of gauge histograms otherwise."""
+OWN_LABELS = {("summary", ""): "quantile", ("histogram", "_bucket"): "le"}
 """The labels that are no labels of the series."""
 
 _Series = dict[Key, Sample]
@@ -102,7 +102,7 @@ class ProtobufEncoder(NamedTuple):
             suffix = sample.name.removeprefix(metric.name)
             own = OWN_LABELS.get((metric.type, suffix), "")
             labels = tuple(sorted((name, value) for name, value in sample.labels.items() if name != own))
-            key = suffix.replace("_g", "_"), sample.labels.get(own, "")
+            key = suffix, sample.labels.get(own, "")
             found.setdefault((labels, sample.timestamp), {}).setdefault(key, sample)
         series = [self._series(metric.type, labels, at, each) for (labels, at), each in found.items()]
         message = b"".join([self.head(metric), *series])
@@ -110,7 +110,7 @@ class ProtobufEncoder(NamedTuple):
 
     def _series(self, kind: str, labels: Labels, at: Any, found: _Series) -> bytes:
         """The message of a series, with its time where it has one. The last bucket counts all where nothing else does."""
-        if "histogram" in kind:
+        if kind == "histogram":
             buckets = [sample for (suffix, _), sample in found.items() if suffix == "_bucket"]
             found.setdefault(("_count", ""), Sample("", {}, buckets[-1].value if buckets else 0.0))
         samples = [*found.values()]

@@ -295,7 +295,7 @@ def _distribution(kind: str, keys: Sequence[Key], inserts: Collection[int]) -> I
 
 NATIVE = ("_native", "")
 """The key of count, sum and native buckets, which are an insert."""
-MESSAGES = {0: "Counter", 1: "Gauge", 2: "Summary", 3: "Untyped", 4: "Histogram", 5: "Histogram"}
+MESSAGES = {0: "Counter", 1: "Gauge", 2: "Summary", 3: "Untyped", 4: "Histogram"}
 """The message of each MetricType."""
 
 
