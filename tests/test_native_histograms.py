@@ -354,6 +354,7 @@ def test_old_readers_skip_what_they_do_not_know() -> None:
     [
         ({"native": 1.1}, TypeError, "native must be True, False or a pdc.Native, got 1.1"),
         ({"native": "true"}, TypeError, "got 'true'"),
+        ({"native": pdc.Native()._replace(factor=0.5)}, ValueError, "factor must be a number above 1"),
         ({"buckets": ()}, ValueError, "Must have at least two buckets"),
         ({"native": True, "buckets": (2, 1)}, ValueError, "Buckets not in sorted order"),
         ({"native": True, "buckets": (math.nan,)}, ValueError, "each bucket must be a number"),

@@ -53,7 +53,7 @@ SUFFIXES = {
     "info": ("_info",),
     "stateset": ("",),
 }
-"""The suffixes of the samples that a message of the type can have. Prometheus would name those of gauge histograms otherwise."""
+"""The suffixes of the samples that a message of the type can have. Gauge histograms would get other names than in text."""
 OWN_LABELS = {("summary", ""): "quantile", ("histogram", "_bucket"): "le"}
 """The labels that are no labels of the series."""
 

@@ -272,7 +272,8 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
     ) -> None:
         if not isinstance(native, (bool, Native)):
             raise TypeError(f"native must be True, False or a pdc.Native, got {native!r}")
-        self._native = (Native() if native is True else native) or None
+        resolution = native if isinstance(native, Native) else Native()
+        self._native = Native(*resolution) if native else None  # checked again: `_replace` checks nothing
         arguments: Any = name, documentation, labelnames, namespace, subsystem, unit, registry, _labelvalues, buckets
         super().__init__(*arguments, max_series=max_series, expire_series=expire_series)
 
