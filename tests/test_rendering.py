@@ -58,11 +58,12 @@ def stored_metrics(draw: st.DrawFn) -> Metrics:
         kind = draw(st.sampled_from(sorted(SUFFIXES)))
         unit = "bytes" if name.endswith("_bytes") or draw(st.booleans()) else ""
         declared = tuple(sorted({"+Inf", *draw(st.sets(bounds))}, key=float))
-        labelnames = tuple(draw(st.lists(label_names, max_size=3, unique=True)))
+        own_names = label_names if kind == "histogram" else label_names | st.just("le")  # which only means something there
+        labelnames = tuple(draw(st.lists(own_names, max_size=3, unique=True)))
         family = Family(name, kind, draw(label_values), unit, labelnames, bounds=declared, states=("on", "off"))
         declared_labels = st.fixed_dictionaries(dict.fromkeys(labelnames, label_values))
         fields: dict[str, Any] = {}
-        for labels in draw(st.lists(declared_labels | st.dictionaries(label_names, label_values, max_size=3), max_size=4)):
+        for labels in draw(st.lists(declared_labels | st.dictionaries(own_names, label_values, max_size=3), max_size=4)):
             chosen = [f"{suffix}:{dump(labels)}" for suffix in SUFFIXES[kind] if suffix == "" or draw(st.booleans())]
             if kind == "histogram":
                 chosen += ["_bucket:" + le.join(around_bound(dump(labels))) for le in draw(st.sets(bounds))]

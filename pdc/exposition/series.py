@@ -27,6 +27,7 @@ class Shown(NamedTuple):
     """The labels of a series as a page shows them."""
 
     every: str
+    """All labels; metrics without buckets may have one of the name of their bounds."""
     before: str
     """The labels before the bound of a bucket, and a comma after them."""
     after: str
@@ -38,7 +39,9 @@ class Shown(NamedTuple):
         pairs = list(texts)
         before = [text for name, text in pairs if name < "le"]
         after = [text for name, text in pairs if name > "le"]
-        return cls(",".join(before + after), "".join(f"{text}," for text in before), "".join(f",{text}" for text in after))
+        return cls(
+            ",".join([text for _, text in pairs]), "".join(f"{text}," for text in before), "".join(f",{text}" for text in after)
+        )
 
 
 class SeriesLabels:
