@@ -21,6 +21,7 @@ from pdc.exposition import Response as Answer
 from pdc.exposition import Scrape, scrape_from_wsgi
 from pdc.http import (
     TRACKER,
+    UNMATCHED,
     Hooks,
     HTTPMetrics,
     RequestRecord,
@@ -138,7 +139,9 @@ def _watch_requests(app: Flask) -> Callable[..., Response]:
             return dispatch(*args)
         tracker.request = current
         rule = current.url_rule or _rule(app)
-        if rule is not None:
+        if rule is None:
+            tracker.route = UNMATCHED  # a view of another application, which called this one, may have a route
+        else:
             tracker.route = current.root_path + rule.rule
             if rule.endpoint not in counted and _excludes(app, rule.endpoint, current.method, counted):
                 tracker.forget()

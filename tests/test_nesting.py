@@ -23,7 +23,7 @@ from django.test import override_settings
 from django.urls import path as django_path
 from django_project import OURS
 from fastapi import FastAPI
-from flask import Flask
+from flask import Flask, Response, request
 from http_applications import DENY, FRAMEWORKS, Answer, Application, leave_asgi, over_asgi, over_wsgi
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -325,6 +325,18 @@ def test_an_application_in_a_view_counts_under_its_own_route(tmp_path: Path) -> 
     assert found == counted(
         "GET /items/{name} 200", "GET <unmatched> 404", "GET /broken 500", more=(raised("KeyError", "/broken"),)
     )
+
+
+def test_an_application_in_a_view_of_flask_counts_under_its_own_route(tmp_path: Path) -> None:
+    """A request that no route of the inner application matches is unmatched, whatever route led to the inner one."""
+    storage: dict[str, Any] = {"sqlite_path": str(tmp_path / "metrics.db"), "flush_interval": 0}
+    inner, outer = FRAMEWORKS["flask"](**storage).app, Flask("outer")
+    outer.config.update(PDC_SQLITE_PATH=storage["sqlite_path"], PDC_FLUSH_INTERVAL=0)
+    PrometheusMetrics(outer)
+    outer.add_url_rule("/<path:rest>", view_func=lambda rest: Response.from_app(inner, request.environ))  # noqa: ARG005
+    app = Nested(outer, over_wsgi, "", "")
+    assert [app.request("GET", path).status for path in ("/items/tea", "/nowhere")] == [200, 404]
+    assert app.lines() == counted("GET /items/{name} 200", "GET <unmatched> 404")
 
 
 def over_wsgi_environ(app: Any, environ: dict[str, Any]) -> Answer:
