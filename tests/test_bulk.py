@@ -84,7 +84,13 @@ def test_a_command_is_packed_as_by_redis_py() -> None:
     """The words of a command may be texts, bytes and numbers, and the first one two words."""
     connection = redis.Connection(command_packer=Packer())
     expected = redis.connection.PythonRespSerializer(6000, connection.encoder.encode)
-    for words in (("HMGET", "key", "é", "", "a\r\nb"), ("SCRIPT LOAD", "return 1"), ("SELECT", 3), ("AUTH", b"\xff", "p")):
+    for words in (
+        ("HMGET", "key", "é", "", "a\r\nb"),
+        ("SCRIPT LOAD", "return 1"),
+        ("SELECT", 3),
+        ("AUTH", b"\xff", "p"),
+        ("X", Kind.ADD),
+    ):
         assert b"".join(connection.pack_command(*words)) == b"".join(expected.pack(*words))
 
 

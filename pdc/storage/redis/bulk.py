@@ -24,8 +24,15 @@ class Packer:
     def pack(self, *words: Any) -> list[bytes]:
         """The command as bytes."""
         name, *arguments = words
-        texts = [each if isinstance(each, bytes) else str(each).encode() for each in (*str(name).split(), *arguments)]
+        texts = list(map(_encoded, (*str(name).split(), *arguments)))
         return [b"*%d\r\n" % len(texts) + b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in texts])]
+
+
+def _encoded(word: Any) -> bytes:
+    """The word as bytes; one of an enum by its value."""
+    if isinstance(word, bytes):
+        return word
+    return word.encode() if isinstance(word, str) else str(word).encode()
 
 
 class _InBulk:
