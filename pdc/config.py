@@ -281,7 +281,9 @@ def _read(buffer: Buffer, names: Collection[str] | None) -> Snapshot:
     _settle_others(buffer, names)
     for other in _others(buffer):
         other.raise_if_refused(names)
-    return buffer.read(names)
+    snapshot = buffer.read(names)
+    has_lost = [other.restore(snapshot, names) for other in _others(buffer)]
+    return buffer.read(names) if any(has_lost) else snapshot
 
 
 def _settle_others(buffer: Buffer, names: Collection[str] | None = None) -> None:

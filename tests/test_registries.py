@@ -211,6 +211,19 @@ def test_each_storage_is_read_once(redis_server: RedisServer, registry: Collecto
     assert [len(names) for names in reads] == [6, 3] * 3
 
 
+@pytest.mark.parametrize("scrape", [generate_latest, lambda _: pdc.generate_latest()], ids=["registry", "page"])
+def test_a_scrape_restores_lost_metrics_of_all_modules(
+    redis_server: RedisServer, registry: CollectorRegistry, scrape: Callable[[CollectorRegistry], bytes]
+) -> None:
+    """Where the storage has lost metrics of `pdc` and `pdc.redis`, the next scrape shows both, although one read serves it."""
+    pdc.setup(redis=redis_server.url, redis_prefix="test")
+    for module in (pdc, pdc.redis):
+        module.Counter(f"{module.__name__.replace('.', '_')}_hits", "Hits.", registry=registry).inc()
+    pdc.get_redis_conn().flushdb()
+    shown = [line for line in scrape(registry).decode().splitlines() if "_hits_total" in line and line[0] != "#"]
+    assert shown == ["pdc_hits_total 0.0", "pdc_redis_hits_total 0.0"]
+
+
 @pytest.mark.usefixtures("ready")
 def test_threads_scrape_at_once(registry: CollectorRegistry) -> None:
     """Threads that count and scrape at the same time see all that they counted themselves."""

@@ -251,6 +251,10 @@ class Buffer:
         self._send_for_scrape()
         return self._work.read(names)
 
+    def restore(self, snapshot: Snapshot, names: Collection[str] | None = None) -> bool:
+        """Send all again where the storage has lost a metric, of those that were read; return whether that is so."""
+        return self._with_lock(self._work.restore, snapshot, names)
+
     def _send_for_scrape(self) -> None:
         self._work.send_unless_down()
         if self._work.begun and self._flusher.thread is None:

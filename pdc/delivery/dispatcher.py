@@ -101,11 +101,20 @@ class Dispatcher:
         """Read those metrics or all, once everything pending is sent. Raises NotConfigured and StorageError."""
         self.raise_if_refused(names)
         snapshot = self._read(names)
-        if self._has_lost(snapshot, names):
-            self._queue_everything()
-            self.send()
-            snapshot = self._read(names)
-        return snapshot
+        return self._read(names) if self.restore(snapshot, names) else snapshot
+
+    def restore(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
+        """Send every series where the storage has lost a metric that this process sent, of those that were read.
+
+        Return whether that is so. Raises NotConfigured and StorageError.
+        """
+        applied = self.outcomes.applied
+        expected = applied if names is None else applied.intersection(names)
+        if not any(self.metrics.named(name) for name in expected.difference(snapshot.metrics)):
+            return False
+        self._queue_everything()
+        self.send()
+        return True
 
     def _read(self, names: Collection[str] | None) -> Snapshot:
         before, self.sending_thread = self.sending_thread, threading.get_ident()
@@ -113,12 +122,6 @@ class Dispatcher:
             return call_storage(found, self.target.required(), names)
         finally:
             self.sending_thread = before
-
-    def _has_lost(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
-        """True where the storage has lost a metric that this process sent, of those that were read."""
-        applied = self.outcomes.applied
-        expected = applied if names is None else applied.intersection(names)
-        return any(self.metrics.named(name) for name in expected.difference(snapshot.metrics))
 
     def raise_if_refused(self, names: Collection[str] | None = None) -> None:
         """Raise StorageError where the storage refuses one of these metrics, or any."""
