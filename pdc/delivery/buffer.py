@@ -33,9 +33,8 @@ class Buffer:
     """Sends what the cells of this process gathered to one storage, in batches that a retry cannot double.
 
     With `interval` 0 every update is sent before its call returns; otherwise a background thread sends what changed every
-    `interval` seconds. The thread also renews leases and expiry, and retries when the storage is down. Updates never raise
-    because of a storage: unsent updates stay in the cells, bounded by the number of series. The buffer is the `Sender` of its
-    cells. One thread at a time has its lock, and works with the `Dispatcher`.
+    `interval` seconds. It also renews leases and expiry, and retries when the storage is down. Updates never raise for that:
+    they stay in the cells, bounded by the number of series. One thread at a time has the lock, and works with the `Dispatcher`.
     """
 
     exit_timeout: ClassVar[float] = EXIT_SECONDS
@@ -232,10 +231,7 @@ class Buffer:
         self._work.raise_if_refused(names)
 
     def send_pending(self, names: Collection[str] | None = None) -> None:
-        """Send all that is pending, but for refused metrics. Only functions of metrics with these names are called, or all.
-
-        Raises StorageError; at once where the storage was found down a moment ago, so that scrapes do not queue up.
-        """
+        """Send what is pending; functions of metrics with these names, or all, are called. Raises at once during an outage."""
         FORKS.notice()
         self._work.queue_unprompted(names)
         self._with_lock(self._send_for_scrape)

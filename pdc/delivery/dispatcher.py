@@ -104,10 +104,7 @@ class Dispatcher:
         return self._read(names) if self.restore(snapshot, names) else snapshot
 
     def restore(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
-        """Send every series where the storage has lost a metric that this process sent, of those that were read.
-
-        Return whether that is so. Raises NotConfigured and StorageError.
-        """
+        """Send all again where the storage has lost a metric, of those that were read; return whether. Raises as `read`."""
         applied = self.outcomes.applied
         expected = applied if names is None else applied.intersection(names)
         if not any(self.metrics.named(name) for name in expected.difference(snapshot.metrics)):
