@@ -176,6 +176,22 @@ def test_a_collector_may_update_the_metrics_after_it(registry: CollectorRegistry
 
 
 @pytest.mark.usefixtures("ready")
+def test_the_function_of_a_plain_gauge_may_update_the_metrics_after_it(registry: CollectorRegistry, reads: Reads) -> None:
+    """The same scrape shows an update by the function of a gauge of prometheus_client; a gauge without one costs no read."""
+    pdc.Counter("before", "Help", registry=registry)
+    plain = prometheus_client.Gauge("plain", "Help", registry=registry)
+    after = pdc.Counter("after", "Help", registry=registry)
+    assert (value(registry, "after_total"), len(reads)) == (0, 1)
+
+    def count() -> float:
+        after.inc()
+        return 1.0
+
+    plain.set_function(count)
+    assert [value(registry, "after_total") for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("ready")
 def test_a_function_is_called_once_and_after_the_collectors_before_it(registry: CollectorRegistry, reads: Reads) -> None:
     """Functions of gauges find all that a collector before them prepares, and each is called once per scrape."""
     calls: list[str] = []

@@ -7,7 +7,7 @@ from itertools import dropwhile
 from types import FrameType
 from typing import Any
 
-from prometheus_client import registry
+from prometheus_client import Gauge, registry
 from prometheus_client.metrics import MetricWrapperBase
 
 from .. import config
@@ -49,7 +49,8 @@ class _Read:
         for each in collectors:
             collect = getattr(type(each), "collect", None)
             if collect is not type(metric).collect:
-                names = names if collect is MetricWrapperBase.collect else self._later
+                is_plain = collect is MetricWrapperBase.collect and not isinstance(each, Gauge)  # which may have a function
+                names = names if is_plain else self._later
             elif each.buffer.storage is self._storage and not (names is self._later and each._metric_cells.has_callbacks):
                 names[each._name] = None
         self._now, self._metrics = config.read(self._buffer, [*self._next, *self._later])
