@@ -75,6 +75,19 @@ def test_a_scrape_reads_no_marks(redis_server: RedisServer, storages: tuple[Redi
     assert whole_reads(redis_server) == before + 1
 
 
+def test_two_threads_that_read_at_once(storages: tuple[RedisStorage, RedisStorage], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape goes on where another one forgets the fields of a metric at any moment."""
+
+    class Forgotten(dict[str, Any]):
+        def __contains__(self, name: object) -> bool:
+            return super().__contains__(name) and self.pop(str(name)) is not None
+
+    storage, _ = storages
+    before = unmarked(storage.read())
+    monkeypatch.setattr(storage.reader, "_known", Forgotten(storage.reader._known))
+    assert unmarked(storage.read()) == before
+
+
 def test_the_writers_of_a_metric_that_was_read_before(storages: tuple[RedisStorage, RedisStorage]) -> None:
     """All writers are known on demand, also those that came since the metric was read whole."""
     storage, other = storages

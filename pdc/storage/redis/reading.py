@@ -64,7 +64,8 @@ class Reader:
     def _read(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, list[dict[str, str]]]]:
         """Read these metrics, each with its number of fields; those that got new fields once more, whole."""
         outdated = {}
-        for group in _grouped((name, self._known[name].size if name in self._known else sizes[name]) for name in sizes):
+        known = ((name, self._known.get(name), size) for name, size in sizes.items())  # other threads may forget them
+        for group in _grouped((name, size if fields is None else fields.size) for name, fields, size in known):
             for name, parts in self._read_group(group):
                 if parts:
                     yield name, parts
