@@ -106,6 +106,20 @@ def test_marks_of_processes_with_live_values(storages: tuple[RedisStorage, Redis
     assert [field for field in fields if field.startswith(MARK)] == [f"{MARK}1-a"]
 
 
+def test_a_lost_mark_of_a_process_with_live_values(
+    redis_server: RedisServer, storages: tuple[RedisStorage, RedisStorage]
+) -> None:
+    """A process whose mark was lost counts again with its next batch, which brings no new field but the mark."""
+    storage, other = storages
+    send(other, 2, Operation(Kind.STAMP, "#live:1-a:{}", Stamped(1.0, None)))
+    with redis_server.client() as client:
+        client.hdel("prometheus_test_m", f"{MARK}1-a")
+    storage.read()
+    send(other, 3, Operation(Kind.STAMP, "#live:1-a:{}", Stamped(2.0, None)))
+    fields = storage.read().metrics["m"]
+    assert (fields[f"{MARK}1-a"].split(" ")[0], fields["#live:1-a:{}"]) == ("3", "2 0")
+
+
 def test_values_of_the_dead(storages: tuple[RedisStorage, RedisStorage]) -> None:
     """A value into which those of a process that ends are folded is shown at once, although no batch wrote it."""
     storage, other = storages

@@ -138,8 +138,8 @@ class Reader:
         if len(fields) <= max(1.5 * self._sizes.get(name, 0), FEW_FIELDS):
             return
         self._sizes[name] = len(fields)
-        alive = {MARK + field.split(":", 2)[1] for field in fields if field.startswith("#live:")}
-        wanted = [field for field in fields if field in alive or not field.startswith((MARK, LAST_NEW))]
+        alive = {MARK + field.split(":", 2)[1] for field in fields if field.startswith("#live:")}  # a mark may come back
+        wanted = [*(field for field in fields if not field.startswith((MARK, LAST_NEW))), *alive]
         if LAST_NEW in fields and 2 * len(wanted) < len(fields):
             self._known[name] = _Known(fields[LAST_NEW], wanted)
 
