@@ -302,7 +302,7 @@ def test_the_server_bounds_its_connections(certificate: tuple[str, str], tls: bo
             stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)).sendall(b"GET")
         address = "127.0.0.1", port
         connect = partial(http.client.HTTPSConnection, context=trusting) if tls else http.client.HTTPConnection
-        assert ask(connect(*address, timeout=10)).status == 200
+        assert ask(connect(*address, timeout=0.8 * server.CLIENT_SECONDS)).status == 200
         ours = 4 * server.MOST_CLIENTS
         wait_until(lambda: descriptors() - before - ours <= server.MOST_CLIENTS + 5)
 
