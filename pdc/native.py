@@ -115,7 +115,7 @@ class Bucket:
         return Bucket(schema, self.kind, index)
 
 
-def _place(bucket: Bucket, schema: int, zero: int | None) -> tuple[str, int]:
+def place(bucket: Bucket, schema: int, zero: int | None) -> tuple[str, int]:
     """The kind and the index of the bucket to which this one is folded."""
     if bucket.kind not in "pn" or bucket.index is None:
         return bucket.kind, 0
@@ -170,8 +170,8 @@ def bound(schema: int, index: int) -> float:
     if schema <= 0:
         return math.ldexp(1.0, index << -schema)
     fractions = _fractions(schema)
-    exponent, place = divmod(index, len(fractions))
-    found = math.ldexp(fractions[place], exponent + 1)
+    exponent, step = divmod(index, len(fractions))
+    found = math.ldexp(fractions[step], exponent + 1)
     while found and index_of(schema, found) > index:  # a small number has fewer digits
         found = math.nextafter(found, 0.0)
     return found
@@ -203,7 +203,7 @@ def in_order(buckets: frozenset[str], native: Native) -> tuple[str | float, ...]
 def _limits(text: str, schema: int, zero: int | None) -> tuple[float, tuple[float, ...]]:
     """The highest number of the stored bucket in that schema, and the limits of its power of two."""
     bucket, least = Bucket.loads(text), _end_of_zero(schema, zero)
-    kind, index = _place(bucket, schema, zero)
+    kind, index = place(bucket, schema, zero)
     if kind not in "pn":
         return (math.inf, ()) if kind == NAN else (least, (least,))
     octave = coarser(index, schema - min(schema, 0))

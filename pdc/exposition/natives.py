@@ -15,7 +15,7 @@ from prometheus_client.samples import Exemplar
 
 from ..exemplars import exemplar_from
 from ..family import number
-from ..native import NAN, Bucket, Native, bound, coarser, common
+from ..native import NAN, Bucket, Native, bound, common, place
 from .protobuf import KEYS, MOST_WHOLE, Kept, content, encode_double, exemplar_message, numbers, varint, zigzag
 
 MOST_EMPTY = 2
@@ -96,9 +96,8 @@ def plan_of(texts: frozenset[str], native: Native) -> Plan:
     schema, zero = common(native, buckets.values())
     found: dict[str, dict[int, list[str]]] = {"p": {}, "n": {}, "z": {}, NAN: {}}
     for text, bucket in buckets.items():
-        index = coarser(bucket.index, bucket.schema - schema) if bucket.index is not None and bucket.kind != "z" else None
-        kind = "z" if index is not None and zero is not None and index <= zero else bucket.kind
-        found[kind].setdefault(index or 0, []).append(text)
+        kind, index = place(bucket, schema, zero)
+        found[kind].setdefault(index, []).append(text)
     positive, negative = Side.of(found["p"]), Side.of(found["n"])
     threshold = 0.0 if zero is None else bound(schema, zero)
     about = KEYS["Histogram.schema"] + zigzag(schema) + KEYS["Histogram.zero_threshold"] + encode_double(threshold)
