@@ -34,8 +34,8 @@ help:  ## Show these targets
 demo: $(VENV)/demo.stamp  ## Run Gunicorn with four workers and compare sent with counted requests (ONCE=1: end then)
 	$(VENV)/bin/python example_apps/demo.py $(if $(filter-out 0,$(ONCE)),--once)
 
-test: $(VENV)/test.stamp $(VERSION2)/version2.stamp servers  ## Run the tests with branch coverage (PYTEST=... adds arguments, JOBS=0 runs one at a time)
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) --cov --cov-report=term $(if $(PYTEST),--cov-fail-under=0) $(PYTEST)
+test: $(VENV)/test.stamp $(VERSION2)/version2.stamp servers  ## Run the tests (PYTEST=... adds arguments, JOBS=0 runs one at a time)
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(PYTEST)
 
 lint: $(VENV)/lint.stamp luacheck  ## Check style and types
 	$(VENV)/bin/ruff check
@@ -53,8 +53,10 @@ format: $(VENV)/lint.stamp  ## Format the code, and fix the faults that ruff can
 	$(VENV)/bin/ruff format
 
 # Random programs are compared with prometheus_client's own output, and benchmarks with peers: both need the newest versions.
-check-versions: $(OLDEST)/oldest.stamp $(VERSION2)/version2.stamp servers  ## Run the tests against the oldest versions of the dependencies
-	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py $(PYTEST)
+# Coverage is measured here, since it takes a third of the time of `make test`.
+check-versions: $(OLDEST)/oldest.stamp $(VERSION2)/version2.stamp servers  ## Run the tests against the oldest versions of the dependencies, with branch coverage
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) --ignore tests/test_random_programs.py --ignore tests/test_benchmarks.py \
+	  --cov --cov-report=term $(if $(PYTEST),--cov-fail-under=0) $(PYTEST)
 
 check-valkey: $(VALKEY)/valkey.stamp servers  ## Run the tests of Redis against Valkey, which comes from PyPI
 	$(VALKEY)/bin/python tests/check_valkey.py $(SIDE_BY_SIDE) $(PYTEST)

@@ -87,8 +87,8 @@ NOT_ALLOWED = [
     Request("GET", "/items/tea/order", "/items/<name>/order", "405"),
     Request("PUT", "/report/1", "/report/<int:lines>", "405"),
 ]
-FLOOD = [Request("GET", f"/no/page/{number}", "<unmatched>", "404") for number in range(500)]
-MADE_UP = [made_up(method) for method in ("BREW", "FOO", "PROPFIND", *(f"FOO{number}" for number in range(47)))]
+FLOOD = [Request("GET", f"/no/page/{number}", "<unmatched>", "404") for number in range(100)]
+MADE_UP = [made_up(method) for method in ("BREW", "FOO", "PROPFIND", *(f"FOO{number}" for number in range(17)))]
 WARM_UP = [INDEX, ITEM, NOTHING, ORDER, BROKEN, *NOT_ALLOWED, FLOOD[0], MADE_UP[0], streamed(1), slow(50)]
 """One request of every series: the first value of a series that Prometheus sees is no increase to it."""
 QUICK = [*[INDEX, ITEM, NOTHING, ORDER, BROKEN, *NOT_ALLOWED] * 10, *FLOOD, *MADE_UP]
