@@ -222,7 +222,9 @@ def _turn_is_free() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_left(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Leave no storage, metrics, server and journal behind: a later `setup` would declare the metrics, and send the journal."""
     tmp_path_factory.getbasetemp()  # pytest's own files stay
     folder = tempfile.mkdtemp(dir=TEMPORARY)
@@ -232,7 +234,9 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     _close_ports()
     pdc.shutdown()  # modules of tests that set a project up were imported just now
     once.forget()
-    gc.collect()  # at the end, not before: pytest drops the values of fixtures only after their teardown
+    gc.collect()  # here, not at the end of a test: pytest drops the values of fixtures only after their teardown
+    if not request.session.testsfailed:  # a failure holds variables of its test until the next one
+        gc.freeze()  # modules and reports of earlier tests, which the next collection would look at
     yield
     pdc.shutdown()
     for name in ("pdc-flush", "pdc-log"):  # otherwise their last log messages come into a later test

@@ -18,7 +18,7 @@ RECYCLED, PRELOADED, THREADED = ["--max-requests", "50"], ["--preload"], ["--thr
     [
         pytest.param("flask_app", [], marks=pytest.mark.long),
         ("flask_app", RECYCLED),
-        ("flask_app", PRELOADED + THREADED),
+        pytest.param("flask_app", PRELOADED + THREADED, marks=pytest.mark.long),
         pytest.param("django_app", [], marks=pytest.mark.long),
         ("django_app", PRELOADED + THREADED + RECYCLED),
         pytest.param("starlette_app", [], marks=pytest.mark.long),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import prometheus_client
 import pytest
-from conftest import RedisServer
+from conftest import Peer, RedisServer
 from helpers import Run, shown
 from kinds import TYPES, UPDATES, make
 from prometheus_client import CollectorRegistry
@@ -18,25 +19,19 @@ import pdc
 import pdc.redis
 import pdc.sqlite
 
+REMOVALS = {
+    "remove('1', '2')": {("1", "3"), ("2", "3")},
+    "remove_by_labels({'a': '1'})": {("2", "3")},
+    "remove_by_labels({'a': 1, 'b': 3})": {("1", "2"), ("2", "3")},
+    "remove_by_labels({})": {("1", "2"), ("1", "3"), ("2", "3")},
+    "clear()": set(),
+}
+"""The series that each leaves."""
+
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize(
-    ("removal", "left"),
-    [
-        ("remove('1', '2')", {("1", "3"), ("2", "3")}),
-        ("remove_by_labels({'a': '1'})", {("2", "3")}),
-        ("remove_by_labels({'a': 1, 'b': 3})", {("1", "2"), ("2", "3")}),
-        ("remove_by_labels({})", {("1", "2"), ("1", "3"), ("2", "3")}),
-        ("clear()", set()),
-    ],
-)
 def test_a_removal_reaches_other_processes(
-    kind: str,
-    removal: str,
-    left: set[tuple[str, str]],
-    storage: dict[str, Any],
-    registry: CollectorRegistry,
-    run_script: Run,
+    kind: str, storage: dict[str, Any], registry: CollectorRegistry, start_peer: Callable[..., Peer]
 ) -> None:
     """A series removed by one process is gone for all, and starts again with the next update."""
     pdc.setup(**storage)
@@ -46,14 +41,17 @@ def test_a_removal_reaches_other_processes(
         UPDATES[kind](child)
     before = pdc.generate_latest()
     options = ", states=['on', 'off']" if kind == "Enum" else ""
-    run_script(f"setup()\npdc.{kind}('m', 'Help', ['a', 'b']{options}).{removal}", storage=storage)
-    text = pdc.generate_latest().decode()
-    assert set(re.findall('a="(.)",b="(.)"', text)) == left
-    for values in children.keys() - left:
-        UPDATES[kind](children[values])
-    again = pdc.generate_latest()
-    strip = re.compile(rb"(?m)^m_created.*\n")
-    assert strip.sub(b"", again) == strip.sub(b"", before)
+    peer = start_peer(storage)
+    peer.tell(f"m = pdc.{kind}('m', 'Help', ['a', 'b']{options})")
+    for removal, left in REMOVALS.items():
+        peer.tell(f"m.{removal}")
+        text = pdc.generate_latest().decode()
+        assert set(re.findall('a="(.)",b="(.)"', text)) == left, removal
+        for values in children.keys() - left:
+            UPDATES[kind](children[values])
+        again = pdc.generate_latest()
+        strip = re.compile(rb"(?m)^m_created.*\n")
+        assert strip.sub(b"", again) == strip.sub(b"", before), removal
 
 
 def test_a_reset_reaches_other_processes(storage: dict[str, Any], registry: CollectorRegistry, run_script: Run) -> None:
