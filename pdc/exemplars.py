@@ -9,10 +9,10 @@ from itertools import chain
 
 from prometheus_client.samples import Exemplar
 
-from .storage.labels import check_texts
+from .storage.labels import EXEMPLAR, check_texts
 
-EXEMPLAR = "#exemplar"
-"""How the fields of exemplars begin. The name of the field with the number follows."""
+__all__ = ["EXEMPLAR", "exemplar_from", "exemplar_text"]
+
 _UNSAFE = re.compile(r'[\n\r"{},=\\]')
 
 

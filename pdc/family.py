@@ -113,7 +113,8 @@ class Family(NamedTuple):
     def limits(self) -> Limits:
         """The limits that the storage holds."""
         overflow = self.labels((OVERFLOW,) * len(self.labelnames)) if self.max_series else ""
-        return Limits(int(self.max_series), overflow, float(self.expire_series))
+        native = self.resolution
+        return Limits(int(self.max_series), overflow, float(self.expire_series), native.most_stored if native else 0)
 
     @classmethod
     def from_meta(cls, meta: str) -> Family:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import sys
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache, lru_cache
 from itertools import accumulate
 from operator import itemgetter
@@ -55,6 +55,11 @@ class Native(_Resolution):
         if not 0 <= zero_threshold < sys.float_info.max:
             raise ValueError(f"zero_threshold must be a finite number from 0 on, as 0.001, got {zero_threshold!r}")
         return super().__new__(cls, factor, max_buckets, zero_threshold)
+
+    @property
+    def most_stored(self) -> int:
+        """The most fields of buckets that all processes together leave in one series of a storage; see `coarsened`."""
+        return 2 * self.max_buckets
 
     @property
     def schema(self) -> int:
@@ -130,6 +135,26 @@ def common(native: Native, buckets: Iterable[Bucket]) -> tuple[int, int | None]:
     zeros = [native.zero_index(schema)]
     zeros += [bucket.folded(schema).index for bucket in counted if bucket.kind == "z"]
     return schema, max((index for index in zeros if index is not None), default=None)
+
+
+def coarsened(texts: Collection[str], most: int) -> dict[str, str]:
+    """The stored buckets to add to others so that at most so many are left; each with the bucket that includes it.
+
+    Buckets of the finest schema go to the next coarser one, and so on, no further than it takes. Where another bucket is in a
+    coarser schema, readers see the same as before. More are left only in the coarsest schema.
+    """
+    found = {text: text for text in texts}
+    for schema in reversed(SCHEMAS[1:]):
+        if len({*found.values()}) <= most:
+            break
+        found = {text: _in_next_schema(into, schema) for text, into in found.items()}
+    return {text: into for text, into in found.items() if into != text}
+
+
+def _in_next_schema(text: str, schema: int) -> str:
+    """The stored bucket of the next coarser schema that includes this one, if this is one of that schema."""
+    bucket = Bucket.loads(text)
+    return text if bucket.kind == NAN or bucket.schema != schema else bucket.folded(schema - 1).dumps()
 
 
 def coarser(index: int, steps: int) -> int:

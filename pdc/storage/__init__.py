@@ -161,16 +161,20 @@ class Operation(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The most series of a metric, and the seconds that a series stays without an update; 0 for no limit.
+    """The most series of a metric, the seconds that a series stays without an update, and the most native buckets of one.
 
-    Operations on a new series over the limit are done to the overflow series instead. Operations of `Kind.STAMP` are not: each
+    0 is no limit. Operations on a new series over the limit are done to the overflow series instead. Operations of `Kind.STAMP` are not: each
     process limits values of its own, and the limit holds for the values of the dead into which they are folded.
+
+    Native buckets may be more until the storage looks for writers to forget. Then it adds counts of the series to those of
+    coarser buckets, as `pdc.native.coarsened` states, each in one change.
     """
 
     max_series: int = 0
     overflow: str = ""
     """The labels of the overflow series, as fields spell them."""
     expire_series: float = 0.0
+    max_buckets: int = 0
 
 
 def updated(labels: str) -> Operation:

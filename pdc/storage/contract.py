@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from functools import reduce
@@ -376,6 +377,29 @@ class StorageContract:
             store.apply(batch(3, Operation(Kind.SET, "#sweep", 0.0), limits=limits))
             store.apply(batch(4, limits=limits))
             expect(numbers(store.read()), {SECOND: "1.0", created[1].field: "5.0", before: "1.0"})
+
+    def test_native_buckets_of_a_series(self) -> None:
+        """Where a series has too many, a search for writers to forget adds the finest to coarser ones, with exemplars."""
+        limits, search = Limits(max_buckets=5), Operation(Kind.SET, "#search", 0.0)
+
+        def bucket(text: str, path: str = "1") -> str:
+            return series("_native", a=r"\"", le=text, path=path)
+
+        many = {"3p1": "2p1", "3p2": "2p1", "3p3": "2p2", "2p2": "2p2", "3n-5": "2n-2", "3z-1024": "2z-512", "nan": "nan"}
+        few = {text: bucket(text, path="2") for text in ("3p1", "3p2", "0p1")}
+        exemplars = (Operation(Kind.SET, f"#exemplar{bucket(text)}", text) for text in ("3p1", "2p2", "3p3"))
+        first = batch(1, *adds(*map(bucket, many), *few.values()), *exemplars, limits=limits)
+        with self._made() as store:
+            for one in (first, batch(2, search, limits=limits), batch(3, limits=limits), first):
+                store.apply(one)
+            expected = {bucket(text): f"{count}.0" for text, count in Counter(many.values()).items()}
+            fields = store.read().metrics["m"]
+            expect(numbers(store.read()), expected | dict.fromkeys(few.values(), "1.0"))
+            shown = {field: value for field, value in fields.items() if field.startswith("#exemplar")}
+            expect(shown, {f"#exemplar{bucket(into)}": text for into, text in (("2p1", "3p1"), ("2p2", "2p2"))})
+            for one in (batch(4, *adds(bucket("3p1")), search, limits=limits), batch(5, limits=limits)):
+                store.apply(one)
+            expect(numbers(store.read())[bucket("2p1")], "3.0", "after a late observation in a fine bucket")
 
     def test_threads(self) -> None:
         """Several threads may use a storage at once."""

@@ -24,7 +24,8 @@ from . import (
     Stamped,
     Update,
 )
-from .labels import BUCKETS, Selectors, around_bound, series_of
+from .coarsening import coarser_fields
+from .labels import BUCKETS, EXEMPLAR, NATIVE, Selectors, around_bound, series_of
 
 __all__ = ["Fields"]
 
@@ -86,7 +87,7 @@ class Fields(dict[str, Any]):
 
     def _limited(self, update: Update, outcome: Outcome) -> Update:
         """The update, with its operations on new series over the limit done to the overflow series."""
-        most, overflow, _ = update.limits
+        most, overflow, *_ = update.limits
         begun = [(labels, each.field) for each in update.operations if most and (labels := begun_series(each)) is not None]
         if all(field in self for _, field in begun):
             return update
@@ -111,6 +112,15 @@ class Fields(dict[str, Any]):
             if Mark.loads(self[field]).is_forgotten(now):
                 self._take_from(field.removeprefix(MARK), limits)
                 del self[field]
+        if limits.max_buckets:
+            self._coarsen(limits.max_buckets)
+
+    def _coarsen(self, most: int) -> None:
+        """Add native buckets to coarser ones where a series has too many, with their exemplars unless these have some."""
+        for field, into in [*coarser_fields([each for each in self if each.startswith(NATIVE)], most)]:
+            self[into] = _number(self.get(into)) + _number(self.pop(field))
+            if (exemplar := self.pop(EXEMPLAR + field, None)) is not None:
+                self.setdefault(EXEMPLAR + into, exemplar)
 
     def _take_from(self, writer: str, limits: Limits) -> None:
         """Drop the values of the writer, or fold them into those of the dead."""

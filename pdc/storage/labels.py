@@ -9,6 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+NATIVE = "_native:"
+"""How the fields of native buckets begin."""
+EXEMPLAR = "#exemplar"
+"""How the fields of exemplars begin. The name of the field with the number follows."""
 BUCKETS = ("_bucket:", "_native:", "#exemplar_bucket:", "#exemplar_native:")
 """How fields begin that have ``le`` beside the labels of their series."""
 

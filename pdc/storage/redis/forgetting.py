@@ -1,10 +1,15 @@
-"""Folds or drops values of writers that deregister or are forgotten."""
+"""Folds or drops values of writers that deregister or are forgotten, and adds native buckets of series to coarser ones."""
 
 from __future__ import annotations
 
+from itertools import chain
+
 from .. import FINAL_MARK_SECONDS, FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Update
+from ..coarsening import MOST_ADDED, coarser_fields
+from ..labels import NATIVE
 from .commands import text_of
 from .keys import Keys
+from .reading import INCOMPLETE, Reader
 
 MOST_FOUND = 500
 """How many fields one call looks at."""
@@ -25,10 +30,21 @@ def forget(keys: Keys, batch: Batch, update: Update) -> None:
         keys.call("forget", batch, update.name, FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS, *some)
 
 
+def coarsen(keys: Keys, reader: Reader, batch: Batch, update: Update) -> None:
+    """Add native buckets to coarser ones where a series has too many. A metric with few bounds has no such series."""
+    name, most = update.name, update.limits.max_buckets
+    stems = reader.stems(name) if most else INCOMPLETE
+    if stems.startswith(INCOMPLETE) or stems.count(f"\n{NATIVE}{{") <= most:
+        return
+    moves = [*coarser_fields(reader.look_through(name, "MATCH", f"{NATIVE}*"), most)]
+    for first in range(0, len(moves), MOST_ADDED):
+        keys.call("coarsen", batch, name, *chain.from_iterable(moves[first : first + MOST_ADDED]))
+
+
 def _fold(keys: Keys, batch: Batch, update: Update, *, is_final: bool = True) -> list[str]:
     """Fold the values of the writer that deregisters, or of all writers that are to be forgotten; return those writers."""
     ages = FINAL_MARK_SECONDS - FORGET_WRITER_SECONDS, FORGET_WRITER_SECONDS, FORGET_VALUES_SECONDS
-    most, overflow, _ = update.limits
+    most, overflow, *_ = update.limits
     gone: list[str] = []
     cursor = None
     while cursor != "0":

@@ -74,6 +74,10 @@ class Reader:
         if outdated:
             yield from self._read(outdated)
 
+    def stems(self, name: str) -> str:
+        """The beginnings of the fields of a metric; empty where they are not listed."""
+        return text_of(self._values(name, [STEMS])[0]) or ""
+
     def look_through(self, name: str, *pattern: str) -> dict[str, str]:
         """All fields of a metric, or all that match a pattern, each as it was when its piece was read."""
         fields: dict[str, str] = {}
@@ -148,7 +152,7 @@ class Reader:
 
         A search of all fields but buckets finds the series of several numbers. Then each of these is read in one piece.
         """
-        listed = text_of(self._values(name, [STEMS])[0]) or ""
+        listed = self.stems(name)
         if listed.startswith(INCOMPLETE) or not _SEVERAL_NUMBERS.search(listed):
             return [self.look_through(name)]
         others = self.look_through(name, "MATCH", NO_BUCKETS)

@@ -29,7 +29,7 @@ from ..labels import around_bound, series_of
 from ..version2 import VERSION2, report, taken_over
 from .changing import Changes
 from .commands import Command, Request, Script, number_text, text_of
-from .forgetting import fold_final, forget
+from .forgetting import coarsen, fold_final, forget
 from .keys import Keys
 from .reading import Reader
 from .removing import Removal
@@ -143,7 +143,7 @@ class Writer:
         arguments += map(str, (FORGET_WRITER_SECONDS, FINAL_MARK_SECONDS, SWEEPS))
         arguments += (keys.start, keys.version2_start, keys.index)
         for update in updates:
-            most, overflow, idle = update.limits
+            most, overflow, idle, _ = update.limits
             others = (overflow, *around_bound(overflow)) if most else ("", "", "")
             arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle))
             arguments += _operations(update, now)
@@ -167,6 +167,7 @@ class Writer:
         if folds:
             fold_final(self._keys, batch, update)
         if searches:
+            coarsen(self._keys, self._reader, batch, update)  # first, as `forget` may list the beginnings of fields
             forget(self._keys, batch, update)
 
     def _count_series(self, batch: Batch, name: str) -> None:

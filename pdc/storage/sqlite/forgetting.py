@@ -1,18 +1,27 @@
-"""Folds or drops values of writers that deregister or are forgotten. Twins: `fold.lua` and `forget.lua`."""
+"""Folds or drops values of writers that deregister or are forgotten, and adds native buckets of series to coarser ones.
+
+Twins: `fold.lua`, `forget.lua` and `coarsen.lua`.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from itertools import product
+from sqlite3 import Cursor
 
-from .. import FOLDED, MARK, Batch, Limits, Mark
+from .. import FOLDED, MARK, Batch, Kind, Limits, Mark, Operation
+from ..coarsening import MOST_ADDED, coarser_fields
 from ..fields import fold, old
+from ..labels import EXEMPLAR, NATIVE
 from .rows import Rows
 
 MOST_FOLDED = 250
 """How many values are folded or dropped in one transaction."""
 MOST_FORGOTTEN = 250
 """How many writers are forgotten in one transaction."""
+MOST_FOUND = 1000
+"""How many fields are looked at in one transaction."""
 
 
 class Folding:
@@ -60,7 +69,7 @@ class Folding:
 
     def _heir(self, start: str, labels: str) -> str:
         """The field of the dead into which a value of that series is folded."""
-        most, overflow, _ = self._limits
+        most, overflow, *_ = self._limits
         if not most or labels == overflow or self._rows.get(start + labels) is not None:
             return start + labels
         if start not in self._heirs:
@@ -69,3 +78,40 @@ class Folding:
             return start + overflow
         self._heirs[start] += 1
         return start + labels
+
+
+def search(name: str, limits: Limits, writer: str) -> Iterator[Callable[[Cursor], bool]]:
+    """Yield the work of a search for writers to forget, but not this one, each part to be done as long as it returns True."""
+    yield lambda cursor: Folding(Rows(cursor, name), limits).forget(writer)
+    if limits.max_buckets:
+        yield coarsener(name, limits.max_buckets)
+
+
+def coarsener(name: str, most: int) -> Callable[[Cursor], bool]:
+    """A function that adds some native buckets to coarser ones where a series has too many; it returns whether to go on."""
+    found = [NATIVE]
+    moves: list[tuple[str, str]] = []
+
+    def coarsen_some(cursor: Cursor) -> bool:
+        rows = Rows(cursor, name)
+        if found:
+            new = [field for field in rows.after(found[-1], MOST_FOUND) if field.startswith(NATIVE)]
+            found.extend(new)
+            if len(new) < MOST_FOUND:
+                moves.extend(coarser_fields(found[1:], most))
+                found.clear()
+        else:
+            coarsen(rows, moves[:MOST_ADDED])
+            del moves[:MOST_ADDED]
+        return bool(found or moves)
+
+    return coarsen_some
+
+
+def coarsen(rows: Rows, moves: list[tuple[str, str]]) -> None:
+    """Add the count of each first field to the second one, which gets its exemplar, too, unless it has one."""
+    for field, into in moves:
+        for kind, start in ((Kind.ADD, ""), (Kind.INIT, EXEMPLAR)):
+            if (value := rows.get(start + field)) is not None:
+                rows.write(kind, [Operation(kind, start + into, value)], 0.0)
+                rows.delete([start + field])

@@ -9,7 +9,7 @@ from .rows import Rows
 
 def limited(rows: Rows, update: Update, outcome: Outcome) -> Update:
     """The update, with its operations on new series over the limit done to the overflow series."""
-    most, overflow, _ = update.limits
+    most, overflow, *_ = update.limits
     series = {labels: each.field for each in update.operations if (labels := begun_series(each)) is not None}
     new = series.keys() - rows.known(series)
     if not new:

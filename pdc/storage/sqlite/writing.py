@@ -25,7 +25,7 @@ from .. import (
 )
 from ..fields import mode_of, old
 from ..version2 import VERSION2, taken_over
-from .forgetting import Folding
+from .forgetting import Folding, search
 from .limiting import limited
 from .removing import sweeper
 from .rows import Rows
@@ -53,7 +53,7 @@ def apply(rows: Rows, batch: Batch, update: Update, outcome: Outcome) -> Iterato
     if batch.final and mode not in ("", "all"):
         yield lambda cursor: Folding(Rows(cursor, name), update.limits).fold_final(batch)
     if is_time_to_search(rows, search_at, is_final=batch.final) and meta is not None:
-        yield lambda cursor: Folding(Rows(cursor, name), update.limits).forget(batch.writer)
+        yield from search(name, update.limits, batch.writer)
 
 
 def _change(rows: Rows, batch: Batch, update: Update, mark: Mark | None, outcome: Outcome) -> str:
