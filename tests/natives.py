@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pdc.family import Family
 from pdc.native import NAN, Bucket, Native, bound, coarser, common
-from pdc.storage import META, Snapshot
+from pdc.storage import META, Batch, Kind, Limits, Operation, Snapshot, Storage, Update
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,20 @@ class Folded:
         return cls(schema, threshold, found["z"].get(0, 0.0), found["p"], found["n"], found[NAN].get(0, 0.0))
 
 
-def folded(snapshot: Snapshot, name: str) -> Folded:
-    """The native buckets of a metric with one series."""
+def coarsen(storage: Storage, name: str, most: int, sequence: int = 1) -> int:
+    """Let the storage search the metric for writers to forget; return how many native buckets there are then."""
+    limits = Limits(max_buckets=most)
+    for more, operations in enumerate(([Operation(Kind.SET, "#search", 0.0)], [])):
+        storage.apply(Batch("0-search", 2 * sequence + more, [Update(name, "{}", operations, limits=limits)]))
+    return sum(field.startswith("_native:") for field in storage.read([name]).metrics[name])
+
+
+def folded(snapshot: Snapshot, name: str, schema: int | None = None) -> Folded:
+    """The native buckets of a metric with one series, also in a coarser schema."""
     fields = snapshot.metrics[name]
     native = Family.from_meta(fields[META]).resolution
     assert native is not None
+    if schema is not None:
+        native = Native(2.0**2.0**-schema, native.max_buckets, native.zero_threshold)
     stored = {field: value for field, value in fields.items() if field.startswith("_native:")}
     return Folded.of({field.split('"le":"')[1].split('"')[0]: float(value) for field, value in stored.items()}, native)

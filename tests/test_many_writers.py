@@ -135,7 +135,7 @@ def test_a_metric_read_before_is_the_one_that_is_stored(storages: tuple[RedisSto
     storage, other = storages
     chance = random.Random(1)
     for sequence in range(2, 150):
-        writer, limits = chance.choice(WRITERS), Limits(*chance.choice([(0, "", 0.0), (4, '{"path":"over"}', 50.0)]))
+        writer, limits = chance.choice(WRITERS), Limits(*chance.choice([(0, "", 0.0, 2), (4, '{"path":"over"}', 50.0, 0)]))
         send(other, sequence, *chance.sample(_changes(chance, writer, sequence), 2), writer=writer, limits=limits)
         if chance.random() < 0.1:
             send(other, sequence + 1000, writer=writer, final=True, limits=limits)
@@ -153,6 +153,7 @@ def _changes(chance: random.Random, writer: str, sequence: int) -> list[Operatio
     old = f"{sequence} {time.time() - FORGET_VALUES_SECONDS - 60}"
     return [
         Operation(Kind.ADD, field, 1.0),
+        Operation(Kind.ADD, f'_native:{{"le":"{chance.randrange(4)}p{chance.randrange(20)}"}}', 1.0),
         Operation(Kind.SET, field, 2.0),
         Operation(Kind.INIT, f"_created:{labels}", 3.0),
         Operation(Kind.STAMP, f"#{chance.choice(MODES)}:{writer}:{labels}", Stamped(1.0, None)),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from natives import Folded
 
-from pdc.native import NAN, SCHEMAS, Bucket, Native, bound, coarser, common, index_of, last
+from pdc.native import NAN, SCHEMAS, Bucket, Native, bound, coarsened, coarser, common, index_of, last
 
 SMALLEST = 5e-324
 SCHEMA = st.integers(SCHEMAS[0], SCHEMAS[-1])
@@ -128,6 +128,31 @@ def test_writers_of_any_resolutions_equal_one_of_the_coarsest(writers: list[tupl
     one = Folded.of(of_values(schema, [each for _, values, _ in writers for each in values], widest), native)
     assert Folded.of(together, native) == one
     assert one.count == sum(len(values) for _, values, _ in writers)
+
+
+@given(st.lists(st.tuples(SCHEMA, VALUES, st.sampled_from([0.0, 1e-3])), min_size=1, max_size=4), st.integers(2, 6))
+def test_coarser_buckets_are_read_as_the_finer_ones(writers: list[tuple[int, list[float], float]], most: int) -> None:
+    """Few enough buckets are left, but in the coarsest schema; they are what is read of all of them in their schema."""
+    widest = max(threshold for *_, threshold in writers)
+    together: Counter[str] = Counter()
+    for own, values, threshold in writers:
+        together.update(of_values(own, values, threshold))
+    moves, left = coarsened(together, most), Counter[str]()
+    for text, count in together.items():
+        left[moves.get(text, text)] += count
+    found = Folded.of(left, Native(factor=2, zero_threshold=widest))
+    assert len(left) <= most or {Bucket.loads(text).schema for text in left if text != NAN} == {SCHEMAS[0]}
+    assert len(together) > most or not moves
+    assert found == Folded.of(together, Native(factor=2.0**2.0**-found.schema, zero_threshold=widest))
+
+
+def test_buckets_go_no_further_than_it_takes() -> None:
+    """The finest go first, one schema after the other. Buckets of a schema that another one has are read as before."""
+    buckets = ["5p1", "5p2", "4p1", "4z", "2p5", "2n5", "nan"]
+    assert coarsened(buckets, 7) == {}
+    assert coarsened(buckets, 5) == {"5p1": "4p1", "5p2": "4p1"}
+    coarse = {"5p1": "-1p1", "5p2": "-1p1", "4p1": "-1p1", "4z": "-1z", "2p5": "-1p1", "2n5": "-1n1"}
+    assert coarsened(buckets, 4) == coarse
 
 
 def test_the_declaration_gives_what_no_bucket_says() -> None:

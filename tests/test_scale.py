@@ -6,7 +6,9 @@ import json
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from helpers import SMALL_PIECES, Run, driver_call, script, set_constants
 from prometheus_client import CollectorRegistry
 
 import pdc
-from pdc.storage import Batch, Kind, Operation, Outcome, Stamped, Storage, StorageError, Update
+from pdc.storage import Batch, Kind, Limits, Operation, Outcome, Stamped, Storage, StorageError, Update
 from pdc.storage.labels import around_bound, series_of, without_bound
 from pdc.storage.redis import RedisStorage
 from pdc.storage.redis.commands import SCRIPTS
@@ -60,7 +62,7 @@ def another(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_constants(monkeypatch, **SMALL_PIECES, MOST_READ=20, MOST_LOOKED_AT=20)
+    set_constants(monkeypatch, **SMALL_PIECES, MOST_ADDED=2, MOST_READ=20, MOST_LOOKED_AT=20)
 
 
 def spell(labels: dict[str, str]) -> str:
@@ -313,6 +315,64 @@ def test_a_large_metric_is_read_with_each_series_as_it_was_at_one_moment(
                 assert all(numbers[key] >= value for key, value in before.get(user, {}).items())
         assert {str(user) for user in range(20, 40)} <= found.keys()
         before = found
+
+
+def test_native_buckets_become_coarser_while_a_large_metric_is_read(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count that goes to a coarser bucket between two pieces is shown once, also where no series had that bucket before."""
+    storage, other, dice, sequence = another(), another(), random.Random(3), 0
+    limits, fields = Limits(max_buckets=4), {0}
+
+    def observe(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        nonlocal sequence
+        sequence += 1
+        user, text = dice.randrange(8), f"{dice.randrange(-4, 5)}{dice.choice('pn')}{dice.randrange(20)}"
+        bucket = spell({"a": str(user % 3), "le": text, "user": str(user)})
+        added = [Operation(Kind.ADD, f"_sum:{labels(user)}", 1.0), Operation(Kind.ADD, f"_native:{bucket}", 1.0)]
+        update = Update("m", META, [*added, Operation(Kind.SET, "#search", 0.0)], limits=limits)
+        other.apply(Batch("2-b", sequence, [update]))
+        return original(*args, **kwargs)
+
+    driver, name = driver_call(storage)
+    monkeypatch.setattr(driver, name, partial(observe, getattr(driver, name)))
+    before: dict[str, float] = {}
+    for _ in range(8):
+        for user, numbers in stored(storage).items():
+            assert numbers["_sum:"] == sum(numbers.values()) / 2 >= before.get(user, 0.0)
+            before[user] = numbers["_sum:"]
+            fields.add(len(numbers))
+    assert max(fields) in range(3, 20)
+
+
+def test_a_search_that_is_cut_short_moves_no_part_of_a_count(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the process stops, each native bucket is where it was or in a coarser one; the next search does the rest."""
+    storage, other, limits = another(), another(), Limits(max_buckets=4)
+    buckets = [Operation(Kind.ADD, f'_native:{{"le":"3p{index}","user":"1"}}', float(index)) for index in range(1, 9)]
+    storage.apply(
+        Batch("1-a", 1, [Update("m", META, [*buckets, Operation(Kind.ADD, '_sum:{"user":"1"}', 0.0)], limits=limits)])
+    )
+    seen = []
+    for calls in count():
+        left = calls
+
+        def fail(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise StorageError("cut")
+            return original(*args, **kwargs)
+
+        send(other, 2 * calls, writer="2-b")  # searches where it is time
+        send(other, 2 * calls + 1, Operation(Kind.SET, "#search", 0.0), writer="2-b")
+        driver, name = driver_call(storage)
+        with monkeypatch.context() as patch, suppress(StorageError):
+            patch.setattr(driver, name, partial(fail, getattr(driver, name)))
+            storage.apply(Batch("1-a", calls + 2, [Update("m", META, [], limits=limits)]))
+            break
+        found = stored(other)["1"]
+        assert sum(found.values()) == 36.0
+        seen.append(len(found))
+    assert len({*seen}) > 1
+    assert stored(other)["1"] == {"_sum:": 0.0, **{f"_native:2p{index}": 4.0 * index - 1 for index in range(1, 5)}}
 
 
 def test_processes_that_come_and_go_while_a_large_metric_is_read(another: Open, monkeypatch: pytest.MonkeyPatch) -> None:

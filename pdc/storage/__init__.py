@@ -163,11 +163,12 @@ class Operation(NamedTuple):
 class Limits(NamedTuple):
     """The most series of a metric, the seconds that a series stays without an update, and the most native buckets of one.
 
-    0 is no limit. Operations on a new series over the limit are done to the overflow series instead. Operations of `Kind.STAMP` are not: each
-    process limits values of its own, and the limit holds for the values of the dead into which they are folded.
+    0 is no limit. Operations on a new series over the limit are done to the overflow series instead. Operations of
+    `Kind.STAMP` are not: each process limits values of its own, and the limit holds for the values of the dead into which
+    they are folded.
 
-    Native buckets may be more until the storage looks for writers to forget. Then it adds counts of the series to those of
-    coarser buckets, as `pdc.native.coarsened` states, each in one change.
+    Native buckets may be more until the storage looks for writers to forget. Then it adds the counts of some buckets to those
+    of coarser ones, as `pdc.native.coarsened` states, each in one change.
     """
 
     max_series: int = 0

@@ -1,5 +1,7 @@
 """Processes of four resolutions that observe until they are killed, at a random moment; the next ones send their journals.
 
+Meanwhile another process adds native buckets to coarser ones again and again.
+
 The arguments are the count of processes, how many live at a time, and the `flush_interval`. It prints, as JSON, the numbers
 whose observation returned, and for each process the number that it was observing when it was killed.
 """
@@ -13,16 +15,19 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
+from itertools import count
 
 import pdc
 from __main__ import setup
+from pdc.storage import Batch, Kind, Limits, Operation, StorageError, Update
 
 PROCESSES, AT_ONCE, INTERVAL = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 RESOLUTIONS = (
     pdc.Native(),
     pdc.Native(factor=1.01, zero_threshold=0),
     pdc.Native(factor=3, zero_threshold=0.01),
-    pdc.Native(max_buckets=20),
+    pdc.Native(max_buckets=40),
 )
 PAUSE = 0.0005
 """Seconds between two observations, so that a process does not end with one batch."""
@@ -50,16 +55,30 @@ def work(process: int) -> None:
         time.sleep(PAUSE)
 
 
+def coarsen() -> None:
+    """Search for writers to forget without a pause: the series keeps few native buckets."""
+    setup(flush_interval=3600)
+    storage = pdc.config.DEFAULT.required()
+    for sequence in count(1):
+        with suppress(StorageError):
+            for fields in storage.read(["spread"]).metrics.values():
+                search = Operation(Kind.SET, "#search", 0.0)
+                update = Update("spread", fields["#meta"], [search], limits=Limits(max_buckets=2 * RESOLUTIONS[3].max_buckets))
+                storage.apply(Batch("0-search", sequence, [update]))
+        time.sleep(PAUSE)
+
+
 def spawn(process: int) -> int:
-    """Start a process."""
+    """Start a process; the one of number -1 observes nothing."""
     pid = os.fork()
     if pid == 0:
-        work(process)
+        work(process) if process >= 0 else coarsen()
         os._exit(0)
     return pid
 
 
 living: list[int] = []
+other = spawn(-1)
 for process in range(PROCESSES):
     living.append(spawn(process))
     if len(living) == AT_ONCE or process == PROCESSES - 1:
@@ -70,6 +89,8 @@ for process in range(PROCESSES):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         living.clear()
+os.kill(other, signal.SIGKILL)
+os.waitpid(other, 0)
 setup(journal="journals", flush_interval=0)
 pdc.Histogram("spread", "Numbers.", ["of"], buckets=(), native=RESOLUTIONS[2])
 pdc.flush()
