@@ -13,6 +13,7 @@ import pytest
 from commands import Pdc
 from conftest import RedisServer
 from helpers import Tally
+from natives import coarsen
 from prometheus_client import CollectorRegistry
 
 import pdc
@@ -84,6 +85,28 @@ def test_each_copy_adds_the_rest_while_both_storages_count(
     assert "wait_count 14.0" in text
     assert "wait_sum 14.0" in text
     assert "size_count 7.0" in text
+
+
+def test_a_copy_after_native_buckets_became_coarser(
+    storage: dict[str, Any], other: dict[str, Any], registry: CollectorRegistry, command: Pdc
+) -> None:
+    """Counts that are copied, and then added to coarser buckets, are not copied again; later ones are."""
+    pdc.setup(**storage)
+    wait = pdc.Histogram("wait", "Wait.", ["till"], buckets=(), native=True, registry=registry)
+    source = pdc.config.DEFAULT.required()
+    for sequence, most in enumerate((3, 3, 2), 1):
+        for number in (0.0, 1.1, 1.2, 1.5, 2.1, -1.5):
+            wait.labels("1").observe(number)
+        copied(command, storage, other)
+        assert coarsen(source, "wait", most, sequence) == 3
+        wait.labels("1").observe(1.2)
+        for changed in (1, 0):
+            assert f"{changed} series had changed" in copied(command, storage, other)
+            assert page(command, other) == page(command, storage)
+    wait.clear()
+    wait.labels("1").observe(1.2)
+    copied(command, storage, other)
+    assert 'wait_count{till="1"} 22.0' in command("dump", at=other).output
 
 
 def test_a_copy_that_was_broken_off_goes_on(

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 
 from ..exemplars import EXEMPLAR
 from ..family import Family, Fields, dump, number
+from ..native import Bucket
 from ..storage import Kind, Operation, Stamped
+from ..storage.labels import around_bound
 from .words import own_values
 
 LIMIT = 100
 """The most series of a batch: a histogram has many numbers."""
 COPIED = "#copied:"
-BEGUN, SUM = "_created", "_sum"
+BEGUN, SUM, NATIVE = "_created", "_sum", "_native"
 ADDED = ("counter", "summary", "histogram")
 """The types whose numbers add up."""
 
@@ -57,15 +59,15 @@ class Copier:
 
     def _part(self, labels: str, names: Mapping[str, str], fields: Fields) -> Part:
         """The changes of the series that has these fields, each by the end of its name and the bound of its bucket."""
-        values = {key: fields[field] for key, field in names.items()}
-        copied = self._copied(labels)
+        stored = {key: fields[field] for key, field in names.items()}
         is_added = self._family.type in ADDED
+        values, copied, coarser = _in_one_schema(stored, self._copied(labels), around_bound(labels))
         if is_added and _began_again(values, copied):
             copied = {}
         change = self._added if is_added else self._replaced
         now, operations = dict(copied), []
         for key, value in values.items():
-            field = names[key]
+            field = names[key] if key in names else coarser[key]
             if key == BEGUN:
                 operations.append(Operation(Kind.INIT, field, float(value)))
                 now[key] = value
@@ -76,6 +78,8 @@ class Copier:
                 operations.append(Operation(Kind.INIT, EXEMPLAR + field, exemplar))
         if now == copied:
             return Part([])
+        if coarser:
+            now = {key: value for key, value in now.items() if key not in coarser} | stored
         return Part([*operations, Operation(Kind.SET, self._record(labels), json.dumps(now, separators=(",", ":")))])
 
     def _added(self, field: str, value: Any, copied: Any) -> Operation | None:
@@ -121,6 +125,38 @@ class Copier:
         if self._family.mode == "mostrecent":
             return first if set_at >= new_set_at else other
         return {"sum": value + new, "min": min(value, new), "max": max(value, new)}[self._family.mode], latest
+
+
+def _in_one_schema(stored: Fields, copied: Fields, around: tuple[str, str]) -> tuple[Fields, Fields, dict[str, str]]:
+    """The stored and the copied numbers of a series, and the fields of their native buckets where these were folded.
+
+    They are folded to one schema where the storage has added some that were copied to coarser ones since.
+    """
+    if all(number(stored.get(key, 0.0)) >= number(value) for key, value in copied.items() if key.startswith(NATIVE)):
+        return stored, copied, {}
+    schema = min(_bucket(key).schema for key in (*stored, *copied) if key.startswith(NATIVE))
+    before, after = around
+    coarser = {
+        NATIVE + text: f"{NATIVE}:{before}{text}{after}"
+        for text in {_bucket(key).folded(schema).dumps() for key in (*stored, *copied) if key.startswith(NATIVE)}
+    }
+    return _folded(stored, schema), _folded(copied, schema), coarser
+
+
+def _bucket(key: str) -> Bucket:
+    return Bucket.loads(key.removeprefix(NATIVE))
+
+
+def _folded(values: Fields, schema: int) -> Fields:
+    """The numbers with those of native buckets added up in that schema."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key.startswith(NATIVE):
+            into = NATIVE + _bucket(key).folded(schema).dumps()
+            found[into] = found.get(into, 0.0) + number(value)
+        else:
+            found[key] = value
+    return found
 
 
 def _began_again(values: Fields, copied: Fields) -> bool:
