@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import struct
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, enable_created_metrics
@@ -21,6 +24,10 @@ from benchmarks.contenders.libraries import BOUNDS, LABELS, LIBRARIES
 from benchmarks.contenders.series import SIZES
 from benchmarks.contenders.writers import Crowd
 from benchmarks.redis_server import RedisServer
+from pdc.delivery import Buffer
+from pdc.storage import Batch, Limits, Operation, Update
+from pdc.storage import Kind as Does
+from pdc.storage.redis import RedisStorage
 
 Kind = tuple[str, Callable[..., Any], Callable[[Any], None]]
 """Its title, its class with arguments, and an update of a child."""
@@ -43,6 +50,13 @@ KINDS: list[Kind] = [
     ("histogram, 1 of 15 buckets used", partial(pdc.Histogram, buckets=BOUNDS), lambda child: child.observe(1.5)),
     ("histogram, all 15 used", partial(pdc.Histogram, buckets=BOUNDS), _observe_all),
 ]
+NUMBERS_OF: dict[str, Callable[[Random], float]] = {
+    "around 50 ms": lambda dice: 0.05 * dice.lognormvariate(0, 1),
+    "around 0.1 ms, 50 ms and 30 s": lambda dice: dice.choice((1e-4, 0.05, 30)) * dice.lognormvariate(0, 1),
+    "from 1 µs to 1 h": lambda dice: 10 ** dice.uniform(-6, 3.556),
+    "any doubles": lambda dice: float(*struct.unpack("d", dice.randbytes(8))),
+}
+"""Numbers that processes observe in native histograms."""
 
 
 class Account:
@@ -147,6 +161,55 @@ def crowds(account: Account, writers: Iterable[int], times: int) -> Iterator[tup
             yield f"{number:,}", str(routes), f"{load:.1%}", f"{network / 1e6:.2f}", f"{SIZES['redis']() / 1e6:.2f}"
 
 
+class Observer:
+    """A process with a native histogram of its own, but for its memory."""
+
+    def __init__(self, storage: RedisStorage, name: str, number: int) -> None:
+        self.buffer = Buffer()
+        cls = type("Histogram", (pdc.Histogram,), {"buffer": self.buffer})
+        self._metric = cls(name, "Numbers.", buckets=(), native=True, registry=None)
+        self.buffer.attach(storage, 3600.0, None, thread=threading.get_ident())
+        self._dice = Random(number)
+
+    def observe(self, times: int, number: Callable[[Random], float]) -> None:
+        """Observe so many numbers, and send them."""
+        for _ in range(times):
+            self._metric.observe(number(self._dice))
+        self.buffer.flush()
+
+
+def natives(account: Account, processes: Iterable[int], times: int) -> Iterator[tuple[str, ...]]:
+    """For numbers of each kind: the native buckets of a series, after a search, and once all processes have gone on."""
+    for kind, draw in NUMBERS_OF.items():
+        for number in processes:
+            account.client.flushdb()
+            storage, found = RedisStorage(account.url, "shop"), []
+            observers = [Observer(storage, "numbers", each) for each in range(number)]
+            for searches in (False, True):
+                for each in observers:
+                    each.observe(times, draw)
+                found.append(_buckets(account))
+                if not searches:
+                    _search(storage)
+                    found.append(_buckets(account))
+            yield kind, str(number), *map(str, found)
+            for each in observers:
+                each.buffer.detach()
+            storage.close()
+
+
+def _buckets(account: Account) -> int:
+    """The native buckets in the storage."""
+    return sum(field.startswith(b"_native:") for field in account.client.hkeys("prometheus_shop_numbers"))
+
+
+def _search(storage: RedisStorage) -> None:
+    """Let the storage search the metric for writers to forget."""
+    limits = Limits(max_buckets=pdc.Native().most_stored)
+    for sequence, operations in enumerate(([Operation(Does.SET, "#search", 0.0)], [])):
+        storage.apply(Batch("0-search", sequence, [Update("numbers", "{}", operations, limits=limits)]))
+
+
 def say_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     """Print rows below their titles."""
     report.say("\n".join([*report.aligned([titles, *rows]), ""]))
@@ -166,10 +229,18 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=10_000, metavar="N", help="of each metric (10,000)")
     parser.add_argument("--batches", type=int, default=200, metavar="N", help="of each size (200)")
     parser.add_argument("--writers", type=int, nargs="+", metavar="N", help="only the load of so many processes")
+    parser.add_argument(
+        "--native", type=int, nargs="+", metavar="N", help="only the buckets of native histograms of so many processes"
+    )
+    parser.add_argument("--observations", type=int, default=5_000, metavar="N", help="of each process (5,000)")
     arguments = parser.parse_args()
     with opened() as account:
+        if arguments.native:
+            titles: tuple[str, ...] = ("numbers", "processes", "native buckets", "after a search", "once all went on")
+            say_table(titles, natives(account, arguments.native, arguments.observations))
+            return
         if arguments.writers:
-            titles: tuple[str, ...] = ("writers", "routes", "of a core of Redis", "MB a second", "MB in Redis")
+            titles = ("writers", "routes", "of a core of Redis", "MB a second", "MB in Redis")
             say_table(titles, crowds(account, arguments.writers, arguments.batches))
             return
         for created in (True, False):

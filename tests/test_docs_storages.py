@@ -1,4 +1,4 @@
-"""The figures of docs/storages.md and of the sizing in docs/redis.md, and the code of docs/storages.md."""
+"""The figures of docs/storages.md, docs/native.md and of the sizing in docs/redis.md, and the code of docs/storages.md."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from helpers import block, run_block
 import pdc
 from pdc.cli import main
 
-STORAGES, REDIS, MEASUREMENTS = (
-    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("storages", "redis", "measurements")
+STORAGES, REDIS, NATIVE, MEASUREMENTS = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("storages", "redis", "native", "measurements")
 )
 TITLES = {
     "a counter, every second": "counter.inc()",
@@ -74,12 +74,24 @@ def test_only_urls_and_clients_of_redis_py_are_taken(url: object) -> None:
         pdc.setup(redis=url)
 
 
+def counted(*arguments: str) -> list[list[str]]:
+    """The rows that `benchmarks.sizing` prints."""
+    output = subprocess.check_output([sys.executable, "-m", "benchmarks.sizing", *arguments], cwd=ROOT, text=True, timeout=200)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.long
+def test_the_native_buckets_are_those_of_a_search() -> None:
+    """The fields before, after and beyond a search for writers to forget are those that the command of the page counts."""
+    (arguments,) = re.findall(r"`python -m benchmarks.sizing (--native[^`]*)`", NATIVE)
+    shown = [row for row in rows(NATIVE, "Processes with different resolutions") if row[1].isdigit()]
+    assert [[row[0], *(cell.replace(",", "") for cell in row[1:])] for row in shown] == counted(*shlex.split(arguments))[1:]
+
+
 @pytest.mark.long
 def test_the_sizes_are_those_of_redis() -> None:
     """The fields, the calls and the traffic are those that `benchmarks.sizing` counts; bytes of a table with room differ."""
-    command = [sys.executable, "-m", "benchmarks.sizing", "--series", "500", "--batches", "5"]
-    output = subprocess.check_output(command, cwd=ROOT, text=True, timeout=100)
-    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line.startswith("| ")]
+    found = counted("--series", "500", "--batches", "5")
     series, batches = ([row for row in found if len(row) == columns and row[1][0].isdigit()] for columns in (5, 6))
     pages = [row for row in rows(REDIS, "Sizing") if row[1].split()[0].isdigit()]
     for shown, (_, fields, room, _, text) in zip(pages[:6], series[:6], strict=True):
