@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from natives import Folded
 
 from pdc.native import NAN, SCHEMAS, Bucket, Native, bound, coarsened, coarser, common, index_of, last
+from pdc.storage.coarsening import Coarsening
 
 SMALLEST = 5e-324
 SCHEMA = st.integers(SCHEMAS[0], SCHEMAS[-1])
@@ -153,6 +154,15 @@ def test_buckets_go_no_further_than_it_takes() -> None:
     assert coarsened(buckets, 5) == {"5p1": "4p1", "5p2": "4p1"}
     coarse = {"5p1": "-1p1", "5p2": "-1p1", "4p1": "-1p1", "4z": "-1z", "2p5": "-1p1", "2n5": "-1n1"}
     assert coarsened(buckets, 4) == coarse
+
+
+def test_buckets_of_no_version_stay() -> None:
+    """Series with a bound that no version wrote stay as they are, and so do fields with other labels; the rest goes on."""
+    coarsening = Coarsening(1)
+    coarsening.add(f'_native:{{"a":"1","le":"{bound}"}}' for bound in ("3p1", "3p2", "any"))
+    coarsening.add(["_native:{", '_native:["le"]', '_native:{"le":5}', '_bucket:{"le":"3p1"}'])
+    coarsening.add(f'_native:{{"le":"{bound}","z":"1"}}' for bound in ("3p1", "3p2"))
+    assert {*coarsening.moves()} == {(f'_native:{{"le":"3p{n}","z":"1"}}', '_native:{"le":"2p1","z":"1"}') for n in (1, 2)}
 
 
 def test_the_declaration_gives_what_no_bucket_says() -> None:

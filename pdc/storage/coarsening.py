@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,19 +14,27 @@ MOST_ADDED = 250
 """How many buckets one call adds to others."""
 
 
-def coarser_fields(fields: Iterable[str], most: int) -> Iterator[tuple[str, str]]:
-    """Yield the fields of native buckets whose counts are to be added to other fields, each with the other one.
+class Coarsening:
+    """The native buckets of the series of a metric, each of which keeps so many at most."""
 
-    At most so many are left of each series. Series with buckets that no version wrote stay as they are.
-    """
-    series: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    for field in fields:
-        with suppress(ValueError, TypeError, AttributeError):
-            labels, bucket = without_bound(field.removeprefix(NATIVE))
-            series[labels][bucket] = field
-    for labels, found in series.items():
-        if len(found) > most:
-            before, after = around_bound(labels)
-            with suppress(ValueError, TypeError, AttributeError):
-                for bucket, coarser in coarsened(found, most).items():
-                    yield found[bucket], f"{NATIVE}{before}{coarser}{after}"
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: defaultdict[str, set[str]] = defaultdict(set)
+        """The bounds of the buckets by the labels of their series."""
+
+    def add(self, fields: Iterable[str]) -> None:
+        """Note the native buckets among these fields; not those that no version wrote."""
+        for field in fields:
+            if field.startswith(NATIVE):
+                with suppress(ValueError, TypeError, AttributeError):
+                    labels, bound = without_bound(field.removeprefix(NATIVE))
+                    self._found[labels].add(sys.intern(bound))
+
+    def moves(self) -> Iterator[tuple[str, str]]:
+        """Yield the fields whose counts are to be added to other fields, each with the other one."""
+        for labels, bounds in self._found.items():
+            if len(bounds) > self._most:
+                before, after = around_bound(labels)
+                with suppress(ValueError):  # no version wrote one of the bounds
+                    for bound, coarser in coarsened(bounds, self._most).items():
+                        yield f"{NATIVE}{before}{bound}{after}", f"{NATIVE}{before}{coarser}{after}"

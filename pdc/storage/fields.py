@@ -24,8 +24,8 @@ from . import (
     Stamped,
     Update,
 )
-from .coarsening import coarser_fields
-from .labels import BUCKETS, EXEMPLAR, NATIVE, Selectors, around_bound, series_of
+from .coarsening import Coarsening
+from .labels import BUCKETS, EXEMPLAR, Selectors, around_bound, series_of
 
 __all__ = ["Fields"]
 
@@ -117,7 +117,9 @@ class Fields(dict[str, Any]):
 
     def _coarsen(self, most: int) -> None:
         """Add native buckets to coarser ones where a series has too many, with their exemplars unless these have some."""
-        for field, into in [*coarser_fields([each for each in self if each.startswith(NATIVE)], most)]:
+        coarsening = Coarsening(most)
+        coarsening.add(self)
+        for field, into in coarsening.moves():
             self[into] = _number(self.get(into)) + _number(self.pop(field))
             if (exemplar := self.pop(EXEMPLAR + field, None)) is not None:
                 self.setdefault(EXEMPLAR + into, exemplar)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 from .. import FINAL_MARK_SECONDS, FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Update
-from ..coarsening import MOST_ADDED, coarser_fields
+from ..coarsening import MOST_ADDED, Coarsening
 from ..labels import NATIVE
 from .commands import text_of
 from .keys import Keys
@@ -36,7 +36,10 @@ def coarsen(keys: Keys, reader: Reader, batch: Batch, update: Update) -> None:
     stems = reader.stems(name) if most else INCOMPLETE
     if stems.startswith(INCOMPLETE) or stems.count(f"\n{NATIVE}{{") <= most:
         return
-    moves = [*coarser_fields(reader.look_through(name, "MATCH", f"{NATIVE}*"), most)]
+    coarsening = Coarsening(most)
+    for piece in reader.pieces(name, "MATCH", f"{NATIVE}*"):
+        coarsening.add(piece)
+    moves = [*coarsening.moves()]
     for first in range(0, len(moves), MOST_ADDED):
         keys.call("coarsen", batch, name, *chain.from_iterable(moves[first : first + MOST_ADDED]))
 

@@ -81,14 +81,19 @@ class Reader:
     def look_through(self, name: str, *pattern: str) -> dict[str, str]:
         """All fields of a metric, or all that match a pattern, each as it was when its piece was read."""
         fields: dict[str, str] = {}
+        for piece in self.pieces(name, *pattern):
+            fields.update(piece)
+        return fields
+
+    def pieces(self, name: str, *pattern: str) -> Iterator[dict[str, str]]:
+        """Yield these fields piece by piece; a field may be in several pieces."""
         cursor = None
         while cursor != "0":
             arguments = self._keys.of(name), cursor or "0", *pattern, "COUNT", str(MOST_LOOKED_AT)
             (reply,) = self._server.run([Command("HSCAN", arguments)])
             self._keys.expect_metric(name, reply)
-            cursor, piece = str(int(reply[0])), reply[1]
-            fields.update(self.fields(name, piece))
-        return fields
+            cursor = str(int(reply[0]))
+            yield self.fields(name, reply[1])
 
     def fields(self, name: str, reply: Any) -> dict[str, str]:
         """The fields of a metric as texts. Raises StorageError where they are not."""

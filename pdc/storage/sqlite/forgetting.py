@@ -11,7 +11,7 @@ from itertools import product
 from sqlite3 import Cursor
 
 from .. import FOLDED, MARK, Batch, Kind, Limits, Mark, Operation
-from ..coarsening import MOST_ADDED, coarser_fields
+from ..coarsening import MOST_ADDED, Coarsening
 from ..fields import fold, old
 from ..labels import EXEMPLAR, NATIVE
 from .rows import Rows
@@ -89,21 +89,22 @@ def search(name: str, limits: Limits, writer: str) -> Iterator[Callable[[Cursor]
 
 def coarsener(name: str, most: int) -> Callable[[Cursor], bool]:
     """A function that adds some native buckets to coarser ones where a series has too many; it returns whether to go on."""
-    found = [NATIVE]
-    moves: list[tuple[str, str]] = []
+    coarsening, moves = Coarsening(most), list[tuple[str, str]]()
+    after: str | None = NATIVE
 
     def coarsen_some(cursor: Cursor) -> bool:
+        nonlocal after
         rows = Rows(cursor, name)
-        if found:
-            new = [field for field in rows.after(found[-1], MOST_FOUND) if field.startswith(NATIVE)]
-            found.extend(new)
-            if len(new) < MOST_FOUND:
-                moves.extend(coarser_fields(found[1:], most))
-                found.clear()
-        else:
+        if after is None:
             coarsen(rows, moves[:MOST_ADDED])
             del moves[:MOST_ADDED]
-        return bool(found or moves)
+            return bool(moves)
+        fields = [field for field in rows.after(after, MOST_FOUND) if field.startswith(NATIVE)]
+        coarsening.add(fields)
+        after = fields[-1] if len(fields) == MOST_FOUND else None
+        if after is None:
+            moves.extend(coarsening.moves())
+        return after is not None or bool(moves)
 
     return coarsen_some
 
