@@ -11,12 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from conftest import ROOT, free_port, wait_until
+from natives import coarsen
+
+from pdc.storage.sqlite import SqliteStorage
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("prometheus")]
 
@@ -48,13 +52,14 @@ class Stage:
     """The times at which the later numbers were sent, and had been scraped."""
 
     def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.db"
         self.app = f"http://127.0.0.1:{free_port()}"
         self.prometheus = f"http://127.0.0.1:{free_port()}/api/v1"
         env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "XDG_RUNTIME_DIR": str(folder),
-            "PDC_SQLITE_PATH": str(folder / "metrics.db"),
+            "PDC_SQLITE_PATH": str(self.path),
         }
         gunicorn = [
             sys.executable,
@@ -175,3 +180,14 @@ def test_exemplars(stage: Stage) -> None:
     names = {each["seriesLabels"]["__name__"] for each in found if each["exemplars"][0]["labels"] == {"trace_id": "abc"}}
     assert {"orders_total", "wait_both"} <= names
     assert ("wait_native" in names) is READS_CREATED
+
+
+def test_coarser_buckets_are_no_reset(stage: Stage) -> None:
+    """Where the storage adds buckets to coarser ones, and workers go on with the finer ones, Prometheus sees growth alone."""
+    resets = stage.value("resets(wait_native[10m])")  # 1 where it has a zero at its creation
+    with closing(SqliteStorage(stage.path)) as storage:
+        assert coarsen(storage, "wait_native", 12) <= 12
+    stage.send(AFTER[:20])
+    stage.wait_for("histogram_count(wait_native)", len(NUMBERS) + 20)
+    assert stage.value("resets(wait_native[10m])") == resets <= 1
+    assert stage.value("histogram_sum(wait_native)") == pytest.approx(math.fsum([*NUMBERS, *AFTER[:20]]))
