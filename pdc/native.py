@@ -144,7 +144,8 @@ def coarsened(texts: Collection[str], most: int) -> dict[str, str]:
     coarser schema, readers see the same as before. More are left only in the coarsest schema.
     """
     found = {text: text for text in texts}
-    for schema in reversed(SCHEMAS[1:]):
+    finest = max((Bucket.loads(text).schema for text in texts if text != NAN), default=SCHEMAS[0])
+    for schema in range(finest, SCHEMAS[0], -1):
         if len({*found.values()}) <= most:
             break
         found = {text: _in_next_schema(into, schema) for text, into in found.items()}

@@ -10,7 +10,7 @@ from contextlib import suppress
 from ..native import coarsened
 from .labels import NATIVE, around_bound, without_bound
 
-MOST_ADDED = 250
+MOST_ADDED = 100
 """How many buckets one call adds to others."""
 
 
@@ -29,6 +29,11 @@ class Coarsening:
                 with suppress(ValueError, TypeError, AttributeError):
                     labels, bound = without_bound(field.removeprefix(NATIVE))
                     self._found[labels].add(sys.intern(bound))
+
+    @property
+    def has_moves(self) -> bool:
+        """True if a series has too many."""
+        return any(len(bounds) > self._most for bounds in self._found.values())
 
     def moves(self) -> Iterator[tuple[str, str]]:
         """Yield the fields whose counts are to be added to other fields, each with the other one."""

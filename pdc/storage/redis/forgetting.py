@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, islice
 
 from .. import FINAL_MARK_SECONDS, FORGET_VALUES_SECONDS, FORGET_WRITER_SECONDS, Batch, Update
 from ..coarsening import MOST_ADDED, Coarsening
@@ -39,9 +39,9 @@ def coarsen(keys: Keys, reader: Reader, batch: Batch, update: Update) -> None:
     coarsening = Coarsening(most)
     for piece in reader.pieces(name, "MATCH", f"{NATIVE}*"):
         coarsening.add(piece)
-    moves = [*coarsening.moves()]
-    for first in range(0, len(moves), MOST_ADDED):
-        keys.call("coarsen", batch, name, *chain.from_iterable(moves[first : first + MOST_ADDED]))
+    moves = coarsening.moves()
+    while some := [*islice(moves, MOST_ADDED)]:
+        keys.call("coarsen", batch, name, *chain.from_iterable(some))
 
 
 def _fold(keys: Keys, batch: Batch, update: Update, *, is_final: bool = True) -> list[str]:

@@ -6,8 +6,8 @@ Twins: `fold.lua`, `forget.lua` and `coarsen.lua`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, product
 from sqlite3 import Cursor
 
 from .. import FOLDED, MARK, Batch, Kind, Limits, Mark, Operation
@@ -89,27 +89,26 @@ def search(name: str, limits: Limits, writer: str) -> Iterator[Callable[[Cursor]
 
 def coarsener(name: str, most: int) -> Callable[[Cursor], bool]:
     """A function that adds some native buckets to coarser ones where a series has too many; it returns whether to go on."""
-    coarsening, moves = Coarsening(most), list[tuple[str, str]]()
+    coarsening = Coarsening(most)
+    moves = coarsening.moves()
     after: str | None = NATIVE
 
     def coarsen_some(cursor: Cursor) -> bool:
         nonlocal after
         rows = Rows(cursor, name)
         if after is None:
-            coarsen(rows, moves[:MOST_ADDED])
-            del moves[:MOST_ADDED]
-            return bool(moves)
+            some = [*islice(moves, MOST_ADDED)]
+            coarsen(rows, some)
+            return len(some) == MOST_ADDED
         fields = [field for field in rows.after(after, MOST_FOUND) if field.startswith(NATIVE)]
         coarsening.add(fields)
         after = fields[-1] if len(fields) == MOST_FOUND else None
-        if after is None:
-            moves.extend(coarsening.moves())
-        return after is not None or bool(moves)
+        return after is not None or coarsening.has_moves
 
     return coarsen_some
 
 
-def coarsen(rows: Rows, moves: list[tuple[str, str]]) -> None:
+def coarsen(rows: Rows, moves: Iterable[tuple[str, str]]) -> None:
     """Add the count of each first field to the second one, which gets its exemplar, too, unless it has one."""
     for field, into in moves:
         for kind, start in ((Kind.ADD, ""), (Kind.INIT, EXEMPLAR)):
