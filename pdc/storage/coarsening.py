@@ -30,11 +30,6 @@ class Coarsening:
                     labels, bound = without_bound(field.removeprefix(NATIVE))
                     self._found[labels].add(sys.intern(bound))
 
-    @property
-    def has_moves(self) -> bool:
-        """True if a series has too many."""
-        return any(len(bounds) > self._most for bounds in self._found.values())
-
     def moves(self) -> Iterator[tuple[str, str]]:
         """Yield the fields whose counts are to be added to other fields, each with the other one."""
         for labels, bounds in self._found.items():

@@ -103,7 +103,7 @@ def coarsener(name: str, most: int) -> Callable[[Cursor], bool]:
         fields = [field for field in rows.after(after, MOST_FOUND) if field.startswith(NATIVE)]
         coarsening.add(fields)
         after = fields[-1] if len(fields) == MOST_FOUND else None
-        return after is not None or coarsening.has_moves
+        return True
 
     return coarsen_some
 
