@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from natives import Folded
 
@@ -131,6 +131,7 @@ def test_writers_of_any_resolutions_equal_one_of_the_coarsest(writers: list[tupl
     assert one.count == sum(len(values) for _, values, _ in writers)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.tuples(SCHEMA, VALUES, st.sampled_from([0.0, 1e-3])), min_size=1, max_size=4), st.integers(2, 6))
 def test_coarser_buckets_are_read_as_the_finer_ones(writers: list[tuple[int, list[float], float]], most: int) -> None:
     """Few enough buckets are left, but in the coarsest schema; they are what is read of all of them in their schema."""

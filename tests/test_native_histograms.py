@@ -169,7 +169,7 @@ def opened(storage: dict[str, Any]) -> Iterator[Storage]:
     found.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(writers=WRITERS)
 def test_processes_of_any_resolutions_are_one_of_the_coarsest(
     opened: Storage, monkeypatch: pytest.MonkeyPatch, writers: list[tuple[int, int, float, list[list[float]]]]
