@@ -25,6 +25,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 import pdc
 from pdc.cells.buckets import Window, buckets_of, key_of
+from pdc.cli.rates import Moment, Rates
 from pdc.dashboard import as_classic
 from pdc.delivery import Buffer
 from pdc.exposition.collection import render
@@ -502,6 +503,22 @@ def test_native_buckets_as_classic_ones(storage: dict[str, Any], registry: Colle
     assert counts.pop(math.inf) == len(numbers)
     assert counts == {bound: sum(each <= bound for each in numbers) for bound in counts}
     assert {-(2 ** (12 / 8)), 2 ** (-14 / 8), 2 ** (-13 / 8), 1.0} <= {*counts}
+
+
+def test_rates_while_buckets_become_coarser(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """Between two reads each bucket has grown by what was observed, also where earlier counts went to coarser buckets."""
+    pdc.setup(**storage)
+    name = "http_request_duration_seconds"
+    wait = pdc.Histogram(name, "Help.", ["method", "route", "status"], buckets=(), native=True, registry=registry)
+    child, store = wait.labels("GET", "/", "200"), pdc.config.DEFAULT.required()
+    for power in range(50):
+        child.observe(1.1**power)
+    before = Moment.of(store.read())
+    coarsen(store, name, 20)
+    for power in range(10):
+        child.observe(1.1**power)
+    (grown,) = Rates(before, Moment.of(store.read()))._buckets().values()
+    assert {bound: count for bound, count in grown.items() if count} == {1.0: 1.0, 2**0.5: 3.0, 2.0: 4.0, 2**1.5: 2.0}
 
 
 def test_a_broken_native_bucket_is_named(storage: dict[str, Any], registry: CollectorRegistry) -> None:

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import Any
 
 from ..family import Family, Fields, bucket_bounds, explained, number
-from ..native import Bucket
+from ..native import Bucket, common
 from ..storage import META
+from ..storage.labels import NATIVE
 
-_NATIVE = re.compile(r'(_native:.*"le":")([^"]+)(".*)')
+_NATIVE = re.compile(r'_native(:.*"le":")([^"]+)(".*)')
 
 
 def as_classic(name: str, fields: Fields) -> Fields:
     """The fields of a metric; a histogram that has native buckets alone gets classic ones with their bounds.
 
+    The bounds of a series are those of its coarsest schema: no count falls where the storage adds buckets to coarser ones.
     Raises StorageError for fields that pdc did not write.
     """
     with explained(name):
         family = Family.from_meta(fields[META]) if '"native"' in fields.get(META, "") else None
-        if family is None or not family.native or family.classic:
+        native = None if family is None else family.resolution
+        if family is None or native is None or family.classic:
             return fields
         found: dict[str, Any] = {**fields, META: family._replace(native=()).meta}
-        for field in [each for each in fields if each.startswith("_native:")]:
-            count = number(found.pop(field))
-            if (parts := _NATIVE.fullmatch(field)) is None:
-                raise ValueError(f"expected the field of a native bucket, got {field!r}")
-            start, text, end = parts.groups()
-            for bound, added in zip(bucket_bounds(Bucket.loads(text).limits), (0.0, count), strict=True):
-                classic = f"_bucket{start.removeprefix('_native')}{bound}{end}"
-                found[classic] = found.get(classic, 0.0) + added
+        for (start, end), counts in _series(found).items():
+            schema, _ = common(native, map(Bucket.loads, counts))
+            for text, count in counts.items():
+                for bound, added in zip(bucket_bounds(Bucket.loads(text).folded(schema).limits), (0.0, count), strict=True):
+                    classic = f"_bucket{start}{bound}{end}"
+                    found[classic] = found.get(classic, 0.0) + added
         return found
+
+
+def _series(fields: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
+    """Take the native buckets out of the fields: their counts, by the text of a field before and after the bucket."""
+    series: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for field in [each for each in fields if each.startswith(NATIVE)]:
+        count = number(fields.pop(field))
+        if (parts := _NATIVE.fullmatch(field)) is None:
+            raise ValueError(f"expected the field of a native bucket, got {field!r}")
+        start, text, end = parts.groups()
+        series[start, end][text] = count
+    return series
