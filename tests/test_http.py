@@ -26,6 +26,24 @@ def metrics(tmp_path: Path) -> HTTPMetrics:
     return HTTPMetrics(Options(sqlite_path=str(tmp_path / "metrics.db"), flush_interval=0))
 
 
+@pytest.mark.parametrize("cleared_in_between", [False, True])
+def test_a_request_ends_where_it_began(metrics: HTTPMetrics, cleared_in_between: bool) -> None:
+    """A program that clears the gauge of requests in progress makes it negative for no request, as a held child would."""
+    (gauge,) = (family.metric for family in metrics.series.families if family.measures == "in_progress")
+
+    def clear() -> Iterable[bytes]:
+        gauge.clear()
+        yield b"a"
+
+    if cleared_in_between:
+        call(track_wsgi(metrics, answering(clear)))
+    else:
+        call(track_wsgi(metrics, answering(lambda: [b"a"])))
+        gauge.clear()
+    call(track_wsgi(metrics, answering(lambda: [b"a"], "404 Not Found")))
+    assert samples().get(("requests_in_progress", "GET"), 0.0) == 0.0
+
+
 def samples() -> dict[tuple[str, ...], float]:
     """The requests in the storage: (name, label values...) to value, without sums, buckets and times."""
     metrics = pdc.exposition.collect()

@@ -261,13 +261,13 @@ def test_a_finisher_updates_three_metrics(
     level = pdc.Gauge("level", "Level.", registry=registry, multiprocess_mode=mode)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     wait = pdc.Histogram("wait", "Wait.", registry=registry, buckets=(1.0, 2.0), native=native)
-    finish = wait.finisher(hits, level)
-    finish(9.0)
+    finish, add = wait.finisher(hits), level.adder()
+    finish(9.0, add)
     hits.reset()
     for seconds in (0.5, 1.0, 1.5):
-        finish(seconds)
+        finish(seconds, add)
         pdc.flush()
-        finish(seconds)
+        finish(seconds, add)
     assert (shown("level"), shown(), shown("wait_sum")) == ({"": -7.0}, {"": 6.0}, {"": 15.0})
     assert shown("wait_bucket") == {'{le="1.0"}': 4.0, '{le="2.0"}': 6.0, '{le="+Inf"}': 7.0}
 

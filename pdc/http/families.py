@@ -13,10 +13,10 @@ from .names import MEASURED, NAMES, OTHER_METHOD, PDC, SCHEME, UNMATCHED, Named,
 WEBSOCKET_BUCKETS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
 """A tenth of a second to a day."""
 
-Series = tuple[Any, Any, tuple[tuple[int, Callable[[float], None]], ...], "Callable[[float], None] | None"]
+Series = tuple[Any, Any, tuple[tuple[int, Callable[[float], None]], ...], "Callable[[float, Any], None] | None"]
 """The count and the durations of requests with one method, route, status and labels; functions that observe further
 measurements, each with its place in `MEASURED`; and, where one function can, one that counts a request of that duration, which
-is not in progress any more."""
+is not in progress any more, where the other argument showed it."""
 Facts = Mapping[str, str]
 """Values of labels, by the facts that `Named.labels` has."""
 
@@ -160,7 +160,10 @@ class RequestSeries:
         requests = counts[0] if counts else _UNNAMED
         others = ((place, child) for place, child, _ in found if child not in (requests, durations[0]))
         more = tuple((place, getattr(child, "observe", None) or child.inc) for place, child in others)
-        series = (requests, durations[0], more, self._finisher(method, requests, durations[0]))
+        finish = None
+        if isinstance(requests, Counter) and not self._options.in_progress_by_route:
+            finish = durations[0].finisher(requests)
+        series = (requests, durations[0], more, finish)
         if all(is_own for _, _, is_own in found):
             self.known[method, route, status, labels] = series
         self.inform()
@@ -224,22 +227,13 @@ class RequestSeries:
         gauge = self.websockets.in_progress
         return gauge.labels(route) if self._options.in_progress_by_route else gauge
 
-    def _finisher(self, method: str, requests: Any, durations: Histogram) -> Callable[[float], None] | None:
-        if self._options.in_progress_by_route or not isinstance(requests, Counter):
-            return None
-        in_progress, is_own = self._in_progress(self._facts(method, UNMATCHED, ()))
-        return durations.finisher(requests, in_progress) if is_own else None
-
     def _of(self, measures: tuple[str, ...]) -> Iterator[tuple[str, RequestFamily]]:
         return ((family.measures, family) for family in self.families if family.measures in measures)
 
     def _adder(self, facts: Facts) -> tuple[Callable[[float], None], bool]:
-        gauge, is_own = self._in_progress(facts)
-        return gauge.adder(), is_own
-
-    def _in_progress(self, facts: Facts) -> tuple[Gauge, bool]:
         (family,) = (family for _, family in self._of(("in_progress",)))
-        return family.child(facts)
+        gauge, is_own = family.child(facts)
+        return gauge.adder(), is_own
 
     def _facts(self, method: str, route: str, labels: tuple[str, ...]) -> dict[str, str]:
         names = self._names

@@ -215,7 +215,7 @@ class Tracker:
             key = (self._method, self.route, self._status, self._label_values)
             requests, durations, more, finish = self._series.known.get(key) or self._series.find(*key)
             if finish is not None and self._exemplar is None:
-                finish(duration)
+                finish(duration, self._in_progress)
             else:
                 self._in_progress(-1.0)
                 requests.inc(1.0, self._exemplar)

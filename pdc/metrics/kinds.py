@@ -305,10 +305,10 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
         place = cell.buckets.place_of(number)
         while not place and number == number:
             before, cell = cell, cell.begin_successor(number)
-            place = cell.buckets.place_of(number)
-            self._go_on_with(cell)
             if before.dropped:
                 self._metric_cells.drop([cell])
+            place = cell.buckets.place_of(number)
+            self._go_on_with(cell)
         return cell, place
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
@@ -364,15 +364,14 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
             if not cell.quiet:
                 cell.changed()
 
-    def finisher(self, counter: Counter, gauge: Gauge) -> Callable[[float], None]:
-        """Return a function that does `gauge.dec()`, `counter.inc()`, and `observe` of a float that is no NaN.
+    def finisher(self, counter: Counter) -> Callable[[float, Any], None]:
+        """Return a function that does `observe` of a float that is no NaN, `counter.inc()`, and `add(-1.0)` of a `Gauge.adder`.
 
-        It is for callers that do these all the time, and of use as long as that of `Gauge.adder`.
+        It is for callers that do these all the time. The adder is that of the start: the gauge may have another by the end.
         """
-        level: Any = gauge._cell
 
-        def finish(amount: float) -> None:
-            counted, observed = counter._cell, self._cell
+        def finish(amount: float, add: Any) -> None:
+            level, counted, observed = add.__self__, counter._cell, self._cell
             place = observed.places[bisect_left(observed.bounds, amount)]
             if place and level.quiet and counted.quiet and observed.quiet and not FREE_THREADED:
                 level.memory[level.offset + level._slot] -= 1.0
@@ -381,7 +380,7 @@ class Histogram(SummedMetric, prometheus_client.Histogram):
                 memory[offset] += amount
                 memory[offset + place] += 1.0
             else:
-                level.add(-1.0)
+                add(-1.0)
                 counter.inc()
                 self.observe(amount)
 
