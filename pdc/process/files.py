@@ -152,6 +152,23 @@ def is_private(folder: Path) -> bool:
     return folder.is_absolute() and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
+def temporary_folders() -> list[Path]:
+    """The folders for temporary files that this user may write; the first one is that of `tempfile`.
+
+    The search of that module has a lock, which a handler of a signal could leave held.
+    """
+    chosen = getattr(sys.modules.get("tempfile"), "tempdir", None)
+    named = [os.fsdecode(chosen)] if chosen else [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
+    usual = "/tmp", "/var/tmp", "/usr/tmp"  # noqa: S108 - journals go to private folders in them
+    folders = [Path(each) for each in (*named, *usual) if each]
+    with suppress(OSError):  # the current folder was removed
+        here = Path.cwd()
+        folders = [here / each for each in (*folders, here)]
+    own = os.access in os.supports_effective_ids
+    found = (each for each in folders if os.access(each, os.W_OK | os.X_OK, effective_ids=own))
+    return [each for each in found if each.is_absolute() and each.is_dir()]
+
+
 def is_shared_safely(folder: Path) -> bool:
     """True where only root can take away files of this user: the folder is sticky, or nobody else may write it."""
     found = folder.stat()

@@ -9,12 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...cells import Journaled
 from ...process import log
-from ...process.files import Descriptor, is_private, is_shared_safely, own_folder
+from ...process.files import Descriptor, is_private, is_shared_safely, own_folder, temporary_folders
 from ...process.interruption import interruption
 from ...storage import Storage, StorageError
 from .layout import fingerprint
@@ -31,13 +31,9 @@ def default_folders() -> list[Path]:
 
     New journals go to the first folder. Others may have used the next ones.
     """
-    import tempfile  # only here, as it takes long to import
-
     chosen = [Path(os.environ.get(name, "")) for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME")]
     folders = [folder / "pdc" for folder in chosen if is_private(folder)]
-    with suppress(FileNotFoundError):  # there is no folder for temporary files, as where all is read-only
-        folders.append(Path(tempfile.gettempdir(), f"pdc-{os.geteuid()}"))
-    return folders
+    return folders + [folder / f"pdc-{os.geteuid()}" for folder in temporary_folders()[:1]]
 
 
 class Journals:
