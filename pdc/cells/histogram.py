@@ -68,13 +68,15 @@ class HistogramCell(SeriesSumCell):
             buckets = buckets_of(self.family.classic, native, window)
             new = HistogramCell(self.metric, self.values, buckets)
             new.used, new.created = used, self.created
-            self.metric.add(new)
-            self.successor = self.successor or new  # at once: see `Cell`
-            if self.successor is not new:  # another thread was faster
-                self.metric.forget(new)
-            elif window.schema == native.schema:
+            try:
+                self.metric.add(new)
+                self.successor = self.successor or new  # at once: see `Cell`
+            finally:
+                if self.successor is not new or self.dropped:  # another thread was faster, or a handler raised
+                    self.metric.forget(new)
+            if self.successor is new and window.schema == native.schema:
                 self.metric.buckets = buckets
-            self._leave()
+        self._leave()  # also where a handler kept it from doing so before
         return self.successor or self
 
     def _leave(self) -> None:
