@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import lru_cache
 from io import BytesIO
-from itertools import accumulate, islice
+from itertools import accumulate, chain, groupby, islice
 from typing import Any, NamedTuple
 
 from prometheus_client.metrics_core import Metric
@@ -35,6 +35,7 @@ from .protobuf import (
     numbers,
     pair,
     series_part,
+    series_template,
     value_part,
     varint,
 )
@@ -91,9 +92,13 @@ class ProtobufEncoder(NamedTuple):
         unit = content("MetricFamily.unit", metric.unit.encode()) if metric.unit else b""
         return name + about + KEYS["MetricFamily.type"] + varint(TYPES[metric.type]) + unit
 
-    def pair(self, label: tuple[str, str]) -> bytes:
-        """The field with a label of a series."""
-        return pair("Metric.label", _escaped(escape_label_name, label[0], self.escaping), label[1])
+    def pair(self, name: str) -> Callable[[str], bytes]:
+        """A function that encodes values of a label of series."""
+        return pair("Metric.label", _escaped(escape_label_name, name, self.escaping))
+
+    def labels(self, labels: Labels) -> bytes:
+        """The fields with the labels of a series."""
+        return b"".join([self.pair(name)(value) for name, value in labels])
 
     def _message(self, metric: Metric) -> bytes:
         """The message of a family; nothing where it has no samples."""
@@ -118,7 +123,7 @@ class ProtobufEncoder(NamedTuple):
         exemplars = {~gap: exemplar_message(each.exemplar) for gap, each in enumerate(samples) if each.exemplar is not None}
         value = value_part(TYPES[kind], tuple(found), tuple(~gap for gap in exemplars))
         milliseconds = None if at is None else int(float(at) * 1000)
-        return series_part(b"".join(map(self.pair, labels)), value, milliseconds).filled(values, exemplars)
+        return series_part(self.labels(labels), value, milliseconds).filled(values, exemplars)
 
 
 @lru_cache(maxsize=1024)
@@ -224,7 +229,7 @@ class _Shape(NamedTuple):
     columns: dict[Callable[[float], bytes], list[array[int]]]
     """For each function that encodes numbers, the indices of their fields, of all series."""
     gaps: list[tuple[Callable[[float], bytes], int]]
-    """For each gap the function of its value, and the place there."""
+    """For each gap the function of its value, and the place among the columns."""
 
     @classmethod
     def of(cls, kind: int, numbers: list[tuple[Key, array[int]]]) -> _Shape:
@@ -249,30 +254,21 @@ class _ChunkDraft:
         self._columns = {encode: array("I") for encode in ENCODERS}
         self._runs, self._inserts = array("I"), array("I")
         self._lengths: list[Length] = []
-        self._gaps: list[tuple[Any, int]] = []
-        """For each gap the column of its value, and the place there."""
+        self._gaps: list[list[tuple[Any, range]]] = []
+        """For series that were added together, the column of the value of each gap, and for each series the place there."""
 
-    @property
-    def has_series(self) -> bool:
-        """True where a series was added."""
-        return bool(self._templates)
-
-    @property
-    def is_full(self) -> bool:
-        """True where it has as many gaps as are filled in one go."""
-        return len(self._gaps) >= CHUNK
-
-    def add_plain(self, labels: bytes, shape: _Shape, series: int) -> None:
-        """Add that series, which has no inserts."""
-        self._templates.append(series_part(labels, shape.value).template)
-        starts = {}
+    def add_all(self, labels: list[bytes], shape: _Shape, series: list[int]) -> None:
+        """Add these series, which have no inserts, column by column: there may be 100,000."""
+        self._templates.append(series_template(labels, shape.value))
+        places = {}
         for encode, columns in shape.columns.items():
-            own = self._columns[encode]
-            starts[encode] = len(own)
-            own.extend([column[series] for column in columns])
+            own, count = self._columns[encode], len(columns)
+            start = len(own)
+            own.extend(_in_turns([map(column.__getitem__, series) for column in columns]))
+            places[encode] = range(start, len(own)), count
             if encode is encode_count:
-                self._runs.append(len(columns))
-        self._gaps += [(encode, starts[encode] + place) for encode, place in shape.gaps]
+                self._runs.extend([count] * len(series))
+        self._gaps.append([(encode, places[encode][0][place :: places[encode][1]]) for encode, place in shape.gaps])
 
     def add(self, labels: bytes, numbers: list[tuple[Key, int]], insert_of: Mapping[int, int]) -> None:
         """Add a series with the numbers in these fields, and their inserts."""
@@ -281,15 +277,17 @@ class _ChunkDraft:
         part = series_part(labels, value)
         places = self._places(numbers)
         self._templates.append(part.template)
+        gaps: list[tuple[Any, int]] = []
         for gap in part.gaps:
             if isinstance(gap, Length):
-                self._gaps.append((Length, len(self._lengths)))
+                gaps.append((Length, len(self._lengths)))
                 self._lengths.append(Length(gap.size, tuple(inserts[each] for each in gap.inserts)))
             elif gap < 0:
-                self._gaps.append((Part, len(self._inserts)))
+                gaps.append((Part, len(self._inserts)))
                 self._inserts.append(inserts[gap])
             else:
-                self._gaps.append(places[gap])
+                gaps.append(places[gap])
+        self._gaps.append([(column, range(place, place + 1)) for column, place in gaps])
 
     def _places(self, numbers: list[tuple[Key, int]]) -> list[tuple[Any, int]]:
         """The column and the place of each number; inserts have no place. The count of a histogram is its last sum."""
@@ -314,9 +312,17 @@ class _ChunkDraft:
         sizes += [(Part, self._inserts), (Length, self._lengths)]
         starts = accumulate((len(fields) for _, fields in sizes), initial=0)
         start = {column: first for (column, _), first in zip(sizes, starts, strict=False)}
-        gaps = array("I", [start[column] + place for column, place in self._gaps])
+        gaps = array("I")
+        for together in self._gaps:
+            all_places = [(start[column], places) for column, places in together]
+            gaps.extend(_in_turns([range(first + each.start, first + each.stop, each.step) for first, each in all_places]))
         template = b"".join(self._templates)
         return _Chunk(template, gaps, buckets, self._runs, columns, _Times(times), self._inserts, self._lengths)
+
+
+def _in_turns(columns: list[Iterable[int]]) -> Iterator[int]:
+    """The first numbers of all columns, then the second ones."""
+    return chain.from_iterable(zip(*columns, strict=True))
 
 
 class _Draft(Draft):
@@ -331,20 +337,39 @@ class _Draft(Draft):
     def layout(self, key: tuple[Any, ...]) -> _Layout:
         """Build the layout under that key."""
         self._find(with_exemplars=True)
-        head, kind, chunks = self._encoder.head(self._family), TYPES[self._family.type], []
-        draft, pairs, further = _ChunkDraft(kind), Kept(self._encoder.pair), self._further()
-        for series in self._series.in_order():
-            labels = b"".join(map(pairs.__getitem__, self._series.pairs(series)))
-            keys = tuple([each for each, column in further if column[series] != self._missing])
-            if self._family.native or any(suffix.startswith(EXEMPLAR) for suffix, _ in keys):
-                draft.add(labels, *self._numbers(series, keys))
-            else:
-                draft.add_plain(labels, self._shape(keys), series)
-            if draft.is_full:
-                chunks.append(draft.chunk())
-                draft = _ChunkDraft(kind)
+        chunks, order, further = [], self._series.in_order(), self._further()
+        while block := [*islice(order, max(CHUNK // self._family.numbers, 1))]:
+            draft = _ChunkDraft(TYPES[self._family.type])
+            for keys, series in self._runs(block, further):
+                labels = self._labels(series)
+                if self._family.native or any(suffix.startswith(EXEMPLAR) for suffix, _ in keys):
+                    for each, own in zip(series, labels, strict=True):
+                        draft.add(own, *self._numbers(each, keys))
+                else:
+                    draft.add_all(labels, self._shape(keys), series)
+            chunks.append(draft.chunk())
         self._series.free()
-        return _Layout(key, head, [*chunks, *([draft.chunk()] if draft.has_series else [])], self._natives)
+        return _Layout(key, self._encoder.head(self._family), chunks, self._natives)
+
+    def _runs(self, block: list[int], further: list[tuple[Key, array[int]]]) -> Iterator[tuple[tuple[Key, ...], list[int]]]:
+        """Yield the series in their order, those together that have the same of the further keys, after these."""
+
+        def keys_of(series: int) -> tuple[Key, ...]:
+            return tuple([each for each, column in further if column[series] != self._missing])
+
+        for keys, run in groupby(block, keys_of) if further else [((), block)]:
+            yield keys, [*run]
+
+    def _labels(self, series: list[int]) -> list[bytes]:
+        """The fields of the labels of each series."""
+        if not self._series.are_plain(series):
+            return [self._encoder.labels(self._series.pairs(each)) for each in series]
+        fields = []
+        for name, values in self._series.columns(series):
+            distinct = [*set(values)]
+            known = dict(zip(distinct, map(self._encoder.pair(name), distinct), strict=True))
+            fields.append(map(known.__getitem__, values))
+        return [*map(b"".join, zip(*fields, strict=True))]
 
     def _numbers(self, series: int, keys: tuple[Key, ...]) -> tuple[list[tuple[Key, int]], dict[int, int]]:
         """The keys and the fields of the numbers of a series, and the inserts by these fields.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, repeat
 from math import nan
 from struct import Struct
 from typing import Any, NamedTuple
@@ -141,17 +141,23 @@ def content(name: str, value: bytes) -> bytes:
     return KEYS[name] + varint(len(value)) + value
 
 
-def pair(field: str, name: str, value: str) -> bytes:
-    """The label as a field of that name."""
-    raw = value.encode()
-    inner = _name(name) + KEYS["LabelPair.value"] + varint(len(raw)) + raw
-    return KEYS[field] + varint(len(inner)) + inner
-
-
 @lru_cache(maxsize=1024)
-def _name(name: str) -> bytes:
-    """The field with the name of a label."""
-    return content("LabelPair.name", name.encode())
+def pair(field: str, name: str) -> Callable[[str], bytes]:
+    """A function that encodes values of a label as that field."""
+    named = content("LabelPair.name", name.encode()) + KEYS["LabelPair.value"]
+
+    def head(size: int) -> bytes:
+        """The bytes before a value of that size."""
+        inner = named + varint(size)
+        return KEYS[field] + varint(len(inner) + size) + inner
+
+    heads = Kept(head)
+
+    def encode(value: str) -> bytes:
+        raw = value.encode()
+        return heads[len(raw)] + raw
+
+    return encode
 
 
 def _padded(value: int, more: int) -> int:
@@ -185,7 +191,7 @@ def encode_time(value: float) -> bytes:
 
 def exemplar_message(exemplar: Exemplar) -> bytes:
     """The exemplar with its length."""
-    labels = [pair("Exemplar.label", name, value) for name, value in sorted(exemplar.labels.items())]
+    labels = [pair("Exemplar.label", name)(value) for name, value in sorted(exemplar.labels.items())]
     found = b"".join(labels) + KEYS["Exemplar.value"] + encode_double(exemplar.value)
     if exemplar.timestamp is not None:
         found += content("Exemplar.timestamp", encode_time(float(exemplar.timestamp)))
@@ -311,10 +317,22 @@ def series_part(labels: bytes, value: Part, milliseconds: int | None = None) -> 
     """The message of a series with the fields of its labels, its value, and its time where it has one."""
     if milliseconds is not None:
         value = _joined((value, _static(KEYS["Metric.timestamp_ms"] + varint(milliseconds & (1 << 64) - 1))))
-    if value.inserts:
+    if not value.inserts:
         return _message("MetricFamily.metric", _static(labels), value)
-    before = _static(KEYS["MetricFamily.metric"] + varint(len(labels) + value.size) + labels)  # there may be 100,000
-    return Part(before.template + value.template, before.size + value.size, value.gaps)
+    size = len(labels) + value.size  # as `_message` without objects for its parts: there may be 100,000
+    template = _SERIES + labels.replace(b"%", b"%%") + value.template
+    return Part(template, len(_SERIES) + size, (Length(size, value.inserts), *value.gaps), value.inserts)
+
+
+_SERIES = KEYS["MetricFamily.metric"] + b"%s"
+
+
+def series_template(labels: Sequence[bytes], value: Part) -> bytes:
+    """The template of series with the fields of their labels, all with that value, which has no inserts; fast for many."""
+    sizes = [*map(len, labels)]
+    heads = {size: _static(KEYS["MetricFamily.metric"] + varint(size + value.size)).template for size in set(sizes)}
+    shown = [each.replace(b"%", b"%%") for each in labels]
+    return b"".join(chain.from_iterable(zip(map(heads.__getitem__, sizes), shown, repeat(value.template))))
 
 
 def encoder_of(kind: int, suffix: str) -> Callable[[float], bytes]:

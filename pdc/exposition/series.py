@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import chain
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
@@ -104,6 +104,17 @@ class SeriesLabels:
         if other is None:
             return values, self.plain
         return (), Shown.of((pair[0], self._pairs[pair]) for pair in other)
+
+    def are_plain(self, numbers: Collection[int]) -> bool:
+        """True where all of these series have plain labels, one at least."""
+        return bool(self._names) and self._others.keys().isdisjoint(numbers)
+
+    def columns(self, numbers: Collection[int]) -> list[tuple[str, tuple[str, ...]]]:
+        """The labels of series that are plain, each with its values. The series are forgotten."""
+        rows = [self._values[number] for number in numbers]
+        for number in numbers:
+            self._values[number] = ()
+        return [*zip(self._names, zip(*rows, strict=True), strict=True)]
 
     def pairs(self, number: int) -> Labels:
         """The labels of a series, which is forgotten."""
