@@ -223,8 +223,10 @@ class _Layout(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """The numbers of series that have the same keys, and no inserts."""
+    """The numbers of series that have the same keys, without inserts."""
 
+    shown: list[tuple[Key, array[int]]]
+    """The keys and the indices of their fields, of all series."""
     value: Part
     columns: dict[Callable[[float], bytes], list[array[int]]]
     """For each function that encodes numbers, the indices of their fields, of all series."""
@@ -242,7 +244,7 @@ class _Shape(NamedTuple):
             if suffix != "_count" or encode is not encode_count:  # the count of a histogram is its last sum
                 known.append(column)
             gaps.append((encode, len(known) - 1))
-        return cls(value_part(kind, tuple([key for key, _ in numbers])), columns, gaps)
+        return cls(numbers, value_part(kind, tuple([key for key, _ in numbers])), columns, gaps)
 
 
 class _ChunkDraft:
@@ -377,11 +379,12 @@ class _Draft(Draft):
         A series with native buckets has count and sum beside them: Prometheus wants a count that is that of its buckets. It has
         none where classic buckets alone have counts, of processes without native ones.
         """
-        numbers = [(each, column[series]) for each, column in self._columns_of(keys)]
+        plain = tuple([key for key in keys if not key[0].startswith(("_native", EXEMPLAR))])
+        numbers = [(each, column[series]) for each, column in self._shape(plain).shown]
         native = self._family.resolution
         exemplars = [(suffix.removeprefix(EXEMPLAR), le) for suffix, le in keys if suffix.startswith(EXEMPLAR)]
         inserts = {self._columns[each][series]: self._columns[EXEMPLAR + each[0], each[1]][series] for each in exemplars}
-        buckets = {le: self._columns[suffix, le][series] for suffix, le in keys if suffix == "_native"} if native else {}
+        buckets = {key[1]: self._columns[key][series] for key in keys if key[0] == "_native"} if native else {}
         is_classic = any(field != self._missing for (suffix, _), field in numbers if suffix == "_bucket")
         if native is not None and (buckets or not is_classic):
             number = self._missing + 1 + len(self._natives)
@@ -396,14 +399,10 @@ class _Draft(Draft):
         return NativeFields(plan, counts, self._column(("_sum", ""))[series], exemplars)
 
     def _shape(self, keys: tuple[Key, ...]) -> _Shape:
-        """The shape of series with these keys."""
+        """The shape of series with these keys, which are no native buckets."""
         if keys not in self._shapes:
             if len(self._shapes) >= MOST_SHAPES:
                 self._shapes.clear()
-            self._shapes[keys] = _Shape.of(TYPES[self._family.type], self._columns_of(keys))
+            shown = [(each, self._column(each)) for each in self._family.numbers_of(keys) if each[0] != "_until"]
+            self._shapes[keys] = _Shape.of(TYPES[self._family.type], shown)
         return self._shapes[keys]
-
-    def _columns_of(self, keys: tuple[Key, ...]) -> list[tuple[Key, array[int]]]:
-        """The keys and the columns of the numbers that series with these keys show, without native buckets."""
-        shown = [each for each in self._family.numbers_of(keys) if each[0] not in ("_native", "_until")]
-        return [(each, self._column(each)) for each in shown]
