@@ -7,14 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, RedisServer
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from benchmarks import report, resolution
+from benchmarks.contenders.ceiling import FLUSHES, Driver, by_server, recorded
+from benchmarks.contenders.libraries import PDC
 from benchmarks.contest import Case, Contender, Suite
 from benchmarks.suites import SUITES
 
@@ -52,6 +58,9 @@ def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[st
         pytest.param("writers", "Network of a batch", {f"{REDIS}, {size}" for size in (10, 100, 500)}, marks=pytest.mark.long),
         pytest.param(
             "writers", "have ended", {f"{each}, {size}" for each in EVERY_SECOND for size in (1, 100)}, marks=pytest.mark.long
+        ),
+        pytest.param(
+            "ceiling", "Scrape of", {f"pdc, one server, at {share}%" for share in (0, 50, 90)}, marks=pytest.mark.long
         ),
         pytest.param("pauses", "series: pause of the event loop", {*EVERY_SECOND}, marks=pytest.mark.long),
         pytest.param("interpreters", "gauge.set()", {*EVERY_SECOND}, marks=pytest.mark.long),
@@ -135,6 +144,32 @@ def test_the_page_compares_with_the_cheapest_other_contender(tmp_path: Path) -> 
     assert rows[0] == ["scrape", "µs", "pdc, 2", "2.00", "peer, 2", "4.00", "0.500"]
     assert rows[1:] == [["scrape", "pdc", "1.00"], ["scrape", "peer", "2.00"]]
     assert f"## {suite.title}" in page
+
+
+def test_the_flushes_at_full_load_count_like_those_of_processes(redis_server: RedisServer) -> None:
+    """Each flush of the driver is another one of its writer: all count, and the gauge has a value of each writer."""
+    routes, writers, in_progress = 130, 150, 3  # so many routes that a flush is two batches
+    library = PDC(3600.0, redis=redis_server.url, redis_prefix="crowd")
+    (messages,) = by_server(recorded(library, routes))
+    before = sums(library)
+    with closing(Driver(messages, "0", writers)) as driver:
+        driver.flush(2)
+        after = sums(library)
+        assert driver.processor(1) > 0
+        assert all(wait > 0 for wait in driver.flush_at(200.0))
+    assert after["http_requests_total"] - before["http_requests_total"] == 2 * FLUSHES * routes
+    assert (before["http_requests_in_progress"], after["http_requests_in_progress"]) == (
+        in_progress,
+        in_progress * (writers + 1),
+    )
+
+
+def sums(library: PDC) -> Counter[str]:
+    """The sums of the samples of each name on a scrape."""
+    found: Counter[str] = Counter()
+    for sample in chain.from_iterable(family.samples for family in parse_text(library.render().decode())):
+        found[sample.name] += sample.value  # type: ignore[assignment]  # a float
+    return found
 
 
 def shown(section: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.contest import Suite
 
-from . import interpreters, pauses, registry, scrape, server, updates, web, write_through, writers
+from . import ceiling, interpreters, pauses, registry, scrape, server, updates, web, write_through, writers
 
 SUITES: dict[str, Callable[..., Suite]] = {
     "web": web.suite,
@@ -17,6 +17,7 @@ SUITES: dict[str, Callable[..., Suite]] = {
     "scrape": scrape.suite,
     "registry": registry.suite,
     "writers": writers.suite,
+    "ceiling": ceiling.suite,
     "pauses": pauses.suite,
 }
 """The function that makes each suite, with or without ``quick=True``."""
