@@ -12,7 +12,7 @@ from .updates import PDC, REFERENCE, library
 LONGEST: dict[str, Any] = {"unit": "ms", "scale": 1e3, "costly": True, "measures": ("result",)}
 OTHERS = {"threads": "other threads", "event loop": "the event loop"}
 MANY = 1_000_000
-"""Samples that take so long that five rounds must do."""
+"""Samples that take so long that three rounds must do."""
 STORAGES = {"Redis": "a ping of another client of Redis", "SQLite": "another writer of the SQLite file"}
 
 
@@ -48,14 +48,14 @@ def _scrape(samples: int, others: str) -> Case:
     histograms = (samples - counters) // SAMPLES_OF_HISTOGRAM
     contenders = [_pauses(name, others, counters, histograms) for name in (REFERENCE, *PDC)]
     name = f"Scrape of {samples:,} samples: pause of {OTHERS[others]}"
-    return Case(name, contenders, REFERENCE, most_rounds=9 if samples < MANY else 5, **LONGEST)
+    return Case(name, contenders, REFERENCE, most_rounds=7 if samples < MANY else 3, **LONGEST)
 
 
 def _first_scrape(series: int) -> Case:
     contenders = [_pauses(name, "threads", histograms=series) for name in (REFERENCE, *PDC)]
     how = {**LONGEST, "costly": False}
     return Case(
-        f"First scrape of {series:,} histograms: pause of other threads", contenders, REFERENCE, fresh=1, most_rounds=5, **how
+        f"First scrape of {series:,} histograms: pause of other threads", contenders, REFERENCE, fresh=1, most_rounds=3, **how
     )
 
 
@@ -70,4 +70,4 @@ def _waits(storage: str, series: int, *, flush: bool = True, removals: bool = Fa
     keywords = {"storage": storage.lower(), "series": series, "histograms": histograms}
     contenders = [Contender(f"pdc, {name}", "neighbours", {**keywords, "work": work}) for name, work in works.items()]
     name = f"{series:,} {kind}: wait of {STORAGES[storage]}"
-    return Case(name, contenders, contenders[0].title, most_rounds=5, **LONGEST)
+    return Case(name, contenders, contenders[0].title, most_rounds=5 if series < MANY and not histograms else 3, **LONGEST)

@@ -56,7 +56,8 @@ KINDS = {
 
 def _removals(series: int) -> Case:
     contenders = [library(name, "removals", {"series": series}) for name in (REFERENCE, *PDC)]
-    return Case(f"remove() of a metric of {series:,} series", contenders, REFERENCE, measures=("cpu",), fresh=series // 10)
+    name = f"remove() of a metric of {series:,} series"
+    return Case(name, contenders, REFERENCE, measures=("cpu",), fresh=series // 10, most_rounds=3)  # they take long to fill
 
 
 def _imports() -> Case:
@@ -76,13 +77,14 @@ def _idle_series(series: int) -> Case:
         name for name in NAMES if not name.endswith("at once") and name != "version 2, SQLite"
     ]  # they take minutes to fill
     contenders = [library(name, "series", {"size": "memory"}) for name in names]
-    return Case("Memory of an idle series", contenders, REFERENCE, unit="bytes", scale=1, measures=("result",), fresh=series)
+    name = "Memory of an idle series"
+    return Case(name, contenders, REFERENCE, unit="bytes", scale=1, measures=("result",), fresh=series, most_rounds=3)
 
 
 def _stored_series(database: str, names: list[str], series: int, *, histograms: bool) -> Case:
     contenders = [library(name, "series", {"size": database.lower(), "histograms": histograms}) for name in names]
     title = f"Room of a {'histogram' if histograms else 'counter'} in {database}"
-    return Case(title, contenders, names[0], unit="bytes", scale=1, measures=("result",), fresh=series, most_rounds=3)
+    return Case(title, contenders, names[0], unit="bytes", scale=1, measures=("result",), fresh=series, most_rounds=1)
 
 
 def suite(*, quick: bool) -> Suite:

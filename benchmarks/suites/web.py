@@ -32,7 +32,7 @@ def _case(framework: str, routes: int, *, quick: bool) -> Case:
     ]
     size = "1 route" if routes == 1 else f"the last of {routes} routes"
     name = f"{framework}, {size}"
-    generations = 1 if quick else 5 if routes == 1 else 20  # the addition is small beside the cost of many routes
+    generations = 1 if quick else 5 if routes == 1 else 10  # the addition is small beside the cost of many routes
     return Case(name, contenders, reference=BY_HAND, baseline=BARE, measures=("cpu",), generations=generations)
 
 
