@@ -17,7 +17,7 @@ from .report import Result
 from .suites import SUITES
 
 QUICK = Effort(rounds=9, round_seconds=0.01, costly_rounds=3)
-THOROUGH = Effort(rounds=51, round_seconds=0.02, costly_rounds=7)
+THOROUGH = Effort(rounds=41, round_seconds=0.02, costly_rounds=5)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 """The keywords of each contender; the slots of the keys follow from the prefix."""
 SHARES = (0.5, 0.9, 1.1)
 """Parts of the full load."""
-MILLISECONDS: dict[str, Any] = {"unit": "ms", "scale": 1e3, "measures": ("result",), "costly": True, "most_rounds": 5}
+MILLISECONDS: dict[str, Any] = {"unit": "ms", "scale": 1e3, "measures": ("result",), "costly": True}
 
 
 def suite(*, quick: bool) -> Suite:
@@ -31,7 +31,7 @@ def suite(*, quick: bool) -> Suite:
             for routes in (1, ROUTES, 10 * ROUTES)
         ]
         name = f"{title}, by the number of routes that changed"
-        return Case(name, contenders, contenders[0].title, scale=1e6 / FLUSHES, measures=(measure,), most_rounds=21)
+        return Case(name, contenders, contenders[0].title, scale=1e6 / FLUSHES, measures=(measure,), most_rounds=15)
 
     def at_shares(title: str, measured: str, shares: tuple[float, ...], writers: int) -> Case:
         contenders = [

@@ -21,5 +21,5 @@ def suite(*, quick: bool, pythons: Sequence[str] = (sys.executable,)) -> Suite: 
         version = subprocess.run([python, "-c", ABOUT], capture_output=True, text=True, check=True).stdout.strip()
         for title, kind in KINDS.items():
             case = updates(f"{title}, Python {version}", kind, [REFERENCE, *PDC])
-            cases.append(replace(case, contenders=[replace(each, python=python) for each in case.contenders]))
+            cases.append(replace(case, contenders=[replace(each, python=python) for each in case.contenders], most_rounds=31))
     return Suite("interpreters", "Cost of an update on other interpreters", cases)

@@ -53,6 +53,7 @@ def suite(*, quick: bool) -> Suite:
                 scale=1e-6,
                 measures=("result",),
                 costly=True,
+                most_rounds=3,
             ),
             Case(
                 f"{samples:,} samples while another process observes",

@@ -50,7 +50,7 @@ def suite(*, quick: bool) -> Suite:
             by_routes("CPU time of a process for a batch", PDC, "flushes", measures=("cpu",)),
             by_writers("Network of a batch", REDIS, "network", measures=("result",), unit="bytes", scale=1),
             by_writers("Scrape", [MULTIPROCESS, *PDC], "scrapes", most=100 if quick else 1_000, **MILLISECONDS),
-            by_writers("Room", PDC, "room", measures=("result",), unit="kB", scale=1e-3, fresh=1, most_rounds=3),
+            by_writers("Room", PDC, "room", measures=("result",), unit="kB", scale=1e-3, fresh=1, most_rounds=1),
             _case(
                 "Scrape of 1,000 counters, by the number of workers that have ended",
                 PDC,
