@@ -60,7 +60,14 @@ def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[st
             "writers", "have ended", {f"{each}, {size}" for each in EVERY_SECOND for size in (1, 100)}, marks=pytest.mark.long
         ),
         pytest.param(
-            "ceiling", "Scrape of", {f"pdc, one server, at {share}%" for share in (0, 50, 90)}, marks=pytest.mark.long
+            "ceiling",
+            "Scrape of",
+            {
+                f"pdc, {each}, at {share}%"
+                for each in ("one server", "cluster of 3, each metric on a node")
+                for share in (0, 50, 90)
+            },
+            marks=pytest.mark.long,
         ),
         pytest.param("pauses", "series: pause of the event loop", {*EVERY_SECOND}, marks=pytest.mark.long),
         pytest.param("interpreters", "gauge.set()", {*EVERY_SECOND}, marks=pytest.mark.long),
