@@ -52,6 +52,25 @@ def test_an_update_in_redis_is_one_command(redis_server: RedisServer, registry: 
     ]
 
 
+@pytest.mark.parametrize("damage", ["SCRIPT FLUSH", "CLIENT KILL TYPE normal SKIPME yes"])
+def test_an_update_outlives_its_script_and_its_connection(
+    redis_server: RedisServer, registry: CollectorRegistry, damage: str
+) -> None:
+    """Where the server lost the script, or the connection died while it was idle, an update counts once, without an outage."""
+    pdc.setup(redis=redis_server.url, redis_prefix="test")
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    for _ in range(3):
+        counter.inc()
+    with redis_server.client() as client:
+        client.execute_command(*damage.split())
+        counter.inc()
+        assert client.hget("prometheus_test_hits", TOTAL) == b"4"
+        before = calls(client, "evalsha")
+        counter.inc()
+        assert calls(client, "evalsha") == before + 1
+        assert client.hget("prometheus_test_hits", TOTAL) == b"5"
+
+
 def test_an_update_in_sqlite_is_six_statements(tmp_path: Path, registry: CollectorRegistry) -> None:
     """A transaction has one query, and a statement each for new fields, additions and the mark of the writer."""
     with sqlite3.connect(tmp_path / "metrics.db", isolation_level=None) as connection:

@@ -43,6 +43,14 @@ class CounterCell(SeriesSumCell):
             self.memory[self.offset] = self.total
             _ = TURN.together
 
+    else:
+
+        def operations(self) -> list[Operation]:
+            memory, start = self.memory, self.offset  # as of the base, without lists: each row has one number
+            total = memory[start + 1] = memory[start]
+            stored = memory[start + 2]
+            return self.additions([-0.0 if total == stored else total - stored])
+
     def start_anew(self) -> None:
         super().start_anew()
         self._resets: tuple[JournaledOperation, ...] = ()

@@ -164,7 +164,7 @@ class Buffer:
     @property
     def waiting(self) -> int:
         """The count of series with updates that could not be sent, or that the storage refuses."""
-        return self._work.waiting_series()
+        return self._work.outcomes.waiting_series(self.outbox.waiting() if self.down else (), self._work.metrics.named)
 
     def required(self) -> Storage:
         """The storage. Raises NotConfigured where there is none."""
@@ -228,7 +228,7 @@ class Buffer:
 
     def raise_if_refused(self, names: Collection[str] | None = None) -> None:
         """Raise StorageError where the storage refuses one of these metrics, or any: a scrape would leave it out."""
-        self._work.raise_if_refused(names)
+        self._work.outcomes.raise_if_refused(names)
 
     def send_pending(self, names: Collection[str] | None = None) -> None:
         """Send what is pending; functions of metrics with these names, or all, are called. Raises at once during an outage."""

@@ -10,9 +10,9 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ..cells import Cell, Entry, Removal, in_one_scrape
+from ..cells import Entry, Removal, in_one_scrape
 from ..process import log
-from ..storage import Batch, Limits, Outcome, Snapshot, StorageError, Update
+from ..storage import USUAL, Batch, Limits, Outcome, Snapshot, StorageError, Update
 from .backoff import Backoff
 from .declared import DeclaredMetrics
 from .health import BATCHES_RETRIED, SERIES_REFUSED, Health
@@ -99,7 +99,7 @@ class Dispatcher:
 
     def read(self, names: Collection[str] | None) -> Snapshot:
         """Read those metrics or all, once everything pending is sent. Raises NotConfigured and StorageError."""
-        self.raise_if_refused(names)
+        self.outcomes.raise_if_refused(names)
         snapshot = self._read(names)
         return self._read(names) if self.restore(snapshot, names) else snapshot
 
@@ -119,11 +119,6 @@ class Dispatcher:
             return call_storage(found, self.target.required(), names)
         finally:
             self.sending_thread = before
-
-    def raise_if_refused(self, names: Collection[str] | None = None) -> None:
-        """Raise StorageError where the storage refuses one of these metrics, or any."""
-        if refusals := self.outcomes.refusals(names):
-            raise StorageError(refusals)
 
     def clear(self) -> None:
         """Delete all metrics from the storage, and start again. Raises StorageError."""
@@ -187,9 +182,11 @@ class Dispatcher:
         self.backoff.failed(error)
 
     def _send_all(self) -> None:
+        if self._sends_single():
+            return
         self._check_journal()
         self.begun = self.begun or bool(self.outbox.queue)
-        if not self.write_through:
+        if not self.write_through or self.backoff.error is not None:
             self.open_journal()
         if self.replay_due:  # dead processes of this host may have left some
             call_storage(self.journal.replay, self.target.required())
@@ -197,6 +194,22 @@ class Dispatcher:
         self._send_due()
         if self.write_through and self.outbox.queue:
             self._send_due()
+
+    def _sends_single(self) -> bool:
+        """Write one entry through in fewer steps than many; return False where there is anything else to do."""
+        outbox, outcomes, is_due = self.outbox, self.outcomes, self.replay_due or self.restart_due or self._is_overtaken
+        if is_due or not outbox.has_single or self.target.interval or self.backoff.error is not None or self.journal.is_open:
+            return False
+        if (batch := outbox.next_single()) is not None:
+            outcome = applied(self.target.required(), batch)
+            (update,) = batch.updates
+            if outcome == USUAL and not update.declare and update.name in outcomes.applied:
+                outbox.acknowledge()
+            else:
+                self._record_outcome(batch, outcome)
+        if outbox.queue or self.restart_due:
+            self._send_due()
+        return True
 
     def _send_due(self) -> None:
         outbox = self.outbox
@@ -215,7 +228,7 @@ class Dispatcher:
 
     def _send_batch(self, batch: Batch) -> None:
         self.journal.begin(batch.sequence)
-        self._record_outcome(batch, call_storage(applied, self.target.required(), batch))
+        self._record_outcome(batch, applied(self.target.required(), batch))
 
     def _record_outcome(self, batch: Batch, outcome: Outcome) -> None:
         """Record what became of the batch."""
@@ -227,7 +240,8 @@ class Dispatcher:
             self.overflowed(name, count)
         if self.target.interval and not batch.final:
             self.health.flushes.observe(time.monotonic() - self.outbox.first_try)
-        self._batch_done()
+        self.outbox.acknowledge()
+        self.journal.end()
 
     def _resend(self, name: str) -> None:
         for metric in self.metrics.all([name]):
@@ -239,10 +253,6 @@ class Dispatcher:
         if self.target.storage is not None:
             self.health.count(SERIES_REFUSED, count)
         self.outcomes.log_overflow(name)
-
-    def _batch_done(self) -> None:
-        self.outbox.acknowledge()
-        self.journal.end()
 
     def queue_unprompted(self, names: Collection[str] | None = None, *, beat: bool = False) -> bool:
         """Queue the cells of those metrics that no update queues, and return whether there are any.
@@ -299,7 +309,8 @@ class Dispatcher:
         with suppress(StorageError, NotConfigured):
             self._as_sender(partial(self._send_batch, batch))
         is_applied = self.outbox.in_flight is None
-        self._batch_done()
+        self.outbox.acknowledge()
+        self.journal.end()
         self.outcomes.applied.clear()
         for metric in self.metrics.all():  # the storage has dropped live values
             metric.cells_to_resend()
@@ -348,8 +359,6 @@ class Dispatcher:
             self.journal.close(keep=self._is_overtaken)
         if self._is_overtaken:
             self._treat_as_sent()
-        if self.backoff.error is not None:
-            self.open_journal()
 
     def _treat_as_sent(self) -> None:
         """Continue as another writer, without what was pending: the process that finds the journal sends that."""
@@ -362,16 +371,6 @@ class Dispatcher:
         self.outcomes.applied.clear()
         self._is_overtaken = False
         self.restart_due = True
-
-    def waiting_series(self) -> int:
-        """The count of series with updates that could not be sent, or that the storage refuses."""
-        waiting: set[Entry] = set()
-        if self.backoff.error is not None:
-            waiting.update(entry for entry in self.outbox.waiting() if isinstance(entry, Cell))
-        for metric in self.metrics.all():
-            if metric.family.name in self.outcomes.refused:
-                waiting.update(list(metric.cells))
-        return len(waiting)
 
 
 def _log_unsent(path: Path | None, reason: object) -> None:

@@ -82,6 +82,26 @@ class Outbox:
                 self.drained.clear()
         return self.in_flight
 
+    @property
+    def has_single(self) -> bool:
+        """True where one entry is queued, and nothing else is to be sent."""
+        return len(self.queue) == 1 and not self.drained and self.in_flight is None and not self._outcomes.refused
+
+    def next_single(self) -> Batch | None:
+        """As `next_batch`, where there is a single entry."""
+        entry = self.queue[0]
+        self.drained[entry] = None
+        self.queue.popleft()
+        operations = entry.drain()
+        if operations or entry is entry.metric:
+            update = self._update_of(entry.metric)
+            update.operations.extend(operations)
+            self.in_flight = self.batch([update])
+            self.first_try = time.monotonic()
+        else:
+            self.drained.clear()
+        return self.in_flight
+
     def batch(self, updates: list[Update], *, final: bool = False) -> Batch:
         """A batch with the next sequence."""
         self.sequence += 1

@@ -6,10 +6,10 @@ import logging
 import time
 from collections.abc import Callable, Collection
 
-from ..cells import MetricCells
+from ..cells import Cell, Entry, MetricCells
 from ..family import OVERFLOW, Family
 from ..process import log
-from ..storage import Batch, Limits, Outcome
+from ..storage import Batch, Limits, Outcome, StorageError
 from .backoff import LAST_RETRY_SECONDS
 
 
@@ -88,6 +88,18 @@ class Outcomes:
         """The reasons for which the storage refuses metrics of these names, or any; empty where it refuses none."""
         refused = [(name, why) for name, why in list(self.refused.items()) if names is None or name in names]
         return "; ".join(f"metric {name!r} is refused: {why}" for name, why in refused)
+
+    def raise_if_refused(self, names: Collection[str] | None = None) -> None:
+        """Raise StorageError where the storage refuses one of these metrics, or any."""
+        if refusals := self.refusals(names):
+            raise StorageError(refusals)
+
+    def waiting_series(self, unsent: Collection[Entry], named: Callable[[str], list[MetricCells]]) -> int:
+        """The count of the series that wait: those among the unsent entries, and those of refused metrics."""
+        waiting: set[Entry] = {entry for entry in unsent if isinstance(entry, Cell)}
+        for metric in [metric for name in list(self.refused) for metric in named(name)]:
+            waiting.update(list(metric.cells))
+        return len(waiting)
 
     def retry_refused_now(self) -> None:
         """Wait no longer before refused metrics are tried again."""

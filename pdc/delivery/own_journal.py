@@ -33,6 +33,11 @@ class OwnJournal:
         return self._journals is not None
 
     @property
+    def is_open(self) -> bool:
+        """True while this process has a journal."""
+        return self._journals is not None and self._journals.own is not None
+
+    @property
     def path(self) -> Path | None:
         """The path of the journal, if it is open."""
         return self._journals.own.path if self._journals is not None and self._journals.own is not None else None

@@ -71,21 +71,32 @@ def call_storage(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     handled = sys.exc_info()[1]
     try:
         return call(*args, **kwargs)
-    except Exception as error:
-        if (raised := interruption(error, handled)) is not None:
-            raise raised  # noqa: B904 - the driver may have turned it into another one
-        if isinstance(error, StorageError):
-            raise
-        log.defer(logging.ERROR, "the storage raised an error that nobody foresaw", error=error)
-        raise StorageError(f"the storage failed: {type(error).__name__}: {error}") from error
+    except Exception as error:  # noqa: BLE001 - a storage may be of others
+        raise _failure(error, handled)  # noqa: B904 - it has the cause that it needs
 
 
 def applied(storage: Storage, batch: Batch) -> Outcome:
-    """Apply the batch. Raises TypeError for an answer that is no outcome."""
-    answer: object = storage.apply(batch)
+    """Apply the batch. Raises as `call_storage`, also for an answer that is no outcome."""
+    handled = sys.exc_info()[1]  # the same as there without one more call: each update that is written through takes it
+    try:
+        answer: object = storage.apply(batch)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _failure(error, handled)  # noqa: B904 - as above
     if not isinstance(answer, Outcome):
-        raise TypeError(f"apply() must return a pdc.storage.Outcome, got {answer!r}")
+        raise _failure(TypeError(f"apply() must return a pdc.storage.Outcome, got {answer!r}"), handled)
     return answer
+
+
+def _failure(error: Exception, handled: BaseException | None) -> BaseException:
+    """The exception to raise for an error of a storage, where `handled` was being handled when it was called."""
+    if (raised := interruption(error, handled)) is not None:
+        return raised  # the driver may have turned it into another one
+    if isinstance(error, StorageError):
+        return error
+    log.defer(logging.ERROR, "the storage raised an error that nobody foresaw", error=error)
+    failure = StorageError(f"the storage failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def found(storage: Storage, names: Collection[str] | None) -> Snapshot:

@@ -245,6 +245,10 @@ class Outcome(NamedTuple):
         return Outcome(unknown, replaced, refused, self.overflowed | later.overflowed, self.storage or later.storage, note)
 
 
+USUAL = Outcome(set(), {}, {}, {})
+"""The outcome of most batches: there is nothing to note."""
+
+
 class Parts(Mapping[str, Any]):
     """The fields of a large metric in several dicts: other threads wait while Python enlarges or frees a dict."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import FORGET_WRITER_SECONDS, SERIES, Batch, Kind, Stamped, Update
-from .commands import Script, number_text
+from .commands import number_text
 from .keys import Keys
 from .server import Server
 
@@ -34,19 +34,18 @@ class Changes:
         name, _, operations, declare, (most, _, idle, _) = batch.updates[0]
         if batch.final or declare or idle or len(operations) > MOST_CHANGES or self._server.is_cluster:
             return False  # a call of a cluster cannot ask for the index, too
-        keys, known, fields = self._keys, self._known, set()
+        keys, known = self._keys, self._known
         arguments = [keys.prefix, batch.writer, str(batch.sequence), self._expire, keys.index, _SEARCH_SECONDS]
         if most:
             arguments += (Kind.INIT, SERIES, "")
+        fields = len(arguments) + 1
         for kind, field, value in operations:
             if hash((name, field)) not in known or isinstance(value, Stamped):
                 return False
-            fields.add(field)
-            text = "" if kind is Kind.INIT else value if isinstance(value, str) else number_text(value)
-            arguments += (kind, field, text)
-        if len(fields) < len(operations):
+            arguments += (kind, field, "" if kind is Kind.INIT else value if isinstance(value, str) else number_text(value))
+        if len(set(arguments[fields::3])) < len(operations):
             return False
-        return self._server.run([Script("change", [keys.start + name], tuple(arguments))]) == [1]
+        return bool(self._server.call("change", keys.start + name, arguments) == 1)
 
     def note(self, update: Update, *, overflowed: bool) -> None:
         """Note what an update did that apply.lua applied: its fields exist, unless they are those of series over a limit."""

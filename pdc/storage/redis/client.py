@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -242,6 +243,14 @@ def packed(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[byt
         pieces: list[bytes] = connection.pack_commands(commands)
         return pieces
     return [b"".join(map(_pack, commands))]
+
+
+def sends(connection: Any, command: tuple[str | bytes, ...]) -> bool:
+    """Send the command, of texts or bytes, on a connection that this process has open; return False without one."""
+    if getattr(connection, "_sock", None) is None or connection.pid != os.getpid():
+        return False
+    connection.send_packed_command((_pack(command),) if HIREDIS_AVAILABLE else connection.pack_command(*command))
+    return True
 
 
 class _TextPacker(HiredisRespSerializer):

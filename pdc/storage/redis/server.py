@@ -27,11 +27,11 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError
 
 from ...process.files import Descriptor
-from ...process.interruption import interruption, locked
+from ...process.interruption import interruption, is_own, locked
 from .. import ForkSafe, StorageError
 from ..redaction import without_secrets
 from . import client as clients
-from .commands import Command, Count, Request, reader_rights, source, text_of, writer_rights
+from .commands import Command, Count, Request, Script, reader_rights, source, text_of, writer_rights
 
 _RAW = {NEVER_DECODE: True}
 """Options of commands whose replies may be no text."""
@@ -133,6 +133,31 @@ class Server(ForkSafe):
                 if isinstance(each, Exception) and not str(each).startswith(("PDC", "WRONGTYPE")):
                     raise self.failure(each) from self._without_secrets(each)
         return replies
+
+    def call(self, name: str, key: str, arguments: list[str]) -> Any:
+        """Call a script with one key, as `run` does; in few steps where the own connection is as the last call left it."""
+        lock = self.lock
+        is_nested = is_own(lock)
+        try:
+            with lock:
+                is_limited = self._is_limited or self.deadline < math.inf
+                if name in self._shas and not is_limited and self._sentinel is not None and self._sentinel.status() is not None:
+                    connection = self._connection
+                    if clients.sends(connection, ("EVALSHA", self._shas[name], "1", key, *arguments)):
+                        return connection.read_response()
+        except (ResponseError, redis.ConnectionError) as error:  # the script is lost, or the connection died while it was idle
+            if interruption(error) is not None or time.monotonic() >= self.deadline:
+                raise self.failure(error) from self._without_secrets(error)
+        except (RedisError, OSError) as error:
+            raise self.failure(error) from self._without_secrets(error)
+        except BaseException:
+            self._drop_connections()
+            raise
+        finally:
+            if not is_nested and is_own(lock):
+                lock.release()
+        (reply,) = self.run([Script(name, [key], tuple(arguments))])
+        return reply
 
     def failure(self, error: Exception) -> StorageError:
         """The error to raise for one of the driver or the server."""

@@ -16,6 +16,7 @@ from .. import (
     FINAL_MARK_SECONDS,
     FORGET_WRITER_SECONDS,
     SWEEPS,
+    USUAL,
     Batch,
     Kind,
     Outcome,
@@ -69,7 +70,7 @@ class Writer:
         """Apply the batch."""
         is_listed = len(batch.updates) == 1 and self._listed.get(batch.updates[0].name, 0.0) > time.monotonic()
         if is_listed and self._changes.apply(batch):
-            return Outcome(set(), {}, {}, {})
+            return USUAL
         self._removal.remove(batch)
         outcome, replies = self._send(batch)
         left = []
