@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from test_storage_content import calls
 
 import pdc
+from pdc.delivery.outbox import Outbox
 from pdc.storage import Batch, Kind, Limits, Mark, Operation, Update
 from pdc.storage.redis import RedisStorage, changing
 from pdc.storage.redis.commands import Command
@@ -50,6 +51,24 @@ def test_an_update_in_redis_is_one_command(redis_server: RedisServer, registry: 
         "level 3.0",
         "wait_sum 0.8999999999999999",
     ]
+
+
+def test_an_update_takes_the_short_way(
+    redis_server: RedisServer, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that is written through needs neither the steps of many entries, nor those of many requests."""
+    pdc.setup(redis=redis_server.url, redis_prefix="test")
+    counter = pdc.Counter("hits", "Hits.", registry=registry)
+    for _ in range(2):
+        counter.inc()
+    long_ways: list[str] = []
+    for owner, name in ((Outbox, "next_batch"), (Server, "run")):
+        monkeypatch.setattr(owner, name, lambda *_, name=name: long_ways.append(name))
+    for _ in range(3):
+        counter.inc()
+    monkeypatch.undo()
+    assert not long_ways
+    assert "hits_total 5.0" in pdc.generate_latest().decode()
 
 
 @pytest.mark.parametrize("damage", ["SCRIPT FLUSH", "CLIENT KILL TYPE normal SKIPME yes"])
