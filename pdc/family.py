@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain
+from itertools import repeat
 from json.encoder import encode_basestring_ascii
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import prometheus_client.metrics
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import ALLOWUTF8, escape_metric_name
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
 from .exemplars import EXEMPLAR, exemplar_from
+from .merging import Processes
 from .native import USUAL_CHANGES, Native, in_order, resolution
 from .process import log
 from .process.once import once_each
-from .storage import MARK, META, Limits, Mark, foreign
+from .storage import META, Limits, foreign
 from .storage.labels import check_texts, parsed
 
 OVERFLOW = "<overflow>"
@@ -198,11 +199,18 @@ class Family(NamedTuple):
                 _, samples = TYPES[self.type]
                 metric.samples = [*samples(self, self.series(fields))]
             else:
-                name = f"{self.name}_total" if self.type == "counter" else self.name
-                merged = ((dict(labels), value) for labels, value in _merged(self.mode, self._processes(fields, now)))
-                metric.samples = [Sample(name, labels, value) for labels, value in sorted(merged, key=_label_values)]
-                check_texts(chain.from_iterable(sample.labels.values() for sample in metric.samples))
+                metric.samples = self.merged(self.processes(fields), fields, now)
         return metric
+
+    def processes(self, fields: Iterable[str]) -> Processes:
+        """Where the values of processes are among these fields."""
+        return Processes.among(fields, self.process_prefix("").removesuffix(":"), self.mode)
+
+    def merged(self, processes: Processes, fields: Fields, now: float) -> list[Sample]:
+        """The samples of these values of processes."""
+        name = f"{self.name}_total" if self.type == "counter" else self.name
+        labels, values = processes.merged(fields, now, LEASE_SECONDS)
+        return made(repeat(name), map(dict.copy, labels), values)
 
     def series(self, fields: Fields) -> list[Series]:
         """The series with values that are one for all processes, sorted by their label values."""
@@ -278,26 +286,20 @@ class Family(NamedTuple):
         if _CREATED in found and shows_created():
             yield _CREATED
 
-    def _processes(self, fields: Fields, now: float) -> Iterator[tuple[Labels, str, float, float]]:
-        """Yield labels, process, value and time of setting for each process that counts."""
-        prefix = self.process_prefix("").removesuffix(":")
-        own = [
-            (*field.removeprefix(prefix).partition(":"), stored)
-            for field, stored in zip(fields, fields.values(), strict=True)  # `Parts` would look up each item
-            if field.startswith(prefix)
-        ]
-        gone = self._gone({writer for writer, *_ in own}, fields, now) if self.live else ()
-        texts = dict.fromkeys([text for writer, _, text, _ in own if writer not in gone])
-        labels = dict(zip(texts, map(tuple, map(dict.items, parsed([*texts]))), strict=True))
-        for writer, _, text, stored in own:
-            if writer not in gone:
-                value, _, stamp = stored.partition(" ")
-                yield labels[text], writer, float(value), float(stamp)
 
-    def _gone(self, writers: Iterable[str], fields: Fields, now: float) -> set[str]:
-        """The processes that were not seen within the lease."""
-        seen = ((writer, Mark.loads(fields.get(MARK + writer, "0 0")).seen) for writer in writers)
-        return {writer for writer, at in seen if abs(now - at) > LEASE_SECONDS}
+def made(
+    names: Iterable[str],
+    labels: Iterable[dict[str, str]],
+    values: Iterable[float],
+    exemplars: Iterable[Exemplar | None] = repeat(None),
+) -> list[Sample]:
+    """Samples with these parts. Each needs labels of its own, which users may change."""
+    columns = zip(names, labels, values, repeat(None), exemplars, *map(repeat, _MORE), strict=False)
+    return list(map(tuple.__new__, repeat(Sample), columns))  # the constructor of a named tuple is Python code
+
+
+_MORE = Sample("", {}, 0.0)[5:]
+"""The rest of a sample after its exemplar."""
 
 
 def number(value: Any) -> float:
@@ -472,25 +474,3 @@ def explained(name: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise foreign(name, error) from error
-
-
-_MERGES: dict[str, Callable[[tuple[float, float], tuple[float, float]], tuple[float, float]]] = {
-    "sum": lambda one, other: (one[0] + other[0], 0.0),
-    "min": lambda one, other: min(one, other, key=itemgetter(0)),
-    "max": lambda one, other: max(one, other, key=itemgetter(0)),
-    "mostrecent": lambda one, other: max(one, other, key=itemgetter(1)),
-}
-"""How the values of two processes, each with the time of its setting, make one."""
-
-
-def _merged(mode: str, values: Iterable[tuple[Labels, str, float, float]]) -> Iterator[tuple[Labels, float]]:
-    """Merge the values of processes as prometheus_client's multiprocess mode of that name does."""
-    merge = _MERGES.get(mode.removeprefix("live"))
-    merged: dict[Labels, tuple[float, float]] = {}
-    for labels, writer, value, stamp in values:
-        if merge is None:
-            yield tuple(sorted({**dict(labels), "pid": writer}.items())), value
-        else:
-            merged[labels] = merge(merged[labels], (value, stamp)) if labels in merged else (value, stamp)
-    for labels, (value, _) in merged.items():
-        yield labels, value

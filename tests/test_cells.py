@@ -141,8 +141,8 @@ KINDS = {
         Family("m", "gauge", "Help", mode="livesum"),
         lambda metric: ProcessGaugeCell(metric, ()),
         lambda cell: cell.add(3.0),
-        [("stamp", "#live:1-a:{}", Stamped(3.0, None))],
-        [("stamp", "#live:1-a:{}", Stamped(6.0, None))],
+        [("stamp", "#live:1-a:{}", Stamped.when_applied(3.0))],
+        [("stamp", "#live:1-a:{}", Stamped.when_applied(6.0))],
     ),
     "info": Example(
         Family("m", "info", "Help"), lambda metric: TextCell(metric, (), "_info", "{}"), lambda cell: cell.set("a"), TEXT, TEXT

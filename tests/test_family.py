@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from functools import reduce
+from itertools import count
+from operator import add, itemgetter
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,7 +20,7 @@ from prometheus_client.samples import Exemplar
 
 from pdc.exemplars import exemplar_text
 from pdc.family import LEASE_SECONDS, Family, clean, dump, families
-from pdc.storage import META, StorageError
+from pdc.storage import META, StorageError, Unmarked
 from pdc.storage.labels import around_bound, parsed
 
 NOW = 1000.0
@@ -25,7 +30,7 @@ any_text = st.text(st.characters(), max_size=20) | st.sampled_from(
 any_labels = st.dictionaries(st.sampled_from(["a", "b", "pid", "é", "quantile", '"', ":"]), any_text.map(clean))
 
 
-def values(family: Family, fields: dict[str, object], now: float = NOW) -> dict[tuple[str, ...], float]:
+def values(family: Family, fields: Mapping[str, object], now: float = NOW) -> dict[tuple[str, ...], float]:
     """The samples of the family, by name and label values."""
     return {(sample.name, *sample.labels.values()): sample.value for sample in family.metric(fields, now).samples}
 
@@ -200,6 +205,50 @@ def test_values_of_processes_are_merged(mode: str, expected: dict[tuple[str, ...
     fields.update({f"#mark:{writer}": f"1 {seen}" for writer, seen in SEEN.items()})
     fields[":{}"] = 77.0  # of the time when it was shared
     assert values(family, fields) == expected
+
+
+def merged(mode: str, own: dict[tuple[str, str], tuple[float, float]], seen: dict[str, float]) -> dict[tuple[str, ...], float]:
+    """The values that a page shows: by process and label, these are the values and the times at which they were set."""
+    found: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for (writer, label), value in own.items():
+        if not mode.startswith("live") or abs(NOW - seen.get(writer, 0.0)) <= LEASE_SECONDS:
+            found.setdefault((label, writer) if mode.endswith("all") else (label,), []).append(value)
+    merges: dict[str, Any] = {
+        "all": lambda values: values[0][0],
+        "sum": lambda values: reduce(add, [number for number, _ in values]),
+        "min": lambda values: min(number for number, _ in values),
+        "max": lambda values: max(number for number, _ in values),
+        "mostrecent": lambda values: max(values, key=itemgetter(1))[0],
+    }
+    return {("m", *key): merges[mode.removeprefix("live")](values) for key, values in found.items()}
+
+
+processes = st.sampled_from(["", "1-a", "2-b", "3-c"])
+ages = st.sampled_from([0.0, 14.0, 15.0, 16.0, -16.0, NOW])
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(
+    st.sampled_from([f"{live}{mode}" for live in ("", "live") for mode in ("all", "sum", "min", "max", "mostrecent")]),
+    st.dictionaries(st.tuples(processes, st.sampled_from("xyz")), st.tuples(st.floats(), ages)),
+    st.dictionaries(processes, ages),
+)
+def test_processes_that_live_are_merged(mode: str, given_ages: Any, seen_ages: dict[str, float]) -> None:
+    """Any values of any processes are merged by their mode; a process is seen when it sets a value, if not later."""
+    family = Family("m", "gauge", "", labelnames=("a",), mode=mode)
+    own = {key: (number, NOW - age) for key, (number, age) in given_ages.items()}
+    seen = {writer: NOW - age for writer, age in seen_ages.items()}
+    for (writer, _), (_, set_at) in own.items():
+        is_later = abs(NOW - set_at) < abs(NOW - seen.get(writer, 0.0))
+        seen[writer] = set_at if is_later else seen.get(writer, 0.0)
+    values_of = {
+        f"{family.process_prefix(writer)}{dump({'a': label})}": f"{number!r} {set_at!r}"
+        for (writer, label), (number, set_at) in own.items()
+    }
+    marks = {f"#mark:{writer}": f"1 {at!r} live" for writer, at in seen.items()}
+    unmarked = Unmarked(dict(zip(values_of, count(), strict=False)), [*values_of.values()], lambda _: marks)
+    for fields in ({**values_of, **marks}, {**marks, **values_of}, unmarked):
+        assert repr(values(family, fields)) == repr(dict(sorted(merged(mode, own, seen).items())))
 
 
 @pytest.mark.parametrize("mode", ["liveall", "livesum", "livemin", "livemax", "livemostrecent"])

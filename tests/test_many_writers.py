@@ -6,12 +6,14 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import cycle
 from typing import Any
 
 import pytest
 from conftest import RedisServer
 from helpers import set_constants
 
+from pdc.family import Family
 from pdc.storage import FORGET_VALUES_SECONDS, MARK, Batch, Kind, Limits, Operation, Snapshot, Stamped, Update, updated, writers
 from pdc.storage.redis import RedisStorage
 
@@ -54,9 +56,14 @@ def unmarked(snapshot: Snapshot) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if not field.startswith(MARK)}
 
 
+def calls(server: RedisServer, command: str) -> int:
+    """How many times Redis got a command."""
+    return int(server.client().info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
 def whole_reads(server: RedisServer) -> int:
     """How many times all fields of a metric were read."""
-    return int(server.client().info("commandstats").get("cmdstat_hgetall", {}).get("calls", 0))
+    return calls(server, "hgetall")
 
 
 def test_a_scrape_reads_no_marks(redis_server: RedisServer, storages: tuple[RedisStorage, RedisStorage]) -> None:
@@ -96,14 +103,23 @@ def test_the_writers_of_a_metric_that_was_read_before(storages: tuple[RedisStora
     assert set(writers(storage.read().metrics.values())) == {*WRITERS, "9-z"}
 
 
-def test_marks_of_processes_with_live_values(storages: tuple[RedisStorage, RedisStorage]) -> None:
-    """The marks that live values need come with each scrape."""
+def test_live_values_are_read_without_marks(redis_server: RedisServer, storages: tuple[RedisStorage, RedisStorage]) -> None:
+    """While values of living processes are new, a scrape reads these and no marks; the marks of others come on demand."""
     storage, other = storages
-    for sequence in (2, 3, 4):
-        send(other, sequence, Operation(Kind.STAMP, "#live:1-a:{}", Stamped(1.0, None)))
-        fields = storage.read().metrics["m"]
-        assert (fields[f"{MARK}1-a"].split(" ")[0], fields["#live:1-a:{}"]) == (str(sequence), "1 0")
-    assert [field for field in fields if field.startswith(MARK)] == [f"{MARK}1-a"]
+    family = Family("m", "gauge", "", mode="livesum")
+    old = Stamped(1.0, time.monotonic() - 60.0)
+    for writer, value in zip(WRITERS, cycle([Stamped.when_applied(1.0), Stamped(1.0, None), old]), strict=False):
+        send(other, 2, Operation(Kind.STAMP, f"#live:{writer}:{{}}", value), writer=writer)
+    storage.read()
+    before = calls(redis_server, "hgetall"), calls(redis_server, "hscan")
+    now, metrics = storage.read()
+    fields = metrics["m"]
+    assert [field for field in fields if field.startswith(MARK)] == []
+    counted = calls(redis_server, "hmget")
+    assert family.metric(fields, now).samples[0].value == len(WRITERS)
+    assert (calls(redis_server, "hgetall"), calls(redis_server, "hscan")) == before
+    assert calls(redis_server, "hmget") == counted + 1
+    assert family.metric(fields, now + 30.0).samples == []
 
 
 def test_a_lost_mark_of_a_process_with_live_values(
@@ -111,13 +127,14 @@ def test_a_lost_mark_of_a_process_with_live_values(
 ) -> None:
     """A process whose mark was lost counts again with its next batch, which brings no new field but the mark."""
     storage, other = storages
+    family = Family("m", "gauge", "", mode="livesum")
     send(other, 2, Operation(Kind.STAMP, "#live:1-a:{}", Stamped(1.0, None)))
     with redis_server.client() as client:
         client.hdel("prometheus_test_m", f"{MARK}1-a")
-    storage.read()
-    send(other, 3, Operation(Kind.STAMP, "#live:1-a:{}", Stamped(2.0, None)))
-    fields = storage.read().metrics["m"]
-    assert (fields[f"{MARK}1-a"].split(" ")[0], fields["#live:1-a:{}"]) == ("3", "2 0")
+    for sequence, expected in ((2, []), (3, [2.0])):
+        now, metrics = storage.read()
+        assert [sample.value for sample in family.metric(metrics["m"], now).samples] == expected
+        send(other, sequence + 1, Operation(Kind.STAMP, "#live:1-a:{}", Stamped(2.0, None)))
 
 
 def test_values_of_the_dead(storages: tuple[RedisStorage, RedisStorage]) -> None:

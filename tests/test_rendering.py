@@ -60,10 +60,13 @@ def stored_metrics(draw: st.DrawFn) -> Metrics:
         declared = tuple(sorted({"+Inf", *draw(st.sets(bounds))}, key=float))
         own_names = label_names if kind == "histogram" else label_names | st.just("le")  # which only means something there
         labelnames = tuple(draw(st.lists(own_names, max_size=3, unique=True)))
-        family = Family(name, kind, draw(label_values), unit, labelnames, bounds=declared, states=("on", "off"))
+        mode = draw(st.sampled_from(["shared", "livesum", "liveall", "min"])) if kind == "gauge" else "shared"
+        family = Family(name, kind, draw(label_values), unit, labelnames, mode, declared, ("on", "off"))
         declared_labels = st.fixed_dictionaries(dict.fromkeys(labelnames, label_values))
         fields: dict[str, Any] = {}
         for labels in draw(st.lists(declared_labels | st.dictionaries(own_names, label_values, max_size=3), max_size=4)):
+            own = family.process_prefix(draw(st.sampled_from(["1-a", "2-b"]))) + dump(labels)
+            fields |= {own: f"{draw(st.floats())!r} {draw(st.sampled_from([0.0, NOW]))!r}"} if mode != "shared" else {}
             chosen = [f"{suffix}:{dump(labels)}" for suffix in SUFFIXES[kind] if suffix == "" or draw(st.booleans())]
             if kind == "histogram":
                 chosen += ["_bucket:" + le.join(around_bound(dump(labels))) for le in draw(st.sets(bounds))]
@@ -116,6 +119,25 @@ def test_samples_are_those_of_the_family(metrics: Metrics, others: list[Any]) ->
         changed = {field: value if field.startswith("#") else next(turns) for field, value in fields.items()}
         for stored in (fields, changed, dict([*fields.items()][::-1]), dict([*fields.items()][1:]), fields):
             assert repr(sampler.metric(family, stored, NOW)) == repr(family.metric(stored, NOW))
+
+
+def test_samples_follow_the_values() -> None:
+    """Labels of infos, states and values of processes show in the next samples, with labels that users may change."""
+    of_processes = [{"#live:1-a:{}": f"{value} {at}", "#mark:1-a": "1 900"} for value, at in ((1, NOW), (2, NOW), (2, 0))]
+    infos = [{f'_info:{{"a":"{n}"}}': f'{{"b":"{n % k}"}}' for n in range(3)} for k in (2, 3)]
+    changes: list[tuple[Family, list[dict[str, str]]]] = [
+        (Family("i", "info", "", labelnames=("a",)), infos),
+        (Family("s", "stateset", "", states=("on", "off")), [{":{}": "on"}, {":{}": "off"}]),
+        (Family("g", "gauge", "", mode="livesum"), of_processes),
+    ]
+    for family, versions in changes:
+        sampler = Sampler()
+        for fields in versions:
+            for _ in range(2):
+                metric = sampler.metric(family, fields, NOW)
+                assert repr(metric) == repr(family.metric(fields, NOW))
+                for sample in metric.samples:
+                    sample.labels["changed"] = "yes"
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

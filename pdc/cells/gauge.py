@@ -277,9 +277,16 @@ class ProcessGaugeCell(NumericCell):
 
 
 def process_gauge_operation(family: Family, values: tuple[str, ...], writer: str, value: float, set_at: float) -> Operation:
-    """The operation that replaces the value of one process in a gauge with these label values."""
+    """The operation that replaces the value of one process in a gauge with these label values.
+
+    A value that only grows and falls, such as requests in progress, was never set. In live modes the storage notes when it has
+    got it: while that is new, the process is alive, and scrapes do not look at its mark.
+    """
     field = family.process_prefix(writer) + family.labels(values)
-    return Operation(Kind.STAMP, field, Stamped(value, None if set_at == NEVER else set_at))
+    if set_at != NEVER:
+        return Operation(Kind.STAMP, field, Stamped(value, set_at))
+    is_noted = family.live and family.mode != "livemostrecent"
+    return Operation(Kind.STAMP, field, Stamped.when_applied(value) if is_noted else Stamped(value, None))
 
 
 def unsent_process_gauge(family: Family, values: tuple[str, ...], numbers: Sequence[float], writer: str) -> Unsent:

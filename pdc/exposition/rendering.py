@@ -38,6 +38,7 @@ from ..family import (
     number,
     shows_created,
 )
+from ..metrics.samples import Sampler
 from ..storage import META, Snapshot
 from ..storage.labels import without_bound
 from .series import CHUNK, SeriesLabels, Shown, doubled
@@ -167,6 +168,8 @@ class Renderer:
 
     def __init__(self) -> None:
         self._layouts: dict[str, Layout] = {}
+        self._samplers: dict[str, Sampler] = {}
+        """By metric without a template, the layout of its samples."""
 
     def render(
         self,
@@ -182,6 +185,7 @@ class Renderer:
         """
         output, page = BytesIO(), Page(encoder.escaping)
         layouts: dict[str, Layout] = {}
+        samplers: dict[str, Sampler] = {}
         now, metrics = snapshot
         for name, family in known_families(metrics, page):
             fields = metrics.pop(name)
@@ -192,8 +196,9 @@ class Renderer:
                     layouts[name] = _layout(self._layouts.get(name), family, fields, encoder)
                     layouts[name].write(output, fields)
             else:
-                output.write(encoder.encode([family.metric(fields, now)]))
-        self._layouts = layouts
+                samplers[name] = self._samplers.get(name) or Sampler()
+                output.write(encoder.encode([samplers[name].metric(family, fields, now)]))
+        self._layouts, self._samplers = layouts, samplers
         output.write(others(page))
         output.write(encoder.end)
         return output.getvalue()

@@ -29,6 +29,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
+from contextlib import suppress
 from enum import Enum
 from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -140,9 +141,9 @@ class Stamped(NamedTuple):
     set_at: float | None
 
     @classmethod
-    def when_applied(cls) -> Stamped:
-        """A stamp with the time at which the storage applies the operation; its number means nothing."""
-        return cls(0.0, math.inf)
+    def when_applied(cls, number: float = 0.0) -> Stamped:
+        """A stamp with the time at which the storage applies the operation."""
+        return cls(number, math.inf)
 
     def age(self, now: float) -> float | None:
         """Seconds since the number was set."""
@@ -272,22 +273,48 @@ class Parts(Mapping[str, Any]):
         return sum(map(len, self.parts))
 
     def values(self) -> ValuesView[Any]:
-        return _PartsValues(self)
+        return _Values(self)
+
+    def stored(self) -> Iterator[Iterable[Any]]:
+        """The values of each part, in the order of the fields."""
+        return map(dict.values, self.parts)
 
 
-class _PartsValues(ValuesView[Any]):
-    _mapping: Parts
+class Unmarked(Mapping[str, Any]):
+    """The fields of a metric without the marks of its writers, which may be thousands."""
+
+    def __init__(
+        self, places: Mapping[str, int], stored: Sequence[Any], marks: Callable[[Collection[str] | None], Mapping[str, Any]]
+    ) -> None:
+        self._places = places
+        self._stored = stored
+        self.marks = marks
+        """Reads the marks with these names, or all."""
+
+    def __getitem__(self, field: str) -> Any:
+        return self._stored[self._places[field]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
+
+    def stored(self) -> Iterator[Iterable[Any]]:
+        """The values in the order of the fields."""
+        yield self._stored
+
+
+class _Values(ValuesView[Any]):
+    """The values of a mapping that has them in order: the views of `Mapping` look up each field."""
+
+    _mapping: Parts | Unmarked
 
     def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(part.values() for part in self._mapping.parts)
-
-
-class Unmarked(dict[str, Any]):
-    """The fields of a metric without the marks of its writers, which may be thousands; `marks` reads them."""
-
-    def __init__(self, fields: Mapping[str, Any], marks: Callable[[], Mapping[str, Any]]) -> None:
-        super().__init__(fields)
-        self.marks = marks
+        return chain.from_iterable(self._mapping.stored())
 
 
 class Snapshot(NamedTuple):
@@ -422,6 +449,15 @@ class Mark(NamedTuple):
         except (TypeError, ValueError):
             return cls(-1, 0.0)
 
+    @classmethod
+    def times(cls, marks: Mapping[str, Any]) -> dict[str, float]:
+        """When the writers with these marks were last seen; of thousands of writers, marks are parsed together."""
+        with suppress(TypeError, ValueError):
+            parts = " ".join(marks.values()).split(" ")
+            if len(parts) == 3 * len(marks):
+                return dict(zip(marks, map(float, parts[1::3]), strict=True))
+        return {writer: cls.loads(stored).seen for writer, stored in marks.items()}
+
     def dumps(self) -> str:
         """The mark as it is stored."""
         return f"{self.sequence} {self.seen!r} {self.mode}".rstrip()
@@ -431,14 +467,21 @@ class Mark(NamedTuple):
         return self.seen < now - (FORGET_WRITER_SECONDS if self.mode in ("", "live") else FORGET_VALUES_SECONDS)
 
 
+def marks_of(fields: Mapping[str, Any], writers: Collection[str] | None = None) -> dict[str, Any]:
+    """The marks of these writers of a metric, or of all; a writer without a mark was never seen. Raises StorageError."""
+    if isinstance(fields, Unmarked):
+        fields = fields.marks(None if writers is None else [MARK + writer for writer in writers])
+    if writers is not None:
+        return {writer: fields.get(MARK + writer) for writer in writers}
+    return {field.removeprefix(MARK): stored for field, stored in fields.items() if field.startswith(MARK)}
+
+
 def writers(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The processes that wrote these metrics, each with the time at which it was last seen, the latest first."""
     seen: dict[str, float] = {}
     for fields in metrics:
-        for field, stored in (fields.marks() if isinstance(fields, Unmarked) else fields).items():
-            if field.startswith(MARK):
-                writer, mark = field.removeprefix(MARK), Mark.loads(stored)
-                seen[writer] = max(seen.get(writer, 0.0), mark.seen)
+        for writer, at in Mark.times(marks_of(fields)).items():
+            seen[writer] = max(seen.get(writer, 0.0), at)
     return dict(sorted(seen.items(), key=lambda item: -item[1]))
 
 

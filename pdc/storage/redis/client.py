@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -19,6 +20,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
 from .bulk import Packer, read_in_bulk
+from .commands import Repeated
 
 if HIREDIS_AVAILABLE:
     import hiredis
@@ -237,12 +239,22 @@ def detach(connection: Any) -> None:
         connection._sock = None
 
 
-def packed(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[bytes]:
+def packed(connection: Any, commands: Sequence[tuple[str | bytes, ...]]) -> list[bytes]:
     """The commands as bytes. All of their arguments are texts or bytes, which redis-py would look through for other ones."""
+    if any(isinstance(each, Repeated) for each in commands):
+        return [b"".join(map(partial(_kept, connection), commands))]
     if not HIREDIS_AVAILABLE:
         pieces: list[bytes] = connection.pack_commands(commands)
         return pieces
     return [b"".join(map(_pack, commands))]
+
+
+def _kept(connection: Any, command: tuple[str | bytes, ...]) -> bytes:
+    """A command as bytes, which one that is sent again and again keeps."""
+    if not isinstance(command, Repeated):
+        return b"".join(packed(connection, [command]))
+    command.packed = command.packed or b"".join(packed(connection, [tuple(command)]))
+    return command.packed
 
 
 def sends(connection: Any, command: tuple[str | bytes, ...]) -> bool:

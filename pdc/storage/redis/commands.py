@@ -28,7 +28,13 @@ class Script(NamedTuple):
     arguments: tuple[str | bytes, ...] = ()
 
 
-Request: TypeAlias = Command | Script
+class Repeated(tuple[str, ...]):  # noqa: SLOT001 - a tuple has no room for slots
+    """The words of a command that is sent again and again: a connection of ours packs them once."""
+
+    packed = b""
+
+
+Request: TypeAlias = Command | Script | Repeated
 
 
 SCRIPTS = {

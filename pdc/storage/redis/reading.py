@@ -6,11 +6,12 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 from .. import FOLDED, MARK, MOST_TOGETHER, Parts, Snapshot, Unmarked, foreign
 from ..labels import around_bound
-from .commands import Command, text_of
+from .commands import Command, Repeated, Request, text_of
 from .keys import Keys
 from .server import Server
 
@@ -31,6 +32,8 @@ FEW_FIELDS = 100
 """A metric with no more fields is read whole, however many of them are marks."""
 NO_BUCKETS = "?[^bn]*"
 """Matches all fields but buckets."""
+_OF_WRITERS = (MARK, "#live:", "#all:", *(f"#{mode}:" for mode in FOLDED))
+"""How the fields of single writers begin."""
 _SEVERAL_NUMBERS = re.compile(r"^(_sum:|_count:|_bucket:|_native:|#(?!exemplar|updated))", re.MULTILINE)
 """Matches a stem of series that have more than one number which changes."""
 
@@ -48,29 +51,37 @@ class Reader:
 
     def read(self, names: Collection[str] | None) -> Snapshot:
         """Read these metrics, or all."""
-        wanted = sorted(self._keys.names()) if names is None else list(names)
-        sizes = [Command("HLEN", (self._keys.of(name),)) for name in wanted]
-        (seconds, microseconds), *replies = self._server.run([Command("TIME", has_key=False), *sizes])
-        for name, size in zip(wanted, replies, strict=True):
-            self._keys.expect_metric(name, size)
-        metrics: dict[str, Mapping[str, Any]] = {}
-        for name, (fields, *more) in self._read(dict(zip(wanted, replies, strict=True))):
-            if fields.pop("#prefix", None) == self._keys.prefix:
-                fields.pop(STEMS, None)
-                fields.pop(LAST_NEW, None)
-                metrics[name] = Parts([fields, *more]) if more else fields
-        return Snapshot(int(seconds) + int(microseconds) / 1e6, metrics)
+        now, sizes = self._sizes_now(sorted(self._keys.names()) if names is None else list(names))
+        return Snapshot(now, dict(self._read(sizes)))
 
-    def _read(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    def _sizes_now(self, names: list[str]) -> tuple[float, dict[str, int]]:
+        """The server's clock, and the metrics with their numbers of fields. Forgets those that got new fields."""
+        known = [(name, fields) for name in names if (fields := self._known.get(name)) is not None]
+        sizes = [Command("HLEN", (self._keys.of(name),)) for name in names]
+        last_new = [Command("HMGET", (self._keys.of(name), LAST_NEW)) for name, _ in known]
+        (seconds, microseconds), *replies = self._server.run([Command("TIME", has_key=False), *sizes, *last_new])
+        for name, size in zip(names, replies, strict=False):
+            self._keys.expect_metric(name, size)
+        for (name, fields), reply in zip(known, replies[len(names) :], strict=True):
+            self._keys.expect_metric(name, reply)
+            if not fields.fits(reply[0]):
+                self._forget(name)
+        return int(seconds) + int(microseconds) / 1e6, dict(zip(names, replies, strict=False))
+
+    def _read(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Read these metrics, each with its number of fields; those that got new fields once more, whole."""
         outdated = {}
         known = ((name, self._known.get(name), size) for name, size in sizes.items())  # other threads may forget them
         for group in _grouped((name, size if fields is None else fields.size) for name, fields, size in known):
-            for name, parts in self._read_group(group):
-                if parts:
-                    yield name, parts
-                else:
+            for name, fields in self._read_group(group):
+                if fields is None:
                     outdated[name] = sizes[name]
+                elif isinstance(fields, Unmarked):
+                    yield name, fields
+                elif (first := fields[0]).pop("#prefix", None) == self._keys.prefix:
+                    first.pop(STEMS, None)
+                    first.pop(LAST_NEW, None)
+                    yield name, Parts(fields) if len(fields) > 1 else first
         if outdated:
             yield from self._read(outdated)
 
@@ -103,10 +114,10 @@ class Reader:
         except UnicodeDecodeError as error:
             raise foreign(name, error) from error
 
-    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, list[dict[str, str]] | Unmarked | None]]:
         """Read some metrics, each as it was at one moment, or one large metric, which may be in several parts.
 
-        A metric that has got new fields since they were known comes without parts, and is not known any more.
+        A metric whose fields have changed since they were known comes without any, and is not known any more.
         """
         (name, size), *others = group
         if size > MOST_READ and not others:
@@ -123,34 +134,46 @@ class Reader:
                 self._learn(name, found)
                 yield name, [found]
 
-    def _reading(self, name: str, known: _Known | None) -> Command:
+    def _reading(self, name: str, known: _Known | None) -> Request:
         """Reads a metric, or only these fields of it."""
-        key = self._keys.of(name)
-        return Command("HGETALL", (key,)) if known is None else Command("HMGET", (key, LAST_NEW, *known.fields))
+        return Command("HGETALL", (self._keys.of(name),)) if known is None else known.reading
 
-    def _read_known(self, name: str, known: _Known, reply: Any) -> list[dict[str, str]]:
-        """The fields in the reply, unless the metric has new ones."""
+    def _read_known(self, name: str, known: _Known, reply: Any) -> Unmarked | None:
+        """The fields in the reply, unless the metric has other ones."""
         self._keys.expect_metric(name, reply)
-        last_new, *values = reply
-        if last_new is None or text_of(last_new) != known.last_new:
-            self._known.pop(name, None)
-            self._sizes.pop(name, None)
-            return []
-        fields = _decoded(name, zip(known.fields, values, strict=True))
-        return [Unmarked(fields, partial(self.look_through, name, "MATCH", f"{MARK}*"))]
+        if not known.fits(reply[0]) or type(None) in {*map(type, reply)}:
+            self._forget(name)
+            return None
+        try:
+            return Unmarked(known.places, _all_text(reply[1:]), partial(self._marks, name))
+        except UnicodeDecodeError as error:
+            raise foreign(name, error) from error
+
+    def _forget(self, name: str) -> None:
+        """Forget the fields of a metric."""
+        self._known.pop(name, None)
+        self._sizes.pop(name, None)
+
+    def _marks(self, name: str, wanted: Collection[str] | None) -> dict[str, str]:
+        """The marks with these names in a metric, or all."""
+        if wanted is None:
+            return self.look_through(name, "MATCH", f"{MARK}*")
+        marks: dict[str, str] = {}
+        rest = iter(wanted)
+        while names := list(islice(rest, MOST_READ)):
+            marks.update(_decoded(name, zip(names, self._values(name, names), strict=True)))
+        return marks
 
     def _learn(self, name: str, fields: Mapping[str, str]) -> None:
-        """Remember the fields of a metric whose marks are in the majority, and are not needed.
-
-        Values of processes in live modes count while the marks of these processes are new.
-        """
+        """Remember the fields of a metric most of whose fields belong to its writers, without their marks."""
         if len(fields) <= max(1.5 * self._sizes.get(name, 0), FEW_FIELDS):
             return
         self._sizes[name] = len(fields)
-        alive = {MARK + field.split(":", 2)[1] for field in fields if field.startswith("#live:")}  # a mark may come back
-        wanted = [*(field for field in fields if not field.startswith((MARK, LAST_NEW))), *alive]
-        if LAST_NEW in fields and 2 * len(wanted) < len(fields):
-            self._known[name] = _Known(fields[LAST_NEW], wanted)
+        own = sum(field.startswith(_OF_WRITERS) for field in fields)
+        if 2 * own > len(fields) and LAST_NEW in fields and fields.get("#prefix") == self._keys.prefix:
+            wanted = [field for field in fields if not field.startswith((MARK, LAST_NEW, STEMS, "#prefix"))]
+            reading = Repeated(("HMGET", self._keys.of(name), LAST_NEW, *wanted))
+            self._known[name] = _Known(fields[LAST_NEW], dict(zip(wanted, count(), strict=False)), reading)
 
     def _read_large(self, name: str) -> list[dict[str, str]]:
         """Read a metric in pieces, so that others have their turns; each of its series is as it was at one moment.
@@ -199,12 +222,19 @@ class _Known(NamedTuple):
     """Fields of a metric, and when it last got a new one."""
 
     last_new: str
-    fields: list[str]
+    places: dict[str, int]
+    """The fields, each with its place."""
+    reading: Repeated
+    """Reads when the metric got its last new field, and the values of the fields."""
 
     @property
     def size(self) -> int:
         """The count of the fields."""
-        return len(self.fields)
+        return len(self.places)
+
+    def fits(self, last_new: Any) -> bool:
+        """True where the metric has got no new field since then."""
+        return last_new is not None and text_of(last_new) == self.last_new
 
 
 class _Stems(NamedTuple):
@@ -267,6 +297,11 @@ def _decoded(name: str, fields: Iterable[tuple[str, Any]]) -> dict[str, str]:
         return {field: text_of(value) for field, value in fields if value is not None}
     except UnicodeDecodeError as error:
         raise foreign(name, error) from error
+
+
+def _all_text(values: list[Any]) -> list[str]:
+    """The values as texts."""
+    return list(map(bytes.decode, values)) if bytes in map(type, values[:1]) else values
 
 
 def _texts(fields: dict[Any, Any] | list[Any]) -> dict[str, str]:

@@ -31,10 +31,12 @@ from ...process.interruption import interruption, is_own, locked
 from .. import ForkSafe, StorageError
 from ..redaction import without_secrets
 from . import client as clients
-from .commands import Command, Count, Request, Script, reader_rights, source, text_of, writer_rights
+from .commands import Command, Count, Repeated, Request, Script, reader_rights, source, text_of, writer_rights
 
 _RAW = {NEVER_DECODE: True}
 """Options of commands whose replies may be no text."""
+_PLAIN = {bytes, int, list, type(None)}
+"""The types of most replies, which may be thousands."""
 _LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _REPR_OF_CLIENT = re.compile(r"<?(?:redis\.client\.)?Redis[<(].*?[>)]{3,} - ")
 _REMEDIES: list[tuple[Any, str]] = [
@@ -129,7 +131,8 @@ class Server(ForkSafe):
             self._drop_connections()
             raise
         for reply in replies:
-            for each in reply if isinstance(reply, list) else (reply,):
+            several = reply if isinstance(reply, list) else [reply]
+            for each in several if {*map(type, several)} - _PLAIN else ():
                 if isinstance(each, Exception) and not str(each).startswith(("PDC", "WRONGTYPE")):
                     raise self.failure(each) from self._without_secrets(each)
         return replies
@@ -228,6 +231,8 @@ class Server(ForkSafe):
 
     def _words(self, request: Request) -> tuple[str | bytes, ...]:
         """The command as redis-py takes it."""
+        if isinstance(request, Repeated):
+            return request
         if isinstance(request, Command):
             return request.name, *request.arguments
         name, keys, arguments = request
