@@ -17,6 +17,10 @@ from .server import Server
 
 MOST_READ = 12_000
 """How many fields are read in one round trip; a larger metric is read in pieces."""
+MOST_SMALL = 500
+"""A metric with no more fields is read next time without a look at its size."""
+_AT_ONCE = ("0", "COUNT", str(2 * MOST_SMALL))
+"""Arguments of a search that has all fields of a small metric, and of a larger one not many more."""
 MOST_LOOKED_AT = 2000
 """The size of a piece, in fields."""
 MOST_FIELDS = 2000
@@ -46,27 +50,49 @@ class Reader:
         self._keys = keys
         self._known: dict[str, _Known] = {}
         """Metrics most of whose fields are marks: with thousands of writers, a scrape would mostly read marks."""
+        self._small: set[str] = set()
+        """Metrics that had few fields when they were read: one call may read them."""
         self._sizes: dict[str, int] = {}
         """By metric, the count of its fields when it was last looked at whether most of them are marks."""
 
     def read(self, names: Collection[str] | None) -> Snapshot:
         """Read these metrics, or all."""
-        now, sizes = self._sizes_now(sorted(self._keys.names()) if names is None else list(names))
-        return Snapshot(now, dict(self._read(sizes)))
+        wanted = sorted(self._keys.names()) if names is None else list(names)
+        now, sizes, metrics = self._look_at(wanted)
+        if grown := [name for name in wanted if name not in sizes and name not in metrics]:
+            sizes |= self._look_at(grown)[1]
+        for name, fields in self._read(sizes):
+            metrics[name] = fields
+        return Snapshot(now, {name: fields for name, fields in metrics.items() if fields})
 
-    def _sizes_now(self, names: list[str]) -> tuple[float, dict[str, int]]:
-        """The server's clock, and the metrics with their numbers of fields. Forgets those that got new fields."""
+    def _look_at(self, names: list[str]) -> tuple[float, dict[str, int], dict[str, Mapping[str, Any]]]:
+        """The server's clock; metrics with their numbers of fields; and metrics that were small, and still are.
+
+        Forgets metrics that are small no more, and the fields of those that got new ones.
+        """
         known = [(name, fields) for name in names if (fields := self._known.get(name)) is not None]
-        sizes = [Command("HLEN", (self._keys.of(name),)) for name in names]
+        small = self._small.intersection(names)
+        first = [
+            Command("HSCAN", (self._keys.of(name), *_AT_ONCE)) if name in small else Command("HLEN", (self._keys.of(name),))
+            for name in names
+        ]
         last_new = [Command("HMGET", (self._keys.of(name), LAST_NEW)) for name, _ in known]
-        (seconds, microseconds), *replies = self._server.run([Command("TIME", has_key=False), *sizes, *last_new])
-        for name, size in zip(names, replies, strict=False):
-            self._keys.expect_metric(name, size)
+        (seconds, microseconds), *replies = self._server.run([Command("TIME", has_key=False), *first, *last_new])
+        sizes: dict[str, int] = {}
+        metrics: dict[str, Mapping[str, Any]] = {}
+        for name, reply in zip(names, replies, strict=False):
+            self._keys.expect_metric(name, reply)
+            if name not in small:
+                sizes[name] = reply
+            elif int(reply[0]) == 0:
+                metrics[name] = self._whole(name, reply[1])
+            else:
+                self._small.discard(name)
         for (name, fields), reply in zip(known, replies[len(names) :], strict=True):
             self._keys.expect_metric(name, reply)
             if not fields.fits(reply[0]):
                 self._forget(name)
-        return int(seconds) + int(microseconds) / 1e6, dict(zip(names, replies, strict=False))
+        return int(seconds) + int(microseconds) / 1e6, sizes, metrics
 
     def _read(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Read these metrics, each with its number of fields; those that got new fields once more, whole."""
@@ -76,12 +102,8 @@ class Reader:
             for name, fields in self._read_group(group):
                 if fields is None:
                     outdated[name] = sizes[name]
-                elif isinstance(fields, Unmarked):
+                else:
                     yield name, fields
-                elif (first := fields[0]).pop("#prefix", None) == self._keys.prefix:
-                    first.pop(STEMS, None)
-                    first.pop(LAST_NEW, None)
-                    yield name, Parts(fields) if len(fields) > 1 else first
         if outdated:
             yield from self._read(outdated)
 
@@ -114,25 +136,38 @@ class Reader:
         except UnicodeDecodeError as error:
             raise foreign(name, error) from error
 
-    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, list[dict[str, str]] | Unmarked | None]]:
+    def _read_group(self, group: list[tuple[str, int]]) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
         """Read some metrics, each as it was at one moment, or one large metric, which may be in several parts.
 
         A metric whose fields have changed since they were known comes without any, and is not known any more.
         """
         (name, size), *others = group
         if size > MOST_READ and not others:
-            yield name, self._read_large(name)
+            yield name, self._shown(self._read_large(name))
             return
         known = {name: self._known.get(name) for name, _ in group}
         replies = self._server.run([self._reading(name, known[name]) for name, _ in reversed(group)])
         for name, _ in group:
             reply = replies.pop()  # texts need more memory than the reply: free each reply before the next
-            if (fields := known[name]) is not None:
-                yield name, self._read_known(name, fields, reply)
-            else:
-                found = self.fields(name, reply)
-                self._learn(name, found)
-                yield name, [found]
+            fields = known[name]
+            yield name, self._whole(name, reply) if fields is None else self._read_known(name, fields, reply)
+
+    def _whole(self, name: str, reply: Any) -> Mapping[str, Any]:
+        """All fields of a metric, in the reply; remembers whether it is small, or which fields are to be read next time."""
+        fields = self.fields(name, reply)
+        self._learn(name, fields)
+        is_small = len(fields) <= min(MOST_SMALL, MOST_READ) and name not in self._known
+        (self._small.add if is_small else self._small.discard)(name)
+        return self._shown([fields])
+
+    def _shown(self, parts: list[dict[str, str]]) -> Mapping[str, Any]:
+        """The fields in these parts without those of the storage itself; none of a metric of another prefix."""
+        first = parts[0]
+        if first.pop("#prefix", None) != self._keys.prefix:
+            return {}
+        first.pop(STEMS, None)
+        first.pop(LAST_NEW, None)
+        return Parts(parts) if len(parts) > 1 else first
 
     def _reading(self, name: str, known: _Known | None) -> Request:
         """Reads a metric, or only these fields of it."""
