@@ -467,10 +467,14 @@ def known_families(metrics: Mapping[str, Fields], page: Page) -> list[tuple[str,
     return [(name, family) for name, family in known if family.type in TYPES and family.is_admitted(page)]
 
 
+FOREIGN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""The errors that fields raise which pdc did not write."""
+
+
 @contextmanager
 def explained(name: str) -> Iterator[None]:
     """Turn errors about fields of that metric into a StorageError that names the metric and the remedy."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+    except FOREIGN as error:
         raise foreign(name, error) from error

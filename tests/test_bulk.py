@@ -14,7 +14,9 @@ from helpers import set_constants
 
 from pdc.storage import Batch, Kind, Operation, Update
 from pdc.storage.redis import RedisStorage
+from pdc.storage.redis import client as clients
 from pdc.storage.redis.bulk import LEAST, PARSERS, Packer
+from pdc.storage.redis.commands import Repeated
 
 STRINGS = [b"", b"0", b"_", b"$-1", b"my_", b"a\r\nb", b"\r\n", b"\0", b"\n", b"\r", b"$1\r\n\0", b"{}" * 400, "é".encode()]
 
@@ -92,6 +94,18 @@ def test_a_command_is_packed_as_by_redis_py() -> None:
         ("X", Kind.ADD),
     ):
         assert b"".join(connection.pack_command(*words)) == b"".join(expected.pack(*words))
+
+
+@pytest.mark.parametrize("has_hiredis", [True, False])
+def test_a_command_that_is_sent_again_is_packed_once(has_hiredis: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that keeps its bytes is sent as any other one, with and without hiredis, and the second time as it was kept."""
+    monkeypatch.setattr(clients, "HIREDIS_AVAILABLE", has_hiredis and clients.HIREDIS_AVAILABLE)
+    connection = redis.Connection(command_packer=Packer())
+    repeated, other = Repeated(("HMGET", "key", "é")), ("TIME",)
+    expected = b"".join(connection.pack_commands([other, repeated, other]))
+    assert b"".join(clients.packed(connection, [other, repeated, other])) == expected
+    repeated.packed = b"kept"
+    assert clients.packed(connection, [repeated]) == [b"kept"]
 
 
 @pytest.mark.parametrize("parser", [*PARSERS], ids=["RESP2", "RESP3"])

@@ -82,6 +82,26 @@ def test_a_scrape_reads_no_marks(redis_server: RedisServer, storages: tuple[Redi
     assert whole_reads(redis_server) == before + 1
 
 
+def test_a_small_metric_is_read_at_once(redis_server: RedisServer, storages: tuple[RedisStorage, RedisStorage]) -> None:
+    """A metric that was small at the last scrape comes without a call for its size; where it grew or went, it is read anew."""
+    storage, other = storages
+    with redis_server.client() as client:
+        for name, fields in (("small", 3), ("grown", 30), ("gone", 3)):
+            for version in ("", "x" * 70):  # texts of that length have Redis keep the hash in a table
+                operations = [Operation(Kind.SET, f'_total:{{"path":"{number}{version}"}}', 1.0) for number in range(fields)]
+                other.apply(Batch("1-a", len(version), [Update(name, META, operations)]))
+            storage.read()
+        client.hset("prometheus_test_grown", mapping={f"_total:{number}": 1 for number in range(5000)})
+        other.delete(["gone"])
+        before = [calls(redis_server, name) for name in ("hlen", "hgetall", "hscan")]
+        read = storage.read(["small", "grown", "gone"])
+        after = [calls(redis_server, name) for name in ("hlen", "hgetall", "hscan")]
+    with closing(RedisStorage(other.client, "test")) as new:
+        assert read.metrics == new.read(["small", "grown", "gone"]).metrics
+    assert {name: len(fields) for name, fields in read.metrics.items()} == {"small": 9, "grown": 5063}
+    assert [later - sooner for sooner, later in zip(before, after, strict=True)] == [1, 1, 3]
+
+
 def test_two_threads_that_read_at_once(storages: tuple[RedisStorage, RedisStorage], monkeypatch: pytest.MonkeyPatch) -> None:
     """A scrape goes on where another one forgets the fields of a metric at any moment."""
 

@@ -51,7 +51,7 @@ class DeclaredMetrics:
 
     def named(self, name: str) -> list[MetricCells]:
         """The metrics of that name."""
-        known = (reference() for reference in tuple(self._by_name.get(name, ())))
+        known = [reference() for reference in tuple(self._by_name.get(name, ()))]
         return [metric for metric in known if metric is not None and not metric.retired]
 
     def all(self, names: Collection[str] | None = None) -> list[MetricCells]:

@@ -13,7 +13,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from ..exemplars import exemplar_from
-from ..family import Family, Fields, Key, Line, explained, made, number, shows_created
+from ..family import FOREIGN, Family, Fields, Key, Line, made, number, shows_created
+from ..storage import foreign
 from ..storage.labels import parsed
 
 Layout = Callable[[Fields, float], list[Sample]]
@@ -24,18 +25,20 @@ class Sampler:
     """Makes the samples of a metric, and keeps the layout of the last ones: between two scrapes only values change."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Any, Layout] | None = None
-        """The layout, and what it fits: the family and a hash of the fields."""
+        self._kept: tuple[Any, Layout, Metric] | None = None
+        """The family and a hash of the fields, the layout that fits these, and the metric without samples."""
 
     def metric(self, family: Family, fields: Fields, now: float) -> Metric:
         """The metric that `Family.metric` makes. Raises StorageError for fields that pdc did not write."""
-        with explained(family.name):
+        try:
             key = family, shows_created(), hash(tuple(fields))
             kept = self._kept
             if kept is None or kept[0] != key:
-                kept = self._kept = key, _layout(family, fields)
-            metric = family.empty()
-            metric.samples = kept[1](fields, now)
+                kept = self._kept = key, _layout(family, fields), family.empty()
+            metric = object.__new__(Metric)  # the constructor checks the name each time
+            vars(metric).update(vars(kept[2]), samples=kept[1](fields, now))
+        except FOREIGN as error:
+            raise foreign(family.name, error) from error
         return metric
 
 

@@ -27,7 +27,9 @@ def metrics(cursor: sqlite3.Cursor, names: Collection[str] | None) -> Iterator[t
 def _parts(cursor: sqlite3.Cursor, name: str) -> Iterator[dict[str, Any]]:
     """The fields of a metric, in parts. Raises StorageError for a field or value that is neither text nor number."""
     rows = cursor.execute("SELECT subkey, value FROM pdc_metrics WHERE metric_key = ? ORDER BY subkey", (name,))
-    while part := _fields(name, islice(rows, MOST_TOGETHER)):
+    size = MOST_TOGETHER
+    while size == MOST_TOGETHER and (part := _fields(name, islice(rows, MOST_TOGETHER))):
+        size = len(part)
         yield part
 
 
