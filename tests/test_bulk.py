@@ -11,6 +11,7 @@ import pytest
 import redis
 from conftest import RedisServer
 from helpers import set_constants
+from redis.utils import HIREDIS_AVAILABLE
 
 from pdc.storage import Batch, Kind, Operation, Update
 from pdc.storage.redis import RedisStorage
@@ -99,7 +100,7 @@ def test_a_command_is_packed_as_by_redis_py() -> None:
 @pytest.mark.parametrize("has_hiredis", [True, False])
 def test_a_command_that_is_sent_again_is_packed_once(has_hiredis: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that keeps its bytes is sent as any other one, with and without hiredis, and the second time as it was kept."""
-    monkeypatch.setattr(clients, "HIREDIS_AVAILABLE", has_hiredis and clients.HIREDIS_AVAILABLE)
+    monkeypatch.setattr("pdc.storage.redis.client.HIREDIS_AVAILABLE", has_hiredis and HIREDIS_AVAILABLE)
     connection = redis.Connection(command_packer=Packer())
     repeated, other = Repeated(("HMGET", "key", "é")), ("TIME",)
     expected = b"".join(connection.pack_commands([other, repeated, other]))

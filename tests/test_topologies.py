@@ -559,6 +559,7 @@ def test_a_replica_is_scraped(primary: RedisServer, tmp_path: Path, run_script: 
                 "zrange",
                 "hgetall",
                 "hlen",
+                "hscan",
                 "hello",
             }
             result = run_script(READER + UPDATE, storage={"redis": replica.url, "journal": False})
