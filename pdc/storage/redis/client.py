@@ -243,10 +243,7 @@ def packed(connection: Any, commands: Sequence[tuple[str | bytes, ...]]) -> list
     """The commands as bytes. All of their arguments are texts or bytes, which redis-py would look through for other ones."""
     if any(isinstance(each, Repeated) for each in commands):
         return [b"".join(map(partial(_kept, connection), commands))]
-    if not HIREDIS_AVAILABLE:
-        pieces: list[bytes] = connection.pack_commands(commands)
-        return pieces
-    return [b"".join(map(_pack, commands))]
+    return [b"".join(map(_pack, commands) if HIREDIS_AVAILABLE else connection.pack_commands(commands))]
 
 
 def _kept(connection: Any, command: tuple[str | bytes, ...]) -> bytes:
