@@ -154,6 +154,11 @@ class Family(NamedTuple):
         """True where the value of a process still counts after its end."""
         return self.mode != "shared" and not self.live
 
+    @property
+    def has_created(self) -> bool:
+        """True where the series have a time of creation, and show it."""
+        return self.type in TYPES and "_created" in TYPES[self.type][0] and shows_created()
+
     def labels(self, values: tuple[str, ...]) -> str:
         """The labels of the series with these values, as `dump` spells them."""
         return _labels(self.labelnames, values)

@@ -58,6 +58,25 @@ def test_buffered_updates_are_sent_together(buffer: Buffer, recorder: Recorder, 
     assert recorder.sent("_total") == [("add", 2000.0)]
 
 
+@pytest.mark.parametrize("kind", [pdc.Counter, pdc.Summary, pdc.Histogram])
+def test_times_of_creation_are_sent_once(kind: Any, buffer: Buffer, recorder: Recorder, registry: CollectorRegistry) -> None:
+    """A series sends its time of creation once, and again where the storage has lost the metric."""
+    buffer.attach(recorder, 3600.0, None)
+    metric = type(kind.__name__, (kind,), {"buffer": buffer})("m", "M.", ["path"], registry=registry)
+    update = getattr(metric.labels("/"), "inc", None) or metric.labels("/").observe
+    for _ in range(3):
+        update(1)
+        buffer.flush()
+    assert len(recorder.sent("_created")) == 1
+    assert {update.created for batch in recorder.batches for update in batch.updates if update.name == "m"} == {True}
+    recorder.outcomes.append(Outcome({"m"}, {}, {}, {}))
+    update(1)
+    buffer.flush()
+    assert len(recorder.sent("_created")) == 2
+    buffer.flush()
+    assert len(recorder.sent("_created")) == 2
+
+
 def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, registry: CollectorRegistry) -> None:
     """A flush sends all updates in batches of bounded size. An outage amid them repeats none, a refusal stops none."""
     buffer.attach(recorder, 3600.0, None)

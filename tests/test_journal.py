@@ -106,6 +106,14 @@ os.kill(os.getpid(), signal.SIGSTOP)
 def test_metrics_of_every_kind_outlive_a_kill(journal: Journal) -> None:
     """Gauges, texts, resets and removals of the last interval are sent in their order; live values end with the process."""
     journal.leave(script("every_kind.py"))
+    (path,) = journal.folder.glob("*.journal")
+    sent = {
+        update.name: update.created
+        for batch in batches(path.read_bytes(), time.time())
+        for update in batch.updates
+        if update.meta
+    }
+    assert {name for name, created in sent.items() if created} == {"hits", "starts"}
     assert journal.send() == {("/old",): 1.0, ("/kept",): 9.0}
     shown = set(pdc.generate_latest().decode().splitlines())
     assert shown >= {

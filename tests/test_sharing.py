@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.redis
 import pdc.sqlite
+from pdc import config
+from pdc.storage import Batch, Kind, Operation, Update
 
 REMOVALS = {
     "remove('1', '2')": {("1", "3"), ("2", "3")},
@@ -128,6 +130,26 @@ def test_created_is_the_time_of_the_first_process(
     finally:
         prometheus_client.enable_created_metrics()
     assert b"_created" in pdc.generate_latest()
+
+
+@pytest.mark.parametrize("interval", [0, 3600])
+@pytest.mark.parametrize("kind", ["Counter", "Summary", "Histogram"])
+def test_a_series_that_was_removed_elsewhere_is_created_anew(
+    kind: str, interval: float, storage: dict[str, Any], registry: CollectorRegistry
+) -> None:
+    """A process that goes on with a series, which another one has removed, lets it begin with a new time of creation."""
+    pdc.setup(**storage, flush_interval=interval)
+    child = make(kind, ["path"], registry=registry).labels("/")
+    UPDATES[kind](child)
+    pdc.flush()
+    created = registry.get_sample_value("m_created", {"path": "/"}) or 0
+    assert created
+    remove = Update("m", "{}", [Operation(Kind.DELETE, '{"path":"/"}')])
+    config.DEFAULT.required().apply(Batch("9-z", 1, [remove]))
+    assert registry.get_sample_value("m_created", {"path": "/"}) is None
+    UPDATES[kind](child)
+    pdc.flush()
+    assert created < (registry.get_sample_value("m_created", {"path": "/"}) or 0) < time.time() + 1
 
 
 @pytest.mark.parametrize("mode", ["shared", "sum", "all"])

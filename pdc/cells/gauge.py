@@ -215,6 +215,7 @@ class ProcessGaugeCell(NumericCell):
         self.forget_stored()
 
     def forget_stored(self) -> None:
+        super().forget_stored()
         self._stored: tuple[float, float] | None = None
         self._drained: tuple[float, float] | None = None
 

@@ -22,6 +22,9 @@ from .journaled import Journaled, JournaledOperation
 MOST_REMOVALS = 1000
 """The most removals that go together: as many as a storage finds in one pass, and as a batch may be longer by."""
 
+UNKNOWN = 0.0
+"""The time of creation of a series that the storage had once."""
+
 LOCK_HOLDERS: set[int] = set()
 """The threads that may hold the lock of a metric. A handler there must not wait for the sending thread, which may want it."""
 
@@ -205,7 +208,7 @@ class MetricCells:
         """Start in another storage: series of a shared metric that the one before has come with their next update."""
         for cell in list(self.cells) if self.is_shared else ():
             cell.forget_stored()
-            if cell.created is None and not cell.queued and not cell.has_unsent:
+            if not cell.created and not cell.queued and not cell.has_unsent:
                 self.resting.add(cell)
 
     def is_update(self, cell: Cell, was_updated: bool) -> bool:
@@ -349,7 +352,7 @@ class Cell:
         self.metric = metric
         self.values = values
         self.created: float | None = time.time()
-        """When the series was created, in Unix seconds; None once a batch carried that."""
+        """When the series was created, in Unix seconds; None once the storage has that, `UNKNOWN` where it may have lost it."""
         self.queued = False
         self.quiet: Any = False
         """True where an update only needs to change the cell: it is queued, and nobody waits for it.
@@ -372,7 +375,7 @@ class Cell:
 
     def acknowledge(self) -> None:
         """Note that the storage has what was drained."""
-        self.created = None
+        self.created = None if shows_created() else UNKNOWN
         self.metric.unacknowledged.discard(self)
 
     @property
@@ -387,6 +390,7 @@ class Cell:
 
     def forget_stored(self) -> None:
         """Assume nothing about what the storage has."""
+        self.created = self.created or UNKNOWN
 
     def compute(self, *, unharmed: bool = False) -> None:
         """Update the value of a callback. An error of the function reaches the caller unless that must stay `unharmed`."""
@@ -442,7 +446,7 @@ class Cell:
 
 
 def creation(labels: str, created: float | None) -> list[Operation]:
-    """The operation that stores when the series was created; the present once it was sent, in case somebody deleted it."""
-    if not shows_created():
+    """The operation that stores when the series was created, unless the storage has that; the present where it is unknown."""
+    if created is None or not shows_created():
         return []
-    return [Operation(Kind.INIT, f"_created:{labels}", time.time() if created is None else created)]
+    return [Operation(Kind.INIT, f"_created:{labels}", created or time.time())]

@@ -138,7 +138,8 @@ class Outbox:
         name = metric.family.name
         last = self._last_declared(name) or metric
         limits = self._outcomes.limits[name] = last.storage_limits
-        return Update(name, last.meta, [], self._outcomes.declared.get(name) != last.meta, limits)
+        declare = self._outcomes.declared.get(name) != last.meta
+        return Update(name, last.meta, [], declare, limits, last.family.has_created)
 
     def _dequeue(self) -> None:
         """Move entries from the queue to the drained ones. At each moment an entry is in one of the two at least."""

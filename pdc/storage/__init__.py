@@ -66,6 +66,7 @@ MARK = "#mark:"
 SEARCH = "#search"
 SERIES = "#series"
 UPDATED = "#updated"
+CREATED = "_created:"
 SWEEP = "#sweep"
 FOLDED = ("sum", "min", "max", "mostrecent")
 """The modes whose values are folded; values of ``live`` and ``all`` are dropped."""
@@ -131,6 +132,8 @@ class Kind(str, Enum):
 
 
 REMOVALS = (Kind.DELETE, Kind.REMOVE)
+BEGINNINGS = (Kind.INIT, Kind.ADD)
+"""The kinds of operations that begin a series where its field is new."""
 _IN_ORDER = tuple(Kind)
 
 
@@ -193,6 +196,9 @@ class Update(NamedTuple):
     declare: bool = False
     """Replace the stored ``#meta`` even where there is one: true once per process and metric."""
     limits: Limits = Limits()
+    created: bool = False
+    """Give a time of creation, the present, to each series that begins: one that gets a field by an init or an addition, and
+    has no field ``_created`` after all operations."""
 
     def by_kind(self) -> Iterator[tuple[Kind, list[Operation]]]:
         """Yield the operations in the order in which they apply: removals, then inits, then the rest."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from . import MARK, UPDATED, Batch, Kind, Limits, Mark, Operation, Snapshot, Stamped, Storage, Update
+from . import CREATED, MARK, UPDATED, Batch, Kind, Limits, Mark, Operation, Snapshot, Stamped, Storage, Update
 
 NO_LIMITS = Limits()
 
@@ -19,9 +19,9 @@ def expect(found: object, wanted: object, about: object = "") -> None:
         raise AssertionError(f"{f'{about}: ' if about != '' else ''}expected {wanted!r}, got {found!r}")
 
 
-def update(*operations: Operation, name: str = "m", limits: Limits = NO_LIMITS) -> Update:
+def update(*operations: Operation, name: str = "m", limits: Limits = NO_LIMITS, created: bool = False) -> Update:
     """An update of a metric."""
-    return Update(name, '{"version":1}', list(operations), limits=limits)
+    return Update(name, '{"version":1}', list(operations), limits=limits, created=created)
 
 
 def batch(sequence: int, *operations: Operation, writer: str = "1-a", final: bool = False, **of_metric: Any) -> Batch:
@@ -38,6 +38,12 @@ def numbers(snapshot: Snapshot, name: str = "m") -> dict[str, str]:
 def series(suffix: str, **labels: str) -> str:
     """A field, as it is spelled."""
     return f"{suffix}:{json.dumps(labels, sort_keys=True, separators=(',', ':'))}"
+
+
+def created(store: Storage) -> dict[str, float]:
+    """The times of creation in the metric by the labels of their series."""
+    fields = store.read().metrics["m"]
+    return {field.removeprefix(CREATED): float(value) for field, value in fields.items() if field.startswith(CREATED)}
 
 
 def adds(*fields: str) -> list[Operation]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import (
+    BEGINNINGS,
+    CREATED,
     FINAL_MARK_SECONDS,
     FOLDED,
     FORGET_WRITER_SECONDS,
@@ -76,14 +78,19 @@ class Fields(dict[str, Any]):
         return {labels for labels in found if labels is not None}
 
     def _write(self, update: Update, now: float) -> None:
+        new = []
         for kind, operations in update.by_kind():
             for _, field, value in operations if kind not in REMOVALS else ():
+                if kind in BEGINNINGS and field not in self:
+                    new.append(field)
                 if isinstance(value, Stamped) or kind is Kind.SET:
                     self[field] = stored(value, now)
                 elif kind is Kind.ADD:
                     self[field] = _number(self.get(field)) + _number(value)
                 else:
                     self.setdefault(field, value)
+        for field in created_of(new) if update.created else ():
+            self.setdefault(field, now)
 
     def _limited(self, update: Update, outcome: Outcome) -> Update:
         """The update, with its operations on new series over the limit done to the overflow series."""
@@ -146,6 +153,11 @@ class Fields(dict[str, Any]):
         for field in updates.values():
             self.setdefault(field, f"0.0 {now!r}")
         self._drop({labels for labels, field in updates.items() if (stamped(self[field]) or (0.0, now))[1] <= now - idle})
+
+
+def created_of(fields: Iterable[str]) -> set[str]:
+    """The fields that say when the series of these fields were created."""
+    return {CREATED + labels for field in fields if (labels := series_of(field)) is not None}
 
 
 def stamped(value: object) -> tuple[float, float] | None:

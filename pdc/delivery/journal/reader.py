@@ -183,7 +183,8 @@ def _updates(content: bytes, parts: Parts, now: float) -> list[Update]:
     clock = struct.unpack_from("=d", content, CLOCK)[0] - (now - time.monotonic())
     updates: dict[str, Update] = {}
     for family, operations in parts:
-        update = updates.setdefault(family.name, Update(family.name, family.meta, [], limits=family.limits))
+        new = Update(family.name, family.meta, [], limits=family.limits, created=family.has_created)
+        update = updates.setdefault(family.name, new)
         left = (each for each in operations if not are_counted or each.kind is not Kind.STAMP)
         update.operations.extend(_timed(each, clock) for each in left)
         update.operations.extend(_notes_of_updates(family, operations))

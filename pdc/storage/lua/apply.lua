@@ -2,9 +2,10 @@
 --
 -- Keys: one for each metric. Arguments: first those of the batch, as named below; then for each metric its meta, 1 to declare
 -- it, the most series that it may have, the labels of the series for the others, the text before and after the bound in those
--- labels, how long idle series stay, 1 where a field has several operations, and how many operations there are of each of
--- these kinds: begin (init with a text), init (with a number), add, set and stamp. Then come the fields in that order, the
--- texts of begin, set and stamp, and as doubles in one argument the numbers of init and add.
+-- labels, how long idle series stay, 1 where series that begin get a time of creation, 1 where a field has several operations,
+-- and how many operations there are of each of these kinds: begin (init with a text), init (with a number), add, set and stamp.
+-- Then come the fields in that order, the texts of begin, set and stamp, and as doubles in one argument the numbers of init and
+-- add.
 --
 -- Returns for each metric an error, or a list:
 --   1. 0 where the metric held nothing of the writer, or the meta that the update replaced, otherwise 1
@@ -161,23 +162,44 @@ local function expect_new(key)
   return redis.error_reply('PDCVERSION2 it has data to take over')
 end
 
--- Puts the results of the operations; returns the mode of the writer's values. Twin: Rows.write.
+-- Puts the time of creation of each series that begins with these fields, unless it is there. Twin: created_of in
+-- pdc/storage/fields.py.
+local function date(key, new, written)
+  local known = {}
+  for i = 1, #written, 2 do known[written[i]] = true end
+  for _, field in ipairs(new) do
+    local labels = series_of(field)
+    local own = labels and '_created:' .. labels
+    if own and not known[own] then
+      known[own] = true
+      if not redis.call('HGET', key, own) then put(written, own, now_text) end
+    end
+  end
+end
+
+-- Puts the results of the operations; returns the mode of the writer's values, and fields that inits and additions make.
+-- Twin: Rows.write.
 local function apply(places, values, written, mode, repeats)
   local first, numbers, n, text_at = places.begin - 1, parse_doubles(ARGV[places.numbers]), 0, places.texts
-  local changed, at = {}, #written
+  local changed, new, at = {}, {}, #written
 
   local function set(field, value)
     written[at + 1], written[at + 2], at = field, value, at + 2
     if repeats then changed[field] = value end
   end
 
+  local function begin(field, value)
+    set(field, value)
+    new[#new + 1] = field
+  end
+
   for i = places.begin, places.init - 1 do
-    if not values[i - first] and not changed[ARGV[i]] then set(ARGV[i], ARGV[text_at]) end
+    if not values[i - first] and not changed[ARGV[i]] then begin(ARGV[i], ARGV[text_at]) end
     text_at = text_at + 1
   end
   for i = places.init, places.add - 1 do
     n = n + 1
-    if not values[i - first] and not changed[ARGV[i]] then set(ARGV[i], text(numbers[n])) end
+    if not values[i - first] and not changed[ARGV[i]] then begin(ARGV[i], text(numbers[n])) end
   end
   for i = places.set, places.stamp - 1 do
     set(ARGV[i], ARGV[text_at])
@@ -186,7 +208,8 @@ local function apply(places, values, written, mode, repeats)
   for i = places.add, places.set - 1 do
     n = n + 1
     local field = ARGV[i]
-    set(field, add(changed[field] or values[i - first] or '0', numbers[n]))
+    local before = changed[field] or values[i - first]
+    if before then set(field, add(before, numbers[n])) else begin(field, add('0', numbers[n])) end
   end
   for i = places.stamp, places.texts - 1 do
     local number, age = string.match(ARGV[text_at], '^(%S+) (%S+)$')
@@ -194,7 +217,7 @@ local function apply(places, values, written, mode, repeats)
     mode = string.match(ARGV[i], '^#(%a+):') or mode
     text_at = text_at + 1
   end
-  return mode
+  return mode, new
 end
 
 -- Puts when to look next for writers to forget; returns 1 where it is time now. Twin: is_time_to_search in
@@ -227,7 +250,7 @@ local function mark_of(mode)
 end
 
 -- Applies the operations at these places unless the batch was seen before. Twin: apply in the same file.
-local function update(key, places, meta, declare, most, overflow, idle, repeats)
+local function update(key, places, meta, declare, most, overflow, idle, created, repeats)
   local known = redis.pcall('HMGET', key, '#prefix', OWN_MARK, '#search', '#sweep', '#series', '#meta')
   if known.err then return known end
   local stored_prefix, stored_mark, search, sweep, series, stored_meta = unpack(known)
@@ -252,7 +275,9 @@ local function update(key, places, meta, declare, most, overflow, idle, repeats)
     if most > 0 and uncounted == 0 then
       refused = limit(key, places, values, tonumber(series or '0'), own, most, overflow)
     end
-    mode = apply(places, values, written, mode, repeats or refused > 0)
+    local new
+    mode, new = apply(places, values, written, mode, repeats or refused > 0)
+    if created and #new > 0 then date(key, new, written) end
   end
   if last <= sequence then
     if final and mode ~= '' and mode ~= 'all' then folds = 1 end
@@ -274,9 +299,9 @@ end
 
 local replies, at = {}, FIRST
 for i = 1, #KEYS do
-  local places, overflow = places_of(at + 8), {ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]}
-  local most, idle, repeats = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 6]), ARGV[at + 7] == '1'
-  replies[i] = update(KEYS[i], places, ARGV[at], ARGV[at + 1] == '1', most, overflow, idle, repeats)
+  local places, overflow = places_of(at + 9), {ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]}
+  local most, idle, created, repeats = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 6]), ARGV[at + 7] == '1', ARGV[at + 8] == '1'
+  replies[i] = update(KEYS[i], places, ARGV[at], ARGV[at + 1] == '1', most, overflow, idle, created, repeats)
   at = places.numbers + 1
 end
 return replies

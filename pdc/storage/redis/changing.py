@@ -31,7 +31,7 @@ class Changes:
 
     def apply(self, batch: Batch) -> bool:
         """Apply the batch, which has one update; return False where that takes apply.lua."""
-        name, _, operations, declare, (most, _, idle, _) = batch.updates[0]
+        name, _, operations, declare, (most, _, idle, _), _ = batch.updates[0]
         if batch.final or declare or idle or len(operations) > MOST_CHANGES or self._server.is_cluster:
             return False  # a call of a cluster cannot ask for the index, too
         keys, known = self._keys, self._known

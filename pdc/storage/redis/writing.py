@@ -146,7 +146,7 @@ class Writer:
         for update in updates:
             most, overflow, idle, _ = update.limits
             others = (overflow, *around_bound(overflow)) if most else ("", "", "")
-            arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle))
+            arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle), str(int(update.created)))
             arguments += _operations(update, now)
         return Script("apply", [keys.of(update.name) for update in updates], tuple(arguments))
 

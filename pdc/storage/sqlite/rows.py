@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import MARK, Batch, Kind, Mark, Operation
+from .. import BEGINNINGS, MARK, Batch, Kind, Mark, Operation
 from ..fields import stored
 
 LAST = "\U0010ffff"
@@ -23,6 +23,7 @@ _WRITE = {
 _VALUE = "(SELECT value FROM pdc_metrics WHERE metric_key = ?1 AND subkey = ?{})"
 _THREE = "SELECT " + ", ".join(map(_VALUE.format, range(2, 5)))
 _WRITE[Kind.STAMP] = _WRITE[Kind.SET]
+_ADD_TO_KNOWN = "UPDATE pdc_metrics SET value = value + ?3 WHERE metric_key = ?1 AND subkey = ?2"
 
 
 class Rows:
@@ -47,9 +48,18 @@ class Rows:
         """Set the value of a field."""
         self.cursor.execute(_WRITE[Kind.SET], (self.name, field, value))
 
-    def write(self, kind: Kind, operations: list[Operation], now: float) -> None:
-        """Apply operations of one kind, at this time."""
-        self.cursor.executemany(_WRITE[kind], [(self.name, field, stored(value, now)) for _, field, value in operations])
+    def write(self, kind: Kind, operations: list[Operation], now: float) -> set[str]:
+        """Apply operations of one kind, at this time; return the fields that inits and additions made."""
+        rows = [(self.name, field, stored(value, now)) for _, field, value in operations]
+        new: set[str] = set()
+        if kind in BEGINNINGS:
+            if kind is Kind.ADD and self.cursor.executemany(_ADD_TO_KNOWN, rows).rowcount == len(rows):
+                return new
+            new = {field for _, field, _ in rows}
+            new -= self.known({field: field for field in new})
+            rows = [row for row in rows if row[1] in new]
+        self.cursor.executemany(_WRITE[kind], rows)
+        return new
 
     def delete(self, fields: Iterable[str]) -> int:
         """Delete the fields, and return how many there were."""

@@ -23,7 +23,7 @@ from .. import (
     Outcome,
     Update,
 )
-from ..fields import mode_of, old
+from ..fields import created_of, mode_of, old
 from ..version2 import VERSION2, taken_over
 from .forgetting import Folding, search
 from .limiting import limited
@@ -63,9 +63,12 @@ def _change(rows: Rows, batch: Batch, update: Update, mark: Mark | None, outcome
     if last < batch.sequence:
         if update.limits.max_series:
             update = limited(rows, update, outcome)
+        new: set[str] = set()
         for kind, operations in update.by_kind():
             if kind not in REMOVALS:
-                rows.write(kind, operations, now)
+                new |= rows.write(kind, operations, now)
+        if new and update.created:
+            rows.write(Kind.INIT, [Operation(Kind.INIT, field, now) for field in created_of(new)], now)
     if last <= batch.sequence:
         mode = mode_of(update) or mode
         rows.put(MARK + batch.writer, new_mark(batch, mode, now).dumps())
