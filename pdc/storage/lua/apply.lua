@@ -1,11 +1,12 @@
 -- Applies updates of one batch to the keys of their metrics. Twin: apply in pdc/storage/sqlite/writing.py.
 --
--- Keys: one for each metric. Arguments: first those of the batch, as named below; then for each metric its meta, 1 to declare
--- it, the most series that it may have, the labels of the series for the others, the text before and after the bound in those
--- labels, how long idle series stay, 1 where series that begin get a time of creation, 1 where a field has several operations,
--- and how many operations there are of each of these kinds: begin (init with a text), init (with a number), add, set and stamp.
--- Then come the fields in that order, the texts of begin, set and stamp, and as doubles in one argument the numbers of init and
--- add.
+-- Keys: the index where this has to see that it is there, then one for each metric. Arguments: first those of the batch, as named
+-- below; then for each metric doubles in one text, and its meta; where it has a limit, the labels of the series for those over
+-- it, and the text before and after the bound in these labels; then the fields of its operations, by their kinds: begin (init
+-- with a text), init (with a number), add, set and stamp; then the texts of begin, set and stamp, in the same order. The
+-- doubles are: 1 to declare the metric, its most series (0: no limit), how long idle series stay, 1 where series that begin
+-- get a time of creation, 1 where a field has several operations, how many operations there are of each kind, and the numbers
+-- of init and add: many arguments take long.
 --
 -- Returns for each metric an error, or a list:
 --   1. 0 where the metric held nothing of the writer, or the meta that the update replaced, otherwise 1
@@ -22,7 +23,7 @@ local forget_writer_after, final_mark_after, SWEEPS = tonumber(ARGV[6]), tonumbe
 local own_start, version2_start, index = ARGV[9], ARGV[10], ARGV[11]
 local FIRST = 12
 local now, now_text = clock()
-local ARGV, format, tonumber = ARGV, string.format, tonumber  -- locals are found sooner than globals
+local ARGV = ARGV
 
 local OWN_MARK = '#mark:' .. writer
 
@@ -71,7 +72,9 @@ end
 
 -- The doubles in a text.
 local function parse_doubles(packed)
-  local numbers, count = {}, #packed / 8
+  local count = #packed / 8
+  if count <= CHUNK then return {struct.unpack('<' .. string.rep('d', count), packed)} end
+  local numbers = {}
   for from = 1, count, CHUNK do
     local size = math.min(CHUNK, count - from + 1)
     local found = {struct.unpack('<' .. string.rep('d', size), packed, 8 * from - 7)}
@@ -80,27 +83,32 @@ local function parse_doubles(packed)
   return numbers
 end
 
--- The operations of a metric, whose counts begin at this place of ARGV: where the fields of each kind begin, where the texts
--- begin, and where the numbers are.
-local function places_of(at)
-  local places = {begin = at + 5}
-  places.init = places.begin + ARGV[at]
-  places.add = places.init + ARGV[at + 1]
-  places.set = places.add + ARGV[at + 2]
-  places.stamp = places.set + ARGV[at + 3]
-  places.texts = places.stamp + ARGV[at + 4]
-  places.numbers = places.texts + (places.init - places.begin) + (places.texts - places.set)
-  return places
+-- The update of a metric, whose arguments begin at this place of ARGV: its parts, and where fields of each kind, texts and the
+-- arguments of the next metric begin.
+local function parse_update(at)
+  local numbers = parse_doubles(ARGV[at])
+  local most = numbers[2]
+  local begin = at + (most > 0 and 5 or 2)
+  local init = begin + numbers[6]
+  local add = init + numbers[7]
+  local set = add + numbers[8]
+  local stamp = set + numbers[9]
+  local texts = stamp + numbers[10]
+  return {
+    numbers = numbers, meta = ARGV[at + 1], declare = numbers[1] == 1, most = most, idle = numbers[3],
+    overflow = most > 0 and {ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]}, created = numbers[4] == 1, repeats = numbers[5] == 1,
+    begin = begin, init = init, add = add, set = set, stamp = stamp, texts = texts, after = texts + (init - begin) + (texts - set),
+  }
 end
 
 -- The series of the operations: by labels whether it exists; the labels in order; and by the place of each operation the
 -- field of the series for all that are over the limit.
-local function others_of(places, current, overflow)
+local function others_of(update, current, overflow)
   local found, new, elsewhere = {}, {}, {}
-  for i = places.begin, places.texts - 1 do
+  for i = update.begin, update.texts - 1 do
     local field = ARGV[i]
     local labels = series_of(field)
-    if i < places.stamp and labels then
+    if i < update.stamp and labels then
       if found[labels] == nil then
         new[#new + 1], found[labels] = labels, false
       end
@@ -132,12 +140,12 @@ end
 
 -- Moves operations on new series that are over the limit to another series; returns the count of the new series.
 -- Twin: limited in pdc/storage/sqlite/limiting.py.
-local function limit(key, places, values, count, written, most, overflow)
-  local is_known, current = true, {}
+local function limit(key, update, values, count, written)
+  local is_known, current, most, overflow = true, {}, update.most, update.overflow
   for n = 1, #values do is_known = is_known and values[n] end
   if is_known then return 0 end
-  for n, value in ipairs(values) do current[ARGV[places.begin + n - 1]] = value end
-  local found, new, elsewhere = others_of(places, current, overflow)
+  for n, value in ipairs(values) do current[ARGV[update.begin + n - 1]] = value end
+  local found, new, elsewhere = others_of(update, current, overflow)
   local has_overflow = false
   for _, field in pairs(elsewhere) do
     if current[field] == nil then current[field] = redis.call('HGET', key, field) end
@@ -147,7 +155,7 @@ local function limit(key, places, values, count, written, most, overflow)
   for i, field in pairs(elsewhere) do
     if found[series_of(ARGV[i])] == 'over' then ARGV[i] = field end
   end
-  for n = 1, #values do values[n] = current[ARGV[places.begin + n - 1]] end
+  for n = 1, #values do values[n] = current[ARGV[update.begin + n - 1]] end
   if now_count ~= count then put(written, '#series', text(now_count)) end
   return refused
 end
@@ -179,43 +187,36 @@ end
 
 -- Puts the results of the operations; returns the mode of the writer's values, and fields that inits and additions make.
 -- Twin: Rows.write.
-local function apply(places, values, written, mode, repeats)
-  local first, numbers, n, text_at = places.begin - 1, parse_doubles(ARGV[places.numbers]), 0, places.texts
+local function apply(update, values, written, mode, repeats)
+  local first, numbers, n, text_at = update.begin - 1, update.numbers, 10, update.texts
   local changed, new, at = {}, {}, #written
-
-  local function set(field, value)
-    written[at + 1], written[at + 2], at = field, value, at + 2
+  for i = update.begin, update.add - 1 do
+    local field, value = ARGV[i]
+    if i < update.init then value, text_at = ARGV[text_at], text_at + 1 else value, n = text(numbers[n + 1]), n + 1 end
+    if not values[i - first] and not changed[field] then
+      written[at + 1], written[at + 2], at = field, value, at + 2
+      changed[field], new[#new + 1] = value, field
+    end
+  end
+  for i = update.set, update.stamp - 1 do
+    local field, value = ARGV[i], ARGV[text_at]
+    written[at + 1], written[at + 2], at, text_at = field, value, at + 2, text_at + 1
     if repeats then changed[field] = value end
   end
-
-  local function begin(field, value)
-    set(field, value)
-    new[#new + 1] = field
-  end
-
-  for i = places.begin, places.init - 1 do
-    if not values[i - first] and not changed[ARGV[i]] then begin(ARGV[i], ARGV[text_at]) end
-    text_at = text_at + 1
-  end
-  for i = places.init, places.add - 1 do
+  for i = update.add, update.set - 1 do
+    local field, before = ARGV[i], values[i - first]
+    if repeats then before = changed[field] or before end
     n = n + 1
-    if not values[i - first] and not changed[ARGV[i]] then begin(ARGV[i], text(numbers[n])) end
+    local after = add(before or '0', numbers[n])
+    written[at + 1], written[at + 2], at = field, after, at + 2
+    if not before then new[#new + 1] = field end
+    if repeats then changed[field] = after end
   end
-  for i = places.set, places.stamp - 1 do
-    set(ARGV[i], ARGV[text_at])
-    text_at = text_at + 1
-  end
-  for i = places.add, places.set - 1 do
-    n = n + 1
-    local field = ARGV[i]
-    local before = changed[field] or values[i - first]
-    if before then set(field, add(before, numbers[n])) else begin(field, add('0', numbers[n])) end
-  end
-  for i = places.stamp, places.texts - 1 do
-    local number, age = string.match(ARGV[text_at], '^(%S+) (%S+)$')
-    set(ARGV[i], number .. ' ' .. (age == 'never' and '0' or format('%.6f', now - tonumber(age))))
-    mode = string.match(ARGV[i], '^#(%a+):') or mode
-    text_at = text_at + 1
+  for i = update.stamp, update.texts - 1 do
+    local field, number, age = ARGV[i], string.match(ARGV[text_at], '^(%S+) (%S+)$')
+    local value = number .. ' ' .. (age == 'never' and '0' or format('%.6f', now - tonumber(age)))
+    written[at + 1], written[at + 2], at, text_at = field, value, at + 2, text_at + 1
+    mode = string.match(field, '^#(%a+):') or mode
   end
   return mode, new
 end
@@ -249,8 +250,8 @@ local function mark_of(mode)
   return ARGV[4] .. ' ' .. seen .. ' ' .. mode
 end
 
--- Applies the operations at these places unless the batch was seen before. Twin: apply in the same file.
-local function update(key, places, meta, declare, most, overflow, idle, created, repeats)
+-- Applies an update unless the batch was seen before. Twin: apply in the same file.
+local function apply_update(key, update)
   local known = redis.pcall('HMGET', key, '#prefix', OWN_MARK, '#search', '#sweep', '#series', '#meta')
   if known.err then return known end
   local stored_prefix, stored_mark, search, sweep, series, stored_meta = unpack(known)
@@ -266,42 +267,40 @@ local function update(key, places, meta, declare, most, overflow, idle, created,
   last = tonumber(last)
   local own, written = {}, {}  -- new bookkeeping is apart: it is no new field for readers
   local folds, refused, uncounted = 0, 0, 0
-  if most > 0 and not series then
+  if update.most > 0 and not series then
     uncounted = is_new and 0 or 1
     if is_new then put(own, '#series', '0') end
   end
   if last < sequence then
-    local values = read(key, places.begin, (most > 0 and places.stamp or places.set) - 1)
-    if most > 0 and uncounted == 0 then
-      refused = limit(key, places, values, tonumber(series or '0'), own, most, overflow)
+    local values, new = read(key, update.begin, (update.most > 0 and update.stamp or update.set) - 1)
+    if update.most > 0 and uncounted == 0 then
+      refused = limit(key, update, values, tonumber(series or '0'), own)
     end
-    local new
-    mode, new = apply(places, values, written, mode, repeats or refused > 0)
-    if created and #new > 0 then date(key, new, written) end
+    mode, new = apply(update, values, written, mode, update.repeats or refused > 0)
+    if update.created and #new > 0 then date(key, new, written) end
   end
   if last <= sequence then
     if final and mode ~= '' and mode ~= 'all' then folds = 1 end
     put(stored_mark and written or own, OWN_MARK, mark_of(mode))
   end
-  local searches, sweeps = schedule_search(search, own, is_new), schedule_sweep(sweep, own, is_new, idle)
-  if declare or is_new then
+  local searches, sweeps = schedule_search(search, own, is_new), schedule_sweep(sweep, own, is_new, update.idle)
+  if update.declare or is_new then
     put(own, '#prefix', prefix)
-    put(own, '#meta', meta)
+    put(own, '#meta', update.meta)
   end
   if is_new then redis.call('HSET', key, '#stems', '\n') end
   flush(key, written)
   if #own > 0 then redis.call('HSET', key, unpack(own)) end
   if expire > 0 then redis.call('PEXPIRE', key, expire) else redis.call('PERSIST', key) end
   local seen = stored_prefix and stored_mark and 1 or 0
-  if declare and stored_meta and stored_meta ~= meta then seen = stored_meta end
+  if update.declare and stored_meta and stored_meta ~= update.meta then seen = stored_meta end
   return {seen, folds, searches, refused, uncounted, sweeps}
 end
 
 local replies, at = {}, FIRST
 for i = 1, #KEYS do
-  local places, overflow = places_of(at + 9), {ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]}
-  local most, idle, created, repeats = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 6]), ARGV[at + 7] == '1', ARGV[at + 8] == '1'
-  replies[i] = update(KEYS[i], places, ARGV[at], ARGV[at + 1] == '1', most, overflow, idle, created, repeats)
-  at = places.numbers + 1
+  local update = parse_update(at)
+  replies[i] = apply_update(KEYS[i], update)
+  at = update.after
 end
 return replies

@@ -1,6 +1,8 @@
 -- Functions that all scripts share: each script is loaded with this text before its own.
 -- Fields, marks and modes are those of pdc/storage/__init__.py.
 
+local format, tonumber, type = string.format, tonumber, type  -- locals are found sooner than globals
+
 -- How many arguments one command gets: Lua's stack has no room for many more.
 local CHUNK = 1000
 -- How long `#stems` may be, in bytes, where it is used to name the fields of a series: a gauge has a stem for each process.
@@ -61,23 +63,24 @@ end
 
 -- The shortest text of a number that gives back the same double. Twin: repr of a float.
 local function text(number)
-  local short = string.format('%.15g', number)
+  local short = format('%.15g', number)
   if tonumber(short) == number then return short end
-  return string.format('%.17g', number)
+  return format('%.17g', number)
 end
 
 -- The sum of a stored value and an amount: integers as such, which Redis keeps in less memory. A sum that had more than 15
--- digits gets 17 at once: it takes long to find out that fewer would do. Twin: `value + :value` in Rows.
+-- digits stays a number, which Redis writes with 17: it takes long to find out that fewer would do. Twin: `value + :value` in
+-- Rows.
 local function add(before, amount)
   local sum = (tonumber(before) or 0) + amount
-  if sum % 1 == 0 and sum ~= 0 and sum < 1e15 and sum > -1e15 then return string.format('%d', sum) end
-  return #before > 17 and string.format('%.17g', sum) or text(sum)
+  if sum % 1 == 0 and sum ~= 0 and sum < 1e15 and sum > -1e15 then return format('%d', sum) end
+  return (type(before) == 'number' or #before > 17) and sum or text(sum)
 end
 
 -- The server's clock in seconds, as a number and as a text. Twin: time.time.
 local function clock()
   local time = redis.call('TIME')
-  return time[1] + time[2] / 1000000, string.format('%s.%06d', time[1], time[2])
+  return time[1] + time[2] / 1000000, format('%s.%06d', time[1], time[2])
 end
 
 -- True if a series with this `#updated` was not updated for long. Twin: Removal.sweep.

@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from .. import (
     FINAL_MARK_SECONDS,
     FORGET_WRITER_SECONDS,
+    REMOVALS,
     SWEEPS,
     USUAL,
     Batch,
@@ -45,6 +46,11 @@ MOST_TEXTS = 2000
 """How many fields and values one call adds to a hash that is made for a metric."""
 MADE_MILLISECONDS = "60000"
 """How long such a hash stays where the process that makes it is killed."""
+
+_BEGIN = "begin"
+"""The kind of an operation that creates a field with a text."""
+_IN_ORDER = (_BEGIN, Kind.INIT, Kind.ADD, Kind.SET, Kind.STAMP)
+"""The kinds of operations in the order of `apply.lua`."""
 
 _OWN: set[str] = set()
 """Metrics that this process, several threads of it perhaps, sends to servers without a prefix."""
@@ -144,10 +150,7 @@ class Writer:
         arguments += map(str, (FORGET_WRITER_SECONDS, FINAL_MARK_SECONDS, SWEEPS))
         arguments += (keys.start, keys.version2_start, keys.index)
         for update in updates:
-            most, overflow, idle, _ = update.limits
-            others = (overflow, *around_bound(overflow)) if most else ("", "", "")
-            arguments += (update.meta, str(int(update.declare)), str(most), *others, str(idle), str(int(update.created)))
-            arguments += _operations(update, now)
+            arguments += _arguments(update, now)
         return Script("apply", [keys.of(update.name) for update in updates], tuple(arguments))
 
     def _record(self, batch: Batch, update: Update, reply: list[Any], outcome: Outcome) -> None:
@@ -213,19 +216,23 @@ class Writer:
         )
 
 
-def _operations(update: Update, now: float) -> list[str | bytes]:
-    """The operations as `apply.lua` takes them: numbers are packed, since many arguments take long."""
-    by_kind = dict(update.by_kind())
-    inits, adds, sets, stamps = (by_kind.get(kind, []) for kind in (Kind.INIT, Kind.ADD, Kind.SET, Kind.STAMP))
-    begins = [each for each in inits if isinstance(each.value, str)]
-    if begins:
-        inits = [each for each in inits if not isinstance(each.value, str)]
-    fields = [field for operations in (begins, inits, adds, sets, stamps) for _, field, _ in operations]
-    numbers = [value for operations in (inits, adds) for _, _, value in operations]
-    counts = [str(len(operations)) for operations in (begins, inits, adds, sets, stamps)]
-    texts = [_text(value, now) for operations in (begins, sets, stamps) for _, _, value in operations]
-    repeats = str(int(len(set(fields)) < len(fields)))
-    return [repeats, *counts, *fields, *texts, struct.pack(f"<{len(numbers)}d", *numbers)]
+def _arguments(update: Update, now: float) -> Iterator[str | bytes]:
+    """An update as `apply.lua` takes it: numbers are packed, since many arguments take long."""
+    found: dict[str, tuple[list[str], list[Any]]] = {kind: ([], []) for kind in (*_IN_ORDER, *REMOVALS)}
+    for kind, field, value in update.operations:
+        fields, values = found[_BEGIN if kind is Kind.INIT and isinstance(value, str) else kind]
+        fields.append(field)
+        values.append(value)
+    most, overflow, idle, _ = update.limits
+    fields = [field for kind in _IN_ORDER for field in found[kind][0]]
+    counts = [len(found[kind][0]) for kind in _IN_ORDER]
+    numbers = (update.declare, most, idle, update.created, len(set(fields)) < len(fields), *counts)
+    numbers += (*found[Kind.INIT][1], *found[Kind.ADD][1])
+    yield struct.pack(f"<{len(numbers)}d", *numbers)
+    yield update.meta
+    yield from (overflow, *around_bound(overflow)) if most else ()
+    yield from fields
+    yield from (_text(value, now) for kind in (_BEGIN, Kind.SET, Kind.STAMP) for value in found[kind][1])
 
 
 def _text(value: Value | Stamped, now: float) -> str:
