@@ -142,16 +142,14 @@ def histogram_additions(
     exemplars: Mapping[Field, str] = MappingProxyType({}),
 ) -> list[Operation]:
     """The operations that add the gains of sum and intervals to the series of a histogram with these label values."""
-    total, *observed = gained
-    labels = family.labels(values)
+    total, labels = gained[0], family.labels(values)
     operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *creation(labels, created)]
-    if not any(observed):
-        return operations
     counts: dict[Field, float] = {}
-    for place, count in enumerate(observed, 1):
-        if count:
-            for field in buckets.fields[place]:
-                counts[field] = counts.get(field, 0.0) + count
+    for place in [place for place, count in enumerate(gained) if count and place]:
+        for field in buckets.fields[place]:
+            counts[field] = counts.get(field, 0.0) + gained[place]
+    if not counts:
+        return operations
     before, after = _around_bound(labels)
     for (stem, le), count in counts.items():
         name = f"{stem}{before}{le}{after}"

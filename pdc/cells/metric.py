@@ -375,7 +375,8 @@ class Cell:
 
     def acknowledge(self) -> None:
         """Note that the storage has what was drained."""
-        self.created = None if shows_created() else UNKNOWN
+        if self.created is not None:
+            self.created = None if shows_created() else UNKNOWN
         self.metric.unacknowledged.discard(self)
 
     @property

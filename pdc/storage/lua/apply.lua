@@ -1,6 +1,6 @@
 -- Applies updates of one batch to the keys of their metrics. Twin: apply in pdc/storage/sqlite/writing.py.
 --
--- Keys: the index where this has to see that it is there, then one for each metric. Arguments: first those of the batch, as named
+-- Keys: one for each metric. Arguments: first those of the batch, as named
 -- below; then for each metric doubles in one text, and its meta; where it has a limit, the labels of the series for those over
 -- it, and the text before and after the bound in these labels; then the fields of its operations, by their kinds: begin (init
 -- with a text), init (with a number), add, set and stamp; then the texts of begin, set and stamp, in the same order. The
@@ -8,7 +8,7 @@
 -- get a time of creation, 1 where a field has several operations, how many operations there are of each kind, and the numbers
 -- of init and add: many arguments take long.
 --
--- Returns for each metric an error, or a list:
+-- Returns 1 where the index exists, or was not to be looked for, otherwise 0; then for each metric an error, or a list:
 --   1. 0 where the metric held nothing of the writer, or the meta that the update replaced, otherwise 1
 --   2. 1 where the values of the writer, which deregisters, are to be folded: call fold.lua
 --   3. 1 where it is time to forget writers: call fold.lua and forget.lua
@@ -20,8 +20,8 @@
 
 local prefix, expire, writer, sequence, final = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5] == '1'
 local forget_writer_after, final_mark_after, SWEEPS = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local own_start, version2_start, index = ARGV[9], ARGV[10], ARGV[11]
-local FIRST = 12
+local own_start, version2_start, index, looks = ARGV[9], ARGV[10], ARGV[11], ARGV[12] == '1'
+local FIRST = 13
 local now, now_text = clock()
 local ARGV = ARGV
 
@@ -297,10 +297,10 @@ local function apply_update(key, update)
   return {seen, folds, searches, refused, uncounted, sweeps}
 end
 
-local replies, at = {}, FIRST
+local replies, at = {looks and redis.call('EXISTS', index) or 1}, FIRST
 for i = 1, #KEYS do
   local update = parse_update(at)
-  replies[i] = apply_update(KEYS[i], update)
+  replies[i + 1] = apply_update(KEYS[i], update)
   at = update.after
 end
 return replies

@@ -106,9 +106,11 @@ class Writer:
         due = [update.name for update in batch.updates if self._listed.get(update.name, 0.0) <= now]
         if not self._keys.prefix:
             _OWN.update(due)
-        listed, *replies = self._server.run(
-            [self._listing(batch, due), *(self._call(batch, updates) for updates in self._groups(batch))]
-        )
+        looks = bool(batch.updates) and not due and not self._server.is_cluster
+        requests: list[Request] = [] if looks else [self._listing(batch, due)]
+        requests += [self._call(batch, updates, looks=looks and not at) for at, updates in enumerate(self._groups(batch))]
+        replies = self._server.run(requests)
+        listed = replies[0][0] if looks else replies.pop(0)
         if isinstance(listed, ResponseError):
             raise self._server.failure(listed)
         found, missing = listed if due else ("", [] if listed else [update.name for update in batch.updates])
@@ -117,7 +119,9 @@ class Writer:
             self._listed.clear()
         else:
             self._listed.update(dict.fromkeys(due, now + self._relist_seconds))
-        return Outcome(unlisted, {}, {}, {}, text_of(found), self._note(batch, unlisted)), chain.from_iterable(replies)
+        return Outcome(unlisted, {}, {}, {}, text_of(found), self._note(batch, unlisted)), chain.from_iterable(
+            each[1:] for each in replies
+        )
 
     def _listing(self, batch: Batch, due: list[str]) -> Request:
         """Lists these metrics in the index, or asks whether the index exists."""
@@ -138,7 +142,8 @@ class Writer:
         if group:
             yield group
 
-    def _call(self, batch: Batch, updates: list[Update]) -> Script:
+    def _call(self, batch: Batch, updates: list[Update], *, looks: bool) -> Script:
+        """Applies these updates; `looks` whether the index exists, which has another key and so needs a call in a cluster."""
         now, keys = time.monotonic(), self._keys
         arguments: list[str | bytes] = [
             keys.prefix,
@@ -148,7 +153,7 @@ class Writer:
             str(int(batch.final)),
         ]
         arguments += map(str, (FORGET_WRITER_SECONDS, FINAL_MARK_SECONDS, SWEEPS))
-        arguments += (keys.start, keys.version2_start, keys.index)
+        arguments += (keys.start, keys.version2_start, keys.index, str(int(looks)))
         for update in updates:
             arguments += _arguments(update, now)
         return Script("apply", [keys.of(update.name) for update in updates], tuple(arguments))
@@ -163,7 +168,7 @@ class Writer:
             outcome.replaced[name] = text_of(found)
         if overflowed:
             outcome.overflowed[name] = overflowed
-        self._changes.note(update, overflowed=bool(overflowed))
+        self._changes.note(batch, update, overflowed=bool(overflowed))
         if uncounted:
             self._count_series(batch, name)
         if sweeps:
@@ -216,7 +221,7 @@ class Writer:
         )
 
 
-def _arguments(update: Update, now: float) -> Iterator[str | bytes]:
+def _arguments(update: Update, now: float) -> list[str | bytes]:
     """An update as `apply.lua` takes it: numbers are packed, since many arguments take long."""
     found: dict[str, tuple[list[str], list[Any]]] = {kind: ([], []) for kind in (*_IN_ORDER, *REMOVALS)}
     for kind, field, value in update.operations:
@@ -228,11 +233,9 @@ def _arguments(update: Update, now: float) -> Iterator[str | bytes]:
     counts = [len(found[kind][0]) for kind in _IN_ORDER]
     numbers = (update.declare, most, idle, update.created, len(set(fields)) < len(fields), *counts)
     numbers += (*found[Kind.INIT][1], *found[Kind.ADD][1])
-    yield struct.pack(f"<{len(numbers)}d", *numbers)
-    yield update.meta
-    yield from (overflow, *around_bound(overflow)) if most else ()
-    yield from fields
-    yield from (_text(value, now) for kind in (_BEGIN, Kind.SET, Kind.STAMP) for value in found[kind][1])
+    others = (overflow, *around_bound(overflow)) if most else ()
+    texts = [_text(value, now) for kind in (_BEGIN, Kind.SET, Kind.STAMP) for value in found[kind][1]]
+    return [struct.pack(f"<{len(numbers)}d", *numbers), update.meta, *others, *fields, *texts]
 
 
 def _text(value: Value | Stamped, now: float) -> str:
