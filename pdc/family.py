@@ -31,7 +31,6 @@ OVERFLOW = "<overflow>"
 LEASE_SECONDS = 15.0
 """A process not seen for so long counts as gone in the live modes of a gauge."""
 
-
 Fields = Mapping[str, Any]
 Labels = tuple[tuple[str, str], ...]
 Key = tuple[str, str]
