@@ -1,12 +1,11 @@
 -- Applies updates of one batch to the keys of their metrics. Twin: apply in pdc/storage/sqlite/writing.py.
 --
--- Keys: one for each metric. Arguments: first those of the batch, as named
--- below; then for each metric doubles in one text, and its meta; where it has a limit, the labels of the series for those over
--- it, and the text before and after the bound in these labels; then the fields of its operations, by their kinds: begin (init
--- with a text), init (with a number), add, set and stamp; then the texts of begin, set and stamp, in the same order. The
--- doubles are: 1 to declare the metric, its most series (0: no limit), how long idle series stay, 1 where series that begin
--- get a time of creation, 1 where a field has several operations, how many operations there are of each kind, and the numbers
--- of init and add: many arguments take long.
+-- Keys: one for each metric. Arguments: first those of the batch, as named below; then for each metric doubles in one text, and
+-- its meta; where it has a limit, the labels of the series for those over it, and the text before and after the bound in these
+-- labels; then the fields of its operations, by their kinds: begin (init with a text), init (with a number), add, set and
+-- stamp; then the texts of begin, set and stamp, in the same order. The doubles are: 1 to declare the metric, its most series
+-- (0: no limit), how long idle series stay, 1 where series that begin get a time of creation, 1 where a field has several
+-- operations, how many operations there are of each kind, and the numbers of init and add: many arguments take long.
 --
 -- Returns 1 where the index exists, or was not to be looked for, otherwise 0; then for each metric an error, or a list:
 --   1. 0 where the metric held nothing of the writer, or the meta that the update replaced, otherwise 1
@@ -97,7 +96,8 @@ local function parse_update(at)
   return {
     numbers = numbers, meta = ARGV[at + 1], declare = numbers[1] == 1, most = most, idle = numbers[3],
     overflow = most > 0 and {ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]}, created = numbers[4] == 1, repeats = numbers[5] == 1,
-    begin = begin, init = init, add = add, set = set, stamp = stamp, texts = texts, after = texts + (init - begin) + (texts - set),
+    begin = begin, init = init, add = add, set = set, stamp = stamp, texts = texts,
+    after = texts + (init - begin) + (texts - set),
   }
 end
 
@@ -272,10 +272,11 @@ local function apply_update(key, update)
     if is_new then put(own, '#series', '0') end
   end
   if last < sequence then
-    local values, new = read(key, update.begin, (update.most > 0 and update.stamp or update.set) - 1)
+    local values = read(key, update.begin, (update.most > 0 and update.stamp or update.set) - 1)
     if update.most > 0 and uncounted == 0 then
       refused = limit(key, update, values, tonumber(series or '0'), own)
     end
+    local new
     mode, new = apply(update, values, written, mode, update.repeats or refused > 0)
     if update.created and #new > 0 then date(key, new, written) end
   end
