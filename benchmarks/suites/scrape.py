@@ -64,7 +64,7 @@ def suite(*, quick: bool) -> Suite:
             _by_series(samples // 5),
             *(
                 _many_processes(processes, **what)
-                for what in ({"counters": samples // 10}, {"histograms": samples // 10 // SAMPLES_OF_HISTOGRAM})
+                for what in ({"counters": samples // 50}, {"histograms": samples // 10 // SAMPLES_OF_HISTOGRAM})
                 for processes in ((4,) if quick else (16, 64))
             ),
         ],
