@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 from recorder import Recorder
 
 import pdc
+from pdc import config
 from pdc.cells import FREE_THREADED, TURN_LOCK
 from pdc.delivery import Buffer
 from pdc.exposition import Port
@@ -222,9 +223,7 @@ def _turn_is_free() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave no storage, metrics, server and journal behind: a later `setup` would declare the metrics, and send the journal."""
     tmp_path_factory.getbasetemp()  # pytest's own files stay
     folder = tempfile.mkdtemp(dir=TEMPORARY)
@@ -235,7 +234,7 @@ def _nothing_left(
     pdc.shutdown()  # modules of tests that set a project up were imported just now
     once.forget()
     gc.collect()  # here, not at the end of a test: pytest drops the values of fixtures only after their teardown
-    if not request.session.testsfailed:  # a failure holds variables of its test until the next one
+    if not any(buffer.has_metrics for buffer in config.BUFFERS):  # what is frozen cannot go
         gc.freeze()  # modules and reports of earlier tests, which the next collection would look at
     yield
     pdc.shutdown()

@@ -182,7 +182,7 @@ def test_a_replica_is_named(limited: RedisServer, tmp_path: Path, command: Pdc) 
 def test_findings_about_a_file(shop: dict[str, Any], command: Pdc, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rights, a network file system, a full disk, a long log and another mode of the journal have their findings."""
     path = Path(shop["sqlite"])
-    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    monkeypatch.setattr(os, "access", lambda _, mode, **_options: mode != os.W_OK)
     monkeypatch.setattr(findings_sqlite, "_file_system", lambda _: "nfs4")
     monkeypatch.setattr(findings_sqlite, "LEAST_FREE", 2.0)
     monkeypatch.setattr(findings_sqlite, "WAL_BYTES", 0)
