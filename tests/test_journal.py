@@ -131,6 +131,24 @@ def test_metrics_of_every_kind_outlive_a_kill(journal: Journal) -> None:
     assert "level 6.5" in pdc.generate_latest().decode().splitlines()
 
 
+def test_a_series_that_was_removed_elsewhere_is_created_anew(journal: Journal) -> None:
+    """A series that another process removed, and that goes on in a journal, gets the time at which the storage begins it."""
+    journal.leave("""
+        from pdc.storage import Batch, Kind, Operation, Update
+        hits.labels("/").inc()
+        pdc.flush()
+        remove = Update("hits", "{}", [Operation(Kind.DELETE, '{"path":"/"}')])
+        pdc.config.DEFAULT.storage.apply(Batch("9-z", 1, [remove]))
+        hits.labels("/").inc(2)
+        """)
+    left = time.time()
+    assert journal.send() == {("/",): 2.0}
+    (created,) = [
+        sample.value for metric in pdc.exposition.collect() for sample in metric.samples if sample.name == "hits_created"
+    ]
+    assert created >= left
+
+
 @pytest.mark.parametrize(
     ("longer_up", "earlier", "latest"), [(1e6, 0.0, "1.0"), (-1e6, 0.0, "1.0"), (0.0, 3600.0, "2.0"), (0.0, -3600.0, "2.0")]
 )

@@ -95,6 +95,8 @@ class Series(NamedTuple):
             if family.mode == "shared":
                 return unsent_shared_gauge(family, values, numbers, in_flight)
             return unsent_process_gauge(family, values, numbers, writer)
+        if any(numbers[-(len(numbers) // SUM_ROWS) :]):  # the storage had it: where it begins again, it is created then
+            created = None
         if family.type == "histogram":
             buckets = buckets_of(family.classic, family.resolution, window)
             return unsent_sums(numbers, in_flight, lambda gained: histogram_additions(family, values, gained, created, buckets))
