@@ -53,10 +53,12 @@ class Rows:
         rows = [(self.name, field, stored(value, now)) for _, field, value in operations]
         new: set[str] = set()
         if kind in BEGINNINGS:
-            if kind is Kind.ADD and self.cursor.executemany(_ADD_TO_KNOWN, rows).rowcount == len(rows):
+            changed = self.cursor.executemany(_ADD_TO_KNOWN, rows).rowcount if kind is Kind.ADD else None
+            if changed == len(rows):
                 return new
             new = {field for _, field, _ in rows}
-            new -= self.known({field: field for field in new})
+            if changed != 0:
+                new -= self.known({field: field for field in new})
             rows = [row for row in rows if row[1] in new]
         self.cursor.executemany(_WRITE[kind], rows)
         return new

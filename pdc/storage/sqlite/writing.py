@@ -67,8 +67,9 @@ def _change(rows: Rows, batch: Batch, update: Update, mark: Mark | None, outcome
         for kind, operations in update.by_kind():
             if kind not in REMOVALS:
                 new |= rows.write(kind, operations, now)
-        if new and update.created:
-            rows.write(Kind.INIT, [Operation(Kind.INIT, field, now) for field in created_of(new)], now)
+        missing = created_of(new) - new if update.created else set()
+        if missing:
+            rows.write(Kind.INIT, [Operation(Kind.INIT, field, now) for field in missing], now)
     if last <= batch.sequence:
         mode = mode_of(update) or mode
         rows.put(MARK + batch.writer, new_mark(batch, mode, now).dumps())
