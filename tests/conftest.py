@@ -234,7 +234,7 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     pdc.shutdown()  # modules of tests that set a project up were imported just now
     once.forget()
     gc.collect()  # here, not at the end of a test: pytest drops the values of fixtures only after their teardown
-    if not any(buffer.has_metrics for buffer in config.BUFFERS):  # what is frozen cannot go
+    if not any(buffer.has_metrics for buffer in config.BUFFERS):  # it could not go any more
         gc.freeze()  # modules and reports of earlier tests, which the next collection would look at
     yield
     pdc.shutdown()
