@@ -22,6 +22,7 @@ from journals import Journal
 from prometheus_client import CollectorRegistry
 
 import pdc
+from pdc.delivery.journal import default_folders
 from pdc.delivery.journal.layout import OWNER
 
 
@@ -77,6 +78,21 @@ print(pdc.generate_latest().decode())
     )
     assert done.stderr.count(warning) == (1 if interval else 0)
     assert len(done.stderr.splitlines()) == (1 if interval else 0)
+
+
+def test_no_folder_after_that_for_temporary_files_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder, which may be on a disk that does not answer, is left alone where another one may be written."""
+    looked_at: list[Path] = []
+
+    def note(path: Path, *args: Any, **more: Any) -> bool:
+        looked_at.append(path)
+        return access(path, *args, **more)
+
+    access = os.access
+    monkeypatch.setattr(os, "access", note)
+    monkeypatch.setattr(os, "supports_effective_ids", {note})
+    assert default_folders()[-1].parent == Path(tempfile.gettempdir())
+    assert looked_at == [Path(tempfile.gettempdir())]
 
 
 def test_a_journal_grows_with_its_series(journal: Journal) -> None:

@@ -152,10 +152,11 @@ def is_private(folder: Path) -> bool:
     return folder.is_absolute() and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 
-def temporary_folders() -> list[Path]:
-    """The folders for temporary files that this user may write; the first one is that of `tempfile`.
+def temporary_folder() -> Path | None:
+    """The folder for temporary files, as `tempfile` finds it; None where this user may write no such folder.
 
-    The search of that module has a lock, which a handler of a signal could leave held.
+    The search of that module has a lock, which a handler of a signal could leave held. No folder after the one that it finds
+    is looked at: the current one may be on a disk that does not answer.
     """
     chosen = getattr(sys.modules.get("tempfile"), "tempdir", None)
     named = [os.fsdecode(chosen)] if chosen else [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
@@ -166,7 +167,7 @@ def temporary_folders() -> list[Path]:
         folders = [here / each for each in (*folders, here)]
     own = os.access in os.supports_effective_ids
     found = (each for each in folders if os.access(each, os.W_OK | os.X_OK, effective_ids=own))
-    return [each for each in found if each.is_absolute() and each.is_dir()]
+    return next((each for each in found if each.is_absolute() and each.is_dir()), None)
 
 
 def is_shared_safely(folder: Path) -> bool:

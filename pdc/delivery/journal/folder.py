@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...cells import Journaled
 from ...process import log
-from ...process.files import Descriptor, is_private, is_shared_safely, own_folder, temporary_folders
+from ...process.files import Descriptor, is_private, is_shared_safely, own_folder, temporary_folder
 from ...process.interruption import interruption
 from ...storage import Storage, StorageError
 from .layout import fingerprint
@@ -33,7 +33,8 @@ def default_folders() -> list[Path]:
     """
     chosen = [Path(os.environ.get(name, "")) for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME")]
     folders = [folder / "pdc" for folder in chosen if is_private(folder)]
-    return folders + [folder / f"pdc-{os.geteuid()}" for folder in temporary_folders()[:1]]
+    temporary = temporary_folder()
+    return folders if temporary is None else [*folders, temporary / f"pdc-{os.geteuid()}"]
 
 
 class Journals:
