@@ -521,6 +521,23 @@ def test_rates_while_buckets_become_coarser(storage: dict[str, Any], registry: C
     assert {bound: count for bound, count in grown.items() if count} == {1.0: 1.0, 2**0.5: 3.0, 2.0: 4.0, 2**1.5: 2.0}
 
 
+def test_a_foreign_field_keeps_no_bucket_from_another_one(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """Native buckets become coarser beside fields that are no text, or no bucket of any version."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    wait = pdc.Histogram("wait", "Help.", buckets=(), native=True, registry=registry)
+    for number in (1.1, 1.2, 1.5, 2.1):
+        wait.observe(number)
+    pdc.flush()
+    for field in (b"\xff", "_native:{", '_native:{"le":"99p1","path":"/"}'):
+        pdc.get_sqlite_conn().execute("INSERT INTO pdc_metrics VALUES ('wait', ?, 1.0)", [field])
+    storage = pdc.config.DEFAULT.required()
+    with pytest.raises(StorageError, match="'wait'"):  # read it with the BLOB
+        coarsen(storage, "wait", 2)
+    pdc.get_sqlite_conn().execute("DELETE FROM pdc_metrics WHERE typeof(subkey) = 'blob'")
+    fields = storage.read(["wait"]).metrics["wait"]
+    assert sum(field.startswith('_native:{"le":"') and field.endswith('"}') for field in fields) == 3  # one is no bucket
+
+
 def test_a_broken_native_bucket_is_named(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """A field that pdc did not write is an error that names the metric."""
     pdc.setup(**storage)

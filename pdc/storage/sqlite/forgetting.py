@@ -14,7 +14,7 @@ from .. import FOLDED, MARK, Batch, Kind, Limits, Mark, Operation
 from ..coarsening import MOST_ADDED, Coarsening
 from ..fields import fold, old
 from ..labels import EXEMPLAR, NATIVE
-from .rows import Rows
+from .rows import Rows, after_all_with
 
 MOST_FOLDED = 250
 """How many values are folded or dropped in one transaction."""
@@ -100,7 +100,7 @@ def coarsener(name: str, most: int) -> Callable[[Cursor], bool]:
             some = [*islice(moves, MOST_ADDED)]
             coarsen(rows, some)
             return len(some) == MOST_ADDED
-        fields = [field for field in rows.after(after, MOST_FOUND) if field.startswith(NATIVE)]
+        fields = rows.after(after, MOST_FOUND, after_all_with(NATIVE))
         coarsening.add(fields)
         after = fields[-1] if len(fields) == MOST_FOUND else None
         return True

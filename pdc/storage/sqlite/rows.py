@@ -73,10 +73,10 @@ class Rows:
         query = "SELECT subkey FROM pdc_metrics WHERE metric_key = ? AND subkey >= ? AND subkey < ? ORDER BY subkey LIMIT 1"
         return next((field for (field,) in self.cursor.execute(query, (self.name, start, end))), None)
 
-    def after(self, field: str, most: int) -> list[str]:
-        """The next fields after this one, so many at most."""
-        query = "SELECT subkey FROM pdc_metrics WHERE metric_key = ? AND subkey > ? ORDER BY subkey LIMIT ?"
-        return [found for (found,) in self.cursor.execute(query, (self.name, field, most))]
+    def after(self, field: str, most: int, end: str = LAST) -> list[str]:
+        """The next fields after this one, before ``end``, so many at most; no BLOB, which sorts after all texts."""
+        query = "SELECT subkey FROM pdc_metrics WHERE metric_key = ? AND subkey > ? AND subkey < ? ORDER BY subkey LIMIT ?"
+        return [found for (found,) in self.cursor.execute(query, (self.name, field, end, most))]
 
     def starting_with(self, prefix: str, most: int = -1) -> list[tuple[str, Any]]:
         """The fields with a prefix that ends with a colon, and their values; so many at most, or all."""
