@@ -41,7 +41,7 @@ from pdc.cells import (
 )
 from pdc.cells.gauge import SharedGaugeState
 from pdc.cells.metric import MOST_REMOVALS
-from pdc.cells.numeric import JOURNAL_PLACE
+from pdc.cells.numeric import JOURNAL_PLACE, ThreadSumCell
 from pdc.delivery import Buffer, health
 from pdc.family import Family
 from pdc.storage import Kind, Operation, Stamped, updated
@@ -519,3 +519,33 @@ def test_a_turn_is_one_threads_at_a_time() -> None:
     _ = cells.TURN.together
     thread.join()
     assert order == (["first", "second"] if cells.FREE_THREADED else ["second", "first"])
+
+
+class Meanwhile(Queue):
+    """A sender that drains a cell in another thread while an update asks it whether it writes through."""
+
+    cell: Cell | None = None
+
+    @property
+    def write_through(self) -> bool:  # type: ignore[override]  # of the base, a plain attribute
+        """True."""
+        if self.cell is not None:
+            self.cell.queued = False
+        return True
+
+
+class Sums(ThreadSumCell):
+    """One sum, which is never sent."""
+
+    width = 1
+
+
+def test_a_cell_that_is_drained_amid_an_update_is_queued_again() -> None:
+    """Without the GIL, an update that is written through does not take back that its cell left the queue."""
+    sender = Meanwhile()
+    cell = Sums(MetricCells(sender, Family("hits", "counter", "Hits.")), ())
+    cell.enqueue()
+    assert sender.entries == [cell]
+    sender.cell = cell
+    cell.enqueue()
+    assert sender.entries == [cell, cell]

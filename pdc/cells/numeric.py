@@ -213,7 +213,8 @@ class ThreadSumCell(SumCell):
     def enqueue(self) -> None:
         FORKS.notice()  # a clone would repeat its totals in the journal of its parent
         self._repeat_totals()  # another thread may have moved the cell amid the last update
-        self.queued = self.queued and self.sender.write_through  # otherwise it stays loud until it is drained
+        if not self.sender.write_through:  # or another thread, which drains the cell meanwhile, would be overruled
+            self.queued = False  # it stays loud until it is drained
         super().enqueue()
 
     def current(self) -> list[float]:
