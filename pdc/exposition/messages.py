@@ -342,8 +342,9 @@ class _Draft(Draft):
         chunks, order, further = [], self._series.in_order(), self._further()
         while block := [*islice(order, max(CHUNK // self._family.numbers, 1))]:
             draft = _ChunkDraft(TYPES[self._family.type])
+            all_labels = iter(self._labels(block))
             for keys, series in self._runs(block, further):
-                labels = self._labels(series)
+                labels = [*islice(all_labels, len(series))]
                 if self._family.native or any(suffix.startswith(EXEMPLAR) for suffix, _ in keys):
                     for each, own in zip(series, labels, strict=True):
                         draft.add(own, *self._numbers(each, keys))
