@@ -27,7 +27,6 @@ from prometheus_client import CollectorRegistry
 from recorder import Recorder
 
 import pdc
-from pdc import config
 from pdc.cells import FREE_THREADED, TURN_LOCK
 from pdc.delivery import Buffer
 from pdc.exposition import Port
@@ -233,9 +232,7 @@ def _nothing_left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     _close_ports()
     pdc.shutdown()  # modules of tests that set a project up were imported just now
     once.forget()
-    gc.collect()  # here, not at the end of a test: pytest drops the values of fixtures only after their teardown
-    if not any(buffer.has_metrics for buffer in config.BUFFERS):  # it could not go any more
-        gc.freeze()  # modules and reports of earlier tests, which the next collection would look at
+    gc.collect()  # at the end, not before: pytest drops the values of fixtures only after their teardown
     yield
     pdc.shutdown()
     for name in ("pdc-flush", "pdc-log"):  # otherwise their last log messages come into a later test
