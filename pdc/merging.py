@@ -78,9 +78,16 @@ def _series(own: list[tuple[int, str, str]], *, apart: bool) -> list[tuple[Label
     known = dict(zip(texts, map(tuple, map(dict.items, parsed(texts))), strict=True))
     found: defaultdict[Labels, list[tuple[int, str]]] = defaultdict(list)
     for index, writer, text in own:
-        labels = tuple(sorted({**dict(known[text]), "pid": writer}.items())) if apart else known[text]
-        found[labels].append((index, writer))
-    return sorted(found.items(), key=lambda series: [value for _, value in series[0]])
+        found[known[text]].append((index, writer))
+    series = [*found.items()]
+    if apart:  # these labels are no keys: a series may have a label `pid` of its own
+        series = [(_with_pid(labels, value[1]), [value]) for labels, values in series for value in values]
+    return sorted(series, key=lambda each: [value for _, value in each[0]])
+
+
+def _with_pid(labels: Labels, writer: str) -> Labels:
+    """The labels of the value of a process."""
+    return tuple(sorted({**dict(labels), "pid": writer}.items()))
 
 
 def _parts(texts: Sequence[str]) -> list[str]:

@@ -251,6 +251,15 @@ def test_processes_that_live_are_merged(mode: str, given_ages: Any, seen_ages: d
         assert repr(values(family, fields)) == repr(dict(sorted(merged(mode, own, seen).items())))
 
 
+@pytest.mark.parametrize("mode", ["all", "liveall"])
+def test_a_label_may_have_the_name_of_that_for_processes(mode: str) -> None:
+    """Where a series has a label ``pid``, too, each value of each process is shown with that of its process."""
+    family = Family("m", "gauge", "", labelnames=("pid",), mode=mode)
+    fields = {f"{family.process_prefix('1-a')}{dump({'pid': label})}": f"{label} {NOW}" for label in "12"}
+    shown = family.metric(fields, NOW).samples
+    assert [(sample.labels, sample.value) for sample in shown] == [({"pid": "1-a"}, 1.0), ({"pid": "1-a"}, 2.0)]
+
+
 @pytest.mark.parametrize("mode", ["liveall", "livesum", "livemin", "livemax", "livemostrecent"])
 def test_no_living_process_is_no_series(mode: str) -> None:
     """A live mode without a living process shows no series; a process without a mark is not alive."""
