@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import pdc
 from pdc.exposition import Scrape
-from pdc.storage import StorageError
+from pdc.storage import Batch, Kind, Operation, StorageError, Update
+from pdc.storage.redis import RedisStorage
 
 
 class Application:
@@ -570,3 +573,63 @@ def test_invalid_text_in_sqlite(tmp_path: Path, registry: CollectorRegistry, cas
     query = "SELECT value FROM pdc_metrics WHERE metric_key = 'others' AND subkey = '_total:{}'"
     assert other.execute(query).fetchone() == (1.0,)
     other.close()
+
+
+UPDATE = [Operation(Kind.ADD, "_total:{}", 1.0)]
+
+
+@pytest.fixture
+def connected(redis_server: RedisServer) -> Iterator[RedisStorage]:
+    """A storage that has applied three batches of a writer; the next one takes the short way."""
+    with closing(RedisStorage(redis_server.url, "test")) as storage:
+        for sequence in (1, 2, 3):
+            storage.apply(Batch("1-a", sequence, [Update("hits", "{}", UPDATE)]))
+        yield storage
+
+
+@pytest.mark.parametrize("limit", [TimeoutError, redis.ConnectionError, redis.ResponseError])
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_limit_between_a_command_and_its_reply_ends_the_connection(
+    connected: RedisStorage, monkeypatch: pytest.MonkeyPatch, is_read: bool, limit: type[Exception]
+) -> None:
+    """No later call reads the reply that was on its way, whatever the driver makes of the class of the exception."""
+
+    def expire(_number: int, _frame: FrameType) -> None:
+        raise limit("late")
+
+    def read_response() -> None:
+        monkeypatch.undo()
+        expire(0, sys._getframe())
+
+    batch = Batch("1-a", 4, [Update("hits", "{}", UPDATE)])
+    monkeypatch.setattr(connected.server._connection, "read_response", read_response)
+    with pytest.raises(StorageError, match="late"):
+        _ = connected.read() if is_read else connected.apply(batch)
+    assert connected.apply(batch).refused == {}
+    assert connected.read().metrics["hits"]["_total:{}"] == "4"
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_handler_uses_the_storage_amid_a_call(
+    connected: RedisStorage, monkeypatch: pytest.MonkeyPatch, is_read: bool
+) -> None:
+    """Each gets its own replies: what a handler sends meanwhile takes another connection."""
+    connection = connected.server._connection
+    read_response = connection.read_response
+
+    def total() -> Any:
+        return connected.read().metrics["hits"]["_total:{}"]
+
+    def interrupted() -> Any:
+        monkeypatch.undo()
+        connected.apply(Batch("2-b", 1, [Update("hits", "{}", UPDATE)]))
+        assert float(total()) >= 4
+        return read_response()
+
+    monkeypatch.setattr(connection, "read_response", interrupted)
+    if is_read:
+        assert total() == "4"
+    else:
+        assert connected.apply(Batch("1-a", 4, [Update("hits", "{}", UPDATE)])).refused == {}
+        assert total() == "5"
+    assert connected.server._connection is connection

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import redis
 from redis.client import NEVER_DECODE
@@ -123,10 +123,11 @@ class Server(ForkSafe):
 
         Raises StorageError for every error but one: that a key is not ours to use stands among the replies.
         """
+        send = self._send_apart if is_own(self.lock) else self._send
         try:
-            replies = locked(self.lock, self._send, requests)
+            replies = locked(self.lock, send, requests)
         except (RedisError, RedisClusterException, OSError) as error:
-            raise self.failure(error) from self._without_secrets(error)
+            self._fail(error)
         except BaseException:
             self._drop_connections()
             raise
@@ -143,16 +144,16 @@ class Server(ForkSafe):
         is_nested = is_own(lock)
         try:
             with lock:
-                is_limited = self._is_limited or self.deadline < math.inf
-                if name in self._shas and not is_limited and self._sentinel is not None and self._sentinel.status() is not None:
+                is_apart = is_nested or self._is_limited or self.deadline < math.inf
+                if name in self._shas and not is_apart and self._sentinel is not None and self._sentinel.status() is not None:
                     connection = self._connection
                     if clients.sends(connection, ("EVALSHA", self._shas[name], "1", key, *arguments)):
                         return connection.read_response()
         except (ResponseError, redis.ConnectionError) as error:  # the script is lost, or the connection died while it was idle
             if interruption(error) is not None or time.monotonic() >= self.deadline:
-                raise self.failure(error) from self._without_secrets(error)
+                self._fail(error)
         except (RedisError, OSError) as error:
-            raise self.failure(error) from self._without_secrets(error)
+            self._fail(error)
         except BaseException:
             self._drop_connections()
             raise
@@ -161,6 +162,12 @@ class Server(ForkSafe):
                 lock.release()
         (reply,) = self.run([Script(name, [key], tuple(arguments))])
         return reply
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Raise the failure for an error. A handler may have raised one of such a class before all replies were read."""
+        if interruption(error) is not None:
+            self._drop_connections()
+        raise self.failure(error) from self._without_secrets(error)
 
     def failure(self, error: Exception) -> StorageError:
         """The error to raise for one of the driver or the server."""
@@ -205,6 +212,16 @@ class Server(ForkSafe):
             client.connection_pool.disconnect()
         if sentinel is not None:
             sentinel.close()
+
+    def _send_apart(self, requests: list[Request]) -> list[Any]:
+        """Send on another connection: a handler has interrupted a call of this thread, which has still to read its replies."""
+        interrupted, self._connection = self._connection, None
+        try:
+            return self._send(requests)
+        finally:
+            used, self._connection = self._connection, interrupted
+            if used is not None:
+                used.disconnect()
 
     def _send(self, requests: list[Request]) -> list[Any]:
         if self._sentinel is None or self._sentinel.status() is None:
@@ -343,5 +360,7 @@ def _replies(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[A
         try:
             replies.append(connection.read_response())
         except ResponseError as error:
+            if interruption(error) is not None:
+                raise
             replies.append(error)
     return replies
