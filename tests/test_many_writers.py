@@ -15,7 +15,7 @@ from helpers import set_constants
 
 from pdc.family import Family
 from pdc.storage import FORGET_VALUES_SECONDS, MARK, Batch, Kind, Limits, Operation, Snapshot, Stamped, Update, updated, writers
-from pdc.storage.redis import RedisStorage
+from pdc.storage.redis import RedisStorage, reading
 
 WRITERS = [f"{number}-{number:016x}" for number in range(40)]
 META = '{"version":1}'
@@ -113,6 +113,24 @@ def test_two_threads_that_read_at_once(storages: tuple[RedisStorage, RedisStorag
     before = unmarked(storage.read())
     monkeypatch.setattr(storage.reader, "_known", Forgotten(storage.reader._known))
     assert unmarked(storage.read()) == before
+
+
+def test_a_small_metric_that_comes_in_pieces(
+    storages: tuple[RedisStorage, RedisStorage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A metric of few fields in a hash that once had many is read, also while other threads find again that it is small."""
+
+    class Small(set[str]):
+        def discard(self, _: object) -> None:
+            """Leave it to another thread, which adds the metric at the same time."""
+
+    storage, _ = storages
+    set_constants(monkeypatch, FEW_FIELDS=1000)
+    monkeypatch.setattr(reading, "_AT_ONCE", ("0", "COUNT", "1"))
+    with storage.client as client:
+        client.hset("prometheus_test_m", "_total:" + "x" * 70, 1)  # a text of that length has Redis keep the hash in a table
+    storage.reader._small = Small()
+    assert unmarked(storage.read()) == unmarked(storage.read()) != {}
 
 
 def test_the_writers_of_a_metric_that_was_read_before(storages: tuple[RedisStorage, RedisStorage]) -> None:

@@ -58,20 +58,19 @@ class Reader:
     def read(self, names: Collection[str] | None) -> Snapshot:
         """Read these metrics, or all."""
         wanted = sorted(self._keys.names()) if names is None else list(names)
-        now, sizes, metrics = self._look_at(wanted)
+        now, sizes, metrics = self._look_at(wanted, self._small.intersection(wanted))
         if grown := [name for name in wanted if name not in sizes and name not in metrics]:
-            sizes |= self._look_at(grown)[1]
+            sizes |= self._look_at(grown, frozenset())[1]  # other threads may have found them small again
         for name, fields in self._read(sizes):
             metrics[name] = fields
         return Snapshot(now, {name: fields for name, fields in metrics.items() if fields})
 
-    def _look_at(self, names: list[str]) -> tuple[float, dict[str, int], dict[str, Mapping[str, Any]]]:
+    def _look_at(self, names: list[str], small: Collection[str]) -> tuple[float, dict[str, int], dict[str, Mapping[str, Any]]]:
         """The server's clock; metrics with their numbers of fields; and metrics that were small, and still are.
 
         Forgets metrics that are small no more, and the fields of those that got new ones.
         """
         known = [(name, fields) for name in names if (fields := self._known.get(name)) is not None]
-        small = self._small.intersection(names)
         first = [
             Command("HSCAN", (self._keys.of(name), *_AT_ONCE)) if name in small else Command("HLEN", (self._keys.of(name),))
             for name in names
