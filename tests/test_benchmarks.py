@@ -45,8 +45,15 @@ def measured(folder: Path, suite: str, case: str, *options: str) -> list[dict[st
     ("suite", "case", "contenders"),
     [
         ("web", "Flask, 1 route", {"pdc, SQLite", "pdc, Redis", "prometheus_flask_exporter"}),
-        ("web", "Django async, 1 route", {"pdc, SQLite", "pdc, Redis", "django-prometheus"}),
-        ("web", "Starlette, 1 route", {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"}),
+        pytest.param(
+            "web", "Django async, 1 route", {"pdc, SQLite", "pdc, Redis", "django-prometheus"}, marks=pytest.mark.long
+        ),
+        pytest.param(
+            "web",
+            "Starlette, 1 route",
+            {"pdc, SQLite", "pdc, Redis", "starlette_exporter", "fastapi-instrumentator"},
+            marks=pytest.mark.long,
+        ),
         pytest.param("server", "Redis commands", {"pdc, Redis", "pdc, Redis, 1,000 requests/s"}, marks=pytest.mark.long),
         ("updates", "observe() of 15 buckets, 4 threads", {*EVERY_SECOND, MULTIPROCESS}),
         ("updates", "Import", {"pdc", "pdc and redis-py", "pytheus and redis-py"}),

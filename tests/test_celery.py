@@ -260,7 +260,7 @@ def test_tasks_at_once_count_in_processes_and_greenlets(pool: str, tmp_path: Pat
     with started(pool, variables, tmp_path) as process:
         wait_until(lambda: counts("celery_tasks_in_progress") == {"celery order": 2.0}, 30)
         assert shown("celery_workers") == {"celery_workers": 1.0}
-        assert "celery_queue_messages{" in str(shown("celery_queue"))
+        wait_until(lambda: "celery_queue_messages{" in str(shown("celery_queue")), 30)
         wait_until(lambda: counts("celery_tasks_total", "state") == {"success": 3.0, "failure": 1.0}, 30)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

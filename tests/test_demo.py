@@ -17,7 +17,7 @@ RECYCLED, PRELOADED, THREADED = ["--max-requests", "50"], ["--preload"], ["--thr
     ("app", "options"),
     [
         pytest.param("flask_app", [], marks=pytest.mark.long),
-        ("flask_app", RECYCLED),
+        pytest.param("flask_app", RECYCLED, marks=pytest.mark.long),
         pytest.param("flask_app", PRELOADED + THREADED, marks=pytest.mark.long),
         pytest.param("django_app", [], marks=pytest.mark.long),
         ("django_app", PRELOADED + THREADED + RECYCLED),

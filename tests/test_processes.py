@@ -181,7 +181,7 @@ with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context({meth
 }
 
 
-@pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
+@pytest.mark.parametrize("interval", [pytest.param(0, marks=pytest.mark.long), 3600], ids=["write-through", "buffered"])
 @pytest.mark.parametrize("way", CHILDREN)
 def test_children_begin_with_nothing_pending(
     storage: dict[str, Any], run_script: Run, tmp_path: Path, way: str, interval: float
