@@ -42,10 +42,13 @@ def work() -> None:
         acknowledged[0] += 1
 
 
-for _ in range(ROUNDS):
+for number in range(ROUNDS):
+    before = acknowledged[0]
     pid = os.fork()
     if pid == 0:
         work()
+    while number % 5 == 0 and acknowledged[0] == before:  # on a busy machine, many are killed before they count
+        time.sleep(0.001)
     time.sleep(random.uniform(0, 0.08))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
