@@ -12,7 +12,7 @@ from ..cells import LOCK_HOLDERS, Cell, Entry, Journaled, JournaledOperation, Me
 from ..process import log, servers
 from ..process.files import is_root
 from ..process.forks import FORKS
-from ..process.interruption import is_own, locked, release_own
+from ..process.interruption import is_own, locked, locked_within, release_own
 from ..storage import FORK_SECONDS, Snapshot, Storage
 from .dispatcher import Dispatcher
 from .flusher import Flusher
@@ -279,17 +279,7 @@ class Buffer:
 
     def _with_lock_before(self, until: float, work: Callable[[], None]) -> bool:
         """Do the work with the lock held, unless other threads hold it until then; return whether it was done."""
-        is_nested = is_own(self._lock)
-        try:
-            try:
-                if is_in_time := self._lock.acquire(timeout=max(until - time.monotonic(), 0.0)):
-                    self._with_lock(work)
-                return is_in_time
-            finally:
-                release_own(self._lock)
-        finally:  # a handler may have raised before the lock was released
-            if not is_nested and is_own(self._lock):
-                self._lock.release()
+        return locked_within(max(until - time.monotonic(), 0.0), self._lock, lambda: self._with_lock(work))
 
     def _emit_logs(self) -> None:
         """Log deferred messages, unless a handler has interrupted this thread while it has the lock."""

@@ -54,6 +54,24 @@ def locked(lock: threading.RLock, work: Callable[P, T], *args: P.args, **kwargs:
             lock.release()
 
 
+def locked_within(seconds: float, lock: threading.RLock, work: Callable[[], object]) -> bool:
+    """Do the work with the lock held unless other threads hold it for so long; return whether it was done.
+
+    The lock is free again whatever raises, also a handler while it is released.
+    """
+    is_nested = is_own(lock)
+    try:
+        try:
+            if is_in_time := lock.acquire(timeout=seconds):
+                work()
+            return is_in_time
+        finally:
+            release_own(lock)
+    finally:
+        if not is_nested and is_own(lock):
+            lock.release()
+
+
 def release_own(lock: threading.RLock) -> None:
     """Release a lock that this thread may hold: a handler's exception may have come before it could note whether it does."""
     try:
