@@ -294,11 +294,7 @@ class Buffer:
     def _begin_sending(self) -> None:
         """Open the journal, unless another thread is sending and does that, and start the background thread."""
         if not self.write_through and self._work.sending_thread is None:
-            try:
-                if self._lock.acquire(blocking=False):
-                    self._work.open_journal()
-            finally:
-                release_own(self._lock)
+            locked_within(0.0, self._lock, self._work.open_journal)
         self._flusher.start()
 
     def report(self) -> None:
