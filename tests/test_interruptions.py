@@ -32,6 +32,7 @@ from pdc.delivery.journal import default_folders
 from pdc.http import TRACKER, HTTPMetrics, track_wsgi
 from pdc.options import Options
 from pdc.process.forks import FORKS
+from pdc.process.interruption import is_own, locked_within
 from pdc.storage import Storage
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
@@ -297,6 +298,17 @@ def test_the_folder_of_the_journal_needs_no_lock_of_tempfile(monkeypatch: pytest
         thread.join(20)
         assert not thread.is_alive()
     assert default_folders()[-1].parent == Path(tempfile.gettempdir())
+
+
+def test_a_lock_that_is_held_for_a_limited_time_is_free_again() -> None:
+    """A handler that raises anywhere, also while the lock is released, leaves it to other threads."""
+    lock = threading.RLock()
+    work = partial(locked_within, 1.0, lock, list)
+    number = number_of_points(work)
+    assert number > 3
+    for point in range(number):
+        raise_at(point, work)
+        assert not is_own(lock), point
 
 
 def test_an_interrupted_change_of_cells_leaves_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
