@@ -94,10 +94,23 @@ def check(python: str, arguments: list[str]) -> str:
     version = output(python, "-c", ABOUT)
     print(f"\n=== {python}: {version}", flush=True)
     began = time.monotonic()
-    done = subprocess.run([environment(python, version), "-m", "pytest", *arguments], cwd=ROOT, check=False)
-    if done.returncode:
-        raise Unusable(f"tests failed with {version}")
+    exit_code, failures = run_tests(environment(python, version), arguments)
+    if exit_code:
+        raise Unusable("\n  ".join([f"tests failed with {version}", *failures]))
     return f"passed with {version} in {time.monotonic() - began:.0f} s"
+
+
+def run_tests(python: Path, arguments: list[str]) -> tuple[int, list[str]]:
+    """Run the tests and show their output; return the exit code and pytest's lines of failures, to be repeated at the end."""
+    failures = []
+    command = [str(python), "-m", "pytest", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, bufsize=1) as tests:
+        assert tests.stdout
+        for line in tests.stdout:
+            print(line, end="", flush=True)
+            if line.startswith(("FAILED ", "ERROR ")):
+                failures.append(line.rstrip())
+    return tests.returncode, failures
 
 
 def check_all(names: list[str], arguments: list[str], *, named: bool) -> int:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from check_pythons import run_tests
 from conftest import ROOT
 from helpers import in_threads, shown
 from prometheus_client import CollectorRegistry
@@ -144,6 +145,14 @@ def test_a_python_that_is_named_and_missing_fails_the_check() -> None:
     command = [sys.executable, "tests/check_pythons.py", "--pythons", "python9.99", "--", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "python9.99: missing" in done.stdout) == (1, True)
+
+
+def test_the_failures_of_each_python_are_repeated(tmp_path: Path) -> None:
+    """`check_pythons.py` keeps the lines that name failed tests, since the output of the next Python hides them."""
+    wrong = tmp_path / "test_wrong.py"
+    wrong.write_text("def test_right():\n    pass\n\n\ndef test_wrong():\n    assert 1 == 2\n")
+    exit_code, failures = run_tests(Path(sys.executable), ["-q", "-p", "no:cacheprovider", str(wrong)])
+    assert [exit_code, len(failures), "test_wrong.py::test_wrong" in failures[0]] == [1, 1, True]
 
 
 @pytest.mark.parametrize("mode", ["sum", "shared"])
