@@ -27,8 +27,29 @@ UNLIMITED = Limits()
 KEY, INDEX, WRITER = "prometheus_test_m", "prometheus#test", "1-a"
 
 
-def test_an_update_in_redis_is_one_command(redis_server: RedisServer, registry: CollectorRegistry) -> None:
-    """An update that is written through is one call of a script, which asks for the index, too."""
+RENEWAL = {"exists", "time", "pexpire", "hget"}
+"""The commands of a renewal: they look for the index, and for the time of the next search."""
+
+
+class Clock:
+    """The monotonic clock, which stands still."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of this process."""
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize(("seconds", "renewal"), [(0.9, 0), (1.1, 3)])
+def test_an_update_in_redis_is_one_command(
+    redis_server: RedisServer, registry: CollectorRegistry, clock: Clock, seconds: float, renewal: int
+) -> None:
+    """An update that is written through is one call of a script, whose first one in a second renews the metric."""
     pdc.setup(redis=redis_server.url, redis_prefix="test")
     counter = pdc.Counter("hits", "Hits.", ["route"], registry=registry).labels("/")
     gauge = pdc.Gauge("level", "Level.", registry=registry)
@@ -37,13 +58,12 @@ def test_an_update_in_redis_is_one_command(redis_server: RedisServer, registry: 
     for work in works * 2:
         work()
     with redis_server.client() as client:
-        before = {
-            command: calls(client, command) for command in ("evalsha", "exists", "time", "hmget", "hset", "pexpire", "hget")
-        }
+        before = {command: calls(client, command) for command in ("evalsha", "hmget", "hset", *RENEWAL)}
+        clock.now += seconds
         for work in works:
             work()
         made = {command: calls(client, command) - number for command, number in before.items()}
-    assert made == {**dict.fromkeys(before, 3), "hget": 0}
+    assert made == {**dict.fromkeys(before, 3), **dict.fromkeys(RENEWAL, renewal)}
     assert [
         line for line in pdc.generate_latest().decode().splitlines() if line.startswith(("hits_total", "level", "wait_sum"))
     ] == [
@@ -111,18 +131,19 @@ def test_an_update_in_sqlite_is_five_statements(tmp_path: Path, registry: Collec
 class Pair:
     """Two storages: one uses the short script, one does not. Both get the same batches."""
 
-    def __init__(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+        self.clock = clock
         self.client = server.client(decode_responses=True)
         self.short = RedisStorage(f"{server.url[:-1]}0", "test")
         self.long = RedisStorage(f"{server.url[:-1]}1", "test")
         self.applied: list[bool] = []
         monkeypatch.setattr(changing.Changes, "apply", self._apply(changing.Changes.apply))
 
-    def _apply(self, apply: Callable[[Any, Batch], bool]) -> Callable[[Any, Batch], bool]:
-        def watched(changes: Any, batch: Batch) -> bool:
+    def _apply(self, apply: Callable[[Any, Batch, float], bool]) -> Callable[[Any, Batch, float], bool]:
+        def watched(changes: Any, batch: Batch, now: float) -> bool:
             if changes._server is self.long.server:
                 return False
-            self.applied.append(apply(changes, batch))
+            self.applied.append(apply(changes, batch, now))
             return self.applied[-1]
 
         return watched
@@ -159,9 +180,9 @@ class Pair:
 
 
 @pytest.fixture
-def pair(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
+def pair(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> Iterator[Pair]:
     """Two storages with a series."""
-    pair = Pair(redis_server, monkeypatch)
+    pair = Pair(redis_server, monkeypatch, clock)
     for sequence in (1, 2):  # then the index has the metric, too
         pair.send(
             sequence, Operation(Kind.ADD, TOTAL, 1.0), Operation(Kind.INIT, CREATED, 5.0), Operation(Kind.ADD, OTHER, 1.0)
@@ -199,30 +220,87 @@ def test_the_short_script_leaves_batches_to_the_long_one(pair: Pair) -> None:
     assert not pair.send(9, final=True)
 
 
-DAMAGES: list[tuple[Any, ...]] = [
-    ("HDEL", KEY, TOTAL),
-    ("HDEL", KEY, f"#mark:{WRITER}"),
-    ("HDEL", KEY, "#search"),
-    ("HSET", KEY, "#search", "1"),
-    ("HSET", KEY, "#search", "99999999999"),
-    ("HSET", KEY, "#prefix", "other"),
-    ("DEL", KEY),
-    ("DEL", INDEX),
-    ("FLUSHDB",),
-    ("SCRIPT", "FLUSH"),
-    ("SET", KEY, "no hash"),
-    ("PERSIST", KEY),
+DAMAGES: list[tuple[float, tuple[Any, ...]]] = [
+    (0.0, ("HDEL", KEY, TOTAL)),
+    (0.0, ("HDEL", KEY, f"#mark:{WRITER}")),
+    (0.0, ("HSET", KEY, f"#mark:{WRITER}", "foreign")),
+    (0.0, ("HSET", KEY, "#prefix", "other")),
+    (0.0, ("DEL", KEY)),
+    (0.0, ("FLUSHDB",)),
+    (0.0, ("SCRIPT", "FLUSH")),
+    (0.0, ("SET", KEY, "no hash")),
+    (1.0, ("HDEL", KEY, "#search")),
+    (1.0, ("HSET", KEY, "#search", "1")),
+    (1.0, ("HSET", KEY, "#search", "99999999999")),
+    (1.0, ("DEL", INDEX)),
+    (1.0, ("PERSIST", KEY)),
 ]
+"""Damages of the metric, each after the seconds that pass before the short script notices it."""
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: " ".join(damage[::2]))
-def test_a_damaged_metric_takes_the_long_script(pair: Pair, damage: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "damage"), DAMAGES, ids=lambda damage: " ".join(damage[::2]) if isinstance(damage, tuple) else None
+)
+def test_a_damaged_metric_takes_the_long_script(pair: Pair, seconds: float, damage: tuple[Any, ...]) -> None:
     """Where something of the metric is gone, changed or foreign, the answer and the content are those of the long script."""
+    assert pair.send(3, Operation(Kind.ADD, TOTAL, 1.0))
     pair.damage(*damage)
-    applied = pair.send(3, Operation(Kind.ADD, TOTAL, 1.0))
+    pair.clock.now += seconds
+    applied = pair.send(4, Operation(Kind.ADD, TOTAL, 1.0))
     assert applied == (damage[0] in ("SCRIPT", "PERSIST"))
     if damage[0] != "SET" and damage[-1] != "other":
-        assert [pair.send(sequence, Operation(Kind.ADD, TOTAL, 1.0)) for sequence in (4, 5, 6)][-1]
+        assert [pair.send(sequence, Operation(Kind.ADD, TOTAL, 1.0)) for sequence in (5, 6, 7)][-1]
+
+
+@pytest.mark.parametrize(("expire", "seconds"), [(3600, 1.0), (30, 0.3), (None, 1.0)])
+def test_the_short_script_renews_now_and_then(
+    redis_server: RedisServer, clock: Clock, expire: float | None, seconds: float
+) -> None:
+    """An update renews expiry and mark after a second, or a hundredth of a short expiry; earlier ones leave both alone."""
+    storage = RedisStorage(redis_server.url, "test", expire)
+
+    def send(sequence: int) -> tuple[Mark, int]:
+        storage.apply(Batch(WRITER, sequence, [Update("m", "{}", [Operation(Kind.ADD, TOTAL, 1.0)])]))
+        with redis_server.client(decode_responses=True) as client:
+            mark, lasts = Mark.loads(client.hget(KEY, f"#mark:{WRITER}") or ""), client.pttl(KEY)
+            client.pexpire(KEY, 10_000)
+        return mark, lasts
+
+    for sequence in (1, 2, 3):
+        before, lasted = send(sequence)
+    clock.now += 0.9 * seconds
+    mark, lasts = send(4)
+    assert (mark, lasts <= 10_000) == (before._replace(sequence=4), True)
+    clock.now += 0.2 * seconds
+    mark, lasts = send(5)
+    assert mark.sequence == 5
+    assert mark.seen > before.seen
+    assert lasts == lasted == -1 if expire is None else 10_000 < lasts <= 1000 * expire
+    storage.close()
+
+
+def test_each_writer_renews_its_own_mark(redis_server: RedisServer, clock: Clock) -> None:
+    """A writer that shares its storage with a busier one, or that goes on after it deregistered, counts as seen."""
+    storage = RedisStorage(redis_server.url, "test")
+
+    def send(writer: str, sequence: int, *, final: bool = False) -> float:
+        operations = [] if final else [Operation(Kind.ADD, TOTAL, 1.0)]
+        storage.apply(Batch(writer, sequence, [Update("m", "{}", operations)], final))
+        with redis_server.client(decode_responses=True) as client:
+            seen = Mark.loads(client.hget(KEY, f"#mark:{writer}") or "").seen
+            client.hset(KEY, f"#mark:{writer}", f"{sequence} 1.0 ")
+        return seen
+
+    for sequence in (1, 2):
+        for writer in ("1-a", "2-b"):
+            send(writer, sequence)
+    clock.now += 1.1
+    assert send("1-a", 3) > 1.0
+    assert send("2-b", 3) > 1.0
+    assert send("1-a", 4) == 1.0
+    send("1-a", 5, final=True)
+    assert send("1-a", 6) > 1.0
+    storage.close()
 
 
 def test_the_short_script_keeps_to_limits(pair: Pair) -> None:

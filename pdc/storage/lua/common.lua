@@ -1,7 +1,5 @@
--- Functions that all scripts share: each script is loaded with this text before its own.
--- Fields, marks and modes are those of pdc/storage/__init__.py.
-
-local format, tonumber, type = string.format, tonumber, type  -- locals are found sooner than globals
+-- Functions that most scripts share: a script is loaded with numbers.lua and this text before its own, but change.lua without
+-- this one. Fields, marks and modes are those of pdc/storage/__init__.py.
 
 -- How many arguments one command gets: Lua's stack has no room for many more.
 local CHUNK = 1000
@@ -59,28 +57,6 @@ local function is_forgotten(mark, now, forget_writer_after, forget_values_after)
   local _, seen, mode = parse_mark(mark)
   local keep = (mode == '' or mode == 'live') and forget_writer_after or forget_values_after
   return (tonumber(seen) or 0) < now - keep
-end
-
--- The shortest text of a number that gives back the same double. Twin: repr of a float.
-local function text(number)
-  local short = format('%.15g', number)
-  if tonumber(short) == number then return short end
-  return format('%.17g', number)
-end
-
--- The sum of a stored value and an amount: integers as such, which Redis keeps in less memory. A sum that had more than 15
--- digits stays a number, which Redis writes with 17: it takes long to find out that fewer would do. Twin: `value + :value` in
--- Rows.
-local function add(before, amount)
-  local sum = (tonumber(before) or 0) + amount
-  if sum % 1 == 0 and sum ~= 0 and sum < 1e15 and sum > -1e15 then return format('%d', sum) end
-  return (type(before) == 'number' or #before > 17) and sum or text(sum)
-end
-
--- The server's clock in seconds, as a number and as a text. Twin: time.time.
-local function clock()
-  local time = redis.call('TIME')
-  return time[1] + time[2] / 1000000, format('%s.%06d', time[1], time[2])
 end
 
 -- True if a series with this `#updated` was not updated for long. Twin: Removal.sweep.

@@ -43,13 +43,14 @@ SCRIPTS = {
     if file.name.endswith(".lua")
 }
 """The texts of the scripts by name, of the same version as this code: others may replace the files while the process runs."""
-COMMON = "common"
-"""The functions that all scripts share."""
+NUMBERS, COMMON, CHANGE = "numbers", "common", "change"
+"""The functions that all scripts share, those that most share, and the one that needs no more than the first."""
 
 
 def source(script: Script) -> str:
     """The text that the server gets for a script."""
-    return SCRIPTS[COMMON] + SCRIPTS[script.name]
+    names = (NUMBERS, CHANGE) if script.name == CHANGE else (NUMBERS, COMMON, script.name)
+    return "".join(SCRIPTS[name] for name in names)
 
 
 class Count(str):

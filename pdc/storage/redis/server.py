@@ -138,8 +138,8 @@ class Server(ForkSafe):
                     raise self.failure(each) from self._without_secrets(each)
         return replies
 
-    def call(self, name: str, key: str, arguments: list[str]) -> Any:
-        """Call a script with one key, as `run` does; in few steps where the own connection is as the last call left it."""
+    def call(self, name: str, keys: list[str], arguments: list[str]) -> Any:
+        """Call a script as `run` does; in few steps where the own connection is as the last call left it."""
         lock = self.lock
         is_nested = is_own(lock)
         try:
@@ -147,7 +147,7 @@ class Server(ForkSafe):
                 is_apart = is_nested or self._is_limited or self.deadline < math.inf
                 if name in self._shas and not is_apart and self._sentinel is not None and self._sentinel.status() is not None:
                     connection = self._connection
-                    if clients.sends(connection, ("EVALSHA", self._shas[name], "1", key, *arguments)):
+                    if clients.sends(connection, ("EVALSHA", self._shas[name], str(len(keys)), *keys, *arguments)):
                         return connection.read_response()
         except (ResponseError, redis.ConnectionError) as error:  # the script is lost, or the connection died while it was idle
             if interruption(error) is not None or time.monotonic() >= self.deadline:
@@ -160,7 +160,7 @@ class Server(ForkSafe):
         finally:
             if not is_nested and is_own(lock):
                 lock.release()
-        (reply,) = self.run([Script(name, [key], tuple(arguments))])
+        (reply,) = self.run([Script(name, keys, tuple(arguments))])
         return reply
 
     def _fail(self, error: Exception) -> NoReturn:

@@ -20,7 +20,8 @@ from .writing import Writer
 class RedisStorage:
     """Metrics under one prefix of a Redis database.
 
-    Every write of a metric lets its hash expire after ``expire`` seconds from then (None: never); writers may differ in that.
+    A write of a metric lets its hash expire after ``expire`` seconds from then (None: never); writers may differ in that.
+    Batches of one update renew it once a second.
     """
 
     def __init__(self, client: Any, prefix: str = "", expire: float | None = 3600) -> None:

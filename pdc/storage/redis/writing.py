@@ -74,9 +74,11 @@ class Writer:
 
     def apply(self, batch: Batch) -> Outcome:
         """Apply the batch."""
-        is_listed = len(batch.updates) == 1 and self._listed.get(batch.updates[0].name, 0.0) > time.monotonic()
-        if is_listed and self._changes.apply(batch):
-            return USUAL
+        if len(batch.updates) == 1:
+            now = time.monotonic()
+            if self._listed.get(batch.updates[0].name, 0.0) > now and self._changes.apply(batch, now):
+                return USUAL
+        self._changes.renew_all()
         self._removal.remove(batch)
         outcome, replies = self._send(batch)
         left = []
