@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from ..exemplars import EXEMPLAR
 from ..family import Family
 from ..process.forks import FORKS, FREE_THREADED
-from ..storage import Kind, Operation
+from ..storage import ADD, Kind, Operation
 from .journaled import Journaled, JournaledOperation
-from .metric import creation, with_lock_held
+from .metric import creation, made_operation, with_lock_held
 from .numeric import SeriesSumCell
 from .turn import TURN
 
@@ -111,7 +111,9 @@ def counter_additions(
     """The operations that add a gain to the series of a counter with these label values."""
     labels = family.labels(values)
     field = f"_total:{labels}"
-    operations = [Operation(Kind.ADD, field, gained[0]), *creation(labels, created)]
+    operations = [made_operation((ADD, field, gained[0]))]
+    if created is not None:
+        operations += creation(labels, created)
     if exemplar:
         operations.append(Operation(Kind.SET, EXEMPLAR + field, exemplar))
     return operations

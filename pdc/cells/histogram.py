@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import compress, count
 from types import MappingProxyType
 
 from ..exemplars import EXEMPLAR
 from ..family import Family
-from ..storage import Kind, Operation
+from ..storage import ADD, INIT, Kind, Operation
 from ..storage.labels import around_bound
 from .buckets import Buckets, Field, Key, buckets_of
 from .journaled import zeros
-from .metric import MetricCells, creation
+from .metric import MetricCells, creation, made_operation
 from .numeric import SeriesSumCell
 from .turn import TURN
 
@@ -112,7 +113,8 @@ class HistogramCell(SeriesSumCell):
     def acknowledge(self) -> None:
         super().acknowledge()
         self._drained_exemplars = None
-        self._leave()
+        if self.successor is not None:
+            self._leave()
 
     def detach(self) -> tuple[memoryview[float], int]:
         """As the base, but where the cell only has a successor, later updates count."""
@@ -123,11 +125,11 @@ class HistogramCell(SeriesSumCell):
         return place
 
     def additions(self, gained: list[float]) -> list[Operation]:
-        new: dict[Field, str] = {}
-        _ = TURN.alone
-        new, self.exemplars = self.exemplars, new
-        _ = TURN.together
-        if new:
+        if self.exemplars:
+            new: dict[Field, str] = {}
+            _ = TURN.alone
+            new, self.exemplars = self.exemplars, new
+            _ = TURN.together
             self._drained_exemplars = {**(self._drained_exemplars or {}), **new}
         exemplars = self._drained_exemplars or {}
         return histogram_additions(self.metric.family, self.values, gained, self.created, self.buckets, exemplars)
@@ -143,17 +145,19 @@ def histogram_additions(
 ) -> list[Operation]:
     """The operations that add the gains of sum and intervals to the series of a histogram with these label values."""
     total, labels = gained[0], family.labels(values)
-    operations = [Operation(Kind.ADD if total else Kind.INIT, f"_sum:{labels}", total + 0.0), *creation(labels, created)]
+    operations = [made_operation((ADD if total else INIT, f"_sum:{labels}", total + 0.0))]
+    if created is not None:
+        operations += creation(labels, created)
     counts: dict[Field, float] = {}
-    for place in [place for place, count in enumerate(gained) if count and place]:
-        for field in buckets.fields[place]:
+    for place in compress(count(), gained):
+        for field in buckets.fields[place]:  # the sum has none
             counts[field] = counts.get(field, 0.0) + gained[place]
     if not counts:
         return operations
     before, after = _around_bound(labels)
-    for (stem, le), count in counts.items():
+    for (stem, le), gain in counts.items():
         name = f"{stem}{before}{le}{after}"
-        operations.append(Operation(Kind.ADD, name, count))
+        operations.append(made_operation((ADD, name, gain)))
         if (stem, le) in exemplars:
             operations.append(Operation(Kind.SET, EXEMPLAR + name, exemplars[stem, le]))
     return operations

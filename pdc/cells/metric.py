@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -444,6 +444,10 @@ class Cell:
     def labels(self) -> str:
         """The labels as JSON. They are made on demand: in idle series they would take more memory than the numbers."""
         return self.metric.family.labels(self.values)
+
+
+made_operation: Callable[[tuple[Kind, str, float]], Operation] = partial(tuple.__new__, Operation)
+"""The same as ``Operation(*parts)`` without a call of Python: each flush makes one or two for every series."""
 
 
 def creation(labels: str, created: float | None) -> list[Operation]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from json.encoder import encode_basestring_ascii as spell
+from operator import sub
 from typing import TYPE_CHECKING
 
 from ..family import Family
@@ -155,8 +156,11 @@ SUM_ROWS = 3
 
 
 def gains(now: Sequence[float], then: Sequence[float]) -> list[float]:
-    """The differences. A number that did not change, also an infinite one, gives -0.0, which changes no sum."""
-    return [-0.0 if new == old else new - old for new, old in zip(now, then, strict=True)]
+    """The differences. A first number that did not change gives -0.0, which changes no sum. It may be infinite, others not."""
+    gained = [*map(sub, now, then)]
+    if now[0] == then[0]:
+        gained[0] = -0.0
+    return gained
 
 
 def unsent_sums(numbers: Sequence[float], in_flight: bool, additions: Callable[[list[float]], list[Operation]]) -> Unsent:

@@ -117,17 +117,19 @@ class Outbox:
         if not again:
             self._dequeue()
         updates: dict[str, Update] = {}
+        refused = self._outcomes.refused
         for entry in list(self.drained):
-            family = entry.metric.family
-            if family.name in self._outcomes.refused and entry is not entry.metric:
+            metric = entry.metric
+            name = metric.family.name
+            if name in refused and entry is not metric:
                 del self.drained[entry]  # every cell is queued when the storage accepts the metric
                 continue
             operations = entry.drain()
-            if not operations and entry is not entry.metric:
+            if not operations and entry is not metric:
                 continue
-            update = updates.get(family.name)
+            update = updates.get(name)
             if update is None:
-                update = updates[family.name] = self._update_of(entry.metric)
+                update = updates[name] = self._update_of(metric)
             update.operations.extend(operations)
         if again:
             self.queue.extend(self.drained)
@@ -158,7 +160,8 @@ class Outbox:
         """Note that no batch is in flight any more: the storage has it, or refused some of its metrics."""
         refused = self._outcomes.refused
         for entry in list(self.drained):
-            if not isinstance(entry, Cell) or entry.metric.family.name not in refused:  # a refused cell is drained once more
+            # a refused cell is drained once more
+            if not refused or not isinstance(entry, Cell) or entry.metric.family.name not in refused:
                 entry.acknowledge()
         # A thread may have updated a cell while it was drained, and each have missed the other. Cells of a metric that was
         # refused first give once more what was refused, and then what they gathered since.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .. import FORGET_WRITER_SECONDS, MARK, SERIES, Batch, Kind, Stamped, Update
+from .. import ADD, FORGET_WRITER_SECONDS, MARK, SERIES, SET, Batch, Kind, Stamped, Update
 from .commands import CHANGE, number_text
 from .keys import Keys
 from .server import Server
@@ -50,7 +50,7 @@ class Changes:
                 return False
             text = value if isinstance(value, str) else number_text(value)
             fields.append(field)
-            changes.append(text if kind is Kind.ADD else f"={text}" if kind is Kind.SET else "")
+            changes.append(text if kind is ADD else f"={text}" if kind is SET else "")
         if len(fields) > 1 and len(set(fields)) < len(fields):
             return False
         arguments = [self._keys.prefix, str(batch.sequence), MARK + batch.writer, *fields, *changes]

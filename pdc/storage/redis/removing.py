@@ -7,7 +7,7 @@ from itertools import chain
 
 from redis.exceptions import ResponseError
 
-from .. import Batch, Kind
+from .. import REMOVALS, Batch, Kind
 from ..labels import Selectors, around_bound
 from .commands import text_of
 from .keys import Keys
@@ -29,6 +29,8 @@ class Removal:
     def remove(self, batch: Batch) -> None:
         """Do the removals of the batch; once it is applied, its mark keeps them from being done again."""
         for update in batch.updates:
+            if {operation.kind for operation in update.operations}.isdisjoint(REMOVALS):
+                continue
             series, selectors = update.removals(Kind.REMOVE), update.removals(Kind.DELETE)
             if series and not self._remove_series(batch, update.name, series):
                 selectors += series

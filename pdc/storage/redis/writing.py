@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 from .. import (
     FINAL_MARK_SECONDS,
     FORGET_WRITER_SECONDS,
+    INIT,
     REMOVALS,
     SWEEPS,
     USUAL,
@@ -227,7 +228,7 @@ def _arguments(update: Update, now: float) -> list[str | bytes]:
     """An update as `apply.lua` takes it: numbers are packed, since many arguments take long."""
     found: dict[str, tuple[list[str], list[Any]]] = {kind: ([], []) for kind in (*_IN_ORDER, *REMOVALS)}
     for kind, field, value in update.operations:
-        fields, values = found[_BEGIN if kind is Kind.INIT and isinstance(value, str) else kind]
+        fields, values = found[_BEGIN if kind is INIT and isinstance(value, str) else kind]
         fields.append(field)
         values.append(value)
     most, overflow, idle, _ = update.limits
