@@ -50,21 +50,20 @@ class Processes(NamedTuple):
     def merged(self, fields: Mapping[str, Any], now: float, lease: float) -> tuple[list[dict[str, str]], list[float]]:
         """The labels of the series, and their values. A process is alive if it was seen within the lease."""
         parts = _parts(list(map([*fields.values()].__getitem__, self.values)))
-        numbers = list(map(float, parts[::2]))
-        times = list(map(float, parts[1::2])) if self.live or self.mode == "mostrecent" else []
+        numbers, times = _numbers(parts[::2]), parts[1::2]
         counting = self._alive(fields, times, now, lease) if self.live else [True] * len(numbers)
         if len(self.labels) == len(numbers):
             return list(compress(self.labels, counting)), list(compress(numbers, counting))
-        values: Iterator[Any] = zip(numbers, times, strict=True) if self.mode == "mostrecent" else iter(numbers)
+        values: Iterator[Any] = zip(numbers, map(float, times), strict=True) if self.mode == "mostrecent" else iter(numbers)
         counts = iter(counting)
         series = [list(compress(islice(values, run), islice(counts, run))) for run in self.runs]
         return list(compress(self.labels, series)), list(map(_MERGES[self.mode], filter(None, series)))
 
-    def _alive(self, fields: Mapping[str, Any], times: list[float], now: float, lease: float) -> list[bool]:
+    def _alive(self, fields: Mapping[str, Any], times: Sequence[str], now: float, lease: float) -> list[bool]:
         """For each value, True where its process is alive: it was seen when the value was set, or later, as its mark tells."""
-        if times and now - min(times) <= lease and max(times) - now <= lease:
+        if times and all(-lease <= now - limit <= lease for limit in _limits(times)):
             return [True] * len(times)
-        alive = [-lease <= now - set_at <= lease for set_at in times]
+        alive = [-lease <= now - float(set_at) <= lease for set_at in times]
         others = [(place, self.writers[place]) for place, is_alive in enumerate(alive) if not is_alive]
         seen = Mark.times(marks_of(fields, {writer for _, writer in others}))
         for place, writer in others:
@@ -94,6 +93,18 @@ def _parts(texts: Sequence[str]) -> list[str]:
     """The numbers in these texts, each before the time at which it was set."""
     parts = " ".join(texts).split(" ")
     return parts if len(parts) == 2 * len(texts) else list(chain.from_iterable([text.partition(" ")[::2] for text in texts]))
+
+
+def _numbers(texts: Sequence[str]) -> list[float]:
+    """The numbers in these texts, many of which are the same."""
+    known = {text: float(text) for text in {*texts}}
+    return list(map(known.__getitem__, texts))
+
+
+def _limits(times: Sequence[str]) -> tuple[float, float]:
+    """The first and the last of these times. Texts of one length are in order as they are: parsing thousands takes long."""
+    ordered: Sequence[Any] = times if len({*map(len, times)}) == 1 else list(map(float, times))
+    return float(min(ordered)), float(max(ordered))
 
 
 def _sum(values: Sequence[float]) -> float:
