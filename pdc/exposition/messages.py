@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import lru_cache
 from io import BytesIO
-from itertools import accumulate, chain, groupby, islice
+from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple
 
 from prometheus_client.metrics_core import Metric
@@ -19,7 +19,7 @@ from prometheus_client.samples import Sample
 
 from ..exemplars import EXEMPLAR, exemplar_from
 from ..family import Family, Fields, Key, Labels
-from .natives import NativeFields, Plan, plan_of
+from .natives import NativeFields, plan_of
 from .protobuf import (
     ENCODERS,
     KEYS,
@@ -35,7 +35,7 @@ from .protobuf import (
     numbers,
     pair,
     series_part,
-    series_template,
+    series_templates,
     value_part,
     varint,
 )
@@ -223,108 +223,108 @@ class _Layout(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """The numbers of series that have the same keys, without inserts."""
+    """The values of series that have the same keys."""
 
-    shown: list[tuple[Key, array[int]]]
-    """The keys and the indices of their fields, of all series."""
     value: Part
     columns: dict[Callable[[float], bytes], list[array[int]]]
     """For each function that encodes numbers, the indices of their fields, of all series."""
-    gaps: list[tuple[Callable[[float], bytes], int]]
-    """For each gap the function of its value, and the place among the columns."""
+    gaps: list[tuple[Any, int]]
+    """For each gap the function of its number, `Part` for an insert or `Length`, and the place among such values."""
+    inserts: list[array[int]]
+    """The indices of the inserts, of all series."""
+    lengths: list[tuple[int, list[array[int]]]]
+    """The size of each message with inserts, of that of the series without the labels, and its inserts."""
 
     @classmethod
-    def of(cls, kind: int, numbers: list[tuple[Key, array[int]]]) -> _Shape:
-        """The shape of series with these keys, each with its column."""
+    def of(cls, kind: int, numbers: list[tuple[Key, array[int]]], exemplars: Mapping[int, array[int]]) -> _Shape:
+        """The shape of series with these keys, each with its column, and exemplars by the place of their keys."""
         columns: dict[Callable[[float], bytes], list[array[int]]] = {}
-        gaps = []
+        places: list[tuple[Any, int]] = []
         for (suffix, _), column in numbers:
             encode = encoder_of(kind, suffix)
             known = columns.setdefault(encode, [])
-            if suffix != "_count" or encode is not encode_count:  # the count of a histogram is its last sum
+            if suffix != NATIVE[0] and (suffix != "_count" or encode is not encode_count):  # the last sum is the count
                 known.append(column)
-            gaps.append((encode, len(known) - 1))
-        return cls(numbers, value_part(kind, tuple([key for key, _ in numbers])), columns, gaps)
+            places.append((encode, len(known) - 1))
+        value = value_part(kind, tuple([key for key, _ in numbers]), tuple(exemplars))
+        shape = cls(value, columns, [], [], [])
+        own = {gap: exemplars.get(~gap, numbers[~gap][1]) for gap in value.inserts}
+        whole = (Length(value.size, value.inserts),) if value.inserts else ()
+        for gap in (*whole, *value.gaps):
+            if isinstance(gap, Length):
+                shape.gaps.append((Length, len(shape.lengths)))
+                shape.lengths.append((gap.size, [own[each] for each in gap.inserts]))
+            elif gap < 0:
+                shape.gaps.append((Part, len(shape.inserts)))
+                shape.inserts.append(own[gap])
+            else:
+                shape.gaps.append(places[gap])
+        return shape
+
+    def lengths_of(self, labels: int, series: int) -> list[Length]:
+        """The lengths of a series with so many bytes of labels."""
+        found = [Length(size, tuple([column[series] for column in inserts])) for size, inserts in self.lengths]
+        return [found[0]._replace(size=found[0].size + labels), *found[1:]]
 
 
 class _ChunkDraft:
     """Gathers the messages of some series."""
 
-    def __init__(self, kind: int) -> None:
-        self._kind = kind
+    def __init__(self) -> None:
         self._templates: list[bytes] = []
-        self._columns = {encode: array("I") for encode in ENCODERS}
-        self._runs, self._inserts = array("I"), array("I")
+        self._columns: dict[Any, array[int]] = {kind: array("I") for kind in (*ENCODERS, Part)}
+        self._runs = array("I")
         self._lengths: list[Length] = []
         self._gaps: list[list[tuple[Any, range]]] = []
-        """For series that were added together, the column of the value of each gap, and for each series the place there."""
+        """For series that were added together, the kind of each gap, and for each series the place of its value."""
+        self._order: list[int] = []
 
-    def add_all(self, labels: list[bytes], shape: _Shape, series: list[int]) -> None:
-        """Add these series, which have no inserts, column by column: there may be 100,000."""
-        self._templates.append(series_template(labels, shape.value))
-        places = {}
-        for encode, columns in shape.columns.items():
-            own, count = self._columns[encode], len(columns)
-            start = len(own)
+    def add(self, labels: list[bytes], shape: _Shape, series: list[int], order: list[int]) -> None:
+        """Add these series column by column, since there may be 100,000; in the end they are in that order."""
+        self._templates += series_templates(labels, shape.value)
+        self._order += order
+        places: dict[Any, tuple[int, int]] = {Length: (len(self._lengths), len(shape.lengths))}
+        for kind, columns in ((Part, shape.inserts), *shape.columns.items()):
+            own = self._columns[kind]
+            places[kind] = len(own), len(columns)
             own.extend(_in_turns([map(column.__getitem__, series) for column in columns]))
-            places[encode] = range(start, len(own)), count
-            if encode is encode_count:
-                self._runs.extend([count] * len(series))
-        self._gaps.append([(encode, places[encode][0][place :: places[encode][1]]) for encode, place in shape.gaps])
-
-    def add(self, labels: bytes, numbers: list[tuple[Key, int]], insert_of: Mapping[int, int]) -> None:
-        """Add a series with the numbers in these fields, and their inserts."""
-        inserts = {~gap: insert_of[field] for gap, (_, field) in enumerate(numbers) if field in insert_of}
-        value = value_part(self._kind, tuple([key for key, _ in numbers]), tuple([~gap for gap in inserts]))
-        part = series_part(labels, value)
-        places = self._places(numbers)
-        self._templates.append(part.template)
-        gaps: list[tuple[Any, int]] = []
-        for gap in part.gaps:
-            if isinstance(gap, Length):
-                gaps.append((Length, len(self._lengths)))
-                self._lengths.append(Length(gap.size, tuple(inserts[each] for each in gap.inserts)))
-            elif gap < 0:
-                gaps.append((Part, len(self._inserts)))
-                self._inserts.append(inserts[gap])
-            else:
-                gaps.append(places[gap])
-        self._gaps.append([(column, range(place, place + 1)) for column, place in gaps])
-
-    def _places(self, numbers: list[tuple[Key, int]]) -> list[tuple[Any, int]]:
-        """The column and the place of each number; inserts have no place. The count of a histogram is its last sum."""
-        places = []
-        sums = self._columns[encode_count]
-        first = len(sums)
-        for (suffix, _), field in numbers:
-            encode = encoder_of(self._kind, suffix)
-            column = self._columns[encode]
-            if suffix != "_native" and (suffix != "_count" or encode is not encode_count):
-                column.append(field)
-            places.append((encode, len(column) - 1))
-        if len(sums) > first:
-            self._runs.append(len(sums) - first)
-        return places
+        if counts := shape.columns.get(encode_count):
+            self._runs.extend([len(counts)] * len(series))
+        if shape.lengths:
+            self._lengths += chain.from_iterable(map(shape.lengths_of, map(len, labels), series))
+        self._gaps.append([(kind, _stepped(*places[kind], place, len(series))) for kind, place in shape.gaps])
 
     def chunk(self) -> _Chunk:
         """The chunk of the series so far."""
-        buckets, times = self._columns.pop(encode_count), self._columns.pop(encode_time)
+        buckets, times, inserts = map(self._columns.pop, (encode_count, encode_time, Part))
         columns = [(encode, fields) for encode, fields in self._columns.items() if fields]
         sizes: list[tuple[Any, Sized]] = [(encode_count, buckets), *columns, (encode_time, times)]
-        sizes += [(Part, self._inserts), (Length, self._lengths)]
+        sizes += [(Part, inserts), (Length, self._lengths)]
         starts = accumulate((len(fields) for _, fields in sizes), initial=0)
         start = {column: first for (column, _), first in zip(sizes, starts, strict=False)}
-        gaps = array("I")
+        gaps: list[tuple[int, ...]] = []
         for together in self._gaps:
             all_places = [(start[column], places) for column, places in together]
-            gaps.extend(_in_turns([range(first + each.start, first + each.stop, each.step) for first, each in all_places]))
-        template = b"".join(self._templates)
-        return _Chunk(template, gaps, buckets, self._runs, columns, _Times(times), self._inserts, self._lengths)
+            gaps += zip(*[range(first + each.start, first + each.stop, each.step) for first, each in all_places], strict=True)
+        rows = [*zip(self._order, self._templates, gaps, strict=True)]
+        if len(self._gaps) > 1:
+            rows.sort()
+        template = b"".join([each for _, each, _ in rows])
+        places = array("I", chain.from_iterable([each for _, _, each in rows]))
+        return _Chunk(template, places, buckets, self._runs, columns, _Times(times), inserts, self._lengths)
+
+
+def _stepped(start: int, step: int, place: int, count: int) -> range:
+    """So many places, each `step` after the one before."""
+    return range(start + place, start + place + count * step, step)
 
 
 def _in_turns(columns: list[Iterable[int]]) -> Iterator[int]:
     """The first numbers of all columns, then the second ones."""
     return chain.from_iterable(zip(*columns, strict=True))
+
+
+_EXEMPLAR_OF_NATIVE = f"{EXEMPLAR}_native"
 
 
 class _Draft(Draft):
@@ -333,35 +333,35 @@ class _Draft(Draft):
     def __init__(self, family: Family, fields: Fields, encoder: ProtobufEncoder) -> None:
         super().__init__(family, fields)
         self._encoder = encoder
-        self._shapes: dict[tuple[Key, ...], _Shape] = {}
+        self._shapes: dict[tuple[tuple[Key, ...], bool], _Shape] = {}
+        self._buckets: list[tuple[str, array[int]]] = []
+        """Native buckets, and the indices of their fields, of all series."""
         self._natives: list[NativeFields] = []
 
     def layout(self, key: tuple[Any, ...]) -> _Layout:
         """Build the layout under that key."""
         self._find(with_exemplars=True)
         chunks, order, further = [], self._series.in_order(), self._further()
+        self._buckets = [(le, column) for (suffix, le), column in further if suffix == "_native"]
+        others = [(each, column) for each, column in further if each[0] not in ("_native", _EXEMPLAR_OF_NATIVE)]
         while block := [*islice(order, max(CHUNK // self._family.numbers, 1))]:
-            draft = _ChunkDraft(TYPES[self._family.type])
-            all_labels = iter(self._labels(block))
-            for keys, series in self._runs(block, further):
-                labels = [*islice(all_labels, len(series))]
-                if self._family.native or any(suffix.startswith(EXEMPLAR) for suffix, _ in keys):
-                    for each, own in zip(series, labels, strict=True):
-                        draft.add(own, *self._numbers(each, keys))
-                else:
-                    draft.add_all(labels, self._shape(keys), series)
+            draft = _ChunkDraft()
+            labels = self._labels(block)
+            for shape, places in self._alike(block, others):
+                draft.add([labels[each] for each in places], shape, [block[each] for each in places], places)
             chunks.append(draft.chunk())
         self._series.free()
         return _Layout(key, self._encoder.head(self._family), chunks, self._natives)
 
-    def _runs(self, block: list[int], further: list[tuple[Key, array[int]]]) -> Iterator[tuple[tuple[Key, ...], list[int]]]:
-        """Yield the series in their order, those together that have the same of the further keys, after these."""
-
-        def keys_of(series: int) -> tuple[Key, ...]:
-            return tuple([each for each, column in further if column[series] != self._missing])
-
-        for keys, run in groupby(block, keys_of) if further else [((), block)]:
-            yield keys, [*run]
+    def _alike(self, block: list[int], others: list[tuple[Key, array[int]]]) -> Iterator[tuple[_Shape, list[int]]]:
+        """Yield the shapes of the series, each with the places in the block of the series that have it."""
+        found: dict[tuple[tuple[Key, ...], bool], list[int]] = {}
+        for place, series in enumerate(block):
+            keys = tuple([each for each, column in others if column[series] != self._missing]) if others else ()
+            is_native = bool(self._family.native) and self._add_native(series)
+            found.setdefault((keys, is_native), []).append(place)
+        for (keys, is_native), places in found.items():
+            yield self._shape(keys, is_native), places
 
     def _labels(self, series: list[int]) -> list[bytes]:
         """The fields of the labels of each series."""
@@ -374,36 +374,42 @@ class _Draft(Draft):
             fields.append(map(known.__getitem__, values))
         return [*map(b"".join, zip(*fields, strict=True))]
 
-    def _numbers(self, series: int, keys: tuple[Key, ...]) -> tuple[list[tuple[Key, int]], dict[int, int]]:
-        """The keys and the fields of the numbers of a series, and the inserts by these fields.
+    def _add_native(self, series: int) -> bool:
+        """Add the native buckets of the series, if it has such ones.
 
-        A series with native buckets has count and sum beside them: Prometheus wants a count that is that of its buckets. It has
-        none where classic buckets alone have counts, of processes without native ones.
+        It has none where classic buckets alone have counts, of processes without native ones.
         """
-        plain = tuple([key for key in keys if not key[0].startswith(("_native", EXEMPLAR))])
-        numbers = [(each, column[series]) for each, column in self._shape(plain).shown]
-        native = self._family.resolution
-        exemplars = [(suffix.removeprefix(EXEMPLAR), le) for suffix, le in keys if suffix.startswith(EXEMPLAR)]
-        inserts = {self._columns[each][series]: self._columns[EXEMPLAR + each[0], each[1]][series] for each in exemplars}
-        buckets = {key[1]: self._columns[key][series] for key in keys if key[0] == "_native"} if native else {}
-        is_classic = any(field != self._missing for (suffix, _), field in numbers if suffix == "_bucket")
-        if native is not None and (buckets or not is_classic):
-            number = self._missing + 1 + len(self._natives)
-            self._natives.append(self._native(plan_of(frozenset(buckets), native), buckets, series, inserts))
-            inserts[number] = number
-            numbers = [*(each for each in numbers if each[0][0] in ("_bucket", "_created")), (NATIVE, number)]
-        return numbers, inserts
+        missing, native = self._missing, self._family.resolution
+        buckets = {le: column[series] for le, column in self._buckets if column[series] != missing}
+        if native is None or (not buckets and self._family.classic and self._has_classic(series)):
+            return False
+        plan = plan_of(frozenset(buckets), native)
+        counts = array("I", [buckets.get(text, missing) for text in plan.texts])
+        known = [(_EXEMPLAR_OF_NATIVE, le) for le in buckets if (_EXEMPLAR_OF_NATIVE, le) in self._columns]
+        exemplars = array("I", [field for each in known if (field := self._column(each)[series]) != missing])
+        self._column(NATIVE)[series] = missing + 1 + len(self._natives)
+        self._natives.append(NativeFields(plan, counts, self._column(("_sum", ""))[series], exemplars))
+        return True
 
-    def _native(self, plan: Plan, buckets: Mapping[str, int], series: int, inserts: Mapping[int, int]) -> NativeFields:
-        counts = array("I", [buckets.get(text, self._missing) for text in plan.texts])
-        exemplars = array("I", [inserts[field] for field in buckets.values() if field in inserts])
-        return NativeFields(plan, counts, self._column(("_sum", ""))[series], exemplars)
+    def _has_classic(self, series: int) -> bool:
+        columns = [self._column(each) for each in self._columns if each[0] == "_bucket"]
+        return any(column[series] != self._missing for column in columns)
 
-    def _shape(self, keys: tuple[Key, ...]) -> _Shape:
-        """The shape of series with these keys, which are no native buckets."""
-        if keys not in self._shapes:
+    def _shape(self, keys: tuple[Key, ...], is_native: bool) -> _Shape:
+        """The shape of series with these keys, which are no native buckets.
+
+        A series with native buckets has count and sum beside them: Prometheus wants a count that is that of its buckets.
+        """
+        shape = self._shapes.get((keys, is_native))
+        if shape is None:
             if len(self._shapes) >= MOST_SHAPES:
                 self._shapes.clear()
-            shown = [(each, self._column(each)) for each in self._family.numbers_of(keys) if each[0] != "_until"]
-            self._shapes[keys] = _Shape.of(TYPES[self._family.type], shown)
-        return self._shapes[keys]
+            plain = [each for each in keys if not each[0].startswith(EXEMPLAR)]
+            shown = [each for each in self._family.numbers_of(plain) if each[0] != "_until"]
+            if is_native:
+                shown = [*(each for each in shown if each[0] in ("_bucket", "_created")), NATIVE]
+            exemplars = {place: (EXEMPLAR + suffix, le) for place, (suffix, le) in enumerate(shown)}
+            own = {place: self._column(each) for place, each in exemplars.items() if each in keys}
+            shape = _Shape.of(TYPES[self._family.type], [(each, self._column(each)) for each in shown], own)
+            self._shapes[keys, is_native] = shape
+        return shape

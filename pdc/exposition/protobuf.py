@@ -317,22 +317,16 @@ def series_part(labels: bytes, value: Part, milliseconds: int | None = None) -> 
     """The message of a series with the fields of its labels, its value, and its time where it has one."""
     if milliseconds is not None:
         value = _joined((value, _static(KEYS["Metric.timestamp_ms"] + varint(milliseconds & (1 << 64) - 1))))
-    if not value.inserts:
-        return _message("MetricFamily.metric", _static(labels), value)
-    size = len(labels) + value.size  # as `_message` without objects for its parts: there may be 100,000
-    template = _SERIES + labels.replace(b"%", b"%%") + value.template
-    return Part(template, len(_SERIES) + size, (Length(size, value.inserts), *value.gaps), value.inserts)
+    return _message("MetricFamily.metric", _static(labels), value)
 
 
-_SERIES = KEYS["MetricFamily.metric"] + b"%s"
-
-
-def series_template(labels: Sequence[bytes], value: Part) -> bytes:
-    """The template of series with the fields of their labels, all with that value, which has no inserts; fast for many."""
+def series_templates(labels: Sequence[bytes], value: Part) -> list[bytes]:
+    """The templates of series with these fields of labels, all with that value. Inserts make lengths gaps."""
     sizes = [*map(len, labels)]
-    heads = {size: _static(KEYS["MetricFamily.metric"] + varint(size + value.size)).template for size in set(sizes)}
+    key = KEYS["MetricFamily.metric"]
+    heads = {size: key + (b"%s" if value.inserts else varint(size + value.size).replace(b"%", b"%%")) for size in {*sizes}}
     shown = [each.replace(b"%", b"%%") for each in labels]
-    return b"".join(chain.from_iterable(zip(map(heads.__getitem__, sizes), shown, repeat(value.template))))
+    return [*map(b"".join, zip(map(heads.__getitem__, sizes), shown, repeat(value.template), strict=False))]
 
 
 def encoder_of(kind: int, suffix: str) -> Callable[[float], bytes]:
