@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from prometheus_client.samples import Exemplar
 
 from ..exemplars import exemplar_from
-from ..family import number
 from ..native import NAN, Bucket, Native, bound, common, place
 from .protobuf import KEYS, MOST_WHOLE, Kept, content, encode_double, exemplar_message, numbers, varint, zigzag
 
@@ -110,20 +109,26 @@ def plan_of(texts: frozenset[str], native: Native) -> Plan:
 _DELTAS = Kept(lambda value: zigzag(int(value)))
 
 
-class NativeFields(NamedTuple):
-    """The fields of a series with native buckets."""
+class NativeFields:
+    """The fields of a series with native buckets. The bytes of its numbers are kept until one changes."""
 
-    plan: Plan
-    counts: array[int]
-    total: int
-    exemplars: array[int]
+    def __init__(self, plan: Plan, counts: array[int], total: int, exemplars: array[int]) -> None:
+        self._plan = plan
+        self._numbers = array("I", [*counts, total])
+        self._exemplars = exemplars
+        self._last = b"", b""
 
     def shown(self, stored: Sequence[Any]) -> bytes:
         """The fields of the message with the stored values."""
-        counts = numbers(map(stored.__getitem__, self.counts))
-        exemplars = sorted((exemplar_from(stored[field]) for field in self.exemplars), key=_moment)[-MOST_EXEMPLARS:]
-        fields = (KEYS["Histogram.exemplars"] + exemplar_message(each) for each in exemplars)
-        return self.plan.message(counts, number(stored[self.total])) + b"".join(fields)
+        read = numbers(map(stored.__getitem__, self._numbers))
+        before, shown = self._last
+        if (now := array("d", read).tobytes()) != before:
+            shown = self._plan.message(read[:-1], read[-1])
+            self._last = now, shown
+        if not self._exemplars:
+            return shown
+        exemplars = sorted((exemplar_from(stored[field]) for field in self._exemplars), key=_moment)[-MOST_EXEMPLARS:]
+        return shown + b"".join([KEYS["Histogram.exemplars"] + exemplar_message(each) for each in exemplars])
 
 
 def _moment(exemplar: Exemplar) -> float:
