@@ -81,6 +81,7 @@ COUNT_SIZE, DOUBLE_SIZE, TIME_SIZE, LENGTH_SIZE = 9, 8, 12, 5
 MORE_OF_5, MORE_OF_8 = 0x80808080, 0x80808080808080
 """The bits of varints of five and eight bytes that promise one more byte."""
 _BYTES = tuple(bytes((value,)) for value in range(0x80))
+_MORE = tuple(bytes((value | 0x80,)) for value in range(0x80))
 
 encode_double: Callable[[float], bytes] = Struct("<d").pack
 
@@ -114,12 +115,7 @@ def varint(value: int) -> bytes:
     """The integer in as few bytes as it takes."""
     if value < 0x80:
         return _BYTES[value]
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
+    return _MORE[value & 0x7F] + varint(value >> 7)
 
 
 def zigzag(value: int) -> bytes:
