@@ -282,3 +282,13 @@ def test_a_function_that_fails_leaves_the_value(
     buffer.flush()
     assert set(recorder.sent("")[1:]) == {("set", 1.0)}
     assert "the function of the gauge level failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("times", "alive"), [(["1000.0", "99.0", "999.9"], 2), (["1000.0", "1000.1"], 2), (["1020.0", "1000.0"], 1)]
+)
+def test_times_of_several_lengths(times: list[str], alive: int) -> None:
+    """A process counts as alive by the time of its value as a number, however many digits that has."""
+    family = pdc.family.Family("m", "gauge", "", mode="livesum")
+    fields = {f"#live:{number}:{{}}": f"1 {time}" for number, time in enumerate(times)}
+    assert [sample.value for sample in family.metric(fields, 1000.0).samples] == [alive]

@@ -111,6 +111,21 @@ def test_the_newest_exemplars_of_native_buckets() -> None:
     assert found == [[str(index)] for index in reversed(range(10))]
 
 
+def test_a_later_scrape_has_the_numbers_of_its_time() -> None:
+    """A count, a sum or an exemplar that changed since the last scrape is shown; so is what did not change."""
+    renderer, metrics = Renderer(), stored(Native(), {"3p1": 1.0, "3p2": 2.0})
+    exemplar = EXEMPLAR + "_native:" + dump({"le": "3p1"})
+    changes = {"_native:" + dump({"le": "3p2"}): 5.0, "_sum:{}": math.nan, exemplar: exemplar_text({"trace": "2"}, 1.0, NOW)}
+    metrics["m"][exemplar] = exemplar_text({"trace": "1"}, 1.0, NOW)
+    pages = [rendered(renderer, metrics, ProtobufEncoder())]
+    for field, value in changes.items():
+        metrics["m"][field] = value
+        fresh = rendered(Renderer(), metrics, ProtobufEncoder())
+        assert rendered(renderer, metrics, ProtobufEncoder()) == rendered(renderer, metrics, ProtobufEncoder()) == fresh
+        pages.append(fresh)
+    assert len({*pages}) == 4
+
+
 def test_classic_and_native_buckets_share_a_message(storage: dict[str, Any], registry: CollectorRegistry) -> None:
     """A histogram with both has both, with one count and one sum; series from before only have classic buckets."""
     pdc.setup(**storage)
