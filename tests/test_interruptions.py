@@ -311,6 +311,18 @@ def test_a_lock_that_is_held_for_a_limited_time_is_free_again() -> None:
         assert not is_own(lock), point
 
 
+def test_a_lock_that_is_held_for_a_limited_time_by_its_owner_stays_its_own_once() -> None:
+    """A handler that raises while its thread has the lock already leaves it to be released once."""
+    lock = threading.RLock()
+    work = partial(locked_within, 1.0, lock, list)
+    with lock:
+        number = number_of_points(work)
+    for point in range(number):
+        with lock:
+            raise_at(point, work)
+        assert not is_own(lock), point
+
+
 def test_an_interrupted_change_of_cells_leaves_no_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler that raises where a native histogram needs another cell leaves only cells of the series, later one alone."""
     pdc.setup(sqlite=str(tmp_path / "metrics.db"), flush_interval=3600)

@@ -57,9 +57,11 @@ def locked(lock: threading.RLock, work: Callable[P, T], *args: P.args, **kwargs:
 def locked_within(seconds: float, lock: threading.RLock, work: Callable[[], object]) -> bool:
     """Do the work with the lock held unless other threads hold it for so long; return whether it was done.
 
-    The lock is free again whatever raises, also a handler while it is released.
+    The lock is free again whatever raises, also a handler while it is released. A thread that has it keeps it meanwhile.
     """
-    is_nested = is_own(lock)
+    if is_own(lock):
+        work()
+        return True
     try:
         try:
             if is_in_time := lock.acquire(timeout=seconds):
@@ -68,7 +70,7 @@ def locked_within(seconds: float, lock: threading.RLock, work: Callable[[], obje
         finally:
             release_own(lock)
     finally:
-        if not is_nested and is_own(lock):
+        if is_own(lock):
             lock.release()
 
 
