@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from threading import Lock
 from typing import Any
@@ -33,6 +34,7 @@ from pdc.http import (
 )
 from pdc.http.hooks import HookT
 from pdc.options import Options
+from pdc.process import log
 
 from .views import ViewMetrics, end_unanswered, warn_of_misplaced
 
@@ -178,6 +180,16 @@ def _complete(app: Flask) -> None:
     methods.handle_user_exception = _watch_exceptions(app.handle_user_exception, (HTTPException,))
     methods.handle_exception = _note_answers(_watch_exceptions(app.handle_exception))
     warn_of_misplaced(app)
+    _warn_of_other_page(app)
+
+
+def _warn_of_other_page(app: Flask) -> None:
+    """Log a view of the application at the path of the metrics page: Flask calls the first one of the two."""
+    path = app.extensions["pdc"].options.metrics_path
+    for rule in app.url_map.iter_rules():
+        if rule.rule == path and rule.endpoint != ENDPOINT and "GET" in (rule.methods or ["GET"]):
+            text = "the view %s and the metrics page of pdc are both at %s: remove the view, or set PDC_METRICS_PATH"
+            log.write(logging.WARNING, text, rule.endpoint, path)
 
 
 def _excludes(app: Flask, endpoint: str, method: str, counted: set[str]) -> bool:

@@ -211,6 +211,16 @@ def test_metrics_of_one_process(tmp_path: Path, lines: Callable[[], list[str]]) 
     assert [is_quoted(line, tmp_path) for line in lines() if "prometheus_client" in line] == [True]
 
 
+def test_an_older_page(tmp_path: Path, lines: Callable[[], list[str]]) -> None:
+    """A view of the application at the path of the page hides it, and the log has the quoted line."""
+    app = Flask("shop")
+    app.config.update(PDC_SQLITE_PATH=str(tmp_path / "metrics.db"))
+    app.add_url_rule("/metrics", "metrics", lambda: "of one process")
+    pdc_flask.PrometheusMetrics(app)
+    assert app.test_client().get("/metrics").text == "of one process"
+    assert [is_quoted(line, tmp_path) for line in lines() if "both" in line] == [True]
+
+
 SET_ALL = """
 for mode in {modes}:
     pdc.Gauge("g_" + mode, "Help.", multiprocess_mode=mode).set(5)

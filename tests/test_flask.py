@@ -172,6 +172,20 @@ def test_metrics_are_not_counted_and_can_be_moved(make_app: Make) -> None:
     assert client.get("/metrics").status_code == 404
 
 
+@pytest.mark.parametrize(("path", "messages"), [("/metrics", 1), ("/metrics/", 0), ("/own", 0)])
+def test_a_view_at_the_path_of_the_page_is_logged(
+    make_app: Make, caplog: pytest.LogCaptureFixture, path: str, messages: int
+) -> None:
+    """A view that the application has at the path of the metrics page is logged, once, also if it came later."""
+    app = make_app()
+    app.add_url_rule(path, "old_page", lambda: "old")
+    app.add_url_rule("/metrics", "push", lambda: "pushed", methods=["POST"])
+    for _ in range(2):
+        app.test_client().get("/metrics")
+    expected = "the view old_page and the metrics page of pdc are both at /metrics: remove the view, or set PDC_METRICS_PATH"
+    assert caplog.text.count(expected) == caplog.text.count("the metrics page of pdc") == messages
+
+
 @pytest.mark.parametrize("matching", ["host", "subdomain"])
 @pytest.mark.filterwarnings("ignore:Current server name")
 def test_the_page_is_on_every_host(tmp_path: Any, matching: str) -> None:
