@@ -39,6 +39,7 @@ def test_show_lists_all_metrics(command: Pdc) -> None:
         ["wait_seconds", "histogram", "1", "4 x 1.5", "Time in the queue."],
     ]
     assert all(re.fullmatch(r"\d+ (s|ms) ago", row[4]) for row in done.rows())
+    assert done.output.startswith("Metric\tType\tSeries\tValue\tWritten\tHelp\n")
     assert "5 metrics, 1 process alive of 1" in done.errors
     assert done.code == 0
 
@@ -205,8 +206,8 @@ WRONG = [
     (["get", "redis://:secret@h"], "expected a metric such as hits"),
     (["serve", "--port", "redis://:secret@h"], "Invalid value for '--port': 'redis://***"),
     (["show", "--sqlite", "redis://:secret@h"], "PDC_SQLITE_PATH must be the path of a file, no URL"),
-    (["show", "--sqlite", "a.db", "--prefix", "p"], "there is no file a.db"),
-    (["show"], "there is no file metrics.db: name the storage with --redis URL or --sqlite PATH"),
+    (["show", "--sqlite", "a.db", "--prefix", "p"], "/a.db: name the storage with --redis URL or --sqlite PATH"),
+    (["show"], "/metrics.db: name the storage with --redis URL or --sqlite PATH"),
     (["top"], "it needs a terminal"),
 ]
 
@@ -221,7 +222,7 @@ def test_an_error_is_one_line(arguments: list[str], reason: str, command: Pdc) -
     assert done.errors.count("\n") == 1
     assert reason in done.errors
     assert "secret" not in done.errors
-    assert done.code == (1 if "no file" in reason else 2)
+    assert done.code == (1 if "name the storage" in reason else 2)
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)

@@ -77,7 +77,9 @@ class Place(NamedTuple):
     def open(self) -> Storage:
         """The same, but it must be there: an empty file in a wrong place would say that all is well."""
         if self.path is not None and not self.path.exists():
-            raise click.ClickException(f"there is no file {self.path}: name the storage with --redis URL or --sqlite PATH")
+            raise click.ClickException(
+                f"there is no file {self.path.absolute()}: name the storage with --redis URL or --sqlite PATH"
+            )
         return self.connect()
 
 

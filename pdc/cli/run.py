@@ -47,7 +47,7 @@ IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
     "command", nargs=-1, required=True, type=click.UNPROCESSED, shell_complete=lambda *_: [CompletionItem("", type="file")]
 )
 def run(place: Place, flush_interval: float | None, gauge_mode: str | None, command: tuple[str, ...]) -> int:
-    """Run a program with the metrics of prometheus_client in the storage.
+    """Run a program with its metrics in the storage.
 
     The program stays as it is: its metrics of plain prometheus_client classes, and those of its packages, are in the storage
     from the start, in this process and in all its children, as after pdc.install(). The program replaces this process, so that

@@ -36,7 +36,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         return
     if title:
         click.echo(f"# {title}")
-    for row in (columns, *rows):
+    for row in (map(str.strip, columns), *rows):
         click.echo("\t".join(map(printable, row)))
 
 
