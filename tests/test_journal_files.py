@@ -425,6 +425,27 @@ print(pdc.generate_latest().decode())
     assert "hits_total 52.0" in pdc.generate_latest().decode()
 
 
+def test_a_journal_that_is_about_to_begin_is_not_locked(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that looks for journals leaves the lock of a new file to its owner, which would go without a journal."""
+    journal.leave('hits.labels("/").inc()')
+    (left,) = journal.folder.iterdir()
+    new = left.with_name(f"{left.name.partition('-')[0]}-{time.time_ns():016x}-1-a.journal")
+    new.touch(0o600)
+    looked, reads = [], os.pread
+
+    def read(number: int, *wanted: int) -> bytes:
+        if os.fstat(number).st_ino == new.stat().st_ino:
+            with new.open() as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            looked.append(number)
+        return reads(number, *wanted)
+
+    monkeypatch.setattr(os, "pread", read)
+    assert journal.send() == {("/",): 1.0}
+    assert looked
+    assert [*journal.folder.iterdir()] == [new]
+
+
 def test_messages_about_journals_hold_up_no_thread(
     storage: dict[str, Any], registry: CollectorRegistry, tmp_path: Path
 ) -> None:

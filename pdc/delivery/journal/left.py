@@ -91,15 +91,16 @@ class LeftJournal:
     def _is_left(self, file: Descriptor) -> bool:
         """True where its owner is dead and nobody has sent it; it is locked then. Removes one that was never begun."""
         expect_own_file(os.fstat(file.number))
+        if not _is_begun(file) and not self._is_older(file, BEGIN_SECONDS):  # its owner may be about to lock it
+            return False
         try:
             file.lock()
         except BlockingIOError:
             return False
-        header = os.pread(file.number, HEADER, 0)
-        if os.fstat(file.number).st_nlink == 0 or _is_alive(text_of(header, OWNER)):
+        if os.fstat(file.number).st_nlink == 0 or _is_alive(text_of(os.pread(file.number, HEADER, 0), OWNER)):
             return False
-        is_begun = any(header[: len(MAGIC)])
-        if not is_begun and self._is_older(file, BEGIN_SECONDS):
+        is_begun = _is_begun(file)
+        if not is_begun:
             self._remove()
         return is_begun
 
@@ -135,6 +136,10 @@ def _is_of(header: bytes, storage: Storage, places: Sequence[str]) -> bool:
     written_for = text_of(header, STORAGE)
     found = storage.id() if written_for else ""
     return written_for == found if found else text_of(header, PLACE) in map(fingerprint, places)
+
+
+def _is_begun(file: Descriptor) -> bool:
+    return any(os.pread(file.number, len(MAGIC), 0))
 
 
 def _is_alive(named: str) -> bool:
