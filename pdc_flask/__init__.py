@@ -63,8 +63,11 @@ class PrometheusMetrics(ViewMetrics):
     def init_app(self, app: Flask) -> None:
         """Instrument the application, before its first request.
 
-        Raises OptionError for a wrong or unknown option, RuntimeError for an application that has this already.
+        Raises OptionError for a wrong or unknown option, RuntimeError for an application that has this already, TypeError for
+        another object.
         """
+        if not isinstance(app, Flask):
+            raise TypeError(f"expected an application of Flask, got {app!r}: pdc_starlette is for Starlette and FastAPI")
         if "pdc" in app.extensions:
             raise RuntimeError(
                 f"{app} has PrometheusMetrics already: call init_app() or PrometheusMetrics(app) once per application"

@@ -222,17 +222,10 @@ def instrument(
     and `tags` group it there. With any of them the page is a route of FastAPI: dependencies of the application run, too.
 
     Raises OptionError for a wrong or unknown option, RuntimeError for an application that has the middleware already, TypeError
-    for `dependencies`, `include_in_schema` or `tags` of an application that is not one of FastAPI.
+    for another object, and for `dependencies`, `include_in_schema` or `tags` of an application that is not one of FastAPI.
     """
-    added: list[Any] = [middleware.cls for middleware in app.user_middleware]
-    if PrometheusMiddleware in added:
-        raise RuntimeError(f"{app} has PrometheusMiddleware already: add it once per application")
     is_of_fastapi = bool(dependencies or include_in_schema or tags)
-    if is_of_fastapi and not hasattr(app.router, "add_api_route"):
-        raise TypeError(
-            f"dependencies, include_in_schema and tags need an application of FastAPI, got {app!r}: "
-            "guard its page with metrics_decorator, or with metrics_token, metrics_basic_auth or metrics_networks"
-        )
+    _check(app, is_of_fastapi)
     loaded = _load(options)
     app.add_middleware(PrometheusMiddleware, **options)
     if loaded.metrics_path is None:
@@ -251,6 +244,20 @@ def instrument(
         else:
             routes.append(Route(path, view, methods=METHODS, include_in_schema=False))
     routes[:] = [*routes[before:], *routes[:before]]  # before all other routes: one of them may take every path
+
+
+def _check(app: Starlette, is_of_fastapi: bool) -> None:
+    """Raise what `instrument` says for an application that it cannot change."""
+    if not isinstance(app, Starlette):
+        raise TypeError(f"expected an application of Starlette or FastAPI, got {app!r}: pdc_flask is for Flask")
+    added: list[Any] = [middleware.cls for middleware in app.user_middleware]
+    if PrometheusMiddleware in added:
+        raise RuntimeError(f"{app} has PrometheusMiddleware already: add it once per application")
+    if is_of_fastapi and not hasattr(app.router, "add_api_route"):
+        raise TypeError(
+            f"dependencies, include_in_schema and tags need an application of FastAPI, got {app!r}: "
+            "guard its page with metrics_decorator, or with metrics_token, metrics_basic_auth or metrics_networks"
+        )
 
 
 def _add_api_routes(

@@ -244,6 +244,13 @@ def test_the_extension_can_be_switched_off(make_app: Make) -> None:
     assert client.get("/metrics").status_code == 404
 
 
+def test_an_application_of_another_framework_is_refused() -> None:
+    """The error names the object, and the extension of other frameworks."""
+    application: Any = object()
+    with pytest.raises(TypeError, match=r"expected an application of Flask, got <object .*>: pdc_starlette is for"):
+        PrometheusMetrics(application)
+
+
 def test_an_application_factory_may_be_called_twice(make_app: Make) -> None:
     """Two applications of one process count into the same metrics; the same application twice is an error."""
     first, second = make_app(), make_app()

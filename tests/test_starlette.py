@@ -240,6 +240,13 @@ def test_either_event_loop_will_do(make_app: Make) -> None:
     assert stored("websocket_connections_total") == {("/echo",): 2.0}
 
 
+def test_an_application_of_another_framework_is_refused() -> None:
+    """The error names the object, and the extension of Flask."""
+    application: Any = object()
+    with pytest.raises(TypeError, match=r"expected an application of Starlette or FastAPI, got <object .*>: pdc_flask"):
+        instrument(application)
+
+
 def test_applications_share_metrics_and_count_once(make_app: Make) -> None:
     """Two applications of one process count into the same metrics; one mounted in the other does not count twice."""
     first, second = make_app({"/": fine}), make_app({"/": fine})
