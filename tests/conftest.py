@@ -251,7 +251,7 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         source: str, *arguments: object, storage: dict[str, Any] | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         head = AS_PYTHON_BEGINS + f"import pdc\ndef setup(**options): pdc.setup(**{{**{storage!r}, **options}})\n"
-        return subprocess.run(
+        done = subprocess.run(
             [
                 sys.executable,
                 "-W",
@@ -267,8 +267,10 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             capture_output=True,
             text=True,
             timeout=100,
-            check=check,
+            check=False,
         )
+        assert not check or done.returncode == 0, done.stderr
+        return done
 
     return run
 

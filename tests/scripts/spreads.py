@@ -45,14 +45,15 @@ def numbers_of(process: int) -> list[float]:
 
 
 def work(process: int) -> None:
-    """Observe one number after the other."""
+    """Observe one number after the other; a process that lives so long leaves the last one."""
     setup(flush_interval=INTERVAL, journal="journals")
     spread = pdc.Histogram("spread", "Numbers.", ["of"], buckets=() if process % 2 else (1,), native=RESOLUTIONS[process % 4])
     child = spread.labels("all")
-    for number in numbers_of(process):
+    for number in numbers_of(process)[:-1]:
         child.observe(number)
         acknowledged[process] += 1
         time.sleep(PAUSE)
+    signal.pause()
 
 
 def coarsen() -> None:
