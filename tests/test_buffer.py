@@ -272,6 +272,31 @@ def test_a_thread_that_a_shutdown_finds_at_work_sends_no_more(
     assert recorder.batches == []
 
 
+def test_of_two_background_threads_one_finishes() -> None:
+    """Where two threads each started a background thread, the first one is over, and sends nothing as the process ends."""
+    finished: list[threading.Thread] = []
+    several = flusher.Flusher(
+        on_beat=lambda _: False,
+        on_renewal=lambda: None,
+        is_down=lambda: False,
+        may_start=lambda: True,
+        send=lambda: None,
+        finish=lambda: finished.append(threading.current_thread()),
+    )
+    several.schedule(0.5, None)
+    threads = []
+    for _ in range(2):
+        several.start()
+        threads.append(several.thread)
+        wait_until(lambda: several._last_flush)
+        several._last_flush = 0.0
+    several.is_exiting = True
+    several.wake()
+    for thread in threads:
+        thread.join(10)
+    assert finished == threads[1:]
+
+
 def test_a_flush_ends_however_fast_others_update(recorder: Recorder, buffer: Buffer, counter: pdc.Counter) -> None:
     """A flush sends the updates queued when it began; updates of threads meanwhile go with the next, and none is lost."""
     buffer.attach(recorder, 3600.0, None)

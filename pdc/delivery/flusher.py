@@ -121,6 +121,8 @@ class Flusher:
         if not self.is_exiting:
             with suppress(queue.Empty):
                 self._wake.get(timeout=min(self.interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
+        if not self.is_current:  # another thread took its place meanwhile
+            return
         if self.is_exiting:
             self._finish()
             self.is_finished = True

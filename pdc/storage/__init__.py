@@ -383,7 +383,7 @@ class Storage(Protocol):
         """
 
     def close(self) -> None:
-        """Close the connections that the storage opened; the next call opens new ones."""
+        """Close the connections that the storage opened, once no other thread uses them; the next call opens new ones."""
 
 
 class ForkSafe:

@@ -321,7 +321,7 @@ class StorageContract(SeriesContract):
             expect(dict(store.read().metrics["m"]), before)
 
     def test_threads(self) -> None:
-        """Several threads may use a storage at once."""
+        """Several threads may use a storage at once, while another one closes it again and again."""
         failed: list[Exception] = []
         with self._made() as store:
 
@@ -334,9 +334,11 @@ class StorageContract(SeriesContract):
                     failed.append(error)
 
             threads = [threading.Thread(target=work, args=(f"{number}-t",)) for number in range(4)]
-            for action in (threading.Thread.start, threading.Thread.join):
-                for thread in threads:
-                    action(thread)
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                store.close()
+                time.sleep(0.001)
             expect((failed, numbers(store.read())), ([], {A: "20.0"}))
 
     def test_forks(self) -> None:

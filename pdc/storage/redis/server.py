@@ -201,7 +201,10 @@ class Server(ForkSafe):
                         setattr(owner, name, _LOCKS[type(lock)]())
 
     def close(self) -> None:
-        """Close the own connection; the next call opens a new one."""
+        """Close the own connection, once no other thread uses it; the next call opens a new one."""
+        locked(self.lock, self._close)
+
+    def _close(self) -> None:
         self._abandon_lost()
         sentinel, self._sentinel = self._sentinel, None  # an interrupted close must not look like that of a daemon
         if self._connection is not None:
