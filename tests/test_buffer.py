@@ -284,9 +284,10 @@ def test_of_two_background_threads_one_finishes() -> None:
         finish=lambda: finished.append(threading.current_thread()),
     )
     several.schedule(0.5, None)
-    threads = []
+    threads: list[threading.Thread] = []
     for _ in range(2):
         several.start()
+        assert several.thread is not None
         threads.append(several.thread)
         wait_until(lambda: several._last_flush)
         several._last_flush = 0.0
