@@ -272,10 +272,9 @@ def test_a_thread_that_a_shutdown_finds_at_work_sends_no_more(
     assert recorder.batches == []
 
 
-def test_of_two_background_threads_one_finishes() -> None:
-    """Where two threads each started a background thread, the first one is over, and sends nothing as the process ends."""
-    finished: list[threading.Thread] = []
-    several = flusher.Flusher(
+def flusher_of(finished: list[threading.Thread], interval: float) -> flusher.Flusher:
+    """One that sends nothing; its threads are listed as they finish."""
+    made = flusher.Flusher(
         on_beat=lambda _: False,
         on_renewal=lambda: None,
         is_down=lambda: False,
@@ -283,7 +282,14 @@ def test_of_two_background_threads_one_finishes() -> None:
         send=lambda: None,
         finish=lambda: finished.append(threading.current_thread()),
     )
-    several.schedule(0.5, None)
+    made.schedule(interval, None)
+    return made
+
+
+def test_of_two_background_threads_one_finishes() -> None:
+    """Where two threads each started a background thread, the first one is over, and sends nothing as the process ends."""
+    finished: list[threading.Thread] = []
+    several = flusher_of(finished, 0.5)
     threads: list[threading.Thread] = []
     for _ in range(2):
         several.start()
@@ -296,6 +302,40 @@ def test_of_two_background_threads_one_finishes() -> None:
     for thread in threads:
         thread.join(10)
     assert finished == threads[1:]
+
+
+def test_a_thread_that_is_slow_to_start_the_background_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another thread has started a later background thread by then, that one goes on."""
+    held, released = threading.Event(), threading.Event()
+
+    class Slow(threading.Thread):
+        """A thread of which the first start does not return for long."""
+
+        def start(self) -> None:
+            super().start()
+            if self.name == "pdc-flush" and not held.is_set():
+                held.set()
+                released.wait(10)
+
+    finished: list[threading.Thread] = []
+    several = flusher_of(finished, 0.01)
+    starting = threading.Thread(target=several.start)
+    monkeypatch.setattr(threading, "Thread", Slow)
+    starting.start()
+    assert held.wait(10)
+    wait_until(lambda: several.thread)
+    first = several.thread
+    several.start()
+    last = several.thread
+    assert first is not None
+    first.join(10)
+    released.set()
+    starting.join(10)
+    several.is_exiting = True
+    assert (several.thread, last is first) == (last, False)
+    assert last is not None
+    last.join(10)
+    assert finished == [last]
 
 
 def test_a_flush_ends_however_fast_others_update(recorder: Recorder, buffer: Buffer, counter: pdc.Counter) -> None:

@@ -86,7 +86,8 @@ class Flusher:
                 logging.DEBUG, "no thread can be started to send metrics, they wait for the end of the process: %s", error
             )
             return
-        self.thread = thread
+        if thread.is_alive() and self.thread is None:  # it has noted itself, unless another one was faster
+            self.thread = thread
         _end_with_a_multiprocessing_child()
 
     def wake(self) -> None:
