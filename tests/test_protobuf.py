@@ -186,7 +186,7 @@ def test_every_type_of_collectors_is_shown() -> None:
     le, half = {"le": "+Inf"}, {"quantile": "0.5"}
     exemplar = Exemplar({"trace": "1"}, 0.5, Timestamp(12, 5_000_000))
     shown = [
-        family("hits", "counter", ("_total", {"a": "1"}, 2, 1.5), ("_created", {"a": "1"}, 7.25, 1.5)),
+        family("hits", "counter", ("_total", {"a": "1"}, 2, 1.5), ("_created", {"a": "1"}, 7.25, Timestamp(1, 500_000_000))),
         family("level", "gauge", ("", {}, 3), unit="meters"),
         family("any", "unknown", ("", {}, 4)),
         family("build", "info", ("_info", {"v": "1"}, 1)),

@@ -102,18 +102,19 @@ class ProtobufEncoder(NamedTuple):
 
     def _message(self, metric: Metric) -> bytes:
         """The message of a family; nothing where it has no samples."""
-        found: dict[tuple[Labels, Any], _Series] = {}
+        found: dict[tuple[Labels, int | None], _Series] = {}
         for sample in metric.samples:
             suffix = sample.name.removeprefix(metric.name)
             own = OWN_LABELS.get((metric.type, suffix), "")
             labels = tuple(sorted((name, value) for name, value in sample.labels.items() if name != own))
             key = suffix, sample.labels.get(own, "")
-            found.setdefault((labels, sample.timestamp), {}).setdefault(key, sample)
-        series = [self._series(metric.type, labels, at, each) for (labels, at), each in found.items()]
+            milliseconds = None if sample.timestamp is None else int(float(sample.timestamp) * 1000)
+            found.setdefault((labels, milliseconds), {}).setdefault(key, sample)
+        series = [self._series(metric.type, labels, milliseconds, each) for (labels, milliseconds), each in found.items()]
         message = b"".join([self.head(metric), *series])
         return varint(len(message)) + message if series else b""
 
-    def _series(self, kind: str, labels: Labels, at: Any, found: _Series) -> bytes:
+    def _series(self, kind: str, labels: Labels, milliseconds: int | None, found: _Series) -> bytes:
         """The message of a series, with its time where it has one. The last bucket counts all where nothing else does."""
         if kind == "histogram":
             buckets = [sample for (suffix, _), sample in found.items() if suffix == "_bucket"]
@@ -122,7 +123,6 @@ class ProtobufEncoder(NamedTuple):
         values = [encoder_of(TYPES[kind], suffix)(float(sample.value)) for (suffix, _), sample in found.items()]
         exemplars = {~gap: exemplar_message(each.exemplar) for gap, each in enumerate(samples) if each.exemplar is not None}
         value = value_part(TYPES[kind], tuple(found), tuple(~gap for gap in exemplars))
-        milliseconds = None if at is None else int(float(at) * 1000)
         return series_part(self.labels(labels), value, milliseconds).filled(values, exemplars)
 
 
