@@ -236,20 +236,27 @@ def test_every_type_of_collectors_is_shown() -> None:
 
 
 def test_names_choose_whole_families(tmp_path: Path, registry: CollectorRegistry) -> None:
-    """The query `name[]` chooses families by their names or those of samples: without its count a summary would have none."""
+    """Names choose families by their names or those of samples: without its count a summary would have none.
+
+    They are those of a query `name[]` or of a restricted registry.
+    """
     pdc.setup(sqlite=tmp_path / "metrics.db")
     for name in ("a", "b", "c"):
         pdc.Summary(name, "Help", registry=registry).observe(2)
     other = CollectorRegistry()
     prometheus_client.Summary("d", "Help", registry=other).observe(3)
     prometheus_client.Gauge("e", "Help", registry=other)
-    answer = Scrape(accept=PROTOBUF, query="name[]=a_sum&name[]=c&name[]=d_count").answer(other)
-    found = [row for row in rows(answer.body) if row[2] == "value"]
-    assert found == [
-        (f"{name}_{of}", (), "value", value)
-        for name, own in (("a", "2.0"), ("c", "2.0"), ("d", "3.0"))
-        for of, value in (("count", "1.0"), ("sum", own))
-    ]
+    names = ("a_sum", "c", "d_count")
+    chosen = Scrape(accept=PROTOBUF, query="&".join(f"name[]={name}" for name in names))
+    answers = [chosen.answer(other), Scrape(accept=PROTOBUF).answer(other.restricted_registry(names))]
+    answers += [chosen.answer(other.restricted_registry((*names, "b"))), chosen.answer(Fixed(*other.collect()))]
+    for answer, shown in zip(answers, ("acd", "acd", "acd", "d"), strict=True):
+        found = [row for row in rows(answer.body) if row[2] == "value"]
+        assert found == [
+            (f"{name}_{of}", (), "value", value)
+            for name in shown
+            for of, value in (("count", "1.0"), ("sum", "3.0" if name == "d" else "2.0"))
+        ]
 
 
 def test_times_of_creation_follow_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,9 +148,11 @@ def test_classic_and_native_buckets_share_a_message(storage: dict[str, Any], reg
 
 @pytest.mark.parametrize("name", ["m", "m_count", "m_bucket"])
 def test_names_choose_native_histograms(tmp_path: Path, registry: CollectorRegistry, name: str) -> None:
-    """The query `name[]` finds a native histogram by its own name, which is that of its series in Prometheus."""
+    """`name[]` and restricted registries find a native histogram also by its own name, that of its series in Prometheus."""
     pdc.setup(sqlite=tmp_path / "metrics.db")
     pdc.Histogram("m", "Help", buckets=(), native=True, registry=registry).observe(3.0)
     pdc.Gauge("other", "Help", registry=registry).set(1)
-    (family,) = decoded(Scrape(accept=PROTOBUF, query=f"name[]={name}").answer().body)
-    assert (family.name, family.metric[0].histogram.sample_count) == ("m", 1)
+    restricted = Scrape(accept=PROTOBUF).answer(registry.restricted_registry([name]))
+    for answer in (Scrape(accept=PROTOBUF, query=f"name[]={name}").answer(), restricted):
+        (family,) = decoded(answer.body)
+        assert (family.name, family.metric[0].histogram.schema, family.metric[0].histogram.sample_count) == ("m", 3, 1)

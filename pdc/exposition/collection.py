@@ -47,10 +47,15 @@ def collect(
     StorageError.
     """
     if isinstance(registry, RestrictedRegistry):
-        restricted, whole = registry._name_set, registry._registry  # noqa: SLF001 - it has no public names for them
-        return collect(whole, restricted.intersection(names or restricted), own=own, escaping=escaping)
+        return collect(*_whole(registry, names), own=own, escaping=escaping)
     wanted = None if names is None else frozenset(names)  # there may be thousands
     return list(chosen(in_one_scrape(_collect, registry, Page(escaping), own, wanted), wanted))
+
+
+def _whole(registry: RestrictedRegistry, names: Collection[str] | None) -> tuple[Collector, Collection[str]]:
+    """The registry that is restricted, and those of its names that are wanted."""
+    restricted, whole = registry._name_set, registry._registry  # noqa: SLF001 - it has no public names for them
+    return whole, restricted.intersection(names or restricted)
 
 
 def render(
@@ -60,10 +65,17 @@ def render(
     *,
     own: bool = False,
 ) -> bytes:
-    """Render the families that `collect` returns, those of `OtherCollectors` without the ones that fail."""
+    """Render the families that `collect` returns, those of `OtherCollectors` without the ones that fail.
+
+    Where the format splits no family, those that have a sample of such a name are whole.
+    """
+    if isinstance(registry, RestrictedRegistry):
+        return render(encoder, *_whole(registry, names), own=own)
+    wanted = None if names is None else frozenset(names)
     if registry is None or isinstance(registry, (CollectorRegistry, OtherCollectors)):
-        return in_one_scrape(_render, encoder, registry, own, None if names is None else frozenset(names))
-    return encoder.encode(collect(registry, names, own=own, escaping=encoder.escaping)) + encoder.end
+        return in_one_scrape(_render, encoder, registry, own, wanted)
+    found = collect(registry, escaping=encoder.escaping)
+    return encoder.encode(chosen(found, wanted, whole=not encoder.splits)) + encoder.end
 
 
 def _collect(registry: Collector | None, page: Page, own: bool, names: frozenset[str] | None) -> list[Metric]:
