@@ -182,7 +182,7 @@ def family(name: str, kind: str, *samples: tuple[Any, ...], unit: str = "") -> M
 
 
 def test_every_type_of_collectors_is_shown() -> None:
-    """Families have the type and the name that text has, with units and times; other samples have families of no type."""
+    """Families have the type and the name that text has, with units and times; samples unlike them have families of no type."""
     le, half = {"le": "+Inf"}, {"quantile": "0.5"}
     exemplar = Exemplar({"trace": "1"}, 0.5, Timestamp(12, 5_000_000))
     shown = [
@@ -195,6 +195,8 @@ def test_every_type_of_collectors_is_shown() -> None:
         family("wait", "histogram", ("_bucket", le, 2, None, exemplar), ("_sum", {}, 8)),
         family("depth", "gaugehistogram", ("_bucket", le, 2.5), ("_gcount", {}, 2.5), ("_gsum", {}, -8)),
         family("odd", "gauge", ("_other", {"a": "1"}, 5)),
+        family("sizes", "summary", ("", {}, 6)),
+        family("ages", "histogram", ("_bucket", {"le": "old"}, 7)),
         family("nothing", "gauge"),
     ]
     body = Scrape(accept=PROTOBUF).answer(Fixed(*shown)).body
@@ -211,8 +213,10 @@ def test_every_type_of_collectors_is_shown() -> None:
         ("depth_gcount", "UNTYPED", ""),
         ("depth_gsum", "UNTYPED", ""),
         ("odd_other", "UNTYPED", ""),
+        ("sizes", "UNTYPED", ""),
+        ("ages_bucket", "UNTYPED", ""),
     ]
-    assert [found.help for found in decoded(body)] == ["Help"] * 7 + [""] * 4
+    assert [found.help for found in decoded(body)] == ["Help"] * 7 + [""] * 6
     assert decoded(body)[0].metric[0].timestamp_ms == 1500
     assert [*rows(body)] == [
         ("hits_total", (("a", "1"),), "value", "2.0"),
@@ -232,6 +236,8 @@ def test_every_type_of_collectors_is_shown() -> None:
         ("depth_gcount", (), "value", "2.5"),
         ("depth_gsum", (), "value", "-8.0"),
         ("odd_other", (("a", "1"),), "value", "5.0"),
+        ("sizes", (), "value", "6.0"),
+        ("ages_bucket", (("le", "old"),), "value", "7.0"),
     ]
 
 

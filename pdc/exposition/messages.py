@@ -133,15 +133,24 @@ def _escaped(escape: Callable[[str, str], str], name: str, escaping: str) -> str
 
 
 def _without_strays(metric: Metric) -> Iterator[Metric]:
-    """Yield the family, then samples with other names than its type has as families of no type: so Prometheus reads text."""
-    names = [metric.name + suffix for suffix in SUFFIXES[metric.type]]
+    """Yield the family, then samples that its type does not have as families of no type: so Prometheus reads text."""
+    own_labels = {metric.name + suffix: OWN_LABELS.get((metric.type, suffix)) for suffix in SUFFIXES[metric.type]}
     known = Metric(metric.name, metric.documentation, metric.type, metric.unit)
     strays: dict[str, Metric] = {}
     for sample in metric.samples:
-        home = known if sample.name in names else strays.setdefault(sample.name, Metric(sample.name, "", "unknown"))
+        is_known = sample.name in own_labels and _has_number(sample.labels, own_labels[sample.name])
+        home = known if is_known else strays.setdefault(sample.name, Metric(sample.name, "", "unknown"))
         home.samples.append(sample)
     yield known
     yield from strays.values()
+
+
+def _has_number(labels: Mapping[str, str], own: str | None) -> bool:
+    """True where that label, if there must be one, is a number."""
+    try:
+        return own is None or float(labels[own]) is not None
+    except (KeyError, ValueError):
+        return False
 
 
 class _Times:
