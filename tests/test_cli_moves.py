@@ -216,6 +216,16 @@ def test_a_copy_refuses_another_type_and_itself(shop: dict[str, Any], other: dic
     assert command("copy", arguments[0], arguments[0], *same, at=None).code == 2
 
 
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+def test_a_copy_to_an_address_makes_no_file(shop: dict[str, Any], command: Pdc) -> None:
+    """A URL of Redis without its scheme is refused; a file of that name is named with its folder."""
+    done = command("copy", shop["sqlite"], "localhost:6379", at=None)
+    assert (done.code, "did you mean redis://localhost:6379?" in done.errors) == (2, True)
+    assert not Path("localhost:6379").exists()
+    assert command("copy", shop["sqlite"], "./localhost:6379", at=None).code == 0
+    assert Path("localhost:6379").exists()
+
+
 VERSION2 = {
     "orders": {'_total:{"shop":"a"}': 3.0, '_total:{"shop":"b"}': 4.0, '_created:{"shop":"a"}': 1.5},
     "level": {":{}": 2.5},

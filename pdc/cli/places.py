@@ -16,7 +16,7 @@ import click
 from .. import config
 from ..options import OptionError, Options
 from ..storage import Storage
-from ..storage.redaction import is_url
+from ..storage.redaction import is_address, is_url
 
 if TYPE_CHECKING:
     from ..storage.redis import RedisStorage
@@ -43,8 +43,9 @@ class Place(NamedTuple):
 
     @classmethod
     def named(cls, place: str, prefix: str | None) -> Place:
-        """The storage at a URL of Redis, or at the path of a SQLite file."""
-        return cls.of(redis=place, prefix=prefix) if is_url(place) else cls.of(sqlite=place, prefix=prefix)
+        """The storage at a URL of Redis, or at the path of a SQLite file. An address without a scheme is refused as a URL."""
+        is_redis = is_url(place) or is_address(place)
+        return cls.of(redis=place, prefix=prefix) if is_redis else cls.of(sqlite=place, prefix=prefix)
 
     @property
     def path(self) -> Path | None:

@@ -17,6 +17,11 @@ def is_url(text: str) -> bool:
     return re.match(r"[A-Za-z]{2,}(\+[A-Za-z]+)?:/", text) is not None
 
 
+def is_address(text: str) -> bool:
+    """True if the text is a host and a port, perhaps with a database: a URL of Redis that lacks its scheme."""
+    return re.fullmatch(r"[\w.-]+:\d{1,5}(/\d+)?", text) is not None
+
+
 def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:
     """The text without these secrets, and without anything that may be a password, as drivers quote it."""
     for secret in secrets:

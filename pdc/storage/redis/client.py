@@ -19,6 +19,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
+from ..redaction import is_address
 from .bulk import Packer, read_in_bulk
 from .commands import Repeated
 
@@ -65,10 +66,10 @@ def client_from_url(url: str) -> Any:
     except _URLError as error:
         reason = str(error)
     except ValueError:  # which may quote a part of the password
-        reason = f"expected one like {EXAMPLES}"
+        reason = f"did you mean redis://{url}?" if is_address(url) else f"expected one like {EXAMPLES}"
     except (TypeError, RedisError) as error:
         reason = str(error)
-    raise ValueError(f"setup(redis={_shown(url)!r}) cannot use this URL: {reason}")
+    raise ValueError(f"cannot use the URL {_shown(url)!r} of Redis: {reason}")
 
 
 class _URLError(ValueError):
@@ -158,6 +159,8 @@ def _shown(url: str) -> str:
 
     An option shows its value only if redis-py parses it.
     """
+    if is_address(url):
+        return url
     plain = _PLAIN_URL.fullmatch(url) or _PLAIN_SENTINEL_URL.fullmatch(url)
     if plain is None:
         return re.sub(r"^(rediss?(?:\+cluster|\+sentinel)?://|unix://)?.*", r"\1***", url, flags=re.DOTALL)
