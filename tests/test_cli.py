@@ -44,6 +44,19 @@ def test_show_lists_all_metrics(command: Pdc) -> None:
     assert done.code == 0
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [((0.0, 0.0), "0"), ((1.0, 2.5), "1 to 2.5"), ((1795738123.25,), "1795738123"), ((1e20, 1e20), "1e+20")],
+)
+def test_show_has_the_range_of_a_gauge(values: tuple[float, ...], shown: str, storage: dict[str, Any], command: Pdc) -> None:
+    """The range of one value is that value, and a time has all of its seconds."""
+    pdc.setup(**storage)
+    gauge = pdc.Gauge("level", "Level.", ["tank"], registry=None)
+    for tank, value in enumerate(values):
+        gauge.labels(str(tank)).set(value)
+    assert [row[:4] for row in command("show").rows()] == [["level", "gauge", str(len(values)), shown]]
+
+
 def test_get_shows_the_series_of_a_metric(shop: dict[str, Any], command: Pdc) -> None:
     """A metric, also by the name of a sample, shows each series, and the processes that wrote it."""
     done = command("get", "orders_total")

@@ -28,8 +28,9 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def number(value: float) -> str:
-    """A number, short."""
-    return f"{value:.0f}" if value % 1 == 0 and abs(value) < 1e15 else f"{value:.6g}"
+    """A number, short, but with all digits before the point: those of a time are the seconds."""
+    is_whole = value % 1 == 0 or abs(value) >= 1e6
+    return f"{value:.0f}" if is_whole and abs(value) < 1e15 else f"{value:.6g}"
 
 
 def duration(seconds: float) -> str:
@@ -148,7 +149,8 @@ def summary(metric: Metric) -> str:
     if len(series) == 1 or metric.type != "gauge":
         return ", ".join(value_cells(metric, each)[0] for each in series[:3])
     values = [each.value("") for each in series]
-    return f"{number(min(values))} to {number(max(values))}"
+    lowest, highest = number(min(values)), number(max(values))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 class OwnValue(NamedTuple):
