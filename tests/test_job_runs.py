@@ -145,11 +145,14 @@ def test_a_coroutine_is_in_progress_until_it_ends() -> None:
         lambda: pdc.job(len),  # type: ignore[arg-type] # tested
         lambda: pdc.job("a")(_yield),
         lambda: pdc.job("a")(property(len)),  # type: ignore[arg-type] # tested
+        lambda: pdc.job("a").count("rejected"),  # type: ignore[arg-type] # tested
     ],
 )
+@READY
 def test_mistakes_are_errors_that_name_the_remedy(wrong: Callable[[], object]) -> None:
-    """A decorator without a name, or of no function, and a generator, whose call returns before it runs, are TypeErrors."""
-    with pytest.raises(TypeError, match=r"as in pdc.job\('nightly_import'\)|write `with` inside|below other decorators"):
+    """No name, no function, a generator, which returns before it runs, and a text in place of a number are TypeErrors."""
+    remedies = r"as in pdc.job\('nightly_import'\)|write `with` inside|below other decorators|a result is count\(result="
+    with pytest.raises(TypeError, match=remedies):
         wrong()
 
 

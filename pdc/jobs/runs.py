@@ -100,9 +100,13 @@ class Job:
     def count(self, items: float = 1, result: str = "processed") -> None:
         """Count items, by a result such as ``rejected``: a word of few, as each makes a series.
 
-        Raises ValueError for a negative number.
+        Raises ValueError for a negative number, and TypeError for no number.
         """
-        _families().items.labels(self.name, result).inc(items)
+        counted = _families().items.labels(self.name, result)
+        try:
+            counted.inc(items)
+        except TypeError:
+            raise TypeError(f"{self!r} counts a number of items, got {items!r}: a result is count(result=...)") from None
 
     def __enter__(self) -> Job:
         """Start a run. Raises NotConfigured without a storage."""
