@@ -154,11 +154,12 @@ def test_serve_speaks_tls(tmp_path: Path, certificate: tuple[str, str], serve: C
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
 def test_serve_refuses_what_it_cannot_use(command: Pdc, tmp_path: Path) -> None:
-    """A port in use, files without a certificate and an empty token are one line each."""
+    """A port in use, with its remedy, files without a certificate and an empty token are one line each."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         done = command("serve", "--host", "127.0.0.1", "--port", port)
-        assert (done.code, f"metrics cannot be served on 127.0.0.1:{port}" in done.errors) == (1, True)
+        assert done.errors.startswith(f"pdc: metrics cannot be served on 127.0.0.1:{port}: Address already in use; choose")
+        assert (done.code, "another --host or --port" in done.errors) == (1, True)
     (tmp_path / "no.pem").write_text("no certificate")
     done = command("serve", "--certfile", "no.pem")
     assert (done.code, "expected a certificate and its key in no.pem" in done.errors) == (1, True)

@@ -68,7 +68,10 @@ def serve(
     context = _context(certfile, keyfile)
     storage = place.set_up()
     ended = _ending()
-    server, _ = start_server(_app(storage, options), port, host, context)
+    try:
+        server, _ = start_server(_app(storage, options), port, host, context)
+    except OSError as error:
+        raise click.ClickException(f"{error.strerror}; choose another --host or --port") from error
     address = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{server.server_port}"
     page = options.metrics_path or DEFAULT_PATH
     click.echo(f"pdc: {config.described(storage)} is on {address}{page}", err=True)
