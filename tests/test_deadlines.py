@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Timer
+from threading import Thread, Timer
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ import pdc
 from pdc.exposition import collect
 from pdc.storage import StorageError
 from pdc.storage.redis import RedisStorage
+from pdc.storage.redis.commands import CHANGE
 
 MOST_SECONDS = 1.0
 """The limit, on a busy machine, of calls that must not wait."""
@@ -187,6 +188,37 @@ def test_a_deadline_that_ended_leaves_no_short_timeout(own_redis_server: RedisSe
     own_redis_server.freeze()
     Timer(0.3, own_redis_server.thaw).start()
     assert storage.read().metrics == {}
+    storage.close()
+
+
+CALLS: dict[str, Callable[[RedisStorage], object]] = {
+    "call": lambda storage: storage.server.call(CHANGE, [storage.keys.of("m")], ["test", "1", "#mark:1-a"]),
+    "run": lambda storage: storage.id(),
+    "close": lambda storage: storage.close(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_call_of_another_thread_has_the_deadline_of_the_next_one(own_redis_server: RedisServer, name: str) -> None:
+    """A call that began before there was a deadline is broken off where another thread's has to end by a deadline."""
+    storage = RedisStorage(f"{own_redis_server.url}?socket_timeout=3", "test")
+    storage.id()
+    own_redis_server.freeze()
+    errors: list[str] = []
+
+    def read() -> None:
+        with pytest.raises(StorageError) as raised:
+            storage.read()
+        errors.append(str(raised.value))
+
+    reader = Thread(target=read)
+    reader.start()
+    time.sleep(0.3)  # the reader waits by then
+    storage.set_deadline(time.monotonic() + 0.2)
+    with suppress(StorageError):
+        CALLS[name](storage)
+    reader.join()
+    assert "ConnectionError" in errors[0]
     storage.close()
 
 

@@ -27,7 +27,7 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError
 
 from ...process.files import Descriptor
-from ...process.interruption import interruption, is_own, locked
+from ...process.interruption import interruption, is_own, locked, locked_within
 from .. import ForkSafe, StorageError
 from ..redaction import without_secrets
 from . import client as clients
@@ -124,6 +124,7 @@ class Server(ForkSafe):
         Raises StorageError for every error but one: that a key is not ours to use stands among the replies.
         """
         send = self._send_apart if is_own(self.lock) else self._send
+        self._await_turn()
         try:
             replies = locked(self.lock, send, requests)
         except (RedisError, RedisClusterException, OSError) as error:
@@ -142,6 +143,7 @@ class Server(ForkSafe):
         """Call a script as `run` does; in few steps where the own connection is as the last call left it."""
         lock = self.lock
         is_nested = is_own(lock)
+        self._await_turn()
         try:
             with lock:
                 is_apart = is_nested or self._is_limited or self.deadline < math.inf
@@ -184,10 +186,22 @@ class Server(ForkSafe):
 
     def set_deadline(self, deadline: float) -> None:
         super().set_deadline(deadline)
+        if time.monotonic() >= deadline:
+            self._break_off()
+
+    def _break_off(self) -> None:
+        """Let the call that waits for the server fail at once."""
         waiting = clients.socket_of(self._connection)
-        if waiting is not None and time.monotonic() >= deadline:
+        if waiting is not None:
             with suppress(OSError):  # the server, or the thread that waits for it, has closed it
                 waiting.shutdown(socket.SHUT_RDWR)
+
+    def _await_turn(self) -> None:
+        """Break off the call of another thread that lasts until the deadline: it may have begun when there was none."""
+        if self.deadline < math.inf:
+            seconds = max(self.deadline - time.monotonic(), 0.0)
+            if not locked_within(seconds, self.lock, lambda: None):
+                self._break_off()
 
     def before_fork(self) -> None:
         self._abandon_lost()
@@ -202,6 +216,7 @@ class Server(ForkSafe):
 
     def close(self) -> None:
         """Close the own connection, once no other thread uses it; the next call opens a new one."""
+        self._await_turn()
         locked(self.lock, self._close)
 
     def _close(self) -> None:
