@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import pdc
 from pdc.delivery.outbox import Outbox
 from pdc.storage import Batch, Kind, Limits, Mark, Operation, Update
 from pdc.storage.redis import RedisStorage, changing
-from pdc.storage.redis.commands import Command
+from pdc.storage.redis.commands import CHANGE, Command
 from pdc.storage.redis.server import Server
 
 TOTAL, CREATED, OTHER = "_total:{}", "_created:{}", '_total:{"a":"b"}'
@@ -339,3 +340,49 @@ def test_our_connections_ask_for_no_notices_of_maintenance(redis_server: RedisSe
         server.close()
     assert [words for words in sent if "MAINT_NOTIFICATIONS" in words] == []
     pool.disconnect()
+
+
+class ObservedLock:
+    """A lock that calls a function whenever it is about to be free."""
+
+    def __init__(self, before_release: Callable[[], None]) -> None:
+        self._lock = threading.RLock()
+        self._before_release = before_release
+        self.acquire, self._is_owned = self._lock.acquire, self._lock._is_owned  # type: ignore[attr-defined]
+
+    def release(self) -> None:
+        """Release it."""
+        self._before_release()
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_no_thread_reads_the_reply_of_a_call_that_was_broken_off(redis_server: RedisServer, is_short: bool) -> None:
+    """Where a handler raises between a command and its reply, the connection is closed before others can use it."""
+    server = RedisStorage(redis_server.url, "test").server
+    calls: dict[bool, Callable[[], object]] = {
+        True: lambda: server.call(CHANGE, [KEY], ["test", "1", "#mark:1-a"]),
+        False: lambda: server.run([Command("EXISTS", (INDEX,))]),
+    }
+    for _ in range(2):
+        calls[is_short]()
+    connection = server._connection
+    send = connection.send_packed_command
+
+    def send_and_raise(command: Any) -> None:
+        send(command)
+        raise KeyboardInterrupt
+
+    connection.send_packed_command = send_and_raise
+    sockets: list[Any] = []
+    server.lock = ObservedLock(lambda: sockets.append(connection._sock))  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        calls[is_short]()
+    assert set(sockets) == {None}
+    server.close()

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import redis
 from redis.client import NEVER_DECODE
@@ -32,6 +32,9 @@ from .. import ForkSafe, StorageError
 from ..redaction import without_secrets
 from . import client as clients
 from .commands import Command, Count, Repeated, Request, Script, reader_rights, source, text_of, writer_rights
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _RAW = {NEVER_DECODE: True}
 """Options of commands whose replies may be no text."""
@@ -126,12 +129,9 @@ class Server(ForkSafe):
         send = self._send_apart if is_own(self.lock) else self._send
         self._await_turn()
         try:
-            replies = locked(self.lock, send, requests)
+            replies = locked(self.lock, self._guarded, send, requests)
         except (RedisError, RedisClusterException, OSError) as error:
             self._fail(error)
-        except BaseException:
-            self._drop_connections()
-            raise
         for reply in replies:
             several = reply if isinstance(reply, list) else [reply]
             for each in several if {*map(type, several)} - _PLAIN else ():
@@ -146,29 +146,43 @@ class Server(ForkSafe):
         self._await_turn()
         try:
             with lock:
-                is_apart = is_nested or self._is_limited or self.deadline < math.inf
-                if name in self._shas and not is_apart and self._sentinel is not None and self._sentinel.status() is not None:
-                    connection = self._connection
-                    if clients.sends(connection, ("EVALSHA", self._shas[name], str(len(keys)), *keys, *arguments)):
-                        return connection.read_response()
+                if not is_nested and (reply := self._guarded(self._call_at_once, name, keys, arguments)) is not None:
+                    return reply
         except (ResponseError, redis.ConnectionError) as error:  # the script is lost, or the connection died while it was idle
             if interruption(error) is not None or time.monotonic() >= self.deadline:
                 self._fail(error)
         except (RedisError, OSError) as error:
             self._fail(error)
-        except BaseException:
-            self._drop_connections()
-            raise
         finally:
             if not is_nested and is_own(lock):
                 lock.release()
         (reply,) = self.run([Script(name, keys, tuple(arguments))])
         return reply
 
+    def _call_at_once(self, name: str, keys: list[str], arguments: list[str]) -> Any:
+        """Call a script on the own connection; return None where that is not as the last call left it."""
+        is_limited = self._is_limited or self.deadline < math.inf
+        if name not in self._shas or is_limited or self._sentinel is None or self._sentinel.status() is None:
+            return None
+        connection = self._connection
+        if not clients.sends(connection, ("EVALSHA", self._shas[name], str(len(keys)), *keys, *arguments)):
+            return None
+        return connection.read_response()
+
+    def _guarded(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do the work, with the lock held: where a handler's exception breaks it off, no other thread finds unread replies.
+
+        A handler may have raised an exception of a class of the driver, too.
+        """
+        try:
+            return work(*args, **kwargs)
+        except BaseException as error:
+            if not isinstance(error, (RedisError, RedisClusterException, OSError)) or interruption(error) is not None:
+                self._drop_connections()
+            raise
+
     def _fail(self, error: Exception) -> NoReturn:
-        """Raise the failure for an error. A handler may have raised one of such a class before all replies were read."""
-        if interruption(error) is not None:
-            self._drop_connections()
+        """Raise the failure for an error."""
         raise self.failure(error) from self._without_secrets(error)
 
     def failure(self, error: Exception) -> StorageError:
