@@ -348,7 +348,7 @@ class ObservedLock:
     def __init__(self, before_release: Callable[[], None]) -> None:
         self._lock = threading.RLock()
         self._before_release = before_release
-        self.acquire, self._is_owned = self._lock.acquire, self._lock._is_owned  # type: ignore[attr-defined]
+        self.acquire, self._is_owned = self._lock.acquire, self._lock._is_owned  # type: ignore[attr-defined]  # typeshed lacks it
 
     def release(self) -> None:
         """Release it."""
@@ -381,7 +381,7 @@ def test_no_thread_reads_the_reply_of_a_call_that_was_broken_off(redis_server: R
 
     connection.send_packed_command = send_and_raise
     sockets: list[Any] = []
-    server.lock = ObservedLock(lambda: sockets.append(connection._sock))  # type: ignore[assignment]
+    server.lock = ObservedLock(lambda: sockets.append(connection._sock))  # type: ignore[assignment]  # as far as it is used it is one
     with pytest.raises(KeyboardInterrupt):
         calls[is_short]()
     assert set(sockets) == {None}
