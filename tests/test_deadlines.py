@@ -10,7 +10,7 @@ from threading import Thread, Timer
 from typing import Any
 
 import pytest
-from conftest import RedisServer
+from conftest import RedisServer, wait_until
 from helpers import SHORT_INTERVALS, Run
 
 import pdc
@@ -191,6 +191,14 @@ def test_a_deadline_that_ended_leaves_no_short_timeout(own_redis_server: RedisSe
     storage.close()
 
 
+def is_held(lock: Any) -> bool:
+    """True where another thread has the lock."""
+    if not lock.acquire(blocking=False):
+        return True
+    lock.release()
+    return False
+
+
 CALLS: dict[str, Callable[[RedisStorage], object]] = {
     "call": lambda storage: storage.server.call(CHANGE, [storage.keys.of("m")], ["test", "1", "#mark:1-a"]),
     "run": lambda storage: storage.id(),
@@ -213,7 +221,7 @@ def test_the_call_of_another_thread_has_the_deadline_of_the_next_one(own_redis_s
 
     reader = Thread(target=read)
     reader.start()
-    time.sleep(0.3)  # the reader waits by then
+    wait_until(lambda: is_held(storage.server.lock))
     storage.set_deadline(time.monotonic() + 0.2)
     with suppress(StorageError):
         CALLS[name](storage)
