@@ -326,14 +326,15 @@ def test_a_thread_that_is_slow_to_start_the_background_thread(monkeypatch: pytes
     wait_until(lambda: several.thread)
     first = several.thread
     several.start()
+    wait_until(lambda: several.thread is not first)
     last = several.thread
     assert first is not None
+    assert last is not None
     first.join(10)
     released.set()
     starting.join(10)
     several.is_exiting = True
-    assert (several.thread, last is first) == (last, False)
-    assert last is not None
+    assert several.thread is last
     last.join(10)
     assert finished == [last]
 

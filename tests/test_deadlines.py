@@ -19,8 +19,8 @@ from pdc.storage import StorageError
 from pdc.storage.redis import RedisStorage
 from pdc.storage.redis.commands import CHANGE
 
-MOST_SECONDS = 1.0
-"""The limit, on a busy machine, of calls that must not wait."""
+MOST_SECONDS = 3.0
+"""The limit, on a busy machine, of calls that must not wait: those that wait take 4 s and more."""
 
 METRICS = """
 warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)  # these tests fork processes with threads
@@ -44,7 +44,7 @@ import os, signal, subprocess, sys, threading, time, warnings
 HOLD = "import sqlite3, time; other = sqlite3.connect({path!r}, isolation_level=None); other.execute('BEGIN IMMEDIATE')"
 
 def stop():
-    command = [sys.executable, "-c", HOLD + "; print(flush=True); time.sleep(2)"]
+    command = [sys.executable, "-c", HOLD + "; print(flush=True); time.sleep(4)"]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     holder.stdout.readline()
     threading.Thread(target=holder.communicate, daemon=True).start()
@@ -170,9 +170,9 @@ hits.inc(100)
 print(time.time(), flush=True)
 pdc.config.flush_before_end()
 """
-    options = {"redis": own_redis_server.url, "exit_timeout": 1.5}
+    options = {"redis": own_redis_server.url, "exit_timeout": 2.5}
     result = run_script(program(options, 3600, work), storage=options)
-    assert time.time() - float(result.stdout) < 1.5 + MOST_SECONDS
+    assert time.time() - float(result.stdout) < 4.5  # twice would be 5 s
     assert " wait in " in result.stderr
     own_redis_server.thaw()
     assert stored(options)["hits_total"] == 101.0
