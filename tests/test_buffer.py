@@ -293,9 +293,9 @@ def test_of_two_background_threads_one_finishes() -> None:
     threads: list[threading.Thread] = []
     for _ in range(2):
         several.start()
+        wait_until(lambda: several._last_flush)
         assert several.thread is not None
         threads.append(several.thread)
-        wait_until(lambda: several._last_flush)
         several._last_flush = 0.0
     several.is_exiting = True
     several.wake()
