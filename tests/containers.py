@@ -222,7 +222,7 @@ class Prometheus:
         """The one value of an expression; None without one, as while Prometheus starts."""
         try:
             answer = requests.get(
-                f"http://127.0.0.1:{self.running.port}/api/v1/query", {"query": expression}, timeout=30
+                f"http://127.0.0.1:{self.running.port}/api/v1/query", {"query": expression}, timeout=10
             ).json()
         except (requests.ConnectionError, requests.JSONDecodeError):
             return None
@@ -234,7 +234,7 @@ class Prometheus:
     def wait_for(self, expression: str, expected: float) -> None:
         """Wait until the expression has this value."""
         with suppress(AssertionError):
-            wait_until(lambda: self.query(expression) == expected)
+            wait_until(lambda: self.query(expression) == expected, 30)
         found = self.query(expression)
         assert found == expected, (expression, found, self.running.log.read_text())
 

@@ -78,7 +78,7 @@ class Shop:
                 env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_RUNTIME_DIR": str(folder), "PDC_REDIS_URL": redis_url},
                 stderr=log,
             )
-        wait_until(lambda: self.ask("GET", "/metrics") == 200)
+        wait_until(lambda: self.ask("GET", "/metrics") == 200, 30)
 
     def ask(self, method: str, path: str) -> int:
         """The status of the answer; 0 without an answer."""

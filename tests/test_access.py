@@ -163,7 +163,7 @@ def test_networks_guard_the_port(tmp_path: Path) -> None:
 
     def ask() -> tuple[int, str] | None:
         try:
-            answer = requests.get(f"http://127.0.0.1:{port}/metrics", headers={"X-Forwarded-For": "192.0.2.1"}, timeout=30)
+            answer = requests.get(f"http://127.0.0.1:{port}/metrics", headers={"X-Forwarded-For": "192.0.2.1"}, timeout=10)
         except requests.ConnectionError:
             return None
         return answer.status_code, answer.text

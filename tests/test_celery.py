@@ -258,10 +258,10 @@ def test_tasks_at_once_count_in_processes_and_greenlets(pool: str, tmp_path: Pat
         app.tasks["order"].delay("success", 0.7)
     send(app, "failure")
     with started(pool, variables, tmp_path) as process:
-        wait_until(lambda: counts("celery_tasks_in_progress") == {"celery order": 2.0})
+        wait_until(lambda: counts("celery_tasks_in_progress") == {"celery order": 2.0}, 30)
         assert shown("celery_workers") == {"celery_workers": 1.0}
-        wait_until(lambda: "celery_queue_messages{" in str(shown("celery_queue")))
-        wait_until(lambda: counts("celery_tasks_total", "state") == {"success": 3.0, "failure": 1.0})
+        wait_until(lambda: "celery_queue_messages{" in str(shown("celery_queue")), 30)
+        wait_until(lambda: counts("celery_tasks_total", "state") == {"success": 3.0, "failure": 1.0}, 30)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert (shown("celery_workers").get("celery_workers"), counts("celery_tasks_in_progress")) in [(0.0, {}), (None, {})]
@@ -278,10 +278,10 @@ def test_a_killed_worker_is_gone_after_its_lease(storage: dict[str, Any], tmp_pa
     with started("prefork", variables, tmp_path) as process:
         send(app, "success")
         app.tasks["order"].delay("success", 60)
-        wait_until(lambda: counts("celery_tasks_in_progress") and counts("celery_tasks_total"))
+        wait_until(lambda: counts("celery_tasks_in_progress") and counts("celery_tasks_total"), 30)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
         begun = time.monotonic()
-        wait_until(lambda: not counts("celery_tasks_in_progress") and shown("celery_workers")["celery_workers"] == 0.0)
+        wait_until(lambda: not counts("celery_tasks_in_progress") and shown("celery_workers")["celery_workers"] == 0.0, 30)
         assert time.monotonic() - begun < 20
     assert counts("celery_tasks_total", "state") == {"success": 1.0}

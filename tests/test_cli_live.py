@@ -55,9 +55,9 @@ class Server:
     def get(self, path: str, context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, str]:
         """The status and the body of the answer."""
         if context is None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         else:
-            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=context)
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=context)
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         status, body = response.status, response.read().decode()
@@ -106,7 +106,7 @@ def test_serve_shows_what_others_count(shop: dict[str, Any], serve: Callable[...
     assert (status, 'orders_total{till="2"} 40.0' in text) == (200, True)
     assert "pdc_storage_up 1.0" in text
     accepted = {"Accept": PROTOBUF, "Authorization": "Bearer secret"}
-    with urlopen(Request(f"http://127.0.0.1:{server.port}/metrics", headers=accepted), timeout=30) as answer:
+    with urlopen(Request(f"http://127.0.0.1:{server.port}/metrics", headers=accepted), timeout=20) as answer:
         assert ("orders_total", (("till", "2"),), "value", "40.0") in rows(answer.read())
     assert server.get("/metrics")[0] == server.get("/metrics", Authorization="Bearer sécret")[0] == 401
     assert server.get("/healthz") == (200, "# the storage can be read\n")
@@ -182,7 +182,7 @@ def test_a_server_that_stops_answers_first() -> None:
 
     server, _ = start_server(slow, 0, "127.0.0.1")
     idle = socket.create_connection(("127.0.0.1", server.server_port))
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
     connection.request("GET", "/")
     assert begun.wait(10)
     stopping = threading.Thread(target=stop_server, args=(server, 10.0))

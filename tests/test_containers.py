@@ -68,7 +68,7 @@ def test_a_composition_counts_every_request(host: Host) -> None:
     app, metrics = of_compose("app"), of_compose("metrics")
     replicas = start_shop(host, of_compose("redis"), app, 3)
     serving = host.start("metrics", metrics)
-    wait_until(serving.is_healthy)
+    wait_until(serving.is_healthy, 30)
     config = (COMPOSE / "prometheus.yml").read_text(encoding="utf-8")
     prometheus = host.start_prometheus(of_compose("prometheus"), config, [serving.port])
     sent = len(replicas) + send(replicas)  # each was asked once whether it is ready
@@ -92,7 +92,7 @@ def test_pods_count_every_request(host: Host) -> None:
     metrics = of_kubernetes("metrics")
     replicas = start_shop(host, of_kubernetes("redis"), of_kubernetes("shop"), 3)
     serving = host.start("metrics", metrics)
-    wait_until(lambda: serving.is_ready("/healthz"))
+    wait_until(lambda: serving.is_ready("/healthz"), 30)
     prometheus = _start_prometheus(host, [serving.port])
     prometheus.wait_for(COUNTED, len(replicas) + send(replicas))
     host.running[0].kill()

@@ -189,7 +189,7 @@ def test_the_port_of_the_metrics_has_the_page(tmp_path: Path) -> None:
     HTTPMetrics(Options.load({}, options | place)).begin_serving()
 
     def ask(path: str, headers: dict[str, str]) -> tuple[int, str] | None:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
         try:
             connection.request("GET", path, headers=headers)
             answer = connection.getresponse()

@@ -169,10 +169,10 @@ def prometheus(tmp_path: Path, shop: Shop) -> Iterator[Prometheus]:
     shop.act()
     server = Prometheus(tmp_path, [shop])  # type: ignore[list-item]  # it asks for no more
     try:
-        wait_until(partial(server.query, f"{SCRAPED} > 0"))
+        wait_until(partial(server.query, f"{SCRAPED} > 0"), 30)
         shop.act()
         acted = time.time()
-        wait_until(partial(server.query, f"{SCRAPED} > {acted:.3f}"))
+        wait_until(partial(server.query, f"{SCRAPED} > {acted:.3f}"), 30)
         yield server
     finally:
         server.process.terminate()

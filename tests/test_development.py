@@ -35,7 +35,7 @@ class Client:
     def process(self) -> str | None:
         """The process that answers a request; None without an answer."""
         try:
-            answer = requests.get(self.url, timeout=30)
+            answer = requests.get(self.url, timeout=10)
         except requests.ConnectionError:
             return None
         answer.raise_for_status()
@@ -48,7 +48,7 @@ class Client:
 
     def check_counted(self) -> None:
         """The page shows all answered requests, and may include those whose answers were cut."""
-        page = requests.get(f"{self.url}/metrics", timeout=30).text
+        page = requests.get(f"{self.url}/metrics", timeout=10).text
         families = text_string_to_metric_families(page)
         counted = sum(sample.value for family in families for sample in family.samples if sample.name == "http_requests_total")
         assert self.answers <= counted <= self.answers + self.cut
@@ -70,7 +70,7 @@ def test_metrics_outlive_the_reloader(name: str, tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        before = wait_until(client.process)
+        before = wait_until(client.process, 30)
         client.check_counted()
         while (process := client.process()) in (None, before):
             if process is not None:  # it may not have begun to watch its files

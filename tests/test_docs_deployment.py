@@ -250,7 +250,7 @@ def test_the_service_of_the_server_counts_in_its_state_directory(start: Start, t
     assert send(server, 10) == 10
     server.kill()
     state = tmp_path / "state"
-    wait_until(lambda: counted(sqlite=state / "metrics.db", journal=state / "journal") == {"/": 10})  # once they have ended
+    wait_until(lambda: counted(sqlite=state / "metrics.db", journal=state / "journal") == {"/": 10}, 20)  # once they have ended
 
 
 def test_the_function_of_the_page_counts_at_once(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_all_pages_scrape_alike() -> None:
 
 def values(prometheus: str, query: str) -> list[float]:
     """The values of all series with which Prometheus answers; none while it starts."""
-    found = requests.get(f"http://{prometheus}/api/v1/query", params={"query": query}, timeout=30)
+    found = requests.get(f"http://{prometheus}/api/v1/query", params={"query": query}, timeout=10)
     return [float(series["value"][1]) for series in found.json()["data"]["result"]] if found.ok else []
 
 
@@ -143,13 +143,13 @@ def test_a_reader_sees_metrics_in_prometheus(name: str, tmp_path: Path) -> None:
     watch = f"{commands_of(page, 'Scrape it').strip()} --web.listen-address={prometheus}"
     with ExitStack() as stack:
         stack.enter_context(shell(commands_of(page, "Run it"), tmp_path, **ports))
-        wait_until(lambda: listens(int(at.rpartition(":")[2])))
+        wait_until(lambda: listens(int(at.rpartition(":")[2])), 30)
         with shell(commands_of(page, "Run it", 1).replace(ADDRESS, at), tmp_path) as client:
             printed = client.communicate(timeout=60)[0].splitlines()
         assert set(block(page, "text", of="Run it").splitlines()) <= set(printed)
         stack.enter_context(shell(commands_of(page, "Scrape it", 1).replace(ADDRESS, at), tmp_path))
         stack.enter_context(shell(watch, tmp_path))
-        wait_until(lambda: listens(int(prometheus.rpartition(":")[2])))
+        wait_until(lambda: listens(int(prometheus.rpartition(":")[2])), 30)
         queries = [line.partition("  #")[0] for line in block(page, "promql", of="Scrape it").splitlines()]
         wait_until(lambda: all(any(value > 0 for value in values(prometheus, query)) for query in queries), 60)
 
@@ -164,8 +164,8 @@ def test_a_reader_keeps_the_metrics_in_redis(name: str, redis_server: RedisServe
     command = commands_of(PAGES[name], "Several hosts").splitlines()[1]
     assert command.endswith(commands_of(PAGES[name], "Run it").strip())
     with shell(command.replace("localhost:6379", f"localhost:{redis_server.port}"), tmp_path, **ports):
-        wait_until(lambda: listens(int(at.rpartition(":")[2])))
-        assert requests.get(f"http://{at}/items/tea", timeout=30).ok
+        wait_until(lambda: listens(int(at.rpartition(":")[2])), 30)
+        assert requests.get(f"http://{at}/items/tea", timeout=10).ok
         with redis_server.client() as client:
             wait_until(lambda: client.exists("prometheus_shop_shop_views"))
     assert not (tmp_path / "metrics.db").exists()

@@ -313,8 +313,8 @@ def test_a_killed_worker_is_gone_after_its_lease(storage: dict[str, Any], tmp_pa
     with started_worker(["dramatiq", *COMMAND], variables, tmp_path) as process:
         send(broker, "success")
         send(broker, "success", 60)
-        wait_until(lambda: counts("dramatiq_tasks_in_progress") and ended())
-        wait_until(lambda: shown("dramatiq_workers") == {"dramatiq_workers": 2.0})
+        wait_until(lambda: counts("dramatiq_tasks_in_progress") and ended(), 30)
+        wait_until(lambda: shown("dramatiq_workers") == {"dramatiq_workers": 2.0}, 30)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
         begun = time.monotonic()

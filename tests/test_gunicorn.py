@@ -43,7 +43,7 @@ class Gunicorn:
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        wait_until(self._listens)
+        wait_until(self._listens, 30)
 
     def stop(self) -> None:
         """Signal Gunicorn to stop, and wait for its end."""
@@ -112,7 +112,7 @@ def test_a_worker_that_hangs_sends_what_is_pending(started: Any, tmp_path: Path,
     server = started(worker_class, "--timeout", "1", "--workers", "1")
     server.get()
     server.get(path)
-    wait_until(lambda: counted(tmp_path).get(("/", "200")))
+    wait_until(lambda: counted(tmp_path).get(("/", "200")), 20)
 
 
 CONFIGURATION = """
@@ -141,10 +141,10 @@ def test_the_configuration_of_the_application_stays(
     """Gunicorn reads its configuration unchanged: the number of workers and a hook that handles a signal are the user's."""
     (tmp_path / "gunicorn.conf.py").write_text(CONFIGURATION)
     server = started(worker_class, "--timeout", "1", *options, workers=None)
-    wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 3)
+    wait_until(lambda: len(list(tmp_path.glob("begun-*"))) == 3, 30)
     server.get()
     server.get("/stuck-async" if worker_class == "uvicorn" else "/stuck")
-    wait_until((tmp_path / "aborted").exists)
+    wait_until((tmp_path / "aborted").exists, 20)
     server.stop()
     assert counted(tmp_path)["/", "200"] == 1
 

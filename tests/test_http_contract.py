@@ -246,7 +246,7 @@ def test_the_metrics_have_a_port_of_their_own(make: Make) -> None:
     session = requests.Session()
     assert wait_until(lambda: _status(session, port)) == 401
     session.headers["Authorization"] = "Bearer secret"
-    page = session.get(f"http://127.0.0.1:{port}/metrics", timeout=30)
+    page = session.get(f"http://127.0.0.1:{port}/metrics", timeout=10)
     assert without_durations(page.text) == counted(f"GET {ITEMS} 200")
 
 
@@ -257,14 +257,14 @@ def test_pages_are_there_in_protobuf(make: Make) -> None:
     app.get("/items/tea")
     assert app.answer("HEAD", "/metrics", {"Accept": PROTOBUF}).headers["content-type"].startswith(PROTOBUF)
     wait_until(lambda: _status(requests.Session(), port))
-    page = requests.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": PROTOBUF}, timeout=30)
+    page = requests.get(f"http://127.0.0.1:{port}/metrics", headers={"Accept": PROTOBUF}, timeout=10)
     assert page.headers["Content-Type"].startswith(PROTOBUF)
     assert [row[3] for row in rows(page.content) if row[0] == "http_requests_total" and row[2] == "value"] == ["1.0"]
 
 
 def _status(session: requests.Session, port: int) -> int | None:
     try:
-        return session.get(f"http://127.0.0.1:{port}/metrics", timeout=30).status_code
+        return session.get(f"http://127.0.0.1:{port}/metrics", timeout=10).status_code
     except requests.ConnectionError:
         return None
 

@@ -70,7 +70,7 @@ def scrape(request: pytest.FixtureRequest, environment: dict[str, str], tmp_path
 
     def samples() -> dict[str, float]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
                 lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
         except urllib.error.HTTPError as error:
             if error.code == HTTPStatus.SERVICE_UNAVAILABLE and b"nobody writes to" in error.read():
@@ -234,12 +234,12 @@ def test_celery_tasks_are_counted_for_any_end_of_their_process(
         app.send_task("tasks.pay", [3], queue="living")
         app.send_task("tasks.report", [60], queue="living", time_limit=2)
 
-        wait_until(lambda: scrape().get('celery_tasks_in_progress{queue="living",task="tasks.report"}') == 1.0)
-        wait_until(lambda: not client.exists("ending", "unacked"))  # every task has started, the last are running
+        wait_until(lambda: scrape().get('celery_tasks_in_progress{queue="living",task="tasks.report"}') == 1.0, 30)
+        wait_until(lambda: not client.exists("ending", "unacked"), 30)  # every task has started, the last are running
         ending.terminate()
-        wait_until(lambda: scrape().get('celery_tasks_total{queue="living",state="success",task="tasks.pay"}') == 1.0)
+        wait_until(lambda: scrape().get('celery_tasks_total{queue="living",state="success",task="tasks.pay"}') == 1.0, 30)
         failed = f'celery_tasks_total{{queue="{killed_in}",state="failure",task="tasks.report"}}'
-        wait_until(lambda: scrape().get(failed) == 1.0)
+        wait_until(lambda: scrape().get(failed) == 1.0, 30)
         living.terminate()
         assert [worker.wait(30) for worker in (ending, living)] == [0, 0]
     assert {name: value for name, value in scrape().items() if value} == {

@@ -325,7 +325,7 @@ def prometheus(tmp_path: Path, shop: Shop, native: bool) -> Iterator[Prometheus]
     server = Prometheus(tmp_path, [shop], MONITORING / "rules", *options)  # type: ignore[list-item]  # it asks for no more
     try:
         for seen in (wait_until(partial(server.query, f"{SCRAPED} > 0"), 30)[shop.name,],) * 2:
-            wait_until(partial(server.query, f"{SCRAPED} > {seen + 2:.3f}"))
+            wait_until(partial(server.query, f"{SCRAPED} > {seen + 2:.3f}"), 30)
             shop.act()
         yield server
     finally:
@@ -394,7 +394,7 @@ def test_every_choice_has_values(prometheus: Prometheus) -> None:
 
 def asked(prometheus: Prometheus, path: str, parameters: dict[str, str] | None = None) -> Any:
     """The answer of the interface of Prometheus at that path."""
-    return requests.get(f"{prometheus.url.removesuffix('query')}{path}", parameters, timeout=30).json()["data"]
+    return requests.get(f"{prometheus.url.removesuffix('query')}{path}", parameters, timeout=10).json()["data"]
 
 
 def chosen(query: str) -> str:

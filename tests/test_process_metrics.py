@@ -273,7 +273,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     server = subprocess.Popen([*command, "monitored:app"], cwd=tmp_path, env=environ)
 
     def get() -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode()
@@ -293,11 +293,11 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("page", SERVED, indirect=True)
 def test_a_page_shows_every_worker_of_gunicorn(page: Callable[[], str]) -> None:
     """Three workers are three series; those of a killed one go within its lease, and its successor has others."""
-    workers = wait_until(lambda: len(found := series(page(), MEMORY)) == 3 and found)
+    workers = wait_until(lambda: len(found := series(page(), MEMORY)) == 3 and found, 20)
     assert all(5e6 < size < 1e9 for size in workers.values())
     assert all(0 <= seconds < 60 for seconds in series(page(), CPU).values())
     assert all(abs(time.time() - begun) < 60 for begun in series(page(), "process_start_time_seconds").values())
     killed, *_ = workers
     os.kill(killed, signal.SIGKILL)
-    left = wait_until(lambda: len(found := series(page(), MEMORY)) == 3 and killed not in found and found)
+    left = wait_until(lambda: len(found := series(page(), MEMORY)) == 3 and killed not in found and found, 20)
     assert len(workers.keys() & left.keys()) == 2

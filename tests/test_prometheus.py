@@ -171,7 +171,7 @@ class Shop:
 
     def strike(self, prometheus: Prometheus, began: float) -> None:
         """Kill the worker with the request in progress, right after a scrape, which it might otherwise be answering."""
-        wait_until(lambda: prometheus.query(SCRAPED).get((self.name,), 0) > began)
+        wait_until(lambda: prometheus.query(SCRAPED).get((self.name,), 0) > began, 30)
         self.killed = time.time()
         os.kill(int(self.victim), signal.SIGKILL)
 
@@ -211,7 +211,7 @@ class Prometheus:
     def query(self, expression: str, *labels: str) -> dict[Series, float]:
         """The values of an expression by shop and these labels, of histograms the counts; empty while Prometheus starts."""
         try:
-            answer = requests.get(self.url, {"query": expression}, timeout=30).json()
+            answer = requests.get(self.url, {"query": expression}, timeout=10).json()
         except (requests.ConnectionError, requests.JSONDecodeError):  # while it starts it answers nothing, or in plain text
             return {}
         assert answer["status"] == "success", answer
@@ -221,12 +221,12 @@ class Prometheus:
     def wait_for(self, expression: str, expected: dict[Series, float]) -> None:
         """Wait until the expression has these values."""
         with suppress(AssertionError):
-            wait_until(lambda: self.query(expression) == expected)
+            wait_until(lambda: self.query(expression) == expected, 30)
         assert self.query(expression) == expected  # on a failure, this shows the actual values
 
     def wait_for_scrapes(self, moment: float) -> None:
         """Wait until every shop was scraped after this moment."""
-        wait_until(lambda: self.query(f"count({SCRAPED} > {moment:.3f})") == {("",): len(NAMES)})
+        wait_until(lambda: self.query(f"count({SCRAPED} > {moment:.3f})") == {("",): len(NAMES)}, 30)
 
 
 def _number(sample: dict[str, Any]) -> float:
@@ -290,7 +290,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def happen(prometheus: Prometheus, shops: list[Shop]) -> Run:
     """Warm the shops up, kill a busy worker of each, send all kinds of requests, and wait until the dead are forgotten."""
     for shop in shops:
-        wait_until(shop.is_up)
+        wait_until(shop.is_up, 30)
     with ThreadPoolExecutor(len(shops)) as pool:
         list(pool.map(Shop.begin, shops))
         warm: dict[Series, float] = {(shop.name,): float(len(shop.warm_up)) for shop in shops}

@@ -89,7 +89,7 @@ class Stage:
     def ask(self, what: str, **parameters: str) -> Any:
         """The answer of the API; nothing while Prometheus starts."""
         try:
-            answer = requests.get(f"{self.prometheus}/{what}", parameters, timeout=30).json()
+            answer = requests.get(f"{self.prometheus}/{what}", parameters, timeout=10).json()
         except (requests.ConnectionError, requests.JSONDecodeError):
             return {}
         assert answer["status"] == "success", answer
@@ -103,7 +103,7 @@ class Stage:
 
     def wait_for(self, expression: str, expected: float) -> None:
         """Wait until the expression has that value."""
-        wait_until(lambda: self.value(expression) == pytest.approx(expected, rel=1e-9))
+        wait_until(lambda: self.value(expression) == pytest.approx(expected, rel=1e-9), 30)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """The application after all numbers, which Prometheus has scraped."""
     stage = Stage(tmp_path_factory.mktemp("native"))
     try:
-        wait_until(lambda: stage.value("up") == 1)
+        wait_until(lambda: stage.value("up") == 1, 30)
         stage.send(BEFORE)
         assert requests.post(f"{stage.app}/order/tea/3", timeout=30).ok
         stage.wait_for("histogram_count(wait_native)", len(BEFORE))

@@ -278,7 +278,7 @@ def test_work_horses_send_what_they_count(tmp_path: Path, redis_server: RedisSer
     job = send("success", 60)
     variables = {**environment(storage, redis_server), "PDC_FLUSH_INTERVAL": "600", "PDC_JOURNAL": "false"}
     with started_worker(["rq.cli", "worker", "-c", "rq_shop", "--max-jobs", "6"], variables, tmp_path) as process:
-        wait_until(lambda: job.get_status() == JobStatus.STARTED)
+        wait_until(lambda: job.get_status() == JobStatus.STARTED, 30)
         send_stop_job_command(connection, job.id)
         assert process.wait(30) == 0
     assert counts("rq_tasks_total", "state") == {"success": 1.0, "failure": 3.0, "retry": 1.0, "stopped": 1.0}
@@ -318,7 +318,7 @@ def test_workers_of_every_kind_count(
         ["rq.cli", *arguments, "--burst", *(() if "-c" in arguments else ("--url", variables["BROKER"]))], variables, tmp_path
     ) as process:
         assert process.wait(60) == 0
-    wait_until(lambda: counts("rq_tasks_total", "state") == {"success": 2.0, "failure": 2.0, "retry": 1.0})
+    wait_until(lambda: counts("rq_tasks_total", "state") == {"success": 2.0, "failure": 2.0, "retry": 1.0}, 30)
     assert counts("rq_task_duration_seconds_count", "state") == {"success": 2.0, "failure": 2.0, "retry": 1.0}
     assert counts("rq_tasks_sent_total") == {"default rq_shop.order": 5.0}
     assert counts("rq_tasks_received_total") == ({"default rq_shop.order": 5.0} if knows_starts else {})
@@ -334,12 +334,12 @@ def test_a_killed_worker_is_gone_after_its_lease(
     with started_worker(["rq.cli", "worker", "-c", "rq_shop"], environment(storage, redis_server), tmp_path) as process:
         send("success")
         job = send("success", 60)
-        wait_until(lambda: counts("rq_tasks_in_progress") and counts("rq_tasks_total"))
+        wait_until(lambda: counts("rq_tasks_in_progress") and counts("rq_tasks_total"), 30)
         (horse,) = (int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
         os.kill(process.pid, signal.SIGKILL)  # first: it would count the end of its work-horse
         os.kill(horse, signal.SIGKILL)
         begun = time.monotonic()
-        wait_until(lambda: not counts("rq_tasks_in_progress") and shown("rq_workers")["rq_workers"] == 0.0)
+        wait_until(lambda: not counts("rq_tasks_in_progress") and shown("rq_workers")["rq_workers"] == 0.0, 30)
         assert time.monotonic() - begun < 20
     assert counts("rq_tasks_total", "state") == {"success": 1.0}
     assert job.get_status() == JobStatus.STARTED

@@ -97,7 +97,7 @@ def run_asgi(registry: Collector, scope: dict[str, Any], events: list[dict[str, 
 def over_http(registry: Collector, method: str, query: str, headers: Mapping[str, str]) -> Answer:
     """Ask the HTTP server."""
     with serving(registry=registry) as port:
-        return ask(http.client.HTTPConnection("127.0.0.1", port, timeout=30), method, query, headers)
+        return ask(http.client.HTTPConnection("127.0.0.1", port, timeout=10), method, query, headers)
 
 
 class serving:  # noqa: N801  a context manager, used as a function
@@ -240,11 +240,11 @@ def test_the_server_speaks_tls(certificate: tuple[str, str]) -> None:
     certfile, keyfile = certificate
     trusting = ssl.create_default_context(cafile=certfile)
     with serving(certfile=certfile, keyfile=keyfile) as port, socket.create_connection(("127.0.0.1", port)):
-        answer = ask(http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=30))
+        answer = ask(http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=10))
         assert answer.status == 200
         assert b'sales_total{path="/"} 2.0\n' in answer.body
         with pytest.raises(ssl.SSLCertVerificationError):
-            ask(http.client.HTTPSConnection("127.0.0.1", port, timeout=30))
+            ask(http.client.HTTPSConnection("127.0.0.1", port, timeout=10))
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -342,9 +342,9 @@ def test_the_server_can_demand_certificates_of_clients(certificate: tuple[str, s
     trusting, known = ssl.create_default_context(cafile=certfile), ssl.create_default_context(cafile=certfile)
     known.load_cert_chain(certfile, keyfile)
     with serving(certfile=certfile, keyfile=keyfile, client_cafile=certfile, client_auth_required=True) as port:
-        assert ask(http.client.HTTPSConnection("127.0.0.1", port, context=known, timeout=30)).status == 200
+        assert ask(http.client.HTTPSConnection("127.0.0.1", port, context=known, timeout=10)).status == 200
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
-            ask(http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=30))
+            ask(http.client.HTTPSConnection("127.0.0.1", port, context=trusting, timeout=10))
 
 
 @pytest.mark.usefixtures("counted")

@@ -327,7 +327,7 @@ instrument(app, sqlite_path="metrics.db", flush_interval=600)
 
 
 def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/")
         return connection.getresponse().status == 404

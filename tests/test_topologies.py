@@ -547,7 +547,7 @@ def test_a_replica_is_scraped(primary: RedisServer, tmp_path: Path, run_script: 
         with primary.client() as client:
             client.config_set("repl-diskless-sync-delay", "0")
         with replica.client() as client:
-            wait_until(lambda: client.info("replication")["master_link_status"] == "up")
+            wait_until(lambda: client.info("replication")["master_link_status"] == "up", 30)
             client.config_resetstat()
             result = run_script(READER, storage={"redis": replica.url})
             assert result.stdout.count("hits_total 3.0") == 3

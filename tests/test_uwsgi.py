@@ -69,7 +69,7 @@ class Uwsgi:
             self._process = subprocess.Popen(
                 [*command, *options], cwd=folder, env={**environ, **settings}, stdout=log, stderr=log
             )
-        wait_until(self._listens)
+        wait_until(self._listens, 20)
 
     def stop(self) -> None:
         """Signal uWSGI to stop, and wait for its end."""
@@ -79,7 +79,7 @@ class Uwsgi:
 
     def get(self, path: str = "/", port: int | None = None) -> str:
         """The body of the answer to a request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=20)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -131,7 +131,7 @@ def test_workers_count_exactly(start: Any, mode: str) -> None:
         found = server.counted()
         return {name: found[name] for name in found if name.startswith("hits_total")} == expected
 
-    wait_until(counted)
+    wait_until(counted, 5)
     found = server.counted()
     assert (found["all_hits_total"], found["idle_total"]) == (120, 0)
     assert mode == "lazy" or found["starts"] >= len(expected)  # where the hook is there before the fork
@@ -143,6 +143,6 @@ def test_workers_count_exactly(start: Any, mode: str) -> None:
             return False
 
     if not threads:
-        wait_until(serves)
+        wait_until(serves, 10)
     else:
         assert "start uWSGI with --enable-threads" in server.log.read_text()
