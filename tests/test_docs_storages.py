@@ -70,7 +70,7 @@ def test_the_command_of_the_page_has_these_options(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("url", ["valkey://localhost:6379/0", object()], ids=["url", "client"])
 def test_only_urls_and_clients_of_redis_py_are_taken(url: object) -> None:
     """A URL of valkey-py is an error of `setup`, and so is a client of another package."""
-    with pytest.raises((TypeError, ValueError), match=r"setup\(redis=|cannot use the URL"):
+    with pytest.raises((TypeError, ValueError), match="setup\\(redis="):
         pdc.setup(redis=url)
 
 

@@ -273,7 +273,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     server = subprocess.Popen([*command, "monitored:app"], cwd=tmp_path, env=environ)
 
     def get() -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate, chain, islice
@@ -138,19 +139,20 @@ def _without_strays(metric: Metric) -> Iterator[Metric]:
     known = Metric(metric.name, metric.documentation, metric.type, metric.unit)
     strays: dict[str, Metric] = {}
     for sample in metric.samples:
-        is_known = sample.name in own_labels and _has_number(sample.labels, own_labels[sample.name])
+        own = own_labels.get(sample.name)
+        is_known = sample.name in own_labels and (own is None or _has_number(sample.labels, own))
         home = known if is_known else strays.setdefault(sample.name, Metric(sample.name, "", "unknown"))
         home.samples.append(sample)
     yield known
     yield from strays.values()
 
 
-def _has_number(labels: Mapping[str, str], own: str | None) -> bool:
-    """True where that label, if there must be one, is a number."""
-    try:
-        return own is None or float(labels[own]) is not None
-    except (KeyError, ValueError):
-        return False
+def _has_number(labels: Mapping[str, str], name: str) -> bool:
+    """True where that label is a number."""
+    with suppress(KeyError, ValueError):
+        float(labels[name])
+        return True
+    return False
 
 
 class _Times:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
+from numbers import Real
 from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
@@ -102,11 +103,10 @@ class Job:
 
         Raises ValueError for a negative number, and TypeError for no number.
         """
-        counted = _families().items.labels(self.name, result)
-        try:
-            counted.inc(items)
-        except TypeError:
-            raise TypeError(f"{self!r} counts a number of items, got {items!r}: a result is count(result=...)") from None
+        given: object = items
+        if not isinstance(given, Real):
+            raise TypeError(f"{self!r} counts a number of items, got {items!r}: a result is count(result=...)")
+        _families().items.labels(self.name, result).inc(items)
 
     def __enter__(self) -> Job:
         """Start a run. Raises NotConfigured without a storage."""

@@ -19,7 +19,7 @@ def is_url(text: str) -> bool:
 
 def is_address(text: str) -> bool:
     """True if the text is a host and a port, perhaps with a database: a URL of Redis that lacks its scheme."""
-    return re.fullmatch(r"[\w.-]+:\d{1,5}(/\d+)?", text) is not None
+    return re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}(/\d+)?", text) is not None
 
 
 def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:

@@ -69,7 +69,7 @@ def client_from_url(url: str) -> Any:
         reason = f"did you mean redis://{url}?" if is_address(url) else f"expected one like {EXAMPLES}"
     except (TypeError, RedisError) as error:
         reason = str(error)
-    raise ValueError(f"cannot use the URL {_shown(url)!r} of Redis: {reason}")
+    raise ValueError(f"setup(redis={_shown(url)!r}) cannot use this URL: {reason}")
 
 
 class _URLError(ValueError):
