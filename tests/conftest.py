@@ -357,6 +357,7 @@ class Peer:
 
     def __init__(self, storage: dict[str, Any], folder: Path, **options: Any) -> None:
         source = f"""
+import os, signal
 import pdc
 pdc.setup(**{{**{storage!r}, **{options!r}}})
 
@@ -399,12 +400,14 @@ while command := input():
         assert self._process.stdout.readline() == "done\n", self.stop()
 
     def freeze(self) -> None:
-        """Stop the process."""
-        self._process.send_signal(signal.SIGSTOP)
+        """Stop the process between two batches: amid one it would keep others from the file of SQLite."""
+        self.begin("with pdc.config.DEFAULT._lock: os.kill(os.getpid(), signal.SIGSTOP)")
+        os.waitpid(self._process.pid, os.WUNTRACED)
 
     def thaw(self) -> None:
         """Resume it after `freeze`."""
         self._process.send_signal(signal.SIGCONT)
+        self.end()
 
     def stop(self) -> str:
         """Let it end, and return its log."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread, Timer
+from traceback import extract_stack
 from typing import Any
 
 import pytest
@@ -191,12 +193,9 @@ def test_a_deadline_that_ended_leaves_no_short_timeout(own_redis_server: RedisSe
     storage.close()
 
 
-def is_held(lock: Any) -> bool:
-    """True where another thread has the lock."""
-    if not lock.acquire(blocking=False):
-        return True
-    lock.release()
-    return False
+def is_reading(thread: Thread) -> bool:
+    """True where the thread waits for a reply, or is about to: the timeouts of its connection are set."""
+    return "read_response" in {frame.name for frame in extract_stack(sys._current_frames()[thread.ident or 0])}
 
 
 CALLS: dict[str, Callable[[RedisStorage], object]] = {
@@ -221,7 +220,7 @@ def test_the_call_of_another_thread_has_the_deadline_of_the_next_one(own_redis_s
 
     reader = Thread(target=read)
     reader.start()
-    wait_until(lambda: is_held(storage.server.lock))
+    wait_until(lambda: is_reading(reader))
     storage.set_deadline(time.monotonic() + 0.2)
     with suppress(StorageError):
         CALLS[name](storage)
