@@ -65,7 +65,7 @@ class Entry(Protocol):
         """The metric that the entry belongs to."""
 
     def drain(self) -> list[Operation]:
-        """Hand over the operations to send, and keep nothing of them."""
+        """Hand over the operations to send, and keep nothing of them. The caller holds the lock of the metric."""
 
     def acknowledge(self) -> None:
         """Note that the storage has the operations that were drained."""
@@ -161,10 +161,15 @@ class MetricCells:
             self.family = self.family._replace(**limits)
         self.meta = self.family.meta
         """The family as the storage keeps it, made once."""
-        self.storage_limits = self.family.limits
+        self.storage_limits, self.numbers = self.family.limits, self.family.numbers
 
     def drain(self) -> list[Operation]:
         return []
+
+    @with_lock_held
+    def drain_all(self, entries: Iterable[Entry]) -> list[Operation]:
+        """Drain these entries of the metric, which are one or those of a batch."""
+        return [operation for entry in entries for operation in entry.drain()]
 
     def acknowledge(self) -> None:
         """Do nothing: nothing was drained."""
@@ -313,7 +318,6 @@ class Removal:
             self.metric.sender.unjournal(operation)
         return True
 
-    @with_lock_held
     def drain(self) -> list[Operation]:
         self._is_drained = True
         return [operation.drain() for operation in self._operations.values()]
@@ -403,7 +407,6 @@ class Cell:
         """
         raise NotImplementedError
 
-    @with_lock_held
     def drain(self) -> list[Operation]:
         was_updated = self.queued
         self.queued = self.quiet = False

@@ -364,7 +364,7 @@ class Dispatcher:
         """Continue as another writer, without what was pending: the process that finds the journal sends that."""
         entries: dict[Entry, None] = dict.fromkeys([*self.outbox.waiting(), *self.metrics.cells()])
         for entry in entries:
-            entry.drain()
+            entry.metric.drain_all([entry])
             entry.acknowledge()
         self.outbox.clear()
         self.outbox.start_as_new_writer()

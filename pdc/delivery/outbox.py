@@ -92,9 +92,10 @@ class Outbox:
         entry = self.queue[0]
         self.drained[entry] = None
         self.queue.popleft()
-        operations = entry.drain()
-        if operations or entry is entry.metric:
-            update = self._update_of(entry.metric)
+        metric = entry.metric
+        operations = metric.drain_all([entry])
+        if operations or entry is metric:
+            update = self._update_of(metric)
             update.operations.extend(operations)
             self.in_flight = self.batch([update])
             self.first_try = time.monotonic()
@@ -117,23 +118,31 @@ class Outbox:
         if not again:
             self._dequeue()
         updates: dict[str, Update] = {}
-        refused = self._outcomes.refused
-        for entry in list(self.drained):
-            metric = entry.metric
-            name = metric.family.name
-            if name in refused and entry is not metric:
-                del self.drained[entry]  # every cell is queued when the storage accepts the metric
-                continue
-            operations = entry.drain()
-            if not operations and entry is not metric:
-                continue
-            update = updates.get(name)
-            if update is None:
-                update = updates[name] = self._update_of(metric)
-            update.operations.extend(operations)
+        for metric, entries in self._drained_by_metric().items():
+            operations = metric.drain_all(entries)
+            if operations or metric in entries:
+                name = metric.family.name
+                update = updates.get(name)
+                if update is None:
+                    update = updates[name] = self._update_of(metric)
+                update.operations.extend(operations)
         if again:
             self.queue.extend(self.drained)
         return list(updates.values())
+
+    def _drained_by_metric(self) -> dict[MetricCells, list[Entry]]:
+        """The drained entries by their metric, without the cells of those that are refused."""
+        found: dict[MetricCells, list[Entry]] = {}
+        refused = self._outcomes.refused
+        for entry in list(self.drained):
+            metric = entry.metric
+            if refused and entry is not metric and metric.family.name in refused:
+                del self.drained[entry]  # every cell is queued when the storage accepts the metric
+            elif metric in found:
+                found[metric].append(entry)
+            else:
+                found[metric] = [entry]
+        return found
 
     def _update_of(self, metric: MetricCells) -> Update:
         """An update of the metric without operations. It declares the metric unless the storage knows the declaration."""
@@ -151,7 +160,7 @@ class Outbox:
             self.drained[entry] = None
             self.queue.popleft()
             self.due -= 1
-            size += entry.metric.family.numbers
+            size += entry.metric.numbers
         passenger = self._passenger() if self.drained else None
         if passenger is not None:
             self.drained[passenger] = None
