@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -46,6 +47,10 @@ PROMETHEUS_2 = (
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
 """The header `Accept` of Prometheus 2."""
+
+
+class OwnClient(redis.Redis):
+    """A client that may do more than connect: pdc uses it as it is."""
 
 
 def script(name: str) -> str:

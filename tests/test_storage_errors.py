@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer, wait_until
-from helpers import DOWN, INTERVALS, UP, Run
+from helpers import DOWN, INTERVALS, UP, OwnClient, Run
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -607,6 +607,32 @@ def test_a_limit_between_a_command_and_its_reply_ends_the_connection(
         _ = connected.read() if is_read else connected.apply(batch)
     assert connected.apply(batch).refused == {}
     assert connected.read().metrics["hits"]["_total:{}"] == "4"
+
+
+@pytest.mark.parametrize("pool", [redis.ConnectionPool, redis.BlockingConnectionPool])
+@pytest.mark.parametrize("limit", [KeyboardInterrupt, redis.ResponseError])
+def test_a_limit_amid_a_call_of_the_clients_own_pool_ends_its_connection(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, pool: Any, limit: type[BaseException]
+) -> None:
+    """The connection that may have replies is closed; a connection that the application uses meanwhile stays open."""
+    broken_off: list[Any] = []
+
+    def expire(_number: int, _frame: FrameType) -> None:
+        raise limit("late")
+
+    def read_response(connection: Any, **_options: Any) -> None:
+        monkeypatch.undo()
+        broken_off.append(connection)
+        expire(0, sys._getframe())
+
+    with OwnClient(connection_pool=pool.from_url(redis_server.url)) as client, client.client() as other:
+        storage = RedisStorage(client, "test")
+        storage.id()
+        monkeypatch.setattr(redis.Connection, "read_response", read_response)
+        with pytest.raises((StorageError, KeyboardInterrupt), match="late"):
+            storage.read()
+        assert [each._sock for each in broken_off] == [None]
+        assert other.connection._sock is not None
 
 
 @pytest.mark.parametrize("is_read", [True, False])

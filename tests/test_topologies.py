@@ -18,7 +18,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from string import ascii_lowercase
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, ClassVar
 
 import commands
@@ -223,6 +223,27 @@ def test_keys_and_scripts_that_go_from_a_node(cluster: Cluster, registry: Collec
             lost = {name for name, owner in owners.items() if owner == owners["a"]}
             count(others=5.0, **({"b": 2.0} | dict.fromkeys(lost, 1.0)))
         pdc.shutdown()
+
+
+def test_a_limit_amid_a_call_of_a_cluster_ends_its_connection(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of a handler is no reply, also one of a class that a server's errors have: a reply may be on its way."""
+    broken_off: list[Any] = []
+
+    def expire(_number: int, _frame: FrameType) -> None:
+        raise redis.ResponseError("late")
+
+    def read_response(connection: Any, **_options: Any) -> None:
+        monkeypatch.undo()
+        broken_off.append(connection)
+        expire(0, sys._getframe())
+
+    storage = RedisStorage(cluster.url, "test")
+    storage.id()
+    monkeypatch.setattr(redis.Connection, "read_response", read_response)
+    with pytest.raises(StorageError, match="late"):
+        storage.read()
+    assert [each._sock for each in broken_off] == [None]
+    storage.close()
 
 
 # URLs of clusters and sentinels

@@ -275,8 +275,7 @@ class Server(ForkSafe):
         with self._client.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command, **_RAW)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-            return replies
+            return [_reply(each) for each in pipeline.execute(raise_on_error=False)]
 
     def _words(self, request: Request) -> tuple[str | bytes, ...]:
         """The command as redis-py takes it."""
@@ -327,7 +326,7 @@ class Server(ForkSafe):
         try:
             return self._client.execute_command(*words, **options, **_RAW)
         except ResponseError as error:
-            return error
+            return _reply(error)
 
     def _find_nodes_again(self, known: dict[str, Any]) -> None:
         """Give a cluster's client the nodes that it knew: redis-py before 8 forgets each node that fails, in the end all."""
@@ -346,8 +345,9 @@ class Server(ForkSafe):
                 return
             nodes = [node.redis_connection for node in self._client.get_nodes()] if self.is_cluster else [self._client]
             for pool in [client.connection_pool for client in nodes if client is not None]:
-                if isinstance(pool, redis.BlockingConnectionPool):
-                    pool.disconnect()
+                if isinstance(pool, redis.BlockingConnectionPool):  # redis-py 5 would close those in use, too
+                    for connection in filter(None, list(pool.pool.queue)):
+                        connection.disconnect()
                 else:
                     pool.disconnect(inuse_connections=False)
 
@@ -392,7 +392,12 @@ def _replies(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[A
         try:
             replies.append(connection.read_response())
         except ResponseError as error:
-            if interruption(error) is not None:
-                raise
-            replies.append(error)
+            replies.append(_reply(error))
     return replies
+
+
+def _reply(received: Any) -> Any:
+    """The reply. Raises an error that no server sent: a handler raised it before all replies were read."""
+    if isinstance(received, ResponseError) and interruption(received) is not None:
+        raise received
+    return received
