@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from conftest import RedisServer, wait_until
-from helpers import SHORT_INTERVALS, Run
+from helpers import SHORT_INTERVALS, OwnClient, Run
 
 import pdc
 from pdc.exposition import collect
-from pdc.storage import StorageError
+from pdc.storage import Snapshot, StorageError
 from pdc.storage.redis import RedisStorage
 from pdc.storage.redis.commands import CHANGE
 
@@ -227,6 +227,24 @@ def test_the_call_of_another_thread_has_the_deadline_of_the_next_one(own_redis_s
     reader.join()
     assert "ConnectionError" in errors[0]
     storage.close()
+
+
+def test_a_close_waits_for_no_call_that_cannot_be_broken_off(own_redis_server: RedisServer) -> None:
+    """Where another thread uses a client that pdc takes as it is, a close ends by its deadline, and that call goes on."""
+    found: list[Snapshot] = []
+    with OwnClient.from_url(f"{own_redis_server.url}?socket_timeout=30") as client:
+        storage = RedisStorage(client, "test")
+        storage.id()
+        own_redis_server.freeze()
+        reader = Thread(target=lambda: found.append(storage.read()))
+        reader.start()
+        wait_until(lambda: is_reading(reader))
+        storage.set_deadline(time.monotonic() + 0.2)
+        storage.close()
+        assert reader.is_alive()
+        own_redis_server.thaw()
+        reader.join()
+    assert [snapshot.metrics for snapshot in found] == [{}]
 
 
 @SHORT_INTERVALS

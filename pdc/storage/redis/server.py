@@ -210,12 +210,17 @@ class Server(ForkSafe):
             with suppress(OSError):  # the server, or the thread that waits for it, has closed it
                 waiting.shutdown(socket.SHUT_RDWR)
 
-    def _await_turn(self) -> None:
-        """Break off the call of another thread that lasts until the deadline: it may have begun when there was none."""
+    def _await_turn(self) -> bool:
+        """Break off the call of another thread that lasts until the deadline: it may have begun when there was none.
+
+        Return False where that call goes on: only the own connection can be broken off.
+        """
         if self.deadline < math.inf:
             seconds = max(self.deadline - time.monotonic(), 0.0)
             if not locked_within(seconds, self.lock, lambda: None):
                 self._break_off()
+                return self._has_own
+        return True
 
     def before_fork(self) -> None:
         self._abandon_lost()
@@ -229,9 +234,12 @@ class Server(ForkSafe):
                         setattr(owner, name, _LOCKS[type(lock)]())
 
     def close(self) -> None:
-        """Close the own connection, once no other thread uses it; the next call opens a new one."""
-        self._await_turn()
-        locked(self.lock, self._close)
+        """Close the own connection, once no other thread uses it; the next call opens a new one.
+
+        A client without an own connection stays open where another thread uses it after the deadline.
+        """
+        if self._await_turn():
+            locked(self.lock, self._close)
 
     def _close(self) -> None:
         self._abandon_lost()
