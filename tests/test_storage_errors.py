@@ -609,6 +609,26 @@ def test_a_limit_between_a_command_and_its_reply_ends_the_connection(
     assert connected.read().metrics["hits"]["_total:{}"] == "4"
 
 
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_second_limit_while_the_first_one_is_handled(
+    connected: RedisStorage, monkeypatch: pytest.MonkeyPatch, is_read: bool
+) -> None:
+    """No later call reads the reply that was on its way, even if the connection could not be closed either."""
+    connection = connected.server._connection
+
+    def expire(**_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    batch = Batch("1-a", 4, [Update("hits", "{}", UPDATE)])
+    with monkeypatch.context() as limits:
+        for name in ("read_response", "disconnect"):
+            limits.setattr(connection, name, expire)
+        with pytest.raises(KeyboardInterrupt):
+            _ = connected.read() if is_read else connected.apply(batch)
+    assert connected.apply(batch).refused == {}
+    assert connected.read().metrics["hits"]["_total:{}"] == "4"
+
+
 @pytest.mark.parametrize("pool", [redis.ConnectionPool, redis.BlockingConnectionPool])
 @pytest.mark.parametrize("limit", [KeyboardInterrupt, redis.ResponseError])
 def test_a_limit_amid_a_call_of_the_clients_own_pool_ends_its_connection(

@@ -71,9 +71,9 @@ class Changes:
     def note(self, batch: Batch, update: Update, *, overflowed: bool) -> None:
         """Note what an update did that apply.lua applied: its fields exist, unless they are those of series over a limit.
 
-        Fields of batches of several updates are not remembered: they come from a process that buffers.
+        Fields of batches of several updates, or many operations, are not remembered: they come from a process that buffers.
         """
         if overflowed or len(self._known) > MOST_KNOWN:
             self._known.clear()
-        if not overflowed and len(batch.updates) == 1:
+        if not overflowed and len(batch.updates) == 1 and len(update.operations) <= MOST_CHANGES:
             self._known.update(hash((update.name, field)) for kind, field, _ in update.operations if kind in CHANGES)

@@ -212,13 +212,17 @@ def pools_of(client: Any) -> Iterator[Any]:
 
 
 def connection_for(client: Any) -> Any:
-    """A connection with the options of the client's pool, but outside of it; its replies are bytes."""
+    """A connection with the options of the client's pool, but outside of it; its replies are bytes.
+
+    Its attribute `awaits_replies` is true while replies may come: after an exception of a handler, nobody has read them.
+    """
     pool = client.connection_pool
     options = {**_PACKER, **_UNNAMED, **pool.connection_kwargs, "decode_responses": False}  # a reply may be no text
     if getattr(options.get(_MAINTENANCE), "enabled", "") == "auto":
         options[_MAINTENANCE] = None
     connection = pool.connection_class(**options)
     read_in_bulk(connection)
+    connection.awaits_replies = False
     return connection
 
 

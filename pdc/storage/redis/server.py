@@ -129,7 +129,7 @@ class Server(ForkSafe):
         send = self._send_apart if is_own(self.lock) else self._send
         self._await_turn()
         try:
-            replies = locked(self.lock, self._guarded, send, requests)
+            replies = locked(self.lock, send, requests) if self._has_own else locked(self.lock, self._guarded, send, requests)
         except (RedisError, RedisClusterException, OSError) as error:
             self._fail(error)
         for reply in replies:
@@ -146,7 +146,7 @@ class Server(ForkSafe):
         self._await_turn()
         try:
             with lock:
-                if not is_nested and (reply := self._guarded(self._call_at_once, name, keys, arguments)) is not None:
+                if not is_nested and (reply := self._call_at_once(name, keys, arguments)) is not None:
                     return reply
         except (ResponseError, redis.ConnectionError) as error:  # the script is lost, or the connection died while it was idle
             if interruption(error) is not None or time.monotonic() >= self.deadline:
@@ -165,14 +165,23 @@ class Server(ForkSafe):
         if name not in self._shas or is_limited or self._sentinel is None or self._sentinel.status() is None:
             return None
         connection = self._connection
+        if connection is None or connection.awaits_replies:
+            return None
+        connection.awaits_replies = True
         if not clients.sends(connection, ("EVALSHA", self._shas[name], str(len(keys)), *keys, *arguments)):
             return None
-        return connection.read_response()
+        try:
+            reply = connection.read_response()
+        except ResponseError as error:
+            connection.awaits_replies = interruption(error) is not None
+            raise
+        connection.awaits_replies = False
+        return reply
 
     def _guarded(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do the work, with the lock held: where a handler's exception breaks it off, no other thread finds unread replies.
+        """Do the work on a client's own pool: where a handler's exception breaks it off, nobody finds unread replies there.
 
-        A handler may have raised an exception of a class of the driver, too.
+        A handler may have raised an exception of a class of the driver, too. The caller holds the lock.
         """
         try:
             return work(*args, **kwargs)
@@ -321,6 +330,8 @@ class Server(ForkSafe):
             self._connection = None
         if self._connection is None or self._connection.pid != os.getpid():
             self._connection = clients.connection_for(self._client)
+        if self._connection.awaits_replies:
+            self._connection.disconnect()
         self._is_limited = self.deadline < math.inf
         if self._is_limited:
             clients.limit_timeouts(self._connection, max(self.deadline - time.monotonic(), 0.001))
@@ -345,19 +356,17 @@ class Server(ForkSafe):
     def _drop_connections(self) -> None:
         """Close the connection that a signal handler may have interrupted: replies may come that nobody will read.
 
-        In a pool of the application it is among the idle ones by now; the others are in use by other threads.
+        In its pool it is among the idle ones by now; the others are in use by other threads.
         """
-        with self.lock:
-            if self._has_own or self._client is None:
-                self.close()
-                return
-            nodes = [node.redis_connection for node in self._client.get_nodes()] if self.is_cluster else [self._client]
-            for pool in [client.connection_pool for client in nodes if client is not None]:
-                if isinstance(pool, redis.BlockingConnectionPool):  # redis-py 5 would close those in use, too
-                    for connection in filter(None, list(pool.pool.queue)):
-                        connection.disconnect()
-                else:
-                    pool.disconnect(inuse_connections=False)
+        if self._client is None:
+            return
+        nodes = [node.redis_connection for node in self._client.get_nodes()] if self.is_cluster else [self._client]
+        for pool in [client.connection_pool for client in nodes if client is not None]:
+            if isinstance(pool, redis.BlockingConnectionPool):  # redis-py 5 would close those in use, too
+                for connection in filter(None, list(pool.pool.queue)):
+                    connection.disconnect()
+            else:
+                pool.disconnect(inuse_connections=False)
 
     def _abandon_lost(self) -> None:
         """Drop connections whose descriptors others closed, as a daemon does: the numbers may belong to other files by now."""
@@ -392,6 +401,7 @@ def _address(client: Any) -> str:
 
 
 def _replies(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[Any]:
+    connection.awaits_replies = True
     if clients.socket_of(connection) is None:
         connection.connect()  # only here a sentinel is asked for the address
     connection.send_packed_command(clients.packed(connection, commands))
@@ -401,6 +411,7 @@ def _replies(connection: Any, commands: list[tuple[str | bytes, ...]]) -> list[A
             replies.append(connection.read_response())
         except ResponseError as error:
             replies.append(_reply(error))
+    connection.awaits_replies = False
     return replies
 
 
