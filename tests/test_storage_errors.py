@@ -629,6 +629,28 @@ def test_a_second_limit_while_the_first_one_is_handled(
     assert connected.read().metrics["hits"]["_total:{}"] == "4"
 
 
+def test_a_limit_while_a_sentinel_is_asked(connected: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connections to the sentinels are closed, too: one of them may have the unread reply."""
+    sentinel = redis.Redis(port=connected.server.client.connection_pool.connection_kwargs["port"])
+    sentinel.ping()
+    (asking,) = sentinel.connection_pool._available_connections
+    monkeypatch.setattr("pdc.storage.redis.client.sentinels_of", lambda _client: [sentinel])
+
+    def expire() -> None:
+        raise KeyboardInterrupt
+
+    connected.server._connection.disconnect()
+    with monkeypatch.context() as limits:
+        limits.setattr(connected.server._connection, "connect", expire)
+        with pytest.raises(KeyboardInterrupt):
+            connected.read()
+    sockets = [asking._sock]
+    connected.read()
+    sockets.append(asking._sock)
+    assert [each is None for each in sockets] == [False, True]
+    sentinel.close()
+
+
 @pytest.mark.parametrize("pool", [redis.ConnectionPool, redis.BlockingConnectionPool])
 @pytest.mark.parametrize("limit", [KeyboardInterrupt, redis.ResponseError])
 def test_a_limit_amid_a_call_of_the_clients_own_pool_ends_its_connection(

@@ -257,10 +257,14 @@ class Server(ForkSafe):
             self._connection.disconnect()
         if self._cluster is not None and self._client is not None:
             self._client.close()
-        for client in clients.sentinels_of(self._client) if self._has_own else ():
-            client.connection_pool.disconnect()
+        if self._has_own:
+            self._disconnect_sentinels()
         if sentinel is not None:
             sentinel.close()
+
+    def _disconnect_sentinels(self) -> None:
+        for client in clients.sentinels_of(self._client):
+            client.connection_pool.disconnect()
 
     def _send_apart(self, requests: list[Request]) -> list[Any]:
         """Send on another connection: a handler has interrupted a call of this thread, which has still to read its replies."""
@@ -332,6 +336,7 @@ class Server(ForkSafe):
             self._connection = clients.connection_for(self._client)
         if self._connection.awaits_replies:
             self._connection.disconnect()
+            self._disconnect_sentinels()  # the call may have ended while one of them was asked for the address
         self._is_limited = self.deadline < math.inf
         if self._is_limited:
             clients.limit_timeouts(self._connection, max(self.deadline - time.monotonic(), 0.001))
