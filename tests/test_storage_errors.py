@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -629,7 +631,8 @@ def test_a_second_limit_while_the_first_one_is_handled(
     assert connected.read().metrics["hits"]["_total:{}"] == "4"
 
 
-def test_a_limit_while_a_sentinel_is_asked(connected: RedisStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("deadline", [math.inf, 60.0])
+def test_a_limit_while_a_sentinel_is_asked(connected: RedisStorage, monkeypatch: pytest.MonkeyPatch, deadline: float) -> None:
     """The connections to the sentinels are closed, too: one of them may have the unread reply."""
     sentinel = redis.Redis(port=connected.server.client.connection_pool.connection_kwargs["port"])
     sentinel.ping()
@@ -639,12 +642,15 @@ def test_a_limit_while_a_sentinel_is_asked(connected: RedisStorage, monkeypatch:
     def expire() -> None:
         raise KeyboardInterrupt
 
+    connected.set_deadline(time.monotonic() + deadline)
+    connected.read()
     connected.server._connection.disconnect()
     with monkeypatch.context() as limits:
         limits.setattr(connected.server._connection, "connect", expire)
         with pytest.raises(KeyboardInterrupt):
             connected.read()
     sockets = [asking._sock]
+    connected.set_deadline(math.inf)
     connected.read()
     sockets.append(asking._sock)
     assert [each is None for each in sockets] == [False, True]

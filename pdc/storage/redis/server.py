@@ -262,6 +262,12 @@ class Server(ForkSafe):
         if sentinel is not None:
             sentinel.close()
 
+    def _disconnect(self, connection: Any) -> None:
+        """Close an own connection. Where a call on it was broken off, that may have been while it asked for the address."""
+        if connection.awaits_replies:
+            self._disconnect_sentinels()
+        connection.disconnect()
+
     def _disconnect_sentinels(self) -> None:
         for client in clients.sentinels_of(self._client):
             client.connection_pool.disconnect()
@@ -274,7 +280,7 @@ class Server(ForkSafe):
         finally:
             used, self._connection = self._connection, interrupted
             if used is not None:
-                used.disconnect()
+                self._disconnect(used)
 
     def _send(self, requests: list[Request]) -> list[Any]:
         if self._sentinel is None or self._sentinel.status() is None:
@@ -330,13 +336,12 @@ class Server(ForkSafe):
     def _connected(self) -> Any:
         """The own connection; one that was made before a fork is the parent's."""
         if self._is_limited and self.deadline == math.inf and self._connection is not None:
-            self._connection.disconnect()  # its timeouts are those of the deadline that has ended
+            self._disconnect(self._connection)  # its timeouts are those of the deadline that has ended
             self._connection = None
         if self._connection is None or self._connection.pid != os.getpid():
             self._connection = clients.connection_for(self._client)
         if self._connection.awaits_replies:
-            self._connection.disconnect()
-            self._disconnect_sentinels()  # the call may have ended while one of them was asked for the address
+            self._disconnect(self._connection)
         self._is_limited = self.deadline < math.inf
         if self._is_limited:
             clients.limit_timeouts(self._connection, max(self.deadline - time.monotonic(), 0.001))
