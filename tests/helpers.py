@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import Metric
 
 import pdc
 from pdc.exposition import Scrape
-from pdc.storage import MARK, Mark, Storage, StorageError
+from pdc.storage import Mark, Storage, StorageError, marks_of
 
 SCRIPTS = Path(__file__).parent / "scripts"
 """Long programs of tests."""
@@ -120,7 +120,7 @@ def hasten(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
 
 def marks(fields: Mapping[str, Any]) -> dict[str, Mark]:
     """The marks that a metric keeps of each writer."""
-    return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
+    return {writer: Mark.loads(stored) for writer, stored in marks_of(fields).items()}
 
 
 class Tally:

@@ -20,8 +20,9 @@ from prometheus_client.samples import Exemplar
 
 from pdc.exemplars import exemplar_text
 from pdc.family import LEASE_SECONDS, Family, clean, dump, families
-from pdc.storage import META, StorageError, Unmarked
+from pdc.storage import META, StorageError
 from pdc.storage.labels import around_bound, parsed
+from pdc.storage.ordered import Picked
 
 NOW = 1000.0
 any_text = st.text(st.characters(), max_size=20) | st.sampled_from(
@@ -246,7 +247,7 @@ def test_processes_that_live_are_merged(mode: str, given_ages: Any, seen_ages: d
         for (writer, label), (number, set_at) in own.items()
     }
     marks = {f"#mark:{writer}": f"1 {at!r} live" for writer, at in seen.items()}
-    unmarked = Unmarked(dict(zip(values_of, count(), strict=False)), [*values_of.values()], lambda _: marks)
+    unmarked = Picked(dict(zip(values_of, count(), strict=False)), [*values_of.values()], lambda _: marks)
     for fields in ({**values_of, **marks}, {**marks, **values_of}, unmarked):
         assert repr(values(family, fields)) == repr(dict(sorted(merged(mode, own, seen).items())))
 

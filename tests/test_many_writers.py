@@ -1,4 +1,4 @@
-"""Metrics in Redis that thousands of processes write: scrapes read their series, and not a mark for each process."""
+"""Metrics that thousands of processes write: scrapes read their series, and not a mark for each process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,22 @@ from conftest import RedisServer
 from helpers import set_constants
 
 from pdc.family import Family
-from pdc.storage import FORGET_VALUES_SECONDS, MARK, Batch, Kind, Limits, Operation, Snapshot, Stamped, Update, updated, writers
+from pdc.storage import (
+    FORGET_VALUES_SECONDS,
+    MARK,
+    Batch,
+    Kind,
+    Limits,
+    Operation,
+    Snapshot,
+    Stamped,
+    Storage,
+    Update,
+    updated,
+    writers,
+)
 from pdc.storage.redis import RedisStorage, reading
+from pdc.storage.sqlite import SqliteStorage
 
 WRITERS = [f"{number}-{number:016x}" for number in range(40)]
 META = '{"version":1}'
@@ -33,7 +48,7 @@ def storages(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iter
         storage.close()
 
 
-def begin(storage: RedisStorage) -> None:
+def begin(storage: Storage) -> None:
     """Let all processes update the metric, each for the first time."""
     for number, writer in enumerate(WRITERS):
         send(storage, 1, Operation(Kind.ADD, total(number % 3), 1.0), writer=writer)
@@ -44,7 +59,7 @@ def total(number: int) -> str:
     return f'_total:{{"path":"{number}"}}'
 
 
-def send(storage: RedisStorage, sequence: int, *operations: Operation, writer: str = "1-a", **more: Any) -> None:
+def send(storage: Storage, sequence: int, *operations: Operation, writer: str = "1-a", **more: Any) -> None:
     """Apply a batch for one metric."""
     final = more.pop("final", False)
     storage.apply(Batch(writer, sequence, [Update("m", META, list(operations), **more)], final))
@@ -80,6 +95,19 @@ def test_a_scrape_reads_no_marks(redis_server: RedisServer, storages: tuple[Redi
     send(other, 2, Operation(Kind.ADD, total(3), 1.0), writer="9-0")
     assert [storage.read().metrics["m"][total(3)] for _ in range(3)] == ["1"] * 3
     assert whole_reads(redis_server) == before + 1
+
+
+def test_sqlite_reads_no_marks(tmp_path: Path) -> None:
+    """On SQLite, a new process changes no field that a scrape reads; its mark comes on demand, while there is a file."""
+    with closing(SqliteStorage(tmp_path / "metrics.db")) as storage:
+        begin(storage)
+        before = storage.read()
+        send(storage, 1, Operation(Kind.ADD, total(0), 1.0), writer="9-z")
+        assert [*storage.read().metrics["m"]] == [*before.metrics["m"]]
+        assert set(writers(before.metrics.values())) == {*WRITERS, "9-z"}
+        for path in tmp_path.glob("metrics.db*"):
+            path.unlink()
+        assert writers(before.metrics.values()) == {}
 
 
 def test_a_small_metric_is_read_at_once(redis_server: RedisServer, storages: tuple[RedisStorage, RedisStorage]) -> None:

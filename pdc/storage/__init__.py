@@ -28,14 +28,14 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
-from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..process.forks import FORKS
 from ..process.interruption import release_own
+from .ordered import Ordered
 
 __all__ = [
     "FINAL_MARK_SECONDS",
@@ -85,9 +85,6 @@ A metric is searched for writers to forget after twice that time, and otherwise 
 
 ID = "#id:"
 """How the id of a storage begins, among the names of its metrics."""
-
-MOST_TOGETHER = 50_000
-"""About how many fields of a metric one dict holds."""
 
 FORK_SECONDS = 0.05
 """How long a fork waits for another thread that is sending, or that asks a server: a server may never answer."""
@@ -258,73 +255,6 @@ USUAL = Outcome(set(), {}, {}, {})
 """The outcome of most batches: there is nothing to note."""
 
 
-class Parts(Mapping[str, Any]):
-    """The fields of a large metric in several dicts: other threads wait while Python enlarges or frees a dict."""
-
-    def __init__(self, parts: list[dict[str, Any]]) -> None:
-        self.parts = parts
-
-    def __del__(self) -> None:
-        while self.parts:
-            self.parts.pop()
-
-    def __getitem__(self, field: str) -> Any:
-        for part in self.parts:
-            if field in part:
-                return part[field]
-        raise KeyError(field)
-
-    def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(self.parts)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))
-
-    def values(self) -> ValuesView[Any]:
-        return _Values(self)
-
-    def stored(self) -> Iterator[Iterable[Any]]:
-        """The values of each part, in the order of the fields."""
-        return map(dict.values, self.parts)
-
-
-class Unmarked(Mapping[str, Any]):
-    """The fields of a metric without the marks of its writers, which may be thousands."""
-
-    def __init__(
-        self, places: Mapping[str, int], stored: Sequence[Any], marks: Callable[[Collection[str] | None], Mapping[str, Any]]
-    ) -> None:
-        self._places = places
-        self._stored = stored
-        self.marks = marks
-        """Reads the marks with these names, or all."""
-
-    def __getitem__(self, field: str) -> Any:
-        return self._stored[self._places[field]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def values(self) -> ValuesView[Any]:
-        return _Values(self)
-
-    def stored(self) -> Iterator[Iterable[Any]]:
-        """The values in the order of the fields."""
-        yield self._stored
-
-
-class _Values(ValuesView[Any]):
-    """The values of a mapping that has them in order: the views of `Mapping` look up each field."""
-
-    _mapping: Parts | Unmarked
-
-    def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self._mapping.stored())
-
-
 class Snapshot(NamedTuple):
     """The fields of some metrics, and the storage's clock when they were read."""
 
@@ -477,7 +407,7 @@ class Mark(NamedTuple):
 
 def marks_of(fields: Mapping[str, Any], writers: Collection[str] | None = None) -> dict[str, Any]:
     """The marks of these writers of a metric, or of all; a writer without a mark was never seen. Raises StorageError."""
-    if isinstance(fields, Unmarked):
+    if isinstance(fields, Ordered) and fields.marks is not None:
         fields = fields.marks(None if writers is None else [MARK + writer for writer in writers])
     if writers is not None:
         return {writer: fields.get(MARK + writer) for writer in writers}

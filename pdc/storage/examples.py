@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from . import CREATED, MARK, UPDATED, Batch, Kind, Limits, Mark, Operation, Snapshot, Stamped, Storage, Update
+from . import CREATED, MARK, UPDATED, Batch, Kind, Limits, Mark, Operation, Snapshot, Stamped, Storage, Update, marks_of
 
 NO_LIMITS = Limits()
 
@@ -70,8 +70,7 @@ def own(fields: Mapping[str, Any]) -> dict[str, float]:
 
 def marks(store: Storage) -> dict[str, Mark]:
     """The marks of the metric by their writers."""
-    fields = store.read().metrics["m"]
-    return {field.removeprefix(MARK): Mark.loads(value) for field, value in fields.items() if field.startswith(MARK)}
+    return {writer: Mark.loads(stored) for writer, stored in marks_of(store.read().metrics["m"]).items()}
 
 
 def grow_old(store: Storage, ages: Mapping[str, float]) -> None:

@@ -9,8 +9,9 @@ from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
 
-from .. import FOLDED, MARK, MOST_TOGETHER, Parts, Snapshot, Unmarked, foreign
+from .. import FOLDED, MARK, Snapshot, foreign
 from ..labels import around_bound
+from ..ordered import MOST_TOGETHER, Parts, Picked
 from .commands import Command, Repeated, Request, text_of
 from .keys import Keys
 from .server import Server
@@ -172,14 +173,14 @@ class Reader:
         """Reads a metric, or only these fields of it."""
         return Command("HGETALL", (self._keys.of(name),)) if known is None else known.reading
 
-    def _read_known(self, name: str, known: _Known, reply: Any) -> Unmarked | None:
+    def _read_known(self, name: str, known: _Known, reply: Any) -> Picked | None:
         """The fields in the reply, unless the metric has other ones."""
         self._keys.expect_metric(name, reply)
         if not known.fits(reply[0]) or type(None) in {*map(type, reply)}:
             self._forget(name)
             return None
         try:
-            return Unmarked(known.places, _all_text(reply[1:]), partial(self._marks, name))
+            return Picked(known.places, _all_text(reply[1:]), partial(self._marks, name))
         except UnicodeDecodeError as error:
             raise foreign(name, error) from error
 

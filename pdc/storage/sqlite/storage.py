@@ -9,8 +9,9 @@ import time
 from collections.abc import Collection
 from functools import partial
 from itertools import chain
+from typing import Any
 
-from .. import REMOVALS, Batch, Kind, Outcome, Snapshot, Update, new_id
+from .. import MARK, REMOVALS, Batch, Kind, Outcome, Snapshot, Update, new_id
 from ..labels import Selectors
 from ..version2 import VERSION2, report
 from .database import Database
@@ -127,8 +128,18 @@ class SqliteStorage:
         if self.database.is_to_be_made():
             return Snapshot(time.time(), {})
         cursor = self.database.for_reading()
-        found = dict(metrics(cursor, names)) if has_table(cursor) else {}
+        found = dict(metrics(cursor, names, self._marks)) if has_table(cursor) else {}
         return Snapshot(time.time(), found)
+
+    def _marks(self, name: str, _: Collection[str] | None) -> dict[str, Any]:
+        """All marks of a metric, whichever are wanted: they are side by side."""
+        return self.database.use(self._read_marks, "read", name)
+
+    def _read_marks(self, name: str) -> dict[str, Any]:
+        if self.database.is_to_be_made():
+            return {}
+        cursor = self.database.for_reading()
+        return dict(Rows(cursor, name).starting_with(MARK)) if has_table(cursor) else {}
 
     def remove(self, batch: Batch) -> None:
         for update in batch.updates:
