@@ -243,6 +243,16 @@ def test_the_last_declaration_counts(registry: CollectorRegistry) -> None:
     assert shown("m") == {"m": 1.0}
 
 
+def test_two_metrics_of_one_name_set_a_series_in_order(storage: dict[str, Any]) -> None:
+    """Where two metrics of one name set the same series before it is sent, it has the value of the later one."""
+    pdc.setup(**storage, flush_interval=3600)
+    first, second = (pdc.Gauge("m", "Level.", ["tank"], registry=None) for _ in range(2))
+    pdc.flush()  # the declarations
+    for gauge, tank, value in ((second, "b", 0), (first, "a", 1), (second, "a", 2)):
+        gauge.labels(tank).set(value)
+    assert shown("m") == {'m{tank="a"}': 2.0, 'm{tank="b"}': 0.0}
+
+
 @declared_once
 def _shared() -> tuple[pdc.Counter, tuple[pdc.Gauge, pdc.Gauge]]:
     """Metrics of all applications of the process, as those of requests."""

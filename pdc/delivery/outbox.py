@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..cells import FREE_THREADED, Cell, Entry, MetricCells
 from ..storage import MOST_ENTRIES, MOST_NUMBERS, Batch, Update
@@ -118,7 +118,7 @@ class Outbox:
         if not again:
             self._dequeue()
         updates: dict[str, Update] = {}
-        for metric, entries in self._drained_by_metric().items():
+        for metric, entries in self._drained_by_metric():
             operations = metric.drain_all(entries)
             if operations or metric in entries:
                 name = metric.family.name
@@ -130,8 +130,11 @@ class Outbox:
             self.queue.extend(self.drained)
         return list(updates.values())
 
-    def _drained_by_metric(self) -> dict[MetricCells, list[Entry]]:
-        """The drained entries by their metric, without the cells of those that are refused."""
+    def _drained_by_metric(self) -> Iterable[tuple[MetricCells, list[Entry]]]:
+        """The drained entries by their metric, without the cells of those that are refused.
+
+        Of two metrics with one name, both may set a series: their entries stay in order.
+        """
         found: dict[MetricCells, list[Entry]] = {}
         refused = self._outcomes.refused
         for entry in list(self.drained):
@@ -142,7 +145,9 @@ class Outbox:
                 found[metric].append(entry)
             else:
                 found[metric] = [entry]
-        return found
+        if len({metric.family.name for metric in found}) < len(found):
+            return [(entry.metric, [entry]) for entry in self.drained]
+        return found.items()
 
     def _update_of(self, metric: MetricCells) -> Update:
         """An update of the metric without operations. It declares the metric unless the storage knows the declaration."""
