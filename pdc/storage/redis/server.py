@@ -219,17 +219,14 @@ class Server(ForkSafe):
             with suppress(OSError):  # the server, or the thread that waits for it, has closed it
                 waiting.shutdown(socket.SHUT_RDWR)
 
-    def _await_turn(self) -> bool:
-        """Break off the call of another thread that lasts until the deadline: it may have begun when there was none.
+    def _await_turn(self) -> None:
+        """Break off the call of another thread that lasts until the deadline: it may have begun when there was none."""
+        if self.deadline < math.inf and not locked_within(self._left(), self.lock, lambda: None):
+            self._break_off()
 
-        Return False where that call goes on: only the own connection can be broken off.
-        """
-        if self.deadline < math.inf:
-            seconds = max(self.deadline - time.monotonic(), 0.0)
-            if not locked_within(seconds, self.lock, lambda: None):
-                self._break_off()
-                return self._has_own
-        return True
+    def _left(self) -> float:
+        """The seconds until the deadline; without one, the longest wait for a lock."""
+        return min(max(self.deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
 
     def before_fork(self) -> None:
         self._abandon_lost()
@@ -247,8 +244,11 @@ class Server(ForkSafe):
 
         A client without an own connection stays open where another thread uses it after the deadline.
         """
-        if self._await_turn():
+        if self._has_own:
+            self._await_turn()
             locked(self.lock, self._close)
+        else:  # the call of another thread cannot be broken off
+            locked_within(self._left(), self.lock, self._close)
 
     def _close(self) -> None:
         self._abandon_lost()
