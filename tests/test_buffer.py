@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,17 @@ from prometheus_client import CollectorRegistry
 from recorder import Recorder, fail, in_another_thread
 
 import pdc
-from pdc.delivery import Buffer, flusher
+from pdc.delivery import Buffer, dispatcher, flusher
 from pdc.delivery.health import NAMES
 from pdc.storage import MOST_ENTRIES, Kind, Outcome, Stamped, StorageError
+
+
+@pytest.fixture
+def switch_interval() -> Iterator[Callable[[float], None]]:
+    """Sets how long Python lets a thread run where others wait, until the end of the test."""
+    before = sys.getswitchinterval()
+    yield sys.setswitchinterval
+    sys.setswitchinterval(before)
 
 
 def test_write_through_sends_before_the_update_returns(recorder: Recorder, counter: pdc.Counter) -> None:
@@ -100,6 +109,37 @@ def test_many_series_go_in_several_batches(buffer: Buffer, recorder: Recorder, r
     assert {f'_total:{{"n":"{number}"}}' for number in range(3 * MOST_ENTRIES)} <= set(added)
     assert len(added) < 4 * MOST_ENTRIES + 10  # at most one batch of the refused metrics
     assert max(sum(len(update.operations) for update in batch.updates) for batch in by_sequence.values()) < 3 * MOST_ENTRIES
+
+
+def test_other_threads_have_their_turn_between_two_batches(
+    buffer: Buffer,
+    recorder: Recorder,
+    registry: CollectorRegistry,
+    switch_interval: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A flush of several batches lets other threads run after each, however long Python lets a thread run."""
+    monkeypatch.setattr(dispatcher, "TURN_SECONDS", 0.3)
+    buffer.attach(recorder, 3600.0, None)
+    hits = type("Counter", (pdc.Counter,), {"buffer": buffer})("hits", "Hits.", ["n"], registry=registry)
+    buffer.flush()
+    recorder.batches.clear()
+    for number in range(3 * MOST_ENTRIES):
+        hits.labels(number).inc()
+    seen: set[int] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.00005):
+            seen.add(len(recorder.batches))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    switch_interval(60.0)
+    buffer.flush()
+    done.set()
+    looking.join()
+    assert {1, 2} <= seen
 
 
 def test_a_background_thread_sends(buffer: Buffer, recorder: Recorder, counter: pdc.Counter) -> None:

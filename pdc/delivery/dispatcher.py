@@ -21,6 +21,10 @@ from .outcomes import Outcomes
 from .own_journal import OwnJournal
 from .target import NotConfigured, Target, applied, call_storage, found
 
+TURN_SECONDS = 0.0002
+"""The pause between two batches. Each lets other threads in many times, but so shortly that one may wait for 5 ms
+(`sys.getswitchinterval`); and other writers of a SQLite file only look now and then whether it is free."""
+
 
 class Dispatcher:
     """Sends for one buffer. Its caller holds the lock of the buffer, and no other lock.
@@ -222,6 +226,8 @@ class Dispatcher:
             batch = outbox.next_batch()
             if batch is not None:
                 self._send_batch(batch)
+            if outbox.has_due:
+                time.sleep(TURN_SECONDS)
             if self.restart_due:
                 self._queue_everything()
                 outbox.due = len(outbox.queue)
@@ -348,8 +354,7 @@ class Dispatcher:
 
     def _unsent_entries(self) -> Iterable[Entry]:
         """Everything that belongs in a journal; removals first, since they are older than the series that exist."""
-        waiting = self.outbox.waiting()
-        entries: list[Entry] = [entry for entry in waiting if isinstance(entry, Removal) or entry.metric.retired]
+        entries = [entry for entry in self.outbox.waiting() if isinstance(entry, Removal) or entry.metric.retired]
         return [*entries, *self.metrics.cells()]
 
     def _check_journal(self) -> None:
