@@ -110,6 +110,15 @@ def test_sqlite_reads_no_marks(tmp_path: Path) -> None:
         assert writers(before.metrics.values()) == {}
 
 
+def test_fields_outlive_their_snapshot(tmp_path: Path) -> None:
+    """Whoever iterates over the fields or values of a metric gets all of them, also where nothing else holds them."""
+    with closing(SqliteStorage(tmp_path / "metrics.db")) as storage:
+        begin(storage)
+        fields = storage.read().metrics["m"]
+        assert [*storage.read().metrics["m"]] == [*fields] != []
+        assert [*storage.read().metrics["m"].values()] == [*fields.values()]
+
+
 def test_a_small_metric_is_read_at_once(redis_server: RedisServer, storages: tuple[RedisStorage, RedisStorage]) -> None:
     """A metric that was small at the last scrape comes without a call for its size; where it grew or went, it is read anew."""
     storage, other = storages

@@ -11,7 +11,7 @@ import click
 from ..config import described
 from ..dashboard import as_classic
 from ..family import LEASE_SECONDS, TYPES, Family, Fields, explained, families
-from ..storage import META, UPDATED, Snapshot, Storage, StorageError, writers
+from ..storage import MARK, META, UPDATED, Snapshot, Storage, StorageError, marks_of, writers
 from ..storage.labels import series_of as labels_of
 from .places import Place, as_redis, suggestion, with_place
 from .terminal import examples, print_table, printable
@@ -61,8 +61,9 @@ def found(storage: Storage, wanted: Selector) -> tuple[str, Snapshot]:
 
 
 def _print_fields(wanted: Selector, fields: Fields) -> None:
-    chosen = sorted(field for field in fields if not wanted.labels or _matches(wanted, field))
-    print_table(("Field", "Value"), [(field, str(fields[field])) for field in chosen])
+    stored = {**fields, **{MARK + writer: mark for writer, mark in marks_of(fields).items()}}
+    chosen = sorted(field for field in stored if not wanted.labels or _matches(wanted, field))
+    print_table(("Field", "Value"), [(field, str(stored[field])) for field in chosen])
 
 
 def _matches(wanted: Selector, field: str) -> bool:

@@ -46,13 +46,17 @@ class Parts(Ordered):
         raise KeyError(field)
 
     def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(self.parts)
+        return chain.from_iterable(self._in_turn())
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
     def stored(self) -> Iterable[Iterable[Any]]:
-        return map(dict.values, self.parts)
+        return map(dict.values, self._in_turn())
+
+    def _in_turn(self) -> Iterator[dict[str, Any]]:
+        """The parts; the iterator keeps this object, which would take them away with it."""
+        yield from self.parts
 
 
 class Picked(Ordered):
