@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
 
 from .jobs.tasks import ExporterMetrics, TaskMetrics
 from .jobs.workers import LiveWorker, end_process, guarded
+from .process.interruption import let_through
 
 __all__ = ["instrument"]
 
@@ -220,7 +221,8 @@ def _timestamp(eta: Any, timezone: Any) -> float:
     """The Unix time of a time in a header; 0 where there is none, or it cannot be read."""
     try:
         due = datetime.fromisoformat(eta)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        let_through(error)
         return 0.0
     return (due if due.tzinfo else due.replace(tzinfo=timezone)).timestamp()
 

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -18,6 +17,7 @@ from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer, NotConfigured, 
 from .process import log, servers
 from .process.files import HAS_LOCKS
 from .process.forks import FORKS
+from .process.interruption import let_through, tolerate
 from .process.once import once
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
 
@@ -199,7 +199,8 @@ def flush_before_end(seconds: float | None = None) -> None:
     thread = threading.Thread(target=_flush_as_far_as_can_be, name="pdc-end", daemon=True)
     try:
         thread.start()
-    except (RuntimeError, MemoryError):  # there are too many, there is no memory for it, or the interpreter ends
+    except (RuntimeError, MemoryError) as error:  # there are too many, there is no memory for it, or the interpreter ends
+        let_through(error)
         _flush_as_far_as_can_be()
     else:
         thread.join(Buffer.exit_timeout if seconds is None else seconds)
@@ -207,7 +208,7 @@ def flush_before_end(seconds: float | None = None) -> None:
 
 
 def _flush_as_far_as_can_be() -> None:
-    with suppress(StorageError, NotConfigured):  # it is logged, or another thread has called `shutdown` meanwhile
+    with tolerate(StorageError, NotConfigured):  # it is logged, or another thread has called `shutdown` meanwhile
         flush()
 
 

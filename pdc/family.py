@@ -22,6 +22,7 @@ from .exemplars import EXEMPLAR, exemplar_from
 from .merging import Processes
 from .native import USUAL_CHANGES, Native, in_order, resolution
 from .process import log
+from .process.interruption import let_through
 from .process.once import once_each
 from .storage import META, Limits, foreign
 from .storage.labels import check_texts, parsed
@@ -170,7 +171,8 @@ class Family(NamedTuple):
         """The differences from the family in that `#meta`, in words."""
         try:
             old, new = Family.from_meta(before)._asdict(), self._asdict()
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            let_through(error)
             return "the declaration before is not of pdc"
         changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
         return ", ".join(changed)
@@ -310,7 +312,8 @@ def number(value: Any) -> float:
     """A stored value; 0 for a text, which the metric stored when it was an enum."""
     try:
         return float(value)
-    except ValueError:
+    except ValueError as error:
+        let_through(error)
         return 0.0
 
 
@@ -481,4 +484,5 @@ def explained(name: str) -> Iterator[None]:
     try:
         yield
     except FOREIGN as error:
+        let_through(error)
         raise foreign(name, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from pdc.http import Hooks, HTTPMetrics
 from pdc.options import Options, option, parse_flag, parse_items
+from pdc.process.interruption import tolerate
 from pdc.process.log import log_or_raise
 from pdc.process.once import once
 
@@ -80,7 +81,7 @@ async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
 
 def start() -> None:
     """Set the storage up, without I/O. The system checks report wrong options, and the middleware refuses them."""
-    with suppress(*CONFIG_ERRORS):
+    with tolerate(*CONFIG_ERRORS):
         http_metrics()
 
 

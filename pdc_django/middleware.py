@@ -32,6 +32,7 @@ from pdc.http import (
     join,
     outer_of,
 )
+from pdc.process.interruption import let_through
 from pdc.process.once import once_each
 
 from . import conf, templates
@@ -139,7 +140,8 @@ def _find_route(request: HttpRequest) -> Match:
     facts = match.route, match.func, request.META.get("SCRIPT_NAME", ""), conf.options().django_readable_routes
     try:
         known, owner = _known(*facts)
-    except TypeError:  # the view cannot be hashed
+    except TypeError as error:  # the view cannot be hashed
+        let_through(error)
         known, owner = _known.__wrapped__(*facts)
     if owner is not None and _excludes_method(owner, match.func, request):
         return known._replace(excluded=True)
@@ -178,7 +180,8 @@ def _resolved(request: HttpRequest) -> ResolverMatch | None:
     """The match of a request that a middleware answered before Django resolved it."""
     try:
         return resolve(request.path_info, getattr(request, "urlconf", None))
-    except Exception:  # noqa: BLE001 - no route matches, or it has a converter that fails
+    except Exception as error:  # noqa: BLE001 - no route matches, or it has a converter that fails
+        let_through(error)
         return None
 
 

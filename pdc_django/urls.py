@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from django.urls import URLPattern, path
 
 from pdc.dashboard import path_of
+from pdc.process.interruption import tolerate
 
 from . import conf, views
 
 NAME, DASHBOARD = "pdc_metrics", "pdc_dashboard"
 
 urlpatterns: list[URLPattern] = []
-with suppress(*conf.CONFIG_ERRORS):  # the system check reports it
+with tolerate(*conf.CONFIG_ERRORS):  # the system check reports it
     if (page := conf.options().metrics_path) is not None:
         urlpatterns.append(path(page.removeprefix("/"), views.metrics, name=NAME))
     if conf.options().dashboard and (page := path_of(page)) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from time import perf_counter
 from typing import Any, TypeVar, cast
@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary, declared_once
 from pdc.process import log
+from pdc.process.interruption import tolerate
 from pdc.process.log import log_once_or_raise, log_or_raise
 
 ViewT = TypeVar("ViewT", bound=Callable[..., Any])
@@ -88,7 +89,7 @@ class ViewMetrics:
     def _decorator(self, begin: Callable[[_Call], None]) -> Callable[[ViewT], ViewT]:
         def decorate(view: ViewT) -> ViewT:
             below = list(_chain(view))
-            with suppress(TypeError):  # nothing can refer weakly to some objects of C
+            with tolerate(TypeError):  # nothing can refer weakly to some objects of C
                 _MEASURED.update(below)
             for app in self._apps:
                 if any(function in app.view_functions.values() for function in below):

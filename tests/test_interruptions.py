@@ -32,7 +32,7 @@ from pdc.delivery.journal import default_folders
 from pdc.http import TRACKER, HTTPMetrics, track_wsgi
 from pdc.options import Options
 from pdc.process.forks import FORKS
-from pdc.process.interruption import is_own, locked_within
+from pdc.process.interruption import is_own, locked_within, tolerate
 from pdc.storage import Storage
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
@@ -48,8 +48,11 @@ DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset", "weakref
 callbacks of the garbage collector."""
 
 
-class TimeLimit(Exception):  # noqa: N818 - Celery's name has no Error, too
-    """A handler raises it, as a soft time limit does."""
+class TimeLimit(TimeoutError, ValueError, IndexError, RuntimeError):  # noqa: N818 - Celery's name has no Error, too
+    """A handler raises it, as a soft time limit does. It is of several classes after which our code may go on.
+
+    Python itself goes on after a KeyError and a TypeError: in `Mapping.get`, and where it asks for the length of an iterable.
+    """
 
 
 @cache
@@ -339,6 +342,14 @@ def test_an_interrupted_change_of_cells_leaves_no_cell(tmp_path: Path, monkeypat
         assert cells.keys() <= {first, *first.successors()}, point
         wait.observe(2.0)
         assert [*cells] == [wait._cell], point
+
+
+def test_code_goes_on_only_after_errors_of_its_own(tmp_path: Path) -> None:
+    """After an error that may come, code goes on; where a handler raised one of the same class, the application gets it."""
+    with tolerate(OSError):
+        (tmp_path / "missing").stat()
+    with pytest.raises(TimeLimit), tolerate(OSError):
+        interrupt(0, sys._getframe())
 
 
 @INTERVALS

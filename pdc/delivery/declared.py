@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection
-from contextlib import suppress
 
 from ..cells import Cell, MetricCells
+from ..process.interruption import tolerate
 
 
 class DeclaredMetrics:
@@ -34,7 +34,7 @@ class DeclaredMetrics:
             return
         waiting = busy()
         for _ in range(len(self._retired)):
-            with suppress(IndexError):  # another thread was faster
+            with tolerate(IndexError):  # another thread was faster
                 metric = self._retired.popleft()
                 if metric in waiting:
                     self._retired.append(metric)

@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from ..cells import Entry, Removal, in_one_scrape
 from ..process import log
+from ..process.interruption import tolerate
 from ..storage import USUAL, Batch, Limits, Outcome, Snapshot, StorageError, Update
 from .backoff import Backoff
 from .declared import DeclaredMetrics
@@ -312,7 +312,7 @@ class Dispatcher:
         limits = self.outcomes.limits
         updates = [Update(name, "", [], limits=limits.get(name, Limits())) for name in names]  # it declares nothing
         batch = self.outbox.in_flight = self.outbox.batch(updates, final=True)
-        with suppress(StorageError, NotConfigured):
+        with tolerate(StorageError, NotConfigured):
             self._as_sender(partial(self._send_batch, batch))
         is_applied = self.outbox.in_flight is None
         self.outbox.acknowledge()

@@ -8,11 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from ..family import LEASE_SECONDS
 from ..process import log, servers
-from ..process.interruption import ends_greenlet
+from ..process.interruption import ends_greenlet, let_through, tolerate
 
 BEAT_SECONDS = LEASE_SECONDS / 3
 """The time between two beats, each of which renews the leases of live values and calls the functions of gauges."""
@@ -82,6 +81,7 @@ class Flusher:
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:
+            let_through(error)
             log.defer(
                 logging.DEBUG, "no thread can be started to send metrics, they wait for the end of the process: %s", error
             )
@@ -120,7 +120,7 @@ class Flusher:
 
     def _take_turn(self) -> None:
         if not self.is_exiting:
-            with suppress(queue.Empty):
+            with tolerate(queue.Empty):
                 self._wake.get(timeout=min(self.interval or BEAT_SECONDS, self._renew_seconds or BEAT_SECONDS, BEAT_SECONDS))
         if not self.is_current:  # another thread took its place meanwhile
             return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from itertools import accumulate, chain, islice
@@ -20,6 +19,7 @@ from prometheus_client.samples import Sample
 
 from ..exemplars import EXEMPLAR, exemplar_from
 from ..family import Family, Fields, Key, Labels
+from ..process.interruption import tolerate
 from .natives import NativeFields, plan_of
 from .protobuf import (
     ENCODERS,
@@ -149,7 +149,7 @@ def _without_strays(metric: Metric) -> Iterator[Metric]:
 
 def _has_number(labels: Mapping[str, str], name: str) -> bool:
     """True where that label is a number."""
-    with suppress(KeyError, ValueError):
+    with tolerate(KeyError, ValueError):
         float(labels[name])
         return True
     return False

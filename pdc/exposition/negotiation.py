@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from prometheus_client import exposition as text
 from prometheus_client.openmetrics import exposition as openmetrics
 
+from ..process.interruption import let_through
 from .messages import ProtobufEncoder
 from .rendering import AnyEncoder, Encoder
 
@@ -50,7 +51,8 @@ def _clauses(header: str) -> Iterator[tuple[str, dict[str, str]]]:
 def _quality(parameters: dict[str, str]) -> float:
     try:
         quality = float(parameters.get("q", "1"))
-    except ValueError:
+    except ValueError as error:
+        let_through(error)
         return 0.0
     return quality if 0.0 <= quality <= 1.0 else 0.0
 

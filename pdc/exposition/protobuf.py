@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from prometheus_client.samples import Exemplar
 
 from ..family import Key, number
+from ..process.interruption import let_through
 from .rendering import MOST_TEXTS
 
 VARINT, DOUBLE, LENGTH = 0, 1, 2
@@ -107,7 +108,8 @@ def numbers(values: Iterable[Any]) -> list[float]:
     read = [*values]
     try:
         return [*map(float, read)]
-    except ValueError:
+    except ValueError as error:
+        let_through(error)
         return [*map(number, read)]
 
 

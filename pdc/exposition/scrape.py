@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from .. import config
 from ..delivery import NotConfigured
+from ..process.interruption import let_through
 from ..storage import StorageError
 from .collection import render
 from .negotiation import accepts_gzip, negotiate
@@ -194,6 +195,7 @@ async def in_thread(answer: Callable[[], Response]) -> Response:
 def _is_in_trio(trio: Any) -> bool:
     try:
         trio.lowlevel.current_task()
-    except RuntimeError:
+    except RuntimeError as error:
+        let_through(error)
         return False
     return True

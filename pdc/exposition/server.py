@@ -12,7 +12,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, ClassVar
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -22,6 +21,7 @@ from prometheus_client.registry import Collector
 from .. import config
 from ..process import log, servers
 from ..process.forks import FORKS
+from ..process.interruption import tolerate
 from .scrape import make_wsgi_app
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _identity() -> str:
 
 def _is_served_by_us(addr: str, port: int) -> bool:
     """Return True if another process serves metrics of the same storage there."""
-    with suppress(OSError, http.client.HTTPException):
+    with tolerate(OSError, http.client.HTTPException):
         connection = http.client.HTTPConnection(addr, port, timeout=PROBE_SECONDS)
         try:
             connection.request("OPTIONS", "/")
@@ -279,7 +279,7 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 
 def _hang_up(request: socket.socket) -> None:
     """Close the connection for threads that read from it or write to it."""
-    with suppress(OSError):
+    with tolerate(OSError):
         socket.socket.shutdown(request, socket.SHUT_RDWR)  # the method of a TLS connection would wait for the client
 
 

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from ..exposition import Response, Scrape, plain
 from ..options import Options
 from ..process import log
+from ..process.interruption import let_through
 
 BASIC = 'Basic realm="metrics", charset="UTF-8"'
 _ASK = ("WWW-Authenticate", BASIC)
@@ -65,7 +66,8 @@ class Access:
             return False
         try:
             _, _, password = b64decode(rest, validate=True).partition(b":")
-        except ValueError:
+        except ValueError as error:
+            let_through(error)
             return False
         return hmac.compare_digest(password, self._token)
 
@@ -85,7 +87,8 @@ def warn_of_port(options: Options, guard: str) -> None:
 def _parsed(client: str) -> IPv4Address | IPv6Address | None:
     try:
         return ip_address(client)
-    except ValueError:
+    except ValueError as error:
+        let_through(error)
         return None
 
 

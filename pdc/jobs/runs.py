@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 from .. import config
 from ..metrics import Counter, Gauge, Histogram, declared_once
 from ..process import log
-from ..process.interruption import interruption
+from ..process.interruption import interruption, let_through
 from .native import native_histograms
 
 P = ParamSpec("P")
@@ -204,6 +204,7 @@ def _is_in_event_loop() -> bool:
         return False
     try:
         asyncio.get_running_loop()
-    except RuntimeError:
+    except RuntimeError as error:
+        let_through(error)
         return False
     return True

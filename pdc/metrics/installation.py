@@ -21,6 +21,7 @@ from prometheus_client.registry import REGISTRY, CollectorRegistry
 from .. import config
 from ..delivery import NotConfigured
 from ..process import log
+from ..process.interruption import let_through
 from .installed import InstalledCounter, InstalledGauge, InstalledHistogram, InstalledSummary
 from .kinds import Enum, Info, Mode
 from .moving import declare, is_whole, move_in, move_out
@@ -202,4 +203,5 @@ def _move(metric: Any, text: str, move: Callable[P, None], *args: P.args, **opti
     try:
         move(*args, **options)
     except (ValueError, TypeError) as error:
+        let_through(error)
         log.write(logging.WARNING, text, metric, error)

@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import ClassVar
@@ -24,7 +23,7 @@ from ..cells import CallbackGaugeCell, Holder, MetricCells
 from ..delivery import Buffer
 from ..family import Family, clean
 from ..process import log, servers
-from ..process.interruption import interruption
+from ..process.interruption import interruption, tolerate
 from ..process.once import once
 
 TOGETHER_SECONDS = 0.05
@@ -79,7 +78,7 @@ class _ProcessCell(CallbackGaugeCell):
     __slots__ = ()
 
     def compute(self, *, unharmed: bool = False) -> None:  # noqa: ARG002 - only an exception of a handler can end this
-        with suppress(KeyError):
+        with tolerate(KeyError):
             self._value = self._function()
 
 

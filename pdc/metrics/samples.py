@@ -14,6 +14,7 @@ from prometheus_client.samples import Sample
 
 from ..exemplars import exemplar_from
 from ..family import FOREIGN, Family, Fields, Key, Line, made, number, shows_created
+from ..process.interruption import let_through
 from ..storage import foreign
 from ..storage.labels import parsed
 
@@ -38,6 +39,7 @@ class Sampler:
             metric = object.__new__(Metric)  # the constructor checks the name each time
             vars(metric).update(vars(kept[2]), samples=kept[1](fields, now))
         except FOREIGN as error:
+            let_through(error)
             raise foreign(family.name, error) from error
         return metric
 

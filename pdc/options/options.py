@@ -8,7 +8,6 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from .. import config
 from ..metrics import Histogram, Mode
 from ..metrics.processes import ProcessMetrics
 from ..process import log
+from ..process.interruption import tolerate
 from ..storage.redaction import is_url, without_secrets
 from . import values
 from .environment import OptionError, given, values_of, with_hint
@@ -398,7 +398,7 @@ def native_histograms() -> bool:
 
 
 def _parsed(name: str, value: Any, option: Option) -> Any:
-    with suppress(ValueError, TypeError, KeyError):
+    with tolerate(ValueError, TypeError, KeyError):
         return option.parse(value)
     is_a_url = isinstance(value, str) and is_url(value.strip())  # its password may have any character
     kind = f"a value of type {type(value).__qualname__}"

@@ -11,8 +11,10 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from .interruption import let_through, tolerate
 
 try:
     import fcntl
@@ -61,7 +63,8 @@ class Descriptor:
         """The status of the file; None where the number is no longer ours."""
         try:
             status = os.fstat(self.number)
-        except OSError:
+        except OSError as error:
+            let_through(error)
             return None
         return status if _file(status) == self._file else None
 
@@ -147,7 +150,8 @@ def is_private(folder: Path) -> bool:
     """True for a folder of this user that nobody else may enter."""
     try:
         found = folder.lstat()
-    except OSError:
+    except OSError as error:
+        let_through(error)
         return False
     return folder.is_absolute() and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
@@ -162,7 +166,7 @@ def temporary_folder() -> Path | None:
     named = [os.fsdecode(chosen)] if chosen else [os.environ.get(name, "") for name in ("TMPDIR", "TEMP", "TMP")]
     usual = "/tmp", "/var/tmp", "/usr/tmp"  # noqa: S108 - journals go to private folders in them
     folders = [Path(each) for each in (*named, *usual) if each]
-    with suppress(OSError):  # the current folder was removed
+    with tolerate(OSError):  # the current folder was removed
         here = Path.cwd()
         folders = [here / each for each in (*folders, here)]
     own = os.access in os.supports_effective_ids
@@ -214,7 +218,7 @@ def close_mappings() -> None:
             keep_for_ever(mapping)
             del _mappings[key]
         else:
-            with suppress(BufferError):  # a cell has its numbers there
+            with tolerate(BufferError):  # a cell has its numbers there
                 mapping.close()
                 del _mappings[key]
 
@@ -243,6 +247,7 @@ def life(pid: int) -> str:
         state, *fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         namespace = Path("/proc/self/ns/pid").stat().st_ino
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        let_through(error)
         return ""
     return "" if state in DEAD else f"{pid} {fields[18].decode()} {namespace} {boot}"

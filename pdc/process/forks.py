@@ -15,6 +15,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from .interruption import let_through
+
 FREE_THREADED = "t" in getattr(sys, "abiflags", "")
 """This build of Python can run without the GIL. It may do so at any time, whatever PYTHON_GIL says."""
 MADV_WIPEONFORK = 18
@@ -131,7 +133,8 @@ def _pointer_that_forks_lose() -> Any:
 
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(MADV_WIPEONFORK)
-    except (ImportError, AttributeError, OSError):
+    except (ImportError, AttributeError, OSError) as error:
+        let_through(error)
         return True
     page[0] = 1
     return ctypes.POINTER(ctypes.c_byte).from_buffer(page)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from operator import methodcaller
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -25,10 +26,23 @@ def interruption(error: BaseException, handled: BaseException | None = None) -> 
     drivers turn some of them into errors of their own: those have the original as their context. `handled` is the exception
     that was being handled when that code was called (`sys.exc_info`): it is the context of every error, and no reason.
     """
-    for each in _chain(error, handled):
-        if not isinstance(each, Exception) or is_raised_by_handler(each.__traceback__) or _is_raised_from_outside(each):
-            return each
-    return None
+    return next((each for each in _chain(error, handled) if _is_of_application(each)), None)
+
+
+def let_through(error: BaseException) -> None:
+    """Raise the error again where the application raised it, for code that goes on after errors of such a class.
+
+    A handler of a signal that ends a call in time may well raise TimeoutError, which is an OSError.
+    """
+    if _is_of_application(error):
+        raise error
+
+
+class tolerate(suppress):  # noqa: N801 - it is used as a function, as its base is
+    """`contextlib.suppress`, but for exceptions that the application raised."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        return super().__exit__(kind, error, trace) and error is not None and not _is_of_application(error)
 
 
 def interruption_of_callable(error: BaseException, handled: BaseException | None = None) -> BaseException | None:
@@ -78,7 +92,8 @@ def release_own(lock: threading.RLock) -> None:
     """Release a lock that this thread may hold: a handler's exception may have come before it could note whether it does."""
     try:
         lock.release()
-    except RuntimeError:  # it is free, or another thread's
+    except RuntimeError as error:  # it is free, or another thread's
+        let_through(error)
         return
 
 
@@ -116,6 +131,10 @@ def _has_argument(frame: FrameType, wanted: FrameType) -> bool:
     values = list(frame.f_locals.values())
     tuples = (value for value in values if issubclass(type(value), tuple))  # `isinstance` would ask lazy objects to load
     return any(value is wanted for value in values) or any(item is wanted for each in tuples for item in each)
+
+
+def _is_of_application(error: BaseException) -> bool:
+    return not isinstance(error, Exception) or is_raised_by_handler(error.__traceback__) or _is_raised_from_outside(error)
 
 
 def _is_raised_from_outside(error: Exception) -> bool:

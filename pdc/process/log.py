@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from .forks import FORKS
-from .interruption import interruption, interruption_of_callable
+from .interruption import interruption, interruption_of_callable, let_through, tolerate
 
 logger = logging.getLogger("pdc")
 
@@ -68,7 +68,7 @@ def is_waiting() -> bool:
 def emit() -> None:
     """Log deferred messages. The caller holds no lock."""
     while _deferred:
-        with suppress(IndexError):  # another thread was faster
+        with tolerate(IndexError):  # another thread was faster
             _deferred.popleft().emit()
 
 
@@ -84,7 +84,8 @@ def emit_in_thread() -> None:
     thread = threading.Thread(target=_emit_unharmed, name="pdc-log", daemon=True)
     try:
         thread.start()
-    except (RuntimeError, MemoryError):  # there are too many, there is no memory for it, or the interpreter ends
+    except (RuntimeError, MemoryError) as error:  # there are too many, there is no memory for it, or the interpreter ends
+        let_through(error)
         _emit_unharmed()
     else:
         _threads[:] = [thread]

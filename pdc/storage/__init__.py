@@ -29,12 +29,11 @@ import os
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..process.forks import FORKS
-from ..process.interruption import release_own
+from ..process.interruption import let_through, release_own, tolerate
 from .ordered import Ordered
 
 __all__ = [
@@ -384,13 +383,14 @@ class Mark(NamedTuple):
         try:
             sequence, seen, *mode = str(stored).split(" ")
             return cls(int(sequence), float(seen), *mode)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError) as error:
+            let_through(error)
             return cls(-1, 0.0)
 
     @classmethod
     def times(cls, marks: Mapping[str, Any]) -> dict[str, float]:
         """When the writers with these marks were last seen; of thousands of writers, marks are parsed together."""
-        with suppress(TypeError, ValueError):
+        with tolerate(TypeError, ValueError):
             parts = " ".join(marks.values()).split(" ")
             if len(parts) == 3 * len(marks):
                 return dict(zip(marks, map(float, parts[1::3]), strict=True))

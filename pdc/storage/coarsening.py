@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from ..native import coarsened
+from ..process.interruption import tolerate
 from .labels import NATIVE, around_bound, without_bound
 
 MOST_ADDED = 100
@@ -26,7 +26,7 @@ class Coarsening:
         """Note the native buckets among these fields; not those that no version wrote."""
         for field in fields:
             if field.startswith(NATIVE):
-                with suppress(ValueError, TypeError, AttributeError):
+                with tolerate(ValueError, TypeError, AttributeError):
                     labels, bound = without_bound(field.removeprefix(NATIVE))
                     self._found[labels].add(sys.intern(bound))
 
@@ -35,6 +35,6 @@ class Coarsening:
         for labels, bounds in self._found.items():
             if len(bounds) > self._most:
                 before, after = around_bound(labels)
-                with suppress(ValueError):  # no version wrote one of the bounds
+                with tolerate(ValueError):  # no version wrote one of the bounds
                     for bound, coarser in coarsened(bounds, self._most).items():
                         yield f"{NATIVE}{before}{bound}{after}", f"{NATIVE}{before}{coarser}{after}"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..process.interruption import let_through
 from . import (
     BEGINNINGS,
     CREATED,
@@ -164,7 +165,8 @@ def stamped(value: object) -> tuple[float, float] | None:
     """A number and the time it was set; None for a value that pdc did not write."""
     try:
         number, set_at = map(float, str(value).split(" "))
-    except ValueError:
+    except ValueError as error:
+        let_through(error)
         return None
     return number, set_at
 
@@ -239,5 +241,6 @@ def fold(mode: str, dead: Any, value: Any) -> Any:
 def _number(value: object) -> float:
     try:
         return float(value)  # type: ignore[arg-type]  # a value of any type may be in the storage
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        let_through(error)
         return 0.0

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from ..process.interruption import let_through
+
 NATIVE = "_native:"
 """How the fields of native buckets begin."""
 EXEMPLAR = "#exemplar"
@@ -47,7 +49,8 @@ class Selectors:
         """The same for labels as JSON; a text that pdc did not write matches nothing."""
         try:
             return self.match(json.loads(labels))
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError) as error:
+            let_through(error)
             return False
 
     def dumps(self) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..process import log
+from ..process.interruption import let_through
 from .labels import around_bound, series_of
 
 VERSION2 = "#version2"
@@ -57,8 +58,8 @@ def _number(field: str, value: Any) -> float:
     try:
         if found is not None and json.dumps(json.loads(found[1]), sort_keys=True, separators=(",", ":")) == found[1]:
             return float(value)
-    except ValueError:  # the next line says more
-        pass
+    except ValueError as error:  # the next line says more
+        let_through(error)
     raise ValueError(f"expected fields and numbers as version 2 writes them, got {field!r:.80} with {value!r:.80}")
 
 

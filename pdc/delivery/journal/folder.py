@@ -15,7 +15,7 @@ from pathlib import Path
 from ...cells import Journaled
 from ...process import log
 from ...process.files import Descriptor, is_private, is_shared_safely, own_folder, temporary_folder
-from ...process.interruption import interruption
+from ...process.interruption import interruption, let_through
 from ...storage import Storage, StorageError
 from .layout import fingerprint
 from .left import DAMAGED, LeftJournal
@@ -84,6 +84,7 @@ class Journals:
                 own.end()
             self.own = own
         except OSError as error:
+            let_through(error)
             self._log_missing(folder, error)
 
     def belongs_to(self, storage: str) -> None:
@@ -99,6 +100,7 @@ class Journals:
             try:
                 own.adopt(journaled)
             except OSError as error:
+                let_through(error)
                 if not own.lost:  # or the next batch begins another one
                     self._log_missing(own.path.parent, error)
 

@@ -8,11 +8,11 @@ import os
 import struct
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ...process import log
 from ...process.files import Descriptor, expect_own_file, life
+from ...process.interruption import let_through, tolerate
 from ...storage import Storage, StorageError
 from .layout import HEADER, MAGIC, OWNER, PLACE, REPLAYED, SENDING, STORAGE, fingerprint, text_of, written
 from .reader import batches
@@ -54,13 +54,15 @@ class LeftJournal:
             if status.st_mtime >= time.time() - FOREIGN_SECONDS:
                 return False
             file = Descriptor.open(self._path, os.O_RDWR, self._folder)
-        except OSError:  # somebody else has removed it, or it is not this user's
+        except OSError as error:  # somebody else has removed it, or it is not this user's
+            let_through(error)
             return False
         try:
             expect_own_file(os.fstat(file.number))
             file.lock()
             self._remove()
-        except OSError:  # its owner lives
+        except OSError as error:  # its owner lives
+            let_through(error)
             return False
         finally:
             file.close()
@@ -81,6 +83,7 @@ class LeftJournal:
             folder = self._folder.required()
             os.rename(self._path.name, aside.name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as failed:
+            let_through(failed)
             self._warn_once("a journal of metrics cannot be read (%s) nor set aside as %s: %s", str(error), aside, str(failed))
         else:
             log.defer(logging.WARNING, "a journal of metrics cannot be read and is set aside as %s: %s", aside, error)
@@ -117,7 +120,7 @@ class LeftJournal:
         for batch in list(batches(content, time.time())):
             if batch.final:  # it takes along the marks by which the storage knows the others
                 os.pwrite(file.required(), bytes(len(MAGIC)), 0)  # there is nothing to send, even where it cannot be removed
-                with suppress(OSError):
+                with tolerate(OSError):
                     self._remove()
             else:
                 _note_sending(file, batch.sequence)

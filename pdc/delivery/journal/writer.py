@@ -10,7 +10,6 @@ import struct
 import threading
 import time
 from collections import defaultdict, deque
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +17,7 @@ from ...cells import FREE_THREADED, SUM_ROWS, Journaled, wait_for_threads
 from ...family import Family
 from ...process import log
 from ...process.files import Descriptor, close_mappings, life, longest_file, own_folder
+from ...process.interruption import let_through, tolerate
 from .layout import (
     ALIGNMENT,
     CLOCK,
@@ -200,7 +200,8 @@ class Journal:
         while True:
             try:
                 return self._map(units * MAPPING_UNIT)
-            except OSError:
+            except OSError as error:
+                let_through(error)
                 if units == least:
                     raise
             units = max(units // 2, least)
@@ -256,7 +257,8 @@ class Journal:
         while self._released:
             try:
                 released.append(self._released.popleft())
-            except IndexError:  # another thread is at it, too
+            except IndexError as error:  # another thread is at it, too
+                let_through(error)
                 break
         wait_for_threads()
         for memory, offset in released:
@@ -320,7 +322,8 @@ class Journal:
             return None
         try:
             again.lock()
-        except OSError:  # somebody is just looking whether this process lives: next time, then
+        except OSError as error:  # somebody is just looking whether this process lives: next time, then
+            let_through(error)
             again.close()
         else:
             self._file = again
@@ -339,7 +342,7 @@ class Journal:
 
     def _remove(self) -> None:
         """Remove the file, if that is still this user's to do."""
-        with suppress(OSError), own_folder(self.path.parent) as folder:
+        with tolerate(OSError), own_folder(self.path.parent) as folder:
             if self._file.same(os.stat(self.path.name, dir_fd=folder.required(), follow_symlinks=False)):
                 os.unlink(self.path.name, dir_fd=folder.required())
 

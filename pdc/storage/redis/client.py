@@ -19,6 +19,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
+from ...process.interruption import let_through
 from ..redaction import is_address
 from .bulk import Packer, read_in_bulk
 from .commands import Repeated
@@ -65,9 +66,11 @@ def client_from_url(url: str) -> Any:
         return _made(url)
     except _URLError as error:
         reason = str(error)
-    except ValueError:  # which may quote a part of the password
+    except ValueError as error:  # which may quote a part of the password
+        let_through(error)
         reason = f"did you mean redis://{url}?" if is_address(url) else f"expected one like {EXAMPLES}"
     except (TypeError, RedisError) as error:
+        let_through(error)
         reason = str(error)
     raise ValueError(f"setup(redis={_shown(url)!r}) cannot use this URL: {reason}")
 

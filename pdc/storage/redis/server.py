@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import redis
@@ -27,7 +26,7 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError
 
 from ...process.files import Descriptor
-from ...process.interruption import interruption, is_own, locked, locked_within
+from ...process.interruption import interruption, is_own, locked, locked_within, tolerate
 from .. import ForkSafe, StorageError
 from ..redaction import without_secrets
 from . import client as clients
@@ -216,7 +215,7 @@ class Server(ForkSafe):
         """Let the call that waits for the server fail at once."""
         waiting = clients.socket_of(self._connection)
         if waiting is not None:
-            with suppress(OSError):  # the server, or the thread that waits for it, has closed it
+            with tolerate(OSError):  # the server, or the thread that waits for it, has closed it
                 waiting.shutdown(socket.SHUT_RDWR)
 
     def _await_turn(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from ...process.interruption import let_through
 from .. import (
     FINAL_MARK_SECONDS,
     FORGET_WRITER_SECONDS,
@@ -194,6 +195,7 @@ class Writer:
         try:
             fields = taken_over(self._reader.fields(update.name, stored), update.meta)
         except (ValueError, StorageError) as error:
+            let_through(error)
             report(update.name, f"the key {source!r}", str(error))
             self._server.run([Command("ZADD", (self._keys.index, "-inf", f"{VERSION2}:{update.name}"))])
         else:

@@ -8,14 +8,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from ...process.files import Descriptor, keep_for_ever
 from ...process.forks import FREE_THREADED
-from ...process.interruption import locked
+from ...process.interruption import locked, tolerate
 from .. import ForkSafe, StorageError
 from .errors import expect_database, is_busy, remedy
 from .table import cursor_of, has_table, make_table, use_wal
@@ -85,7 +84,7 @@ class Database(ForkSafe):
     def folders(self) -> Iterator[os.stat_result]:
         """The status of the folders that the file is in, the closest first, as far as they are known."""
         for folder in self._file_path.parents:
-            with suppress(OSError):  # it is not there yet, or not this user's to enter
+            with tolerate(OSError):  # it is not there yet, or not this user's to enter
                 yield folder.stat()
 
     def lend(self) -> sqlite3.Connection:
@@ -255,7 +254,7 @@ class Database(ForkSafe):
         """Close connections. One that another thread was using stays open for ever, and SQLite is not called any more."""
         self._in_transaction = False
         if idle:
-            with suppress(sqlite3.Error):
+            with tolerate(sqlite3.Error):
                 self.close()
         elif self._given is None:
             for connection in (self._connection, self._lent):
@@ -273,7 +272,7 @@ class Database(ForkSafe):
 
     def _break_off(self, *, is_lost: bool = True) -> None:
         """End the transaction that may be open; connect anew where the connection `is_lost`, unless it is a given one."""
-        with suppress(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
+        with tolerate(sqlite3.Error):  # after a full disk SQLite has rolled back by itself
             if self._in_transaction and self._connection is not None:
                 self._connection.rollback()  # a close does not end the statement of a cursor in an interrupted frame
             if is_lost:

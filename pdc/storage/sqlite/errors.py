@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import suppress
 from pathlib import Path
 
+from ...process.interruption import let_through, tolerate
 from ..redaction import is_url, without_secrets
 
 _BEGINNING = b"SQLite format 3\0"
@@ -46,7 +46,8 @@ def _is_database(path: str) -> bool:
     try:
         with Path(path).open("rb") as file:
             return file.read(len(_BEGINNING)) == _BEGINNING
-    except OSError:
+    except OSError as error:
+        let_through(error)
         return False
 
 
@@ -72,6 +73,6 @@ def _expect_path(path: str | bytes, given: object) -> None:
         raise ValueError("setup(sqlite=...) takes a path or a sqlite3.Connection, got a URL: one of Redis is setup(redis=...)")
     if isinstance(path, bytes) or path.startswith("file:"):
         raise ValueError(f"setup(sqlite={path!r}) takes the path of a file, such as '/var/lib/shop/metrics.db', and no URI")
-    with suppress(OSError):  # a folder on the way may be closed to this user, as long as nobody writes there
+    with tolerate(OSError):  # a folder on the way may be closed to this user, as long as nobody writes there
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError(f"setup(sqlite={path!r}) takes the path of a file, got that of a folder or a device")

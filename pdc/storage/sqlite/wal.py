@@ -6,10 +6,10 @@ import logging
 import os
 import sqlite3
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from ...process import log
+from ...process.interruption import tolerate
 
 WAL = "-wal"
 """How the name of the write-ahead log ends."""
@@ -52,7 +52,7 @@ class WriteAheadLog:
             self._file = found
             return False
         is_busy = 0
-        with suppress(sqlite3.Error):  # another process has done so, or this one may not write
+        with tolerate(sqlite3.Error):  # another process has done so, or this one may not write
             is_busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if is_busy:
             raise sqlite3.OperationalError(f"database is locked: {self._path} was deleted")
@@ -65,7 +65,7 @@ class WriteAheadLog:
             return
         self._shorten_at = time.monotonic() + SHORTEN_SECONDS
         size = 0
-        with suppress(FileNotFoundError):  # the next call will notice
+        with tolerate(FileNotFoundError):  # the next call will notice
             size = Path(self._path).stat().st_size
         if size <= MOST_WAL_BYTES:
             self._times_kept = 0

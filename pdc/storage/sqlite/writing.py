@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
+from ...process.interruption import let_through
 from .. import (
     FINAL_MARK_SECONDS,
     FORGET_WRITER_SECONDS,
@@ -114,6 +115,7 @@ def take_over(rows: Rows, meta: str) -> str:
     try:
         fields = taken_over(dict(stored), meta)
     except ValueError as error:
+        let_through(error)
         return str(error)
     rows.write(Kind.INIT, [Operation(Kind.INIT, field, number) for field, number in fields.items()], 0.0)
     return ""
