@@ -146,7 +146,7 @@ class Outbox:
             else:
                 found[metric] = [entry]
         if len({metric.family.name for metric in found}) < len(found):
-            return [(entry.metric, [entry]) for entry in self.drained]
+            return [(entry.metric, [entry]) for entry in list(self.drained)]
         return found.items()
 
     def _update_of(self, metric: MetricCells) -> Update:

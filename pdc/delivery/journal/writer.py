@@ -323,8 +323,8 @@ class Journal:
         try:
             again.lock()
         except OSError as error:  # somebody is just looking whether this process lives: next time, then
-            let_through(error)
             again.close()
+            let_through(error)
         else:
             self._file = again
         return status
