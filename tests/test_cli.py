@@ -69,6 +69,18 @@ def test_get_shows_the_series_of_a_metric(shop: dict[str, Any], command: Pdc) ->
     assert command("get", 'orders{till="2"}').rows()[0][:2] == ['{till="2"}', "40"]
 
 
+def test_get_names_series_that_there_are(storage: dict[str, Any], command: Pdc, registry: CollectorRegistry) -> None:
+    """Labels that no series has are an error with the first series."""
+    pdc.setup(**storage)
+    orders = pdc.Counter("orders", "Orders.", ["till"], registry=registry)
+    for till in range(1, 5):
+        orders.labels(str(till)).inc()
+    done = command("get", 'orders{till="9"}')
+    first = ", ".join(f'{{till="{till}"}}' for till in (1, 2, 3))
+    expected = f"""metric 'orders' has no series with the labels {{till="9"}}; it has 4 series: {first} and 1 more"""
+    assert (done.code, done.errors) == (1, f"pdc: {expected}\n")
+
+
 @pytest.mark.usefixtures("shop")
 def test_get_shows_quantiles_and_values_of_processes(command: Pdc) -> None:
     """A histogram has its quantiles, as Prometheus computes them; a gauge per process the value of each, and its lease."""
@@ -189,7 +201,7 @@ def test_delete_refuses_what_is_not_there(command: Pdc) -> None:
     for selector, reason in (
         ("order", "has no metric 'order'; did you mean orders?"),
         ('orders{shop="1"}', "metric 'orders' has the labels till, got shop"),
-        ('orders{till="3"}', "metric 'orders' has no series with the labels"),
+        ('orders{till="3"}', """no series with the labels {till="3"}; it has 2 series: {till="1"}, {till="2"}"""),
     ):
         done = command("delete", selector, "--yes")
         assert (done.code, done.errors.count("\n")) == (1, 1)
@@ -222,7 +234,9 @@ WRONG = [
     (["copy", "localhost:6379", "a.db"], "redis='localhost:6379') cannot use this URL: did you mean redis://localhost:6379?"),
     (["show", "redis://:secret@h"], "Got unexpected extra argument (redis://***"),
     (["get", "redis://:secret@h"], "expected a metric such as hits"),
-    (["serve", "--port", "redis://:secret@h"], "Invalid value for '--port': 'redis://***"),
+    (["serve", "--port", "redis://:secret@h"], "'--port': expected a whole number from 0 to 65535, got 'redis://***"),
+    (["serve", "--port", "abc"], "'--port': expected a whole number from 0 to 65535, got 'abc'"),
+    (["serve", "--port", "65536"], "'--port': expected a whole number from 0 to 65535, got '65536'"),
     (["show", "--sqlite", "redis://:secret@h"], "PDC_SQLITE_PATH must be the path of a file, no URL"),
     (["show", "--sqlite", "a.db", "--prefix", "p"], "/a.db: name the storage with --redis URL or --sqlite PATH"),
     (["show"], "/metrics.db: name the storage with --redis URL or --sqlite PATH"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
@@ -13,7 +12,7 @@ from ..storage import META, Batch, Kind, Operation, Storage, Update, new_id
 from .get import found
 from .places import Place, with_place
 from .terminal import busy, examples
-from .words import Selector, plural, series_of
+from .words import Selector, plural, series_of, some, spelled
 
 YES = click.option("--yes", "-y", "is_agreed", is_flag=True, help="Do not ask.")
 
@@ -54,9 +53,12 @@ def _matching(wanted: Selector, name: str, fields: Fields, now: float) -> int:
     if unknown:
         known = ", ".join(family.labelnames) or "none"
         raise click.ClickException(f"metric {name!r} has the labels {known}, got {', '.join(sorted(unknown))}")
-    count = sum(wanted.match(dict(series.labels)) for series in series_of(family.metric(fields, now)))
+    every = series_of(family.metric(fields, now))
+    count = sum(wanted.match(dict(series.labels)) for series in every)
     if not count:
-        raise click.ClickException(f"metric {name!r} has no series with the labels {json.dumps(wanted.labels)}")
+        raise click.ClickException(
+            f"metric {name!r} has no series with the labels {spelled(wanted.labels.items())}{some(every)}"
+        )
     return count
 
 

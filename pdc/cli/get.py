@@ -24,6 +24,7 @@ from .words import (
     own_values,
     plural,
     series_of,
+    some,
     spelled,
     state,
     value_cells,
@@ -85,7 +86,8 @@ def _print_metric(wanted: Selector, name: str, snapshot: Snapshot, storage: Stor
     for line in about:
         click.echo(printable(line))
     (metric,) = families({name: as_classic(name, fields)}, now)
-    chosen = [series for series in series_of(metric) if wanted.match(dict(series.labels))]
+    every = series_of(metric)
+    chosen = [series for series in every if wanted.match(dict(series.labels))]
     rows = [[spelled(each.labels), *value_cells(metric, each), _time(each.value("_created"), now)] for each in chosen]
     print_table(["Series", *value_columns(metric.type), "Begun"], rows)
     if own := list(_own_values(family, fields, now, wanted)):
@@ -93,7 +95,9 @@ def _print_metric(wanted: Selector, name: str, snapshot: Snapshot, storage: Stor
     seen = [[writer, last_seen(then, now), state(then, now)] for writer, then in writers([fields]).items()]
     print_table(["Process", "Seen", "State"], seen, title="Written by")
     if not chosen and wanted.labels:
-        raise click.ClickException(f"metric {name!r} has no series with the labels {spelled(wanted.labels.items())}")
+        raise click.ClickException(
+            f"metric {name!r} has no series with the labels {spelled(wanted.labels.items())}{some(every)}"
+        )
 
 
 def _time(then: float, now: float) -> str:

@@ -32,12 +32,21 @@ FINISH_SECONDS = 5.0
 HEALTH_PATH, DEFAULT_PATH = "/healthz", "/metrics"
 
 
+class Port(click.IntRange):
+    """A port, whose errors name the least and the most."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Raises BadParameter."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"expected a whole number from {self.min} to {self.max}, got {value!r}", param, ctx)
+
+
 @click.command(epilog=examples("PDC_METRICS_TOKEN=secret pdc serve --redis redis://localhost:6379/0 --port 9100"))
 @with_place
 @click.option("--host", metavar="ADDRESS", help=f"The address to listen on (else of PDC_METRICS_PORT, {EVERY_ADDRESS}).")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), metavar="PORT", help=f"The port (else PDC_METRICS_PORT, {DEFAULT_PORT}; 0: any)."
-)
+@click.option("--port", type=Port(0, 65535), metavar="PORT", help=f"The port (else PDC_METRICS_PORT, {DEFAULT_PORT}; 0: any).")
 @click.option("--token", metavar="TEXT", help="The bearer token of scrapes (else PDC_METRICS_TOKEN).")
 @click.option("--dashboard", is_flag=True, help="Serve a page for browsers, too (else PDC_DASHBOARD).")
 @click.option("--certfile", metavar="FILE", type=click.Path(), help="The certificate: serve over TLS.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
@@ -101,6 +101,13 @@ def series_of(metric: Metric) -> list[SeriesOf]:
         labels = {} if metric.type == "info" else sample.labels
         found[tuple((name, value) for name, value in labels.items() if name not in own)].append(sample)
     return [SeriesOf(labels, samples) for labels, samples in found.items()]
+
+
+def some(series: Sequence[SeriesOf]) -> str:
+    """The labels of the first series, as the end of a message."""
+    first = ", ".join(spelled(each.labels) for each in series[:3])
+    more = f" and {len(series) - 3} more" if len(series) > 3 else ""
+    return f"; it has {plural(len(series), 'series')}: {first}{more}" if series else ""
 
 
 def quantile(wanted: float, buckets: list[tuple[float, float]]) -> float:
