@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from threading import Lock
-from typing import Any
+from typing import Any, NoReturn
 
 try:
     import flask  # noqa: F401 - without it, the error names the extra to install
@@ -41,6 +41,14 @@ from .views import ViewMetrics, end_unanswered, warn_of_misplaced
 __all__ = ["PrometheusMetrics", "RequestRecord"]
 
 ENDPOINT, DASHBOARD = "pdc_metrics", "pdc_dashboard"
+_OF_EXPORTER = {
+    "path": "metrics_path",
+    "defaults_prefix": "namespace",
+    "default_labels": "labels",
+    "static_labels": "labels",
+    "excluded_paths": "exclude_paths",
+}
+"""Keywords of prometheus-flask-exporter whose options have other names."""
 
 
 class PrometheusMetrics(ViewMetrics):
@@ -53,7 +61,11 @@ class PrometheusMetrics(ViewMetrics):
 
     exclude = staticmethod(exclude)
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(self, app: Flask | None = None, **keywords: NoReturn) -> None:
+        """Instrument the application, unless `init_app` will. Raises TypeError for any other argument."""
+        if keywords:
+            name = next(iter(keywords))
+            raise TypeError(f"PrometheusMetrics got the keyword {name!r}: {_remedy(name)}")
         super().__init__()
         self._hooks = Hooks()
         self._infos: list[tuple[Info, dict[str, str]]] = []
@@ -103,6 +115,14 @@ class PrometheusMetrics(ViewMetrics):
         if config.DEFAULT.storage is not None:
             info.info(labels)
         return info
+
+
+def _remedy(keyword: str) -> str:
+    """The place of an option that somebody gave as a keyword, as prometheus-flask-exporter has it."""
+    option = _OF_EXPORTER.get(keyword, keyword)
+    if option in Options.__dataclass_fields__:
+        return f"set app.config['PDC_{option.upper()}'], or the environment variable"
+    return "options are PDC_... in app.config; docs/moving.md has those in place of the keywords of prometheus-flask-exporter"
 
 
 def _mount(app: Flask, metrics: HTTPMetrics, path: str, endpoint: str, answer: Callable[[Scrape], Answer]) -> None:

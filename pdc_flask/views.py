@@ -14,6 +14,7 @@ from weakref import WeakSet
 from flask import Flask, Response, after_this_request, current_app, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
+from pdc.http.labels import takes
 from pdc.metrics import Counter, Gauge, Histogram, StoredMetric, Summary, declared_once
 from pdc.process import log
 from pdc.process.interruption import tolerate
@@ -36,9 +37,9 @@ class ViewMetrics:
     They return the same object as the view, so that decorators above them see it. A label of the response waits for the
     response that the application sends, also for an exception: outside of a request it is empty. Where the application lets
     an exception through, it counts as status 500. A label whose callable fails is empty, and the error is logged. Nobody
-    awaits labels: coroutine functions are a ValueError, and other awaitables empty, with one line in the log. A metric whose
-    labels are all texts is 0 before the first call. The same metric may be declared again, as in an application factory that
-    is called twice.
+    awaits labels: coroutine functions are a ValueError, as are callables of other arguments, and other awaitables empty, with
+    one line in the log. A metric whose labels are all texts is 0 before the first call. The same metric may be declared again,
+    as in an application factory that is called twice.
     """
 
     def __init__(self) -> None:
@@ -178,6 +179,10 @@ class _Series:
         """The messages about labels that failed: one of each is enough."""
         if names := [name for name, (value, _) in self._labels.items() if inspect.iscoroutinefunction(value)]:
             raise ValueError(f"expected no coroutine functions as labels of {metric}, got them for {names}: {REMEDY}")
+        if names := [name for name, each in self._labels.items() if not _is_suited(*each)]:
+            raise ValueError(
+                f"expected callables of no argument or of the response as labels of {metric}, got others for {names}"
+            )
         self.takes_response = any(takes_response for _, takes_response in self._labels.values())
         if labels and not any(callable(value) for value in labels.values()):
             metric.labels(**{name: str(value) for name, value in labels.items()})  # which is 0 from now on
@@ -221,6 +226,11 @@ def _takes_response(value: Any) -> bool:
         return callable(value) and bool(inspect.signature(value).parameters)
     except ValueError:  # some functions of C, such as `time.time`, do not show theirs
         return False
+
+
+def _is_suited(value: Any, takes_response: bool) -> bool:
+    """True for a text, and for a callable of so many arguments."""
+    return not callable(value) or takes(value, int(takes_response))
 
 
 def _measured(view: ViewT, begin: Callable[[_Call], None], metrics: ViewMetrics) -> ViewT:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -492,6 +493,42 @@ def test_a_gauge_cannot_have_a_label_of_the_response() -> None:
     """A gauge counts before the response, so a label that needs the response is refused at the decorator."""
     with pytest.raises(ValueError, match=r"labels \['status'\] must be callables of no argument"):
         PrometheusMetrics().gauge("visiting", "Visitors.", {"status": lambda response: response.status_code})
+
+
+def test_a_label_of_a_view_takes_nothing_or_the_response() -> None:
+    """A callable of other arguments is refused at the decorator, which names the label; one with defaults is not."""
+    metrics = PrometheusMetrics()
+    labels: Any = {"a": lambda a, b: a + b, "b": lambda *, a: a, "c": lambda a, b=1: a + b, "d": time.time}
+    for decorator in (metrics.counter, metrics.histogram, metrics.summary):
+        with pytest.raises(
+            ValueError, match=r"no argument or of the response as labels of \w+:\w+, got others for \['a', 'b'\]"
+        ):
+            decorator(f"shown_{decorator.__name__}", "Shown.", labels)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "remedy"),
+    [
+        ("names", "set app.config['PDC_NAMES'], or the environment variable"),
+        ("path", "set app.config['PDC_METRICS_PATH'], or the environment variable"),
+        ("defaults_prefix", "set app.config['PDC_NAMESPACE'], or the environment variable"),
+        ("default_labels", "set app.config['PDC_LABELS'], or the environment variable"),
+        ("static_labels", "set app.config['PDC_LABELS'], or the environment variable"),
+        ("excluded_paths", "set app.config['PDC_EXCLUDE_PATHS'], or the environment variable"),
+        ("group_by", "options are PDC_... in app.config; docs/moving.md has those"),
+    ],
+)
+def test_a_keyword_is_refused_with_its_option(keyword: str, remedy: str) -> None:
+    """Options are in `app.config`, so a keyword is a TypeError that names the option, also for one of the exporter."""
+    keywords: Any = {keyword: "given"}
+    with pytest.raises(TypeError, match=re.escape(f"PrometheusMetrics got the keyword {keyword!r}: {remedy}")):
+        PrometheusMetrics(Flask("shop"), **keywords)
+
+
+def test_exclude_has_no_parentheses() -> None:
+    """`@metrics.exclude()` is an error that shows how to write it."""
+    with pytest.raises(TypeError, match="expected a view, got none: write @exclude, without parentheses"):
+        PrometheusMetrics().exclude()
 
 
 def test_a_view_can_be_excluded(make_app: Make) -> None:

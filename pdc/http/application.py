@@ -26,8 +26,10 @@ _EXCLUDED = "pdc_excluded"
 """The attribute of a view whose requests are not counted."""
 
 
-def exclude(view: ViewT) -> ViewT:
+def exclude(view: ViewT = None) -> ViewT:  # type: ignore[assignment]  # without a view, the error has the remedy
     """Do not count the requests of this view, class of views, or method of one: a decorator, below the one of the route."""
+    if view is None:
+        raise TypeError("expected a view, got none: write @exclude, without parentheses")
     setattr(view, _EXCLUDED, True)
     return view
 
