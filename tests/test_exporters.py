@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -16,11 +17,18 @@ from typing import Any
 import pytest
 from commands import COMMAND, ENVIRON
 from conftest import ROOT, RedisServer, free_port, wait_until
-from helpers import SCRIPTS, block, listens
+from helpers import SCRIPTS, block, listens, run_block
 
 PAGE = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 CONFIGURATION = block(PAGE, "python", of="Under Gunicorn")
 RUN = block(PAGE, "sh", of="Without a change of the program")
+HOOK = """
+from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+
+def child_exit(server, worker):
+    GunicornInternalPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
+"""
+"""The configuration that the multiprocess classes of prometheus_flask_exporter have."""
 REDIS_OPTIONS = "--redis redis://localhost:6379/0 --prefix shop"
 BY_RUN, BY_CONFIGURATION = "pdc run", "configuration"
 """The ways in which the metrics come into the storage."""
@@ -32,6 +40,9 @@ COUNTED = {
             'shop_views_total{status="200"}',
         ],
         "": ['django_http_responses_total_by_status_view_method_total{method="GET",status="200",view="hit"}'],
+    },
+    "multiprocess": {
+        "": ['flask_http_request_total{method="GET",status="200"}', 'shop_views_total{status="200"}'],
     },
     "asgi": {
         "/fastapi": [
@@ -71,6 +82,11 @@ class Server:
             command = [sys.executable, "-m", "gunicorn", "shop:app"]
             environment |= {"PDC_SQLITE_PATH": "metrics.db"} if redis_url is None else {"PDC_REDIS_URL": redis_url}
             environment["PDC_INSTALL"] = "1"
+        if name == "multiprocess":
+            (folder / "files").mkdir()
+            environment["PROMETHEUS_MULTIPROC_DIR"] = "files"
+            with (folder / "gunicorn.conf.py").open("a") as configuration:
+                configuration.write(HOOK)
         self._process = subprocess.Popen(
             [f"exporters_{name}:app" if word == "shop:app" else word for word in command],
             cwd=folder,
@@ -117,12 +133,32 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         server.stop()
 
 
+def test_a_multiprocess_class_needs_its_folder(tmp_path: Path) -> None:
+    """Without the variable the class raises the error that the page quotes; its plain sister needs none."""
+    program = """
+import flask, pdc
+from prometheus_flask_exporter import PrometheusMetrics
+from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+pdc.setup(sqlite="metrics.db")
+pdc.install()
+PrometheusMetrics(flask.Flask("shop"))
+try:
+    GunicornInternalPrometheusMetrics(flask.Flask("shop"))
+except ValueError as error:
+    print(error)
+"""
+    (quoted,) = re.findall(r"`ValueError: (.*) \.\.\.`", PAGE)
+    (error,) = run_block(program, tmp_path)
+    assert error.startswith(f"{quoted} ")
+
+
 @pytest.mark.parametrize(
     ("name", "storage", "options", "by"),
     [
         ("wsgi", "sqlite", ["--preload"], BY_CONFIGURATION),
         ("wsgi", "sqlite", ["--preload"], BY_RUN),
         ("asgi", "redis", ["--preload"], BY_RUN),
+        ("multiprocess", "sqlite", [], BY_CONFIGURATION),
         *(
             pytest.param(name, storage, [], by, marks=pytest.mark.long)
             for name in COUNTED
@@ -141,7 +177,7 @@ def test_each_worker_shows_the_requests_of_all(start: Any, name: str, storage: s
         workers += [server.get(f"{place}/hit") for place in COUNTED[name]]
     of_application = {sample: factor * len(workers) for sample, factor in OF_THE_APPLICATION.items()}
     for place, counted in COUNTED[name].items():
-        expected = of_application | dict.fromkeys(counted, len(workers) // 2) | AT_REST
+        expected = of_application | dict.fromkeys(counted, len(workers) // len(COUNTED[name])) | AT_REST
 
         def is_exact(path: str = f"{place}/metrics", expected: dict[str, float] = expected) -> bool:
             samples = server.samples(path)
