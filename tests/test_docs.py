@@ -59,7 +59,7 @@ def test_every_block_of_code_is_run() -> None:
         "install.md": ["python", "python", "sh"],
         "jobs.md": ["python", "promql", "python", "python", "python"],
         "monitoring.md": ["yaml", "sh"],
-        "moving.md": ["python"],
+        "moving.md": ["python", "python"],
         "native.md": ["python", "promql"],
         "own_storage.md": ["python"] * 3,
         "redis.md": ["python", "python"],

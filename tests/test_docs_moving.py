@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from helpers import SCRIPTS, block, run_block
+from helpers import SCRIPTS, block, run_block, script
 
 import pdc
 from pdc.http.names import NAMES, PDC, Named
@@ -90,6 +90,58 @@ def test_the_tables_have_the_metrics_of_pdc(exported: dict[str, list[str]]) -> N
         if exporter == "django-prometheus":
             kept |= of_django(has_peer_names=True)
         assert {old for old, _, is_kept in rows if is_kept == "yes"} == kept
+
+
+EXPORTER = """
+from flask import Flask
+from prometheus_flask_exporter import PrometheusMetrics
+app = Flask("shop")
+PrometheusMetrics(app, group_by={!r})
+"""
+REQUESTS = """
+app.add_url_rule("/items/<int:number>", "item", lambda number: f"tea {number}")
+client = app.test_client()
+for asked in ("/items/3", "/items/4", "/missing"):
+    client.get(asked)
+for line in client.get("/metrics").text.splitlines():
+    if line.startswith(("flask_http_request_duration_seconds_count", "flask_http_request_total")):
+        print(line)
+"""
+
+
+@pytest.mark.parametrize(("group", "other"), [("url_rule", "endpoint"), ("endpoint", "url_rule")])
+def test_the_label_of_group_by_can_be_kept(group: str, other: str, tmp_path: Path) -> None:
+    """With the label of the page, each duration is there with its value, and has the rule in `path`; totals have the label."""
+    ours = f"import os\nos.environ['PDC_FLUSH_INTERVAL'] = '0'\n{block(PAGE, 'python', of='prometheus-flask-exporter')}"
+    before, after = (run_block(source + REQUESTS, tmp_path) for source in (EXPORTER.format(group), ours))
+    assert len([line for line in before if f'{group}="None"' in line]) == 1
+    paths = {path for line in after for path in re.findall('path="([^"]+)"', line)}
+    assert paths == {"/items/<int:number>", "<unmatched>"}
+    kept = {re.sub(rf'(path|{other})="[^"]*",?', "", line).replace(",}", "}") for line in after if "duration" in line}
+    assert kept == {line for line in before if "duration" in line}
+    assert [line for line in after if f'{group}="' not in line] == []
+
+
+def test_the_views_of_django_prometheus_differ_as_the_page_says(tmp_path: Path) -> None:
+    """The same requests differ by the page itself, and by the request that no route matches."""
+    before, after = (
+        set(run_block(f"import sys; sys.argv[1:] = [{way!r}]\n{script('moved_django.py')}", tmp_path))
+        for way in ("before", "after")
+    )
+    start = 'django_http_requests_total_by_view_transport_method_total{method="GET",transport="http",view='
+    assert f'{start}"item"}} 2.0' in before & after
+    assert before - after == {
+        f'{start}"prometheus-django-metrics"}} 2.0',
+        'django_http_requests_total_by_method_total{method="GET"} 5.0',
+        'django_http_requests_total_by_transport_total{transport="http"} 5.0',
+    }
+    assert after - before == {
+        f'{start}"<unnamed view>"}} 1.0',
+        'django_http_requests_total_by_method_total{method="GET"} 3.0',
+        'django_http_requests_total_by_transport_total{transport="http"} 3.0',
+    }
+    names = (ROOT / "docs" / "http.md").read_text(encoding="utf-8").partition("\n### django-prometheus\n")[2]
+    assert all(name in names for name in ('view="<unnamed view>"', 'view="prometheus-django-metrics"'))
 
 
 def pages(way: str, folder: Path) -> list[list[str]]:
