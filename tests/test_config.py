@@ -295,6 +295,25 @@ thread.join()
     )
 
 
+def test_a_background_thread_of_another_storage_finishes_no_bound_connection(run_script: Run) -> None:
+    """A thread that sent to the storage before ends: at exit the connection's thread sends the counts of other threads."""
+    source = """
+import sqlite3, threading
+
+counter = pdc.Counter("hits", "Hits.")
+pdc.setup(sqlite="before.db", flush_interval=60)
+counter.inc(100)
+pdc.setup(sqlite=sqlite3.connect("metrics.db"))
+thread = threading.Thread(target=counter.inc)
+thread.start()
+thread.join()
+"""
+    assert run_script(source).stderr == ""
+    source = "setup(); print(pdc.generate_latest().decode())"
+    for path, expected in (("before.db", 100), ("metrics.db", 1)):
+        assert f"hits_total {expected}.0" in run_script(source, storage={"sqlite": path}).stdout
+
+
 def test_a_connection_of_all_threads_may_be_buffered(tmp_path: Path, registry: CollectorRegistry) -> None:
     """The background thread uses a connection that was opened with check_same_thread=False."""
     connection = sqlite3.connect(tmp_path / "metrics.db", check_same_thread=False)
