@@ -34,6 +34,7 @@ from pdc.options import Options
 from pdc.process.forks import FORKS
 from pdc.process.interruption import is_own, locked_within, tolerate
 from pdc.storage import Storage
+from pdc.storage.ordered import Parts
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
@@ -290,6 +291,38 @@ def test_pending_updates_stay(storage: dict[str, Any], interval: float, registry
         expected = (expected[0] + 1, expected[1] + 1, expected[2] + 1, expected[3] + 1)
 
     interrupted_everywhere(program, works[work], check)
+
+
+class LateError(TimeLimit, ValueError):
+    """An exception of the application that is also one of Python's."""
+
+
+@pytest.mark.parametrize("work", ["scrape", "collect"])
+def test_a_limit_amid_a_page_is_no_fault_of_the_fields(
+    tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """An exception of a handler that is a ValueError, too, reaches the application: no metric holds anything foreign."""
+
+    def raise_late(_number: int, _frame: FrameType) -> None:
+        raise LateError
+
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
+    pdc.Counter("hits", "Hits.", ["path"], registry=registry).labels("/").inc()
+    pdc.Enum("state", "State.", states=["up", "down"], registry=registry)
+    scrape = pdc.generate_latest if work == "scrape" else lambda: list(registry.collect())
+    scrape()
+    number = number_of_points(scrape)
+    monkeypatch.setattr(sys.modules[__name__], "interrupt", raise_late)
+    for point in range(0, number, number // (4 * POINTS)):
+        raise_at(point, scrape)
+
+
+def test_an_interrupted_constructor_leaves_no_error_of_a_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fields of a large metric that a handler kept from being made are dropped without a message."""
+    errors: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    assert raise_at(0, lambda: Parts([{}])) is not None
+    assert errors == []
 
 
 def test_the_folder_of_the_journal_needs_no_lock_of_tempfile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,9 @@ class Parts(Ordered):
         self.marks = marks
 
     def __del__(self) -> None:
-        while self.parts:
-            self.parts.pop()
+        parts = getattr(self, "parts", [])  # a handler may have raised before there are any
+        while parts:
+            parts.pop()
 
     def __getitem__(self, field: str) -> Any:
         for part in self.parts:
