@@ -6,6 +6,8 @@ import gc
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,9 +15,10 @@ import time
 import traceback
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from http import HTTPStatus
+from itertools import count
 from pathlib import Path
 from string import ascii_lowercase
 from types import FrameType, SimpleNamespace
@@ -527,6 +530,56 @@ def test_a_client_of_another_class_is_used_as_it_is(redis_server: RedisServer, r
         pdc.shutdown()
 
 
+@pytest.fixture
+def silent() -> Iterator[list[socket.socket]]:
+    """Three sentinels that accept connections and never answer."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+
+
+def url_of(sentinels: list[socket.socket]) -> str:
+    """Names the primary that these sentinels know."""
+    return f"redis+sentinel://{','.join(f'127.0.0.1:{each.getsockname()[1]}' for each in sentinels)}/{failover.SERVICE}"
+
+
+def connections(sentinel: socket.socket) -> int:
+    """The count of connections that were made since the last look."""
+    sentinel.setblocking(False)
+    for number in count():
+        try:
+            sentinel.accept()[0].close()
+        except BlockingIOError:
+            return number
+    raise AssertionError
+
+
+def test_each_sentinel_is_asked_once(silent: list[socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that finds no primary fails: another look would wait for all sentinels once more."""
+    monkeypatch.setattr(redis_client, "CONNECT_SECONDS", 0.1)
+    storage = RedisStorage(url_of(silent))
+    with pytest.raises(StorageError, match="No master found"):
+        storage.read()
+    assert [*map(connections, silent)] == [1, 1, 1]
+    storage.close()
+
+
+@pytest.mark.parametrize("kind", ["url", "client"])
+def test_sentinels_share_the_deadline_of_a_call(
+    silent: list[socket.socket], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """All are asked before the deadline, however long each may take without one."""
+    monkeypatch.setattr(redis_client, "CONNECT_SECONDS", 20.0)
+    url = url_of(silent)
+    storage = RedisStorage(url if kind == "url" else redis_client.client_from_url(url))
+    began = time.monotonic()
+    storage.set_deadline(began + 0.4)
+    with pytest.raises(StorageError, match="No master found"):
+        storage.read()
+    assert time.monotonic() < began + redis_client.CONNECT_SECONDS
+    assert [*map(connections, silent)] == [1, 1, 1]
+    storage.close()
+
+
 # Clients that only read
 
 
@@ -803,6 +856,41 @@ def test_a_connection_that_fails_shows_no_password(
     text = said(raised.value) + answer.body.decode() + caplog.text
     assert SECRET not in text
     assert "rediss://" not in text
+
+
+def test_a_deadline_breaks_off_a_call_over_tls(
+    tls_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever the other thread is, its connection ends as one that the server closes, and keeps its TLS until then."""
+    reads, broken_off = threading.Event(), threading.Event()
+    read = ssl.SSLSocket.read
+
+    def wait_and_read(self: ssl.SSLSocket, *arguments: Any) -> Any:
+        reads.set()
+        broken_off.wait(20)
+        return read(self, *arguments)
+
+    pdc.setup(redis=tls_url)
+    pdc.generate_latest()
+    storage: Any = pdc.config.DEFAULT.storage
+    errors: list[str] = []
+
+    def scrape() -> None:
+        with pytest.raises(StorageError) as raised:
+            pdc.generate_latest()
+        errors.append(str(raised.value))
+
+    monkeypatch.setattr(ssl.SSLSocket, "read", wait_and_read)
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    reads.wait(20)
+    storage.set_deadline(0.0)
+    broken_off.set()
+    thread.join()
+    monkeypatch.undo()
+    assert "Check that it runs" in errors[0]
+    pdc.shutdown()
+    assert "nobody foresaw" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
-from ...process.interruption import let_through
+from ...process.interruption import let_through, tolerate
 from ..redaction import is_address
 from .bulk import Packer, read_in_bulk
 from .commands import Repeated
@@ -181,6 +182,7 @@ def with_timeouts(client: redis.Redis, seconds: float | None = None) -> redis.Re
     pool = client.connection_pool
     if type(client) is not redis.Redis or type(pool) not in _POOLS:
         return client
+    of_sentinels = CONNECT_SECONDS if seconds is None else seconds / (len(sentinels_of(client)) + 1)
     seconds = SOCKET_SECONDS if seconds is None else seconds
     options = {**pool.connection_kwargs, "connection_class": pool.connection_class, "retry": _RETRY}
     options |= {"retry_on_error": [], "retry_on_timeout": False}
@@ -190,14 +192,14 @@ def with_timeouts(client: redis.Redis, seconds: float | None = None) -> redis.Re
     if not isinstance(pool, SentinelConnectionPool):
         return redis.Redis(connection_pool=redis.ConnectionPool(**options))
     options |= {"is_master": pool.is_master, "check_connection": pool.check_connection}
-    manager = _sentinel_with_timeouts(pool.sentinel_manager)
+    manager = _sentinel_with_timeouts(pool.sentinel_manager, of_sentinels)
     return redis.Redis(connection_pool=SentinelConnectionPool(pool.service_name, manager, **options))
 
 
-def _sentinel_with_timeouts(sentinel: Sentinel) -> Sentinel:
-    """The sentinel with the time of a connect for each of its servers."""
+def _sentinel_with_timeouts(sentinel: Sentinel, seconds: float) -> Sentinel:
+    """The sentinel with so many seconds for each of its servers."""
     limited = copy.copy(sentinel)
-    limited.sentinels = [with_timeouts(server, CONNECT_SECONDS) for server in sentinel.sentinels]
+    limited.sentinels = [with_timeouts(server, seconds) for server in sentinel.sentinels]
     return limited
 
 
@@ -229,17 +231,27 @@ def connection_for(client: Any) -> Any:
     return connection
 
 
-def limit_timeouts(connection: Any, seconds: float) -> None:
-    """Limit the next call of a connection to so many seconds."""
+def limit_timeouts(connection: Any, client: Any, seconds: float) -> None:
+    """Limit the next call of a connection of that client to so many seconds; it may have to ask the sentinels first."""
     for name in ("socket_timeout", "socket_connect_timeout"):
         setattr(connection, name, min(getattr(connection, name) or seconds, seconds))
     if (opened := socket_of(connection)) is not None:
         opened.settimeout(connection.socket_timeout)
+    elif sentinels_of(client):
+        connection.connection_pool = with_timeouts(client, seconds).connection_pool
 
 
 def socket_of(connection: Any) -> Any:
     """The socket of a connection; None where it has none."""
     return getattr(connection, "_sock", None)
+
+
+def break_off(connection: Any) -> None:
+    """Let the call that waits for a reply on a connection fail at once."""
+    if (opened := socket_of(connection)) is not None:
+        kind = socket.socket if isinstance(opened, socket.socket) else type(opened)  # the method of TLS would end that first
+        with tolerate(OSError):  # the server, or the thread that waits for it, has closed it
+            kind.shutdown(opened, socket.SHUT_RDWR)
 
 
 def detach(connection: Any) -> None:

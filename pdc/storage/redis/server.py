@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from redis.exceptions import (
 from redis.sentinel import MasterNotFoundError
 
 from ...process.files import Descriptor
-from ...process.interruption import interruption, is_own, locked, locked_within, tolerate
+from ...process.interruption import interruption, is_own, locked, locked_within
 from .. import ForkSafe, StorageError
 from ..redaction import without_secrets
 from . import client as clients
@@ -209,19 +208,12 @@ class Server(ForkSafe):
     def set_deadline(self, deadline: float) -> None:
         super().set_deadline(deadline)
         if time.monotonic() >= deadline:
-            self._break_off()
-
-    def _break_off(self) -> None:
-        """Let the call that waits for the server fail at once."""
-        waiting = clients.socket_of(self._connection)
-        if waiting is not None:
-            with tolerate(OSError):  # the server, or the thread that waits for it, has closed it
-                waiting.shutdown(socket.SHUT_RDWR)
+            clients.break_off(self._connection)
 
     def _await_turn(self) -> None:
         """Break off the call of another thread that lasts until the deadline: it may have begun when there was none."""
         if self.deadline < math.inf and not locked_within(self._left(), self.lock, lambda: None):
-            self._break_off()
+            clients.break_off(self._connection)
 
     def _left(self) -> float:
         """The seconds until the deadline; without one, the longest wait for a lock."""
@@ -328,7 +320,8 @@ class Server(ForkSafe):
         try:
             return _replies(connection, commands)
         except redis.ConnectionError as error:
-            if interruption(error) is not None or time.monotonic() >= self.deadline:
+            has_asked = isinstance(error, MasterNotFoundError)  # sentinels, just now
+            if has_asked or interruption(error) is not None or time.monotonic() >= self.deadline:
                 raise
             return _replies(connection, commands)
 
@@ -343,7 +336,7 @@ class Server(ForkSafe):
             self._disconnect(self._connection)
         self._is_limited = self.deadline < math.inf
         if self._is_limited:
-            clients.limit_timeouts(self._connection, max(self.deadline - time.monotonic(), 0.001))
+            clients.limit_timeouts(self._connection, self._client, max(self.deadline - time.monotonic(), 0.001))
         return self._connection
 
     def _send_to_node(self, request: Request) -> Any:
