@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, RedisServer, wait_until
-from helpers import Run
+from helpers import Run, in_threads
 from journals import Journal
 from prometheus_client import CollectorRegistry
 
 import pdc
 from pdc.delivery.journal import default_folders
 from pdc.delivery.journal.layout import OWNER
+from pdc.process.files import Descriptor, close_mappings
 
 
 def test_a_start_removes_unused_journals(
@@ -342,6 +343,26 @@ def test_a_journal_that_is_deleted_is_begun_anew(journal: Journal, what: str) ->
     (path,) = journal.folder.iterdir()
     assert f"wait in {path} for the next process" in messages
     assert journal.send() == {("/",): 13.0, ("/new",): 8.0}
+
+
+def test_threads_that_close_journals_at_once(
+    tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each buffer has a journal of its own, and closes what others left open; another one may have closed it meanwhile."""
+    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600, journal=tmp_path / "journals")
+    pdc.Counter("hits", "Hits.", registry=registry).inc()
+    pdc.shutdown()  # the cell had its numbers there
+    status = Descriptor.status
+
+    def close_in_another_thread(self: Descriptor) -> Any:
+        monkeypatch.undo()
+        found = status(self)
+        in_threads(1, close_mappings)
+        return found
+
+    monkeypatch.setattr(Descriptor, "status", close_in_another_thread)
+    close_mappings()
+    assert Descriptor.status is status
 
 
 def test_a_journal_stays_young(journal: Journal) -> None:

@@ -212,15 +212,18 @@ def _tracked(own: Descriptor, start: int, end: int) -> mmap.mmap:
 
 
 def close_mappings() -> None:
-    """Close the mappings that no cell uses. A mapping whose descriptor others closed stays for ever."""
+    """Close the mappings that no cell uses, as other threads may do meanwhile.
+
+    A mapping whose descriptor others closed stays for ever.
+    """
     for key, (mapping, descriptor) in list(_mappings.items()):
         if descriptor.status() is None:
             keep_for_ever(mapping)
-            del _mappings[key]
+            _mappings.pop(key, None)
         else:
             with tolerate(BufferError):  # a cell has its numbers there
                 mapping.close()
-                del _mappings[key]
+                _mappings.pop(key, None)
 
 
 def longest_file() -> int:
