@@ -21,6 +21,7 @@ from typing import Any
 
 import anyio
 import pytest
+import redis
 from conftest import RedisServer, wait_until
 from helpers import INTERVALS, Run, script
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,7 @@ from prometheus_client import CollectorRegistry
 import pdc
 import pdc.exposition
 from pdc.cells import HistogramCell, Window
+from pdc.delivery import call_storage
 from pdc.delivery.journal import default_folders
 from pdc.http import TRACKER, HTTPMetrics, track_wsgi
 from pdc.options import Options
@@ -315,6 +317,32 @@ def test_a_limit_amid_a_page_is_no_fault_of_the_fields(
     monkeypatch.setattr(sys.modules[__name__], "interrupt", raise_late)
     for point in range(0, number, number // (4 * POINTS)):
         raise_at(point, scrape)
+
+
+class LateReplyError(TimeLimit, redis.ResponseError):
+    """An exception of the application that is also one of redis-py."""
+
+
+@pytest.mark.parametrize("kind", ["url", "client"])
+def test_a_limit_amid_a_connect_is_no_reply(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """An exception of a handler that is a ResponseError, too, reaches the application, and later replies are in their order."""
+
+    def raise_late(_number: int, _frame: FrameType) -> None:
+        raise LateReplyError
+
+    storage = RedisStorage(redis_server.url if kind == "url" else redis_server.client())
+
+    def connect() -> None:
+        storage.close()
+        call_storage(storage.read)
+
+    connect()
+    number = number_of_points(connect)
+    monkeypatch.setattr(sys.modules[__name__], "interrupt", raise_late)
+    for point in range(0, number, number // (8 * POINTS)):
+        raise_at(point, connect)
+        assert storage.read().metrics == {}, point
+    storage.close()
 
 
 def test_an_interrupted_constructor_leaves_no_error_of_a_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -222,7 +223,7 @@ def connection_for(client: Any) -> Any:
     Its attribute `awaits_replies` is true while replies may come: after an exception of a handler, nobody has read them.
     """
     pool = client.connection_pool
-    options = {**_PACKER, **_UNNAMED, **pool.connection_kwargs, "decode_responses": False}  # a reply may be no text
+    options = {**_PACKER, **pool.connection_kwargs, **_UNNAMED, "decode_responses": False}  # a reply may be no text
     if getattr(options.get(_MAINTENANCE), "enabled", "") == "auto":
         options[_MAINTENANCE] = None
     connection = pool.connection_class(**options)
@@ -293,9 +294,10 @@ class _TextPacker(HiredisRespSerializer):
         return super().pack(*texts)
 
 
-_UNNAMED: dict[str, Any] = {"lib_name": None, "lib_version": None} if redis.__version__.startswith("5.") else {}
-"""Options that keep the name of redis-py 5 from a Redis before 7.2, which refuses it. The error would keep the frames that it
-came through, and the application's objects in them, until the garbage collector runs."""
+_UNNAMED: dict[str, Any] = dict.fromkeys(["driver_info"] if find_spec("redis.driver_info") else ["lib_name", "lib_version"])
+"""Options that keep the name of redis-py from the server. A Redis before 7.2 refuses it, and redis-py takes each ResponseError
+for that, also one of a handler: then a reply is still to come, and each command would get the one before. With redis-py 5 the
+refusal keeps the frames that it came through, and the application's objects in them, until the garbage collector runs."""
 _MAINTENANCE = "maint_notifications_config"
 """The option by which redis-py asks each server for notices of its maintenance, with a round trip more for each connection.
 
