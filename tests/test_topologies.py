@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import signal
@@ -578,6 +579,27 @@ def test_sentinels_share_the_deadline_of_a_call(
     assert time.monotonic() < began + redis_client.CONNECT_SECONDS
     assert [*map(connections, silent)] == [1, 1, 1]
     storage.close()
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["closed", "deadline ends"])
+def test_a_deadline_leaves_no_connection_to_a_sentinel(watched: Watched, ends: bool) -> None:
+    """The connections of calls with a deadline are closed with the storage, and where the deadline ends."""
+    storage = RedisStorage(f"{watched.url}?sentinel_client_name=limited")
+    gc.disable()
+    try:
+        for _ in range(2):
+            storage.set_deadline(time.monotonic() + 20)
+            storage.read()
+            storage.server._connection.disconnect()  # as the server does
+            storage.read()
+            if ends:
+                storage.set_deadline(math.inf)
+                storage.read()
+            storage.close()
+        with watched._sentinel.client(decode_responses=True) as client:
+            wait_until(lambda: "limited" not in [each["name"] for each in client.client_list()])
+    finally:
+        gc.enable()
 
 
 # Clients that only read

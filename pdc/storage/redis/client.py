@@ -204,10 +204,17 @@ def _sentinel_with_timeouts(sentinel: Sentinel, seconds: float) -> Sentinel:
     return limited
 
 
-def sentinels_of(client: Any) -> list[Any]:
-    """The clients of the sentinels that a client asks for the server."""
-    manager = getattr(client.connection_pool, "sentinel_manager", None)
+def sentinels_of(user: Any) -> list[Any]:
+    """The clients of the sentinels that a client, or a connection, asks for the server."""
+    manager = getattr(getattr(user, "connection_pool", None), "sentinel_manager", None)
     return [] if manager is None else manager.sentinels
+
+
+def disconnect_sentinels(*users: Any) -> None:
+    """Close the connections to the sentinels of these clients and connections."""
+    for user in users:
+        for sentinel in sentinels_of(user):
+            sentinel.connection_pool.disconnect()
 
 
 def pools_of(client: Any) -> Iterator[Any]:
@@ -239,6 +246,7 @@ def limit_timeouts(connection: Any, client: Any, seconds: float) -> None:
     if (opened := socket_of(connection)) is not None:
         opened.settimeout(connection.socket_timeout)
     elif sentinels_of(client):
+        disconnect_sentinels(connection)
         connection.connection_pool = with_timeouts(client, seconds).connection_pool
 
 

@@ -249,19 +249,15 @@ class Server(ForkSafe):
         if self._cluster is not None and self._client is not None:
             self._client.close()
         if self._has_own:
-            self._disconnect_sentinels()
+            clients.disconnect_sentinels(self._client, self._connection)
         if sentinel is not None:
             sentinel.close()
 
     def _disconnect(self, connection: Any) -> None:
         """Close an own connection. Where a call on it was broken off, that may have been while it asked for the address."""
-        if connection.awaits_replies:
-            self._disconnect_sentinels()
+        if connection.awaits_replies or self._is_limited:  # a deadline has connections of its own to sentinels
+            clients.disconnect_sentinels(self._client, connection)
         connection.disconnect()
-
-    def _disconnect_sentinels(self) -> None:
-        for client in clients.sentinels_of(self._client):
-            client.connection_pool.disconnect()
 
     def _send_apart(self, requests: list[Request]) -> list[Any]:
         """Send on another connection: a handler has interrupted a call of this thread, which has still to read its replies."""
