@@ -295,41 +295,13 @@ def test_pending_updates_stay(storage: dict[str, Any], interval: float, registry
     interrupted_everywhere(program, works[work], check)
 
 
-class LateError(TimeLimit, ValueError):
-    """An exception of the application that is also one of Python's."""
-
-
-@pytest.mark.parametrize("work", ["scrape", "collect"])
-def test_a_limit_amid_a_page_is_no_fault_of_the_fields(
-    tmp_path: Path, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch, work: str
-) -> None:
-    """An exception of a handler that is a ValueError, too, reaches the application: no metric holds anything foreign."""
-
-    def raise_late(_number: int, _frame: FrameType) -> None:
-        raise LateError
-
-    pdc.setup(sqlite=tmp_path / "metrics.db", flush_interval=3600)
-    pdc.Counter("hits", "Hits.", ["path"], registry=registry).labels("/").inc()
-    pdc.Enum("state", "State.", states=["up", "down"], registry=registry)
-    scrape = pdc.generate_latest if work == "scrape" else lambda: list(registry.collect())
-    scrape()
-    number = number_of_points(scrape)
-    monkeypatch.setattr(sys.modules[__name__], "interrupt", raise_late)
-    for point in range(0, number, number // (4 * POINTS)):
-        raise_at(point, scrape)
-
-
-class LateReplyError(TimeLimit, redis.ResponseError):
+class LateReplyError(redis.ResponseError):
     """An exception of the application that is also one of redis-py."""
 
 
 @pytest.mark.parametrize("kind", ["url", "client"])
 def test_a_limit_amid_a_connect_is_no_reply(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """An exception of a handler that is a ResponseError, too, reaches the application, and later replies are in their order."""
-
-    def raise_late(_number: int, _frame: FrameType) -> None:
-        raise LateReplyError
-
     storage = RedisStorage(redis_server.url if kind == "url" else redis_server.client())
 
     def connect() -> None:
@@ -338,7 +310,7 @@ def test_a_limit_amid_a_connect_is_no_reply(redis_server: RedisServer, monkeypat
 
     connect()
     number = number_of_points(connect)
-    monkeypatch.setattr(sys.modules[__name__], "interrupt", raise_late)
+    monkeypatch.setattr(sys.modules[__name__], "TimeLimit", LateReplyError)
     for point in range(0, number, number // (8 * POINTS)):
         raise_at(point, connect)
         assert storage.read().metrics == {}, point
