@@ -116,10 +116,11 @@ class HTTPMetrics:
         return path in self._excluded or any(pattern.fullmatch(path) for pattern in self._patterns)
 
     def begin_serving(self) -> None:
-        """Serve scrapes on PDC_METRICS_PORT, and show this process, if options ask for it.
+        """Declare the metrics of requests; serve scrapes on PDC_METRICS_PORT, and show this process, if options ask for it.
 
         Processes that serve requests call this when they begin to.
         """
+        _ = self.series.families
         self.options.report_process()
         if self._decorator is not None:
             warn_of_port(self.options, "PDC_METRICS_DECORATOR")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from ..metrics import Counter, Gauge, Histogram, StoredMetric, declared_once
@@ -58,14 +59,17 @@ def _metric(kind: type[StoredMetric], name: str, documentation: str, labelnames:
     return kind(name, documentation, labelnames, registry=None, **more)
 
 
-def _request_families(options: Options) -> Iterator[RequestFamily]:
-    """Declare the families of requests that the options ask for, under their names. Raises OptionError."""
-    names = NAMES[options.names]
+def _asked_for(options: Options) -> list[Named]:
+    """The families of requests that the options ask for."""
     measures = ["requests", "duration", "in_progress", "exceptions", "info"]
     measures += (["received", "sent"] if options.sizes else []) + (["start"] if options.first_byte else [])
-    asked_for = [named for measure in measures for named in names.of(measure)]
-    check_labels(options, asked_for)
-    for named in asked_for:
+    return [named for measure in measures for named in NAMES[options.names].of(measure)]
+
+
+def _request_families(options: Options) -> Iterator[RequestFamily]:
+    """Declare the families of requests that the options ask for, under their names."""
+    names = NAMES[options.names]
+    for named in _asked_for(options):
         facts = _facts_of(named, options)
         namespace = options.namespace or (names.namespace if named in names.families else "")
         more = {"namespace": namespace, "max_series": options.max_series, **_particulars(named, options)}
@@ -141,12 +145,17 @@ class RequestSeries:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._names: Names = NAMES[options.names]
-        self.families = tuple(_request_families(options))
+        check_labels(options, _asked_for(options))
         self.known: dict[tuple[str, str, int, tuple[str, ...]], Series] = {}
         """By method, route, status and the values of the application's own labels."""
         self.adders: dict[str, Callable[[float], None]] = {}
         """By method: functions that add to the number of requests in progress. Empty with PDC_IN_PROGRESS_BY_ROUTE."""
         self._by_route: dict[tuple[str, str], Callable[[float], None]] = {}
+
+    @cached_property
+    def families(self) -> tuple[RequestFamily, ...]:
+        """The families. To ask for them declares them, so a process that serves no requests, such as a command, does not."""
+        return tuple(_request_families(self._options))
 
     def find(self, method: str, route: str, status: int, labels: tuple[str, ...]) -> Series:
         """Find the series that a request with that answer changes."""
