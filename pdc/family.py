@@ -20,7 +20,7 @@ from prometheus_client.utils import floatToGoString
 
 from .exemplars import EXEMPLAR, exemplar_from
 from .merging import Processes
-from .native import USUAL_CHANGES, Native, in_order, resolution
+from .native import USUAL_CHANGES, Native, in_order, native_changes, resolution
 from .process import log
 from .process.interruption import let_through
 from .process.once import once_each
@@ -29,6 +29,8 @@ from .storage.labels import check_texts, parsed
 
 OVERFLOW = "<overflow>"
 """The value of all labels of the series for those that are over the limit."""
+_UNREADABLE = (ValueError, TypeError, AttributeError, RecursionError)
+"""Errors of a `#meta` that no version wrote."""
 LEASE_SECONDS = 15.0
 """A process not seen for so long counts as gone in the live modes of a gauge."""
 
@@ -171,11 +173,20 @@ class Family(NamedTuple):
         """The differences from the family in that `#meta`, in words."""
         try:
             old, new = Family.from_meta(before)._asdict(), self._asdict()
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except _UNREADABLE as error:
             let_through(error)
             return "the declaration before is not of pdc"
-        changed = (f"{key} {old[key]!r} is now {new[key]!r}" for key in new if old[key] != new[key])
-        return ", ".join(changed)
+        changed = [f"{key} {old[key]!r} is now {new[key]!r}" for key in new if key != "native" and old[key] != new[key]]
+        return ", ".join([*changed, *native_changes(old["native"], self.native)])
+
+    def has_other_kind(self, stored: Any) -> bool:
+        """True where that `#meta` is of a histogram with native buckets and this one has none, or the other way round."""
+        try:
+            other = Family.from_meta(stored)
+        except _UNREADABLE as error:
+            let_through(error)
+            return False
+        return self.type == other.type == "histogram" and bool(self.native) != bool(other.native)
 
     def is_admitted(self, page: Page) -> bool:
         """True where the page may show the family. Raises StorageError for a family that pdc did not write."""

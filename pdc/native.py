@@ -241,3 +241,11 @@ def _limits(text: str, schema: int, zero: int | None) -> tuple[float, tuple[floa
 
 def _end_of_zero(schema: int, zero: int | None) -> float:
     return 0.0 if zero is None else bound(schema, zero)
+
+
+def native_changes(old: tuple[float, ...], new: tuple[float, ...]) -> list[str]:
+    """The difference between two resolutions of a histogram, in words; empty where there is none."""
+    before = f"native buckets (factor {old[0]:g})" if old else "no native buckets"
+    if old and not new:
+        return [f"had {before}, has none now: set PDC_NATIVE_HISTOGRAMS, or native=, in this process, too"]
+    return [f"had {before}, has factor {new[0]:g} now"] if old != new else []

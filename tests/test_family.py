@@ -20,6 +20,7 @@ from prometheus_client.samples import Exemplar
 
 from pdc.exemplars import exemplar_text
 from pdc.family import LEASE_SECONDS, Family, clean, dump, families
+from pdc.native import Native
 from pdc.storage import META, StorageError
 from pdc.storage.labels import around_bound, parsed
 from pdc.storage.ordered import Picked
@@ -148,6 +149,11 @@ def test_a_change_is_described_in_words() -> None:
     old, new = Family("m", "counter", "Help", labelnames=("a",)), Family("m", "summary", "Help", labelnames=("a", "b"))
     assert new.changed_since(old.meta) == "type 'counter' is now 'summary', labelnames ('a',) is now ('a', 'b')"
     assert new.changed_since(new.meta) == ""
+    classic, native, fine = (Family("m", "histogram", "Help", native=native) for native in ((), Native(), Native(factor=1.02)))
+    missing = "has none now: set PDC_NATIVE_HISTOGRAMS, or native=, in this process, too"
+    assert classic.changed_since(native.meta) == f"had native buckets (factor 1.1), {missing}"
+    assert native.changed_since(classic.meta) == "had no native buckets, has factor 1.1 now"
+    assert fine.changed_since(native.meta) == "had native buckets (factor 1.1), has factor 1.02 now"
 
 
 def test_histograms_with_other_bounds_add_up() -> None:

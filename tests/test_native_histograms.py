@@ -7,12 +7,12 @@ import math
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RedisServer
+from conftest import Peer, RedisServer
 from fault_proxy import Fault, FaultProxy
 from helpers import AT_ONCE, INTERVALS, Run, hasten, script, shown
 from hypothesis import HealthCheck, given, settings
@@ -201,6 +201,24 @@ def test_processes_of_any_resolutions_are_one_of_the_coarsest(
     assert found == folded(opened.read(["one"]), "one", found.schema)
     assert found.count == sum(map(len, (each for *_, flushes in writers for each in flushes)))
     assert coarsen(opened, "m", 2 * fewest) <= 2 * fewest or found.schema == SCHEMAS[0]
+
+
+@INTERVALS
+def test_a_process_shows_the_kinds_of_buckets_that_it_declares(
+    storage: dict[str, Any], start_peer: Callable[..., Peer], interval: float, registry: CollectorRegistry
+) -> None:
+    """Another process, with the same histogram without native buckets, takes them from no page of one that has them."""
+    pdc.setup(**storage, flush_interval=interval)
+    pdc.Histogram("m", "Help", native=True, registry=registry).observe(3)
+    page = pdc.generate_latest()
+    other = start_peer(storage)
+    other.tell("m = pdc.Histogram('m', 'Help'); m.observe(3); assert 'native' not in repr(m._metric_cells.meta)")
+    for _ in range(2):
+        found = pdc.config.DEFAULT.read().metrics["m"]
+        assert Family.from_meta(found[META]).native == pdc.Native()
+    assert pdc.generate_latest() == page.replace(b" 1.0", b" 2.0").replace(b"_sum 3.0", b"_sum 6.0")
+    other.tell("found = pdc.config.DEFAULT.read().metrics['m']['#meta']; assert 'native' not in found")
+    assert "set PDC_NATIVE_HISTOGRAMS" in other.stop()
 
 
 @pytest.mark.usefixtures("ready")
@@ -421,6 +439,7 @@ def test_the_option_is_for_all_histograms_of_pdc(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PDC_NATIVE_HISTOGRAMS", "yes")
     pdc.setup(sqlite=str(tmp_path / "metrics.db"))
     series = RequestSeries(Options.load({"PDC_SIZES": True, "PDC_FIRST_BYTE": True}))
+    assert series.families
     assert series.websockets.duration
     for metrics in (TaskMetrics("celery"), ExporterMetrics(), MiddlewareMetrics()):
         metrics.started("task", "queue", "worker", 1.0)

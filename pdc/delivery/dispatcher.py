@@ -48,7 +48,7 @@ class Dispatcher:
     def start_anew(self) -> None:
         """Start as a new process."""
         self.outcomes = Outcomes()
-        self.outbox = Outbox(self.outcomes, self.metrics.last, self._flush_durations)
+        self.outbox = Outbox(self.outcomes, self.metrics.last, lambda: self.health.passenger(self.target.interval))
         self.backoff = Backoff()
         self.sending_thread: int | None = None
         self.replay_due = True
@@ -56,7 +56,7 @@ class Dispatcher:
         """Every series must be sent, as to an empty storage, or as of a parent that declared nothing."""
         self._is_overtaken = False
         """Another process sends the pending updates."""
-        self.health_due = True
+        self.health.is_due = True
         self.begun = False
         """This process has updated a metric, or sent anything."""
 
@@ -64,13 +64,6 @@ class Dispatcher:
         """Leave everything pending to the parent."""
         self.journal.after_fork_in_child()
         self.metrics.after_fork()
-
-    def _flush_durations(self) -> Entry | None:
-        """The durations of flushes since the last scrape or beat, which go along with the next batch."""
-        if not self.target.interval or not self.health_due:
-            return None
-        self.health_due = False
-        return self.health.flushes
 
     def attach(self, target: Target, *, write_through: bool) -> None:
         """Send what is pending to the storage so far, then use this one."""
@@ -108,12 +101,13 @@ class Dispatcher:
         return self._read(names) if self.restore(snapshot, names) else snapshot
 
     def restore(self, snapshot: Snapshot, names: Collection[str] | None) -> bool:
-        """Send all again where the storage has lost a metric, of those that were read; return whether. Raises as `read`."""
-        applied = self.outcomes.applied
-        expected = applied if names is None else applied.intersection(names)
-        if not any(self.metrics.named(name) for name in expected.difference(snapshot.metrics)):
+        """Send again what the storage has lost of the metrics that were read; return whether that is so. Raises as `read`."""
+        if any(self.metrics.named(name) for name in self.outcomes.missing(snapshot.metrics, names)):
+            self._queue_everything()
+        elif others := self.outcomes.of_other_kinds(snapshot.metrics, self.metrics.last):
+            self.outbox.queue.extend(others)
+        else:
             return False
-        self._queue_everything()
         self.send()
         return True
 
@@ -134,8 +128,7 @@ class Dispatcher:
         self.outcomes.applied.clear()
         self.metrics.discard()
         for metric in self.metrics.all():
-            self.outbox.queue.append(metric)
-            self.outbox.queue.extend(() if metric.family.labelnames else list(metric.cells))
+            self.outbox.queue.extend([metric, *(() if metric.family.labelnames else list(metric.cells))])
         self.send()
 
     # Sending
@@ -250,8 +243,7 @@ class Dispatcher:
         self.journal.end()
 
     def _resend(self, name: str) -> None:
-        for metric in self.metrics.all([name]):
-            self.outbox.queue.extend(metric.cells_to_resend())
+        self.outbox.queue.extend([cell for metric in self.metrics.all([name]) for cell in metric.cells_to_resend()])
         self.outbox.due = len(self.outbox.queue)
 
     def overflowed(self, name: str, count: int = 1) -> None:
@@ -266,7 +258,7 @@ class Dispatcher:
         This calls functions of the application, so it is the one part of the work that needs no lock. The next batch also
         carries the flush durations observed so far.
         """
-        self.health_due = True
+        self.health.is_due = True
         self.metrics.drop_retired(lambda: {entry.metric for entry in self.outbox.waiting()})
         unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat)]
         unprompted.extend(self.outcomes.refused_to_retry(self.metrics.named))
@@ -277,8 +269,7 @@ class Dispatcher:
         """Queue every series, as for an empty storage."""
         self.restart_due = True
         for metric in self.metrics.all():
-            self.outbox.queue.append(metric)
-            self.outbox.queue.extend(metric.cells_to_resend())
+            self.outbox.queue.extend([metric, *metric.cells_to_resend()])
         self.restart_due = False
 
     # The end
@@ -291,7 +282,7 @@ class Dispatcher:
         if self.target.storage is None:
             return
         self.backoff.try_now()
-        self.health_due = True
+        self.health.is_due = True
         # An exception may have kept a cell out of the queue.
         self.outbox.queue.extend([cell for cell in self.metrics.cells() if cell.has_unsent])
         if self.outbox.is_busy or self.restart_due:

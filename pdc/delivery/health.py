@@ -81,6 +81,8 @@ class Health:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
+        self.is_due = True
+        """There was a scrape or a beat since durations of flushes were sent."""
         self.forget()
 
     def forget(self) -> None:
@@ -104,6 +106,13 @@ class Health:
         self._held.append(Holder(metric))
         self._sender.register(metric)
         return metric
+
+    def passenger(self, interval: float) -> Flushes | None:
+        """The durations of flushes in this interval since the last scrape or beat, which go along with the next batch."""
+        if not interval or not self.is_due:
+            return None
+        self.is_due = False
+        return self.flushes
 
     @property
     def flushes(self) -> Flushes:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from ..cells import Cell, Entry, MetricCells
 from ..family import OVERFLOW, Family
 from ..process import log
-from ..storage import Batch, Limits, Outcome, StorageError
+from ..storage import META, Batch, Limits, Outcome, StorageError
 from .backoff import LAST_RETRY_SECONDS
 
 
@@ -55,6 +56,24 @@ class Outcomes:
             log.defer(logging.WARNING, "%s", outcome.note)
         if outcome.replaced:
             self._log_replaced(batch, outcome)
+
+    def missing(self, found: Collection[str], names: Collection[str] | None) -> set[str]:
+        """The metrics that the storage had, all or those with these names, and that were not found there."""
+        return (self.applied if names is None else self.applied.intersection(names)).difference(found)
+
+    def of_other_kinds(
+        self, found: Mapping[str, Mapping[str, Any]], last: Callable[[str], MetricCells | None]
+    ) -> list[MetricCells]:
+        """The histograms to declare again, as another process gave or took their native buckets since this one declared them.
+
+        So the page of a process has the kinds of buckets that it declares itself.
+        """
+        stored = {name: found[name].get(META) for name in self.declared if name in found}
+        replaced = [last(name) for name, meta in stored.items() if meta != self.declared[name]]
+        others = [each for each in replaced if each is not None and each.family.has_other_kind(stored[each.family.name])]
+        for metric in others:
+            del self.declared[metric.family.name]
+        return others
 
     def _record_refusals(self, batch: Batch, outcome: Outcome, resend: Callable[[str], None]) -> None:
         for name, reason in outcome.refused.items():
