@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -191,25 +192,28 @@ _OVERDUE: list[threading.Thread] = []
 """The thread that took longer than `exit_timeout` before the end: while it waits, exit does not wait again."""
 
 
-def flush_before_end(seconds: float | None = None) -> None:
+def flush_before_end(seconds: float | None = None, *, deregister: bool = False) -> None:
     """Send pending updates of a process that may be about to end, and wait for that so many seconds, or `exit_timeout`.
 
-    The journal keeps the rest.
+    The journal keeps the rest. With `deregister`, a process that has sent all is out of its storages until its next update.
     """
-    thread = threading.Thread(target=_flush_as_far_as_can_be, name="pdc-end", daemon=True)
+    end = partial(_flush_as_far_as_can_be, deregister)
+    thread = threading.Thread(target=end, name="pdc-end", daemon=True)
     try:
         thread.start()
     except (RuntimeError, MemoryError) as error:  # there are too many, there is no memory for it, or the interpreter ends
         let_through(error)
-        _flush_as_far_as_can_be()
+        end()
     else:
         thread.join(Buffer.exit_timeout if seconds is None else seconds)
         _OVERDUE[:] = [thread] if seconds is None and thread.is_alive() else []
 
 
-def _flush_as_far_as_can_be() -> None:
+def _flush_as_far_as_can_be(deregister: bool) -> None:
     with tolerate(StorageError, NotConfigured):  # it is logged, or another thread has called `shutdown` meanwhile
         flush()
+        for buffer in BUFFERS if deregister else ():
+            buffer.pause()
 
 
 def clear() -> None:

@@ -292,11 +292,11 @@ def _load(options: dict[str, Any]) -> Options:
 
 
 def _flushing(send: Send) -> Send:
-    """Flush when the application shuts down: Uvicorn may end its process by a signal, without exit handlers."""
+    """Flush and deregister when the application shuts down: Uvicorn may end its process by a signal, without exit handlers."""
 
     async def flushing(message: Message) -> None:
         if message["type"].startswith("lifespan.shutdown."):
-            await run_in_threadpool(config.flush_before_end)
+            await run_in_threadpool(config.flush_before_end, deregister=True)
         await send(message)
 
     return flushing

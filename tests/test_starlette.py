@@ -18,6 +18,7 @@ import pytest
 import starlette_applications
 from conftest import ROOT, RedisServer, free_port, wait_until
 from fastapi import APIRouter, FastAPI
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
@@ -298,20 +299,28 @@ def test_lifespan_passes_through(framework: str, options: dict[str, Any]) -> Non
     assert requests() == {("GET", "/", "200"): 1.0}
 
 
-def test_no_update_is_lost_when_uvicorn_stops(framework: str, tmp_path: Path) -> None:
-    """Uvicorn ends by the signal it got, without exit handlers; pending updates are in the storage by then."""
+def of_options(storage: dict[str, Any]) -> dict[str, Any]:
+    """The options of the middleware for these arguments of `pdc.setup`."""
+    places = {"sqlite": "sqlite_path", "redis": "redis_url", "redis_prefix": "redis_prefix"}
+    return {places[name]: value for name, value in storage.items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_uvicorn_stops_as_any_process_does(framework: str, storage: dict[str, Any], tmp_path: Path, workers: int) -> None:
+    """Uvicorn ends by the signal it got, without exit handlers: by then all is sent, no journal and no live value is left."""
     name = {"fastapi": "fastapi.FastAPI", "starlette": "starlette.applications.Starlette"}[framework]
     module, _, kind = name.rpartition(".")
+    options = of_options(storage) | {"journal": str(tmp_path / "journal")}
     source = f"""
 from {module} import {kind}
 from pdc_starlette import instrument
 app = {kind}()
-instrument(app, sqlite_path="metrics.db", flush_interval=600)
+instrument(app, **{options!r}, flush_interval=600)
 """
     (tmp_path / "shop.py").write_text(source)
     port = free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "--port", str(port), "--log-level", "warning", "shop:app"],
+        [sys.executable, "-m", "uvicorn", f"--port={port}", f"--workers={workers}", "--log-level=warning", "shop:app"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
@@ -319,11 +328,35 @@ instrument(app, sqlite_path="metrics.db", flush_interval=600)
         wait_until(lambda: _answers(port))
         for _ in range(3):
             _answers(port)
+        assert list((tmp_path / "journal").iterdir())
     finally:
         server.terminate()
         server.wait(30)
-    pdc.setup(sqlite=tmp_path / "metrics.db")
+    assert list((tmp_path / "journal").iterdir()) == []
+    pdc.setup(**storage)
     assert stored("http_requests_total") == {("GET", "<unmatched>", "404"): 4.0}
+    assert stored("http_requests_in_progress") == {}
+
+
+def test_lifespans_of_one_process_follow_each_other(
+    framework: str, storage: dict[str, Any], tmp_path: Path, registry: CollectorRegistry
+) -> None:
+    """The first update after the end of a lifespan begins another journal; values of the process come back, and add up once."""
+    pdc.setup(**storage, flush_interval=600, journal=tmp_path / "journal")
+    app = (FastAPI if framework == "fastapi" else Starlette)()
+    instrument(app, **of_options(storage), flush_interval=600, journal=str(tmp_path / "journal"))
+    live = pdc.Gauge("livesum", "Help", multiprocess_mode="livesum", registry=registry)
+    total = pdc.Gauge("sum", "Help", multiprocess_mode="sum", registry=registry)
+    for number in (1.0, 2.0, 3.0):
+        with TestClient(app) as web:
+            web.get("/")
+            live.inc()
+            total.inc()
+            assert len(list((tmp_path / "journal").iterdir())) == 1
+            assert (stored("livesum"), stored("sum")) == ({(): number}, {(): number})
+        assert list((tmp_path / "journal").iterdir()) == []
+        assert stored("http_requests_total") == {("GET", "<unmatched>", "404"): number}
+        assert (stored("livesum"), stored("sum")) == ({}, {(): number})
 
 
 def _answers(port: int) -> bool:

@@ -213,11 +213,10 @@ class Buffer:
                 self.storage.set_deadline(until)  # another thread waits for it
             self._with_lock(self._detach)
         self._emit_logs()
-        self._flusher.wake()
 
     def _detach(self) -> None:
         self._work.detach()
-        self._flusher.thread = None
+        self._flusher.stop()
         self.health.forget()
 
     def flush(self) -> None:
@@ -331,6 +330,16 @@ class Buffer:
         """Send what is pending, then take the marks and live values of this process out of the storage."""
         FORKS.notice()
         self._with_lock(self._work.deregister)
+
+    def pause(self) -> None:
+        """Deregister, and leave no journal and no thread behind, where all is sent. The next update begins both anew."""
+        self._with_lock(self._pause)
+
+    def _pause(self) -> None:
+        if self._work.pause():
+            self._flusher.stop()
+            if self._work.outbox.queue:  # another thread has updated a metric meanwhile
+                self._begin_sending()
 
     def begin_exit(self) -> None:
         """Let the background thread finish, start no other one, and send further updates at once."""

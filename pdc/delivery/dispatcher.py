@@ -183,7 +183,7 @@ class Dispatcher:
             return
         self._check_journal()
         self.begun = self.begun or bool(self.outbox.queue)
-        if not self.write_through or self.backoff.error is not None:
+        if self.begun and (not self.write_through or self.backoff.error is not None):
             self.open_journal()
         if self.replay_due:  # dead processes of this host may have left some
             call_storage(self.journal.replay, self.target.required())
@@ -312,6 +312,15 @@ class Dispatcher:
         for metric in self.metrics.all():  # the storage has dropped live values
             metric.cells_to_resend()
         return is_applied
+
+    def pause(self) -> bool:
+        """Deregister, and end the journal until the next update, if all is sent; return whether that is so."""
+        self.deregister(returning=True)
+        if self.outbox.is_busy:
+            return False
+        self.journal.close(keep=False)
+        self.begun = False
+        return True
 
     def finish(self) -> None:
         """Deregister for good. Later updates, as of atexit handlers, belong to another writer, which deregisters at once."""

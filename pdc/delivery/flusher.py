@@ -94,6 +94,11 @@ class Flusher:
         """Let the thread look at once what there is to do."""
         self._wake.put(None)
 
+    def stop(self) -> None:
+        """Let the thread end; the next update or scrape starts another one."""
+        self.thread = None
+        self.wake()
+
     def join(self, seconds: float) -> None:
         """Wait for the end of the thread, for so long at most."""
         if self.thread is not None and not self.is_current:
