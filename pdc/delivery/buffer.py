@@ -194,8 +194,6 @@ class Buffer:
         work, flusher = self._work, self._flusher
         work.attach(target, write_through=target.interval == 0 or flusher.is_exiting)
         flusher.schedule(target.interval, target.renew_seconds)
-        if not target.accepts_a_thread:
-            flusher.thread = None  # at exit the thread that may use the storage finishes
         self.report()
         if work.write_through:
             if work.outbox.queue and flusher.thread is None:

@@ -60,10 +60,12 @@ class Flusher:
         """The thread has finished, as the process ends."""
 
     def schedule(self, interval: float, renew_seconds: float | None) -> None:
-        """Send in this interval, beat soon, and renew expiry after those seconds."""
+        """Send in this interval, beat soon, and renew expiry after those seconds; end a thread that may not send."""
         self.interval, self._renew_seconds = interval, renew_seconds
         self._next_renewal = time.monotonic() + (renew_seconds or 0.0)
         self._next_beat = 0.0
+        if not self._may_start():
+            self.thread = None  # at exit the thread that may use the storage finishes
 
     @property
     def is_current(self) -> bool:
