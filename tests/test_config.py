@@ -64,6 +64,18 @@ def total(name: str = "hits") -> float | None:
         ({"redis": "[::1]:6379"}, ValueError, r"redis='\[::1\]:6379'.* did you mean redis://\[::1\]:6379\?"),
         ({"redis": "h:6379/1"}, ValueError, r"redis='h:6379/1'.* did you mean redis://h:6379/1\?"),
         ({"redis": "http://localhost:6379"}, ValueError, "redis='http://localhost:6379'.* expected one like redis://"),
+        *(
+            ({"redis": url}, ValueError, f"expected the number of a database after the port, got {got}: a prefix is redis_prefix")
+            for url, got in [
+                ("redis://localhost:6379/shop", "'shop'"),
+                ("rediss://localhost/1/x", "'1/x'"),
+                ("redis://localhost/1/2", "'1/2'"),
+                ("redis://localhost/-1", "'-1'"),
+                ("redis://localhost/a%20b?db=1", "another text"),
+                ("redis+cluster://h:6379,other:6379/shop", "'shop'"),
+                ("redis+sentinel://h:26379,other:26379/mymaster/shop", "'shop'"),
+            ]
+        ),
         ({"redis": "redis://localhost", "redis_prefix": None}, TypeError, "redis_prefix must be a str, got None"),
         ({"redis": "redis://localhost", "redis_prefix": 1}, TypeError, "redis_prefix must be a str, got 1"),
         ({"storage": Recorder(), "redis_prefix": "shop"}, ValueError, r"setup\(storage=...\) has no redis_prefix, got 'shop'"),

@@ -98,6 +98,7 @@ def _one(url: str) -> redis.Redis:
     client = redis.Redis.from_url(url, **_timeouts(SOCKET_SECONDS))
     pool = client.connection_pool
     pool.connection_class(**pool.connection_kwargs)  # it does not connect, but knows which options there are
+    _refuse_other_database(url)
     return client
 
 
@@ -132,7 +133,7 @@ def _cluster(first: str, nodes: list[tuple[str, int]], path: str, query: str) ->
 
 def _sentinel(first: str, nodes: list[tuple[str, int]], path: str, query: str) -> Any:
     """A client that asks these sentinels for the primary. Those options of the query whose names begin so are theirs."""
-    named = re.fullmatch(r"/([^/]+)(/\d*)?", path)
+    named = re.fullmatch(r"/([^/]+)(/.*)?", path)
     if named is None:
         raise _URLError(f"expected the name of the primary after the sentinels, as in {EXAMPLES.rpartition(' ')[2]}")
     pairs = parse_qsl(query.removeprefix("?"))
@@ -149,6 +150,16 @@ def _refuse_stray_at(url: str) -> None:
     parts = urlsplit(url)
     if "@" in parts.path + parts.fragment or ("@" in parts.query and "@" not in parts.netloc):
         raise _URLError("in a password, @ / ? # and % are written as %40 %2F %3F %23 and %25, and so is @ elsewhere")
+
+
+def _refuse_other_database(url: str) -> None:
+    """Raise where the path of a server is no number: redis-py would use the database 0, or the number that its digits make."""
+    scheme, _, path, *_ = urlsplit(url)
+    if scheme != "unix" and not re.fullmatch(r"/*\d*/*", path):
+        got = repr(path[1:]) if re.fullmatch(r"[\w./-]+", path) else "another text"
+        raise _URLError(
+            f"expected the number of a database after the port, got {got}: a prefix is redis_prefix or PDC_REDIS_PREFIX"
+        )
 
 
 _SEVERAL = re.compile(r"(rediss?)\+(cluster|sentinel)://([^/?#]*@)?([^/?#]*)(/[^?#]*)?(\?[^#]*)?")
