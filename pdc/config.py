@@ -358,15 +358,22 @@ def _announce(storage: Storage, interval: float, folder: Path | bool) -> None:
     log.write(logging.INFO, "metrics go to %s, %s; %s", described(storage), when, journals)
 
 
-def redis_storage(client: Any, prefix: str, expire: float | None) -> Storage:
-    """The storage in Redis. Raises ImportError, with the remedy, where the driver is missing."""
+def redis_storage(client: Any, prefix: str, expire: float | None, option: str = "setup(redis=...)") -> Storage:
+    """The storage in Redis. Raises ImportError, with the remedy, where the driver is missing.
+
+    Raises ValueError for a URL that cannot be used; the message names the `option` that has it.
+    """
     try:
         from .storage.redis import RedisStorage
     except ImportError as error:
         raise ImportError("setup(redis=...) needs redis-py: pip install 'prometheus-distributed-client[redis]'") from error
     if not isinstance(prefix, str):
         raise TypeError(f"redis_prefix must be a str, got {prefix!r}")
-    return RedisStorage(client, prefix, expire)
+    try:
+        return RedisStorage(client, prefix, expire)
+    except ValueError as error:
+        reason = str(error)
+    raise ValueError(f"{option}: {reason}")
 
 
 def _attach(

@@ -226,12 +226,15 @@ WRONG = [
     (["get", "a{b"], "expected a metric such as hits"),
     (["get", 'a{b="1"} 5'], "expected a metric such as hits"),
     (["show", "--sqlite", "a.db", "--redis", "redis://h"], "expected one of --redis and --sqlite, got both"),
-    (["show", "--redis", "redis://:secret@h:x/0"], "cannot use this URL: expected one like redis://:password@localhost:6379/0"),
+    (["show", "--redis", "redis://:secret@h:x/0"], "--redis: cannot use the URL 'redis://***': expected one like redis://"),
     (
         ["show", "--redis", "localhost:6379"],
-        "redis='localhost:6379') cannot use this URL: did you mean redis://localhost:6379?",
+        "--redis: cannot use the URL 'localhost:6379': did you mean redis://localhost:6379?",
     ),
-    (["copy", "localhost:6379", "a.db"], "redis='localhost:6379') cannot use this URL: did you mean redis://localhost:6379?"),
+    (
+        ["copy", "localhost:6379", "a.db"],
+        "FROM or TO: cannot use the URL 'localhost:6379': did you mean redis://localhost:6379?",
+    ),
     (["show", "redis://:secret@h"], "Got unexpected extra argument (redis://***"),
     (["get", "redis://:secret@h"], "expected a metric such as hits"),
     (["serve", "--port", "redis://:secret@h"], "'--port': expected a whole number from 0 to 65535, got 'redis://***"),

@@ -43,7 +43,18 @@ def test_no_secret_is_shown(kind: str, command: Pdc, monkeypatch: pytest.MonkeyP
     assert "hush" not in done.output + done.errors
 
 
-@pytest.mark.parametrize(("name", "text"), [("PDC_EXIT_TIMEOUT", "soon"), ("PDC_EXIT_TIMEOT", "1")])
+WRONG = [
+    ("PDC_EXIT_TIMEOUT", "soon"),
+    ("PDC_EXIT_TIMEOT", "1"),
+    ("PDC_REDIS_URL", "localhost:6379"),
+    ("PDC_REDIS_URL", "http://localhost"),
+    ("PDC_REDIS_URL", "redis://localhost/shop"),
+    ("PDC_SQLITE_PATH", "/"),
+    ("PDC_METRICS_PORT", "tcp://10.0.0.1:9100"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), WRONG)
 def test_a_wrong_value_is_an_error_after_the_list(name: str, text: str, command: Pdc, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value that is not allowed, or a misspelt name, is an error beside a complete list."""
     monkeypatch.setenv(name, text)

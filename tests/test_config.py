@@ -59,13 +59,17 @@ def total(name: str = "hits") -> float | None:
         ({"sqlite": 5}, TypeError, "sqlite=.* takes a path or a sqlite3.Connection, got 5"),
         ({"redis": 5}, TypeError, "redis=.* takes a redis.Redis, a redis.RedisCluster or a URL, got a builtins.int"),
         ({"redis": redis.asyncio.Redis()}, TypeError, "takes a redis.Redis.*, got a redis.asyncio.client.Redis"),
-        ({"redis": "localhost"}, ValueError, r"redis='\*\*\*'.* expected one like redis://"),
-        ({"redis": "localhost:6379"}, ValueError, r"redis='localhost:6379'.* did you mean redis://localhost:6379\?"),
-        ({"redis": "[::1]:6379"}, ValueError, r"redis='\[::1\]:6379'.* did you mean redis://\[::1\]:6379\?"),
-        ({"redis": "h:6379/1"}, ValueError, r"redis='h:6379/1'.* did you mean redis://h:6379/1\?"),
-        ({"redis": "http://localhost:6379"}, ValueError, "redis='http://localhost:6379'.* expected one like redis://"),
+        ({"redis": "localhost"}, ValueError, r"redis=.* '\*\*\*': expected one like redis://"),
+        ({"redis": "localhost:6379"}, ValueError, r"redis=.* 'localhost:6379': did you mean redis://localhost:6379\?"),
+        ({"redis": "[::1]:6379"}, ValueError, r"redis=.* '\[::1\]:6379': did you mean redis://\[::1\]:6379\?"),
+        ({"redis": "h:6379/1"}, ValueError, r"redis=.* 'h:6379/1': did you mean redis://h:6379/1\?"),
+        ({"redis": "http://localhost:6379"}, ValueError, "redis=.* 'http://localhost:6379': expected one like redis://"),
         *(
-            ({"redis": url}, ValueError, f"expected the number of a database after the port, got {got}: a prefix is redis_prefix")
+            (
+                {"redis": url},
+                ValueError,
+                f"expected the number of a database after the port, got {got}: a prefix is redis_prefix",
+            )
             for url, got in [
                 ("redis://localhost:6379/shop", "'shop'"),
                 ("rediss://localhost/1/x", "'1/x'"),
@@ -125,7 +129,7 @@ def test_wrong_arguments_are_refused(
 )
 def test_a_wrong_url_is_shown_without_its_password(url: str) -> None:
     """Neither the message nor its cause quotes a possible password, however the URL is misspelt."""
-    with pytest.raises(ValueError, match=r"setup\(redis='.*'\) cannot use this URL: ") as raised:
+    with pytest.raises(ValueError, match=r"setup\(redis=\.\.\.\): cannot use the URL '.*': ") as raised:
         pdc.setup(redis=url)
     assert "s3cret" not in str(raised.value)
     assert "1234" not in str(raised.value)

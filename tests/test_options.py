@@ -196,6 +196,15 @@ def test_two_storages_are_refused_without_showing_the_url() -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_a_storage_that_cannot_be_used_is_refused_by_its_option(tmp_path: Path) -> None:
+    """A URL or a path that no storage can have is an error at start-up, which names the option and no password."""
+    with pytest.raises(OptionError, match=r"^PDC_REDIS_URL: cannot use the URL 'redis://\*\*\*': ") as refused:
+        Options(redis_url="redis://:s3cret@h:port").setup()
+    assert "s3cret" not in str(refused.value)
+    with pytest.raises(OptionError, match=r"^PDC_SQLITE_PATH must be the path of a file, got '.*', which is a folder$"):
+        Options(sqlite_path=str(tmp_path)).setup()
+
+
 def test_a_storage_that_is_replaced_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A process has one storage: options that replace another one's are logged, options of the same one are not."""
     for name in ("a.db", "a.db", "b.db"):

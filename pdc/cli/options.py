@@ -9,6 +9,7 @@ import click
 
 from ..options import Options
 from ..options.listing import Listed, as_markdown, listed
+from .places import as_wrong_option
 from .terminal import examples, printable
 
 FORMATS = ("text", "markdown", "json")
@@ -31,7 +32,8 @@ def options(django: bool, kind: str) -> None:
         click.echo(json.dumps([row._asdict() for row in rows], indent=1, ensure_ascii=False))
     else:
         click.echo("\n".join(map(_text, rows)))
-    of.load({})
+    with as_wrong_option():
+        of.load({}).check()
 
 
 def _text(row: Listed) -> str:

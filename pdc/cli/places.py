@@ -32,20 +32,28 @@ class Place(NamedTuple):
     options: Options
 
     @classmethod
-    def of(cls, redis: str | None = None, sqlite: str | None = None, prefix: str | None = None) -> Place:
-        """The storage that these options of a command name; the environment names the rest. Raises OptionError."""
+    def of(
+        cls, redis: str | None = None, sqlite: str | None = None, prefix: str | None = None, option: str = "--redis"
+    ) -> Place:
+        """The storage that these options of a command name; the environment names the rest. Raises OptionError.
+
+        Messages about the URL name the `option` that has it.
+        """
         if redis is not None and sqlite is not None:
             raise click.UsageError("expected one of --redis and --sqlite, got both", click.get_current_context(silent=True))
         given = dict(zip(OF_STORAGES, (redis, sqlite, prefix), strict=True))
         hidden = OF_STORAGES if sqlite is not None else OF_STORAGES[:2] if redis is not None else ()
         environ = {name: text for name, text in os.environ.items() if name not in hidden}
-        return cls(Options.load({name: text for name, text in given.items() if text is not None}, environ))
+        options = Options.load({name: text for name, text in given.items() if text is not None}, environ)
+        with as_wrong_option():
+            options.check("PDC_REDIS_URL" if redis is None else option)
+        return cls(options)
 
     @classmethod
     def named(cls, place: str, prefix: str | None) -> Place:
         """The storage at a URL of Redis, or at the path of a SQLite file. An address without a scheme is refused as a URL."""
         is_redis = is_url(place) or is_address(place)
-        return cls.of(redis=place, prefix=prefix) if is_redis else cls.of(sqlite=place, prefix=prefix)
+        return cls.of(redis=place, prefix=prefix, option="FROM or TO") if is_redis else cls.of(sqlite=place, prefix=prefix)
 
     @property
     def path(self) -> Path | None:
@@ -54,13 +62,13 @@ class Place(NamedTuple):
 
     def set_up(self) -> Storage:
         """Use the storage as `pdc.setup` does, without a journal: this process counts nothing."""
-        with _as_wrong_option():
+        with as_wrong_option():
             dataclasses.replace(self.options, journal=False, flush_interval=0.0).setup()
         return config.DEFAULT.required()
 
     def connect(self) -> Storage:
         """The storage, for this command alone. Raises OptionError for a prefix where there is none."""
-        with _as_wrong_option():
+        with as_wrong_option():
             storage = self._storage()
         click.get_current_context().call_on_close(storage.close)
         return storage
@@ -85,7 +93,7 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def _as_wrong_option() -> Iterator[None]:
+def as_wrong_option() -> Iterator[None]:
     """Report a URL or a path that no storage can have as a wrong option, and a missing driver by its remedy."""
     try:
         yield

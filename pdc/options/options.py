@@ -9,6 +9,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client.registry import CollectorRegistry
@@ -294,6 +295,19 @@ class Options:
             )
         return options
 
+    def check(self, url_option: str = "PDC_REDIS_URL") -> None:
+        """Raise OptionError for a URL or a path that no storage can have, ImportError without the driver of the storage.
+
+        The message names the option that has the URL.
+        """
+        try:
+            if self.redis_url is not None:
+                config.redis_storage(self.redis_url, self.redis_prefix, self.redis_expire, url_option)
+        except ValueError as error:
+            raise OptionError(str(error)) from None
+        if self.sqlite_path is not None and Path(self.sqlite_path).is_dir():
+            raise OptionError(f"PDC_SQLITE_PATH must be the path of a file, got {self.sqlite_path!r}, which is a folder")
+
     def found(self, name: str) -> Any:
         """The value of an option that may be a dotted path: the object there. Raises OptionError where there is none."""
         value = getattr(self, name)
@@ -314,10 +328,11 @@ class Options:
     def setup(self) -> None:
         """Use the storage of these options, and keep the metrics of other packages there, if one says so.
 
-        Without a storage, keep that of an earlier `pdc.setup`, or use ``metrics.db``. Raises OptionError for a prefix where
-        metrics would go to a file. A process has one storage for its applications: a warning is logged where these options
-        replace another one.
+        Without a storage, keep that of an earlier `pdc.setup`, or use ``metrics.db``. Raises as `check`, and OptionError for a
+        prefix where metrics would go to a file. A process has one storage for its applications: a warning is logged where
+        these options replace another one.
         """
+        self.check()
         before = config.DEFAULT.storage
         if self.redis_url is not None:
             config.setup(

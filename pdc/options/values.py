@@ -110,7 +110,7 @@ def parse_address(value: Any) -> tuple[str, int] | None:
         return None
     text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
     host, colon, port = text.rpartition(":")
-    if isinstance(value, bool) or not 0 < int(port) < 65536 or (colon and not host):
+    if isinstance(value, bool) or not 0 < int(port) < 65536 or (colon and not host) or "/" in host:
         raise ValueError(value)
     return host.strip("[]") or EVERY_ADDRESS, int(port)
 

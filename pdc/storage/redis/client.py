@@ -74,7 +74,7 @@ def client_from_url(url: str) -> Any:
     except (TypeError, RedisError) as error:
         let_through(error)
         reason = str(error)
-    raise ValueError(f"setup(redis={_shown(url)!r}) cannot use this URL: {reason}")
+    raise ValueError(f"cannot use the URL {_shown(url)!r}: {reason}")
 
 
 class _URLError(ValueError):
