@@ -113,6 +113,25 @@ def test_a_redis_that_stops_and_starts_again(
     pdc.shutdown()
 
 
+@INTERVALS
+def test_an_outage_is_one_line_for_all_metrics_of_a_storage(
+    own_redis_server: RedisServer, caplog: pytest.LogCaptureFixture, interval: float
+) -> None:
+    """The metrics of `pdc` and of `pdc.redis` share a storage: its outage is in the log once, and so is the end of it."""
+    own_redis_server.stop()
+    pdc.setup(redis=own_redis_server.url, flush_interval=interval)
+    for _ in range(2):
+        with told(caplog, DOWN):
+            for module in (pdc, pdc.redis):
+                module.Counter(module.__name__.replace(".", "_"), "Hits.", registry=CollectorRegistry()).inc()
+            refuse("Connection refused")
+        with told(caplog, UP):
+            own_redis_server.start()
+            pdc.flush()
+        own_redis_server.stop()
+    pdc.shutdown()
+
+
 def test_a_redis_that_starts_again_is_found_without_a_flush(own_redis_server: RedisServer, registry: CollectorRegistry) -> None:
     """The background thread tries again by itself."""
     own_redis_server.stop()

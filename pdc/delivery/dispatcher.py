@@ -176,7 +176,7 @@ class Dispatcher:
         if self.write_through:  # nothing was pending so far
             self.open_journal()
         self.journal.failed()
-        self.backoff.failed(error)
+        self.backoff.failed(error, self.target.storage)
 
     def _send_all(self) -> None:
         if self._sends_single():
