@@ -844,6 +844,24 @@ def test_tls_with_a_password(tls_url: str, registry: CollectorRegistry, caplog: 
     pdc.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("scheme", "database", "expected"),
+    [
+        ("rediss", 0, r"rediss:// is for ports with TLS only\.$"),
+        ("redis+cluster", 0, r"This is one server: use redis:// in place of redis\+cluster://\.$"),
+        ("redis", 99, "The server has fewer databases: use a lower number after the port"),
+    ],
+)
+def test_a_url_that_does_not_suit_the_server(
+    scheme: str, database: int, expected: str, redis_server: RedisServer, registry: CollectorRegistry
+) -> None:
+    """The error names the part of the URL to change."""
+    pdc.setup(redis=f"{scheme}://127.0.0.1:{redis_server.port}/{database}", journal=False, flush_interval=3600)
+    pdc.Counter("hits", "Hits.", registry=registry).inc()
+    with pytest.raises(StorageError, match=expected):
+        pdc.flush()
+
+
 def sentinel_with_password(_: str) -> redis.Redis:
     """A client whose Sentinel cannot be reached."""
     sentinel = Sentinel([("127.0.0.1", 1)], sentinel_kwargs={"password": SECRET}, password=SECRET)
@@ -855,8 +873,11 @@ def sentinel_with_password(_: str) -> redis.Redis:
     ("change", "expected"),
     [
         (lambda url: url.replace(SECRET, f"{SECRET}-wrong"), "Check the user, the password"),
-        (lambda url: url.partition("?")[0], "certificate verify failed"),
-        (lambda url: url.replace("rediss:", "redis:").partition("?")[0], "Check that it runs"),
+        (lambda url: url.partition("?")[0], "certificate verify failed.* Name its authority with .ssl_ca_certs="),
+        (
+            lambda url: url.replace("rediss:", "redis:").partition("?")[0],
+            "Check that it runs.* A port with TLS needs rediss://",
+        ),
         (lambda url: re.sub(r":\d+/", ":1/", url), "Connection refused"),
         (sentinel_with_password, "No master found for 'metrics' : [a-z:]*ConnectionError.*Check that these .*: 127.0.0.1:1"),
         (lambda _: f"redis+sentinel://:{SECRET}@127.0.0.1:1/m?sentinel_password={SECRET}", "No master found"),
@@ -877,7 +898,7 @@ def test_a_connection_that_fails_shows_no_password(
     pdc.shutdown()
     text = said(raised.value) + answer.body.decode() + caplog.text
     assert SECRET not in text
-    assert "rediss://" not in text
+    assert "rediss://user" not in text
 
 
 def test_a_deadline_breaks_off_a_call_over_tls(

@@ -47,6 +47,23 @@ _REMEDIES: list[tuple[Any, str]] = [
     (redis.TimeoutError, "It did not answer in time: check its load and the network."),
     ((redis.ConnectionError, RedisClusterException, OSError), "Check that it runs and can be reached at this address."),
 ]
+_REMEDIES_BY_TEXT = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "Name its authority with ?ssl_ca_certs=FILE in the URL, and the host as its certificate does.",
+    ),
+    ("Protocol error", "No Redis is at this port: check the port."),
+    ("Cluster mode is not enabled", "This is one server: use redis:// in place of redis+cluster://."),
+    (
+        "DB index is out of range",
+        "The server has fewer databases: use a lower number after the port, or raise its `databases`.",
+    ),
+)
+_OF_WRONG_PORTS = {
+    True: (re.compile("Timeout connecting|closed by server|reset by peer|SSL|EOF"), "rediss:// is for ports with TLS only."),
+    False: (re.compile("closed by server|reset by peer"), "A port with TLS needs rediss://."),
+}
+"""By the use of TLS: how drivers report a port that may use the other one, and the remedy."""
 _REFUSALS = ("executing the script can't run", "ACL failure in script")
 """How Redis 7.0, and later ones and Valkey, refuse a command of a script."""
 
@@ -198,12 +215,21 @@ class Server(ForkSafe):
         if isinstance(error, NoPermissionError) or any(text in str(error) for text in _REFUSALS):
             remedy = f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
         text = str(error)
+        reported, of_tls = _OF_WRONG_PORTS[self._uses_tls]
+        remedy = f"{remedy} {of_tls}".strip() if reported.search(text) else remedy
+        remedy = next((each for part, each in _REMEDIES_BY_TEXT if part in text), remedy)
         if isinstance(error, MasterNotFoundError):
             text = _REPR_OF_CLIENT.sub("", text)  # pages about each sentinel
             asked = ", ".join(map(_address, clients.sentinels_of(self._client)))
             remedy = f"Check that these sentinels can be reached, accept the password, and know it by that name: {asked}."
         reason = without_secrets(text, self._secrets()).rstrip(".")
         return StorageError(f"{self} failed: {type(error).__name__}: {reason}{'. ' if remedy else ''}{remedy}")
+
+    @property
+    def _uses_tls(self) -> bool:
+        if self._cluster is not None:
+            return bool(self._cluster.options.get("ssl"))
+        return not self.is_cluster and issubclass(self._client.connection_pool.connection_class, redis.SSLConnection)
 
     def set_deadline(self, deadline: float) -> None:
         super().set_deadline(deadline)
