@@ -30,7 +30,8 @@ def _options() -> object:
     try:
         conf.http_metrics()
     except conf.CONFIG_ERRORS as error:
-        return error
+        text = str(error)
+        return text if text.endswith((".", "?")) else f"{text}."
     return None
 
 
@@ -66,7 +67,7 @@ def _urls_are_included() -> bool:
 OPTIONS = Rule(
     checks.Error,
     "pdc_django.E001",
-    "The settings of pdc are wrong: {}.",
+    "The settings of pdc are wrong: {}",
     "Correct the setting, or the environment variable of the same name.",
     _options,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -192,9 +193,27 @@ def test_findings_about_a_file(shop: dict[str, Any], command: Pdc, monkeypatch: 
     assert by_text == {
         f"this user may not write {path} and {path.parent}": WARNING,
         "the file is on a network (nfs4), where WAL does not work": ERROR,
-        **{text: WARNING for text in by_text if "GiB are free" in text or text.startswith(f"{path}-wal has")},
+        **{text: WARNING for text in by_text if "B are free" in text or text.startswith(f"{path}-wal has")},
     }
     assert len(by_text) == 4
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("free", "level", "text"),
+    [
+        (0, ERROR, "0 bytes of 1.0 MiB are free"),
+        (4095, ERROR, "4.0 KiB of 1.0 MiB are free"),
+        (4096, WARNING, "4.0 KiB of 1.0 MiB are free"),
+        (2**19, OK, "512.0 KiB of 1.0 MiB are free"),
+    ],
+)
+def test_the_free_space_of_the_disk(free: int, level: str, text: str, command: Pdc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The space has a unit that fits. It is an error where SQLite cannot write one page more."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20 - free, free))
+    rows = [row for row in command("check").rows() if row[1] == "disk"]
+    assert [row[:3] for row in rows] == [[level, "disk", text]]
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)

@@ -152,11 +152,18 @@ def test_system_checks_name_each_fault(change: Settings, settings: dict[str, Any
     assert all(message.hint for message in messages)
 
 
-def test_a_wrong_option_is_quoted_by_its_check(change: Settings) -> None:
-    """The check names the wrong setting, the allowed values and the given one."""
-    change(max_series=0)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("max_series", "PDC_MAX_SERIES must be a whole number, at least 1, got 0."),
+        ("max_serie", "unknown option PDC_MAX_SERIE; did you mean PDC_MAX_SERIES?"),
+    ],
+)
+def test_a_wrong_option_is_quoted_by_its_check(change: Settings, name: str, reason: str) -> None:
+    """The check names the wrong setting, the allowed values and the given one, or the setting that was meant."""
+    change(**{name: 0})
     (message,) = run_checks()
-    assert message.msg == "The settings of pdc are wrong: PDC_MAX_SERIES must be a whole number, at least 1, got 0."
+    assert message.msg == f"The settings of pdc are wrong: {reason}"
 
 
 def test_the_path_of_the_page_is_a_setting(change: Settings) -> None:

@@ -154,8 +154,25 @@ def test_a_prefix_without_a_redis_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_token_in_the_environment_is_refused() -> None:
     """A token that is set but empty would admit every client: it is an error, not a missing token."""
-    with pytest.raises(OptionError, match=r"PDC_METRICS_TOKEN must be the bearer token .*, not empty, got "):
+    with pytest.raises(OptionError, match=r"PDC_METRICS_TOKEN must be .*, not empty, got an empty text$"):
         Options.load({}, {"PDC_METRICS_TOKEN": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "got"),
+    [
+        ("METRICS_BASIC_AUTH", "", "an empty text"),
+        ("METRICS_BASIC_AUTH", "s3cret", "a text without a colon"),
+        ("METRICS_BASIC_AUTH", ":s3cret", "an empty user"),
+        ("METRICS_BASIC_AUTH", "s3cret:", "an empty password"),
+        ("METRICS_BASIC_AUTH", 5, "a value of type int"),
+        ("LABELS", {"team": "a", "a b": "c"}, "{'team': 'a', 'a b': 'c'}: the label 'a b'"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_its_fault(name: str, value: Any, got: str) -> None:
+    """The error names the fault of a secret, which it does not quote, and the wrong label."""
+    with pytest.raises(OptionError, match=f", got {got}$"):
+        Options.load({f"PDC_{name}": value}, {})
 
 
 @pytest.mark.parametrize("name", ["PDC_REDIS_URL", "PDC_SQLITE_PATH", "PDC_METRICS_TOKEN"])

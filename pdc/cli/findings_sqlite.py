@@ -14,11 +14,14 @@ from ..storage.sqlite.database import BUSY_SECONDS
 from ..storage.sqlite.errors import remedy
 from ..storage.sqlite.wal import WAL_BYTES
 from .findings import ERROR, OK, WARNING, Finding
+from .words import size
 
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.s3fs", "glusterfs", "ceph", "lustre")
 """File systems whose files two hosts share: the WAL mode needs memory that all processes share."""
 LEAST_FREE = 0.05
 """The least part of a disk that is free."""
+PAGE_BYTES = 4096
+"""The least that SQLite writes."""
 OUR_TABLES = {"metrics", "pdc_metrics"}
 
 
@@ -46,9 +49,9 @@ def _of_disk(path: Path) -> Iterator[Finding]:
         instead = "put the file on a local disk, or use Redis for several hosts"
         yield Finding(ERROR, "disk", f"the file is on a network ({kind}), where WAL does not work", instead)
     usage = shutil.disk_usage(path.parent)
-    level = WARNING if usage.free < LEAST_FREE * usage.total else OK
-    why = "free some space: updates wait in memory while the disk is full" if level == WARNING else ""
-    yield Finding(level, "disk", f"{usage.free / 2**30:.1f} GiB of {usage.total / 2**30:.1f} GiB are free", why)
+    level = ERROR if usage.free < PAGE_BYTES else WARNING if usage.free < LEAST_FREE * usage.total else OK
+    why = "" if level == OK else "free some space: updates wait in memory while the disk is full"
+    yield Finding(level, "disk", f"{size(usage.free)} of {size(usage.total)} are free", why)
 
 
 def _file_system(path: Path) -> str:
@@ -70,13 +73,13 @@ def _of_content(path: Path) -> Iterator[Finding]:
         except sqlite3.Error as error:
             yield Finding(ERROR, "file", f"{path} cannot be read: {error}", remedy(error, str(path), BUSY_SECONDS).strip(". "))
             return
-    size, log = path.stat().st_size, path.with_name(f"{path.name}-wal")
+    written, log = path.stat().st_size, path.with_name(f"{path.name}-wal")
     log_size = log.stat().st_size if log.exists() else 0
     if log_size > WAL_BYTES:
         yield Finding(
             WARNING, "file", f"{log} has {log_size:,} bytes", "end the transaction of a reader that stays (a backup, sqlite3)"
         )
-    text = f"{size:,} bytes, {log_size:,} more in its log, journal mode {mode}"
+    text = f"{written:,} bytes, {log_size:,} more in its log, journal mode {mode}"
     yield (
         Finding(OK, "file", text)
         if mode == "wal"

@@ -78,7 +78,7 @@ class Place(NamedTuple):
         if options.redis_url is not None:
             return config.redis_storage(options.redis_url, options.redis_prefix, options.redis_expire)
         if options.redis_prefix:
-            raise OptionError(f"a prefix such as {options.redis_prefix!r} is for Redis: name it with --redis URL")
+            raise OptionError(f"a prefix such as {options.redis_prefix!r} is for Redis: name the URL of one, or no prefix")
         from ..storage.sqlite import SqliteStorage
 
         return SqliteStorage(self.path or DEFAULT_PATH)

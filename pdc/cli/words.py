@@ -39,6 +39,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / size:.0f} {unit}"
 
 
+def size(count: float) -> str:
+    """A count of bytes in its largest unit."""
+    power = next((each for each in (3, 2, 1) if count >= 1024**each), 0)
+    return f"{count / 1024**power:.1f} {('bytes', 'KiB', 'MiB', 'GiB')[power]}" if power else f"{count} bytes"
+
+
 def ago(then: float, now: float) -> str:
     """The time since then."""
     return f"{duration(max(now - then, 0.0))} ago"

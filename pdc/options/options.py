@@ -18,7 +18,7 @@ from .. import config
 from ..metrics import Histogram, Mode
 from ..metrics.processes import ProcessMetrics
 from ..process import log
-from ..process.interruption import tolerate
+from ..process.interruption import let_through
 from ..storage.redaction import is_url, without_secrets
 from . import values
 from .environment import OptionError, given, values_of, with_hint
@@ -413,9 +413,20 @@ def native_histograms() -> bool:
 
 
 def _parsed(name: str, value: Any, option: Option) -> Any:
-    with tolerate(ValueError, TypeError, KeyError):
+    try:
         return option.parse(value)
-    is_a_url = isinstance(value, str) and is_url(value.strip())  # its password may have any character
-    kind = f"a value of type {type(value).__qualname__}"
-    got = kind if option.secret else "a URL" if is_a_url else without_secrets(repr(value))
-    raise OptionError(f"{name} must be {option.allowed}, got {got}")
+    except values.WrongPartError as error:
+        fault = str(error)
+    except (ValueError, TypeError, KeyError) as error:  # which may quote a secret
+        let_through(error)
+        fault = ""
+    raise OptionError(f"{name} must be {option.allowed}, got {_got(value, option, fault)}")
+
+
+def _got(value: Any, option: Option, fault: str) -> str:
+    """The value and its fault, without secrets."""
+    if option.secret:
+        return fault or f"a value of type {type(value).__qualname__}"
+    if isinstance(value, str) and is_url(value.strip()):  # its password may have any character
+        return "a URL"
+    return without_secrets(f"{value!r}: {fault}" if fault else repr(value))

@@ -37,6 +37,10 @@ SIZE_BUCKETS = tuple(float(4**power) for power in range(3, 14))
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the default of prometheus_client.start_http_server
 
 
+class WrongPartError(ValueError):
+    """Names the fault of a value. The text has no secrets."""
+
+
 def parse_text(value: Any) -> str:
     """A text."""
     if not isinstance(value, str):
@@ -52,7 +56,7 @@ def parse_path(value: Any) -> str:
 def parse_filled(value: Any) -> str:
     """A text that is not empty: an empty one is a mistake, and the program must not go on with another storage or no token."""
     if not parse_text(value).strip():
-        raise ValueError(value)
+        raise WrongPartError("an empty text")
     return parse_text(value)
 
 
@@ -145,9 +149,11 @@ def parse_token(value: Any) -> str:
 
 def parse_credentials(value: Any) -> str:
     """A user and a password with a colon in between."""
-    user, _, password = parse_text(value).partition(":")
+    user, colon, password = parse_filled(value).partition(":")
+    if not colon:
+        raise WrongPartError("a text without a colon")
     if not user.strip() or not password.strip():
-        raise ValueError(value)
+        raise WrongPartError(f"an empty {'password' if user.strip() else 'user'}")
     return parse_text(value)
 
 
@@ -198,7 +204,7 @@ def parse_labels(value: Any) -> dict[str, Label]:
     labels = dict(item.split("=", 1) for item in parse_items(value)) if isinstance(value, str) else dict(value)
     for name, label in labels.items():
         if not re.fullmatch(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*", parse_text(name)) or name in RESERVED_LABELS:
-            raise ValueError(value)
+            raise WrongPartError(f"the label {name!r}")
         if not callable(label):
             parse_text(label)
     return labels

@@ -139,7 +139,7 @@ def own_folder(path: Path, *, make: bool = False) -> Iterator[Descriptor]:
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise PermissionError(
                 f"expected a folder of user {os.geteuid()} that only its owner may write (chmod 700), got {path} of user "
-                f"{found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}; setup(journal=...) or PDC_JOURNAL names another"
+                f"{found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}"
             )
         yield folder
     finally:

@@ -23,7 +23,7 @@ from .writer import Journal
 
 SUFFIX = ".journal"
 """The end of the names of journals."""
-NO_FOLDER = "no folder for temporary files may be written; setup(journal=...) or PDC_JOURNAL names another"
+NO_FOLDER = "no folder for temporary files may be written"
 
 
 def default_folders() -> list[Path]:
@@ -57,10 +57,7 @@ class Journals:
     @contextmanager
     def _opened(self, folder: Path, *, make: bool = False) -> Iterator[Descriptor]:
         if self._chosen is None and not is_shared_safely(folder.parent):
-            raise PermissionError(
-                f"expected {folder.parent} to be sticky, or not for others to write; setup(journal=...) or PDC_JOURNAL names "
-                "another folder"
-            )
+            raise PermissionError(f"expected {folder.parent} to be sticky, or not for others to write")
         with own_folder(folder, make=make) as opened:
             yield opened
 
@@ -121,7 +118,10 @@ class Journals:
             self.own = None
 
     def _log_missing(self, folder: Path, error: OSError) -> None:
-        text = "there is no journal, updates that are not sent yet go with the process when it is killed: %s"
+        text = (
+            "there is no journal, updates that are not sent yet go with the process when it is killed: %s; "
+            "setup(journal=...) or PDC_JOURNAL names another folder"
+        )
         log.defer_once(folder, logging.WARNING, text, error)
 
     def replay(self, storage: Storage) -> None:
