@@ -57,6 +57,16 @@ def test_show_has_the_range_of_a_gauge(values: tuple[float, ...], shown: str, st
     assert [row[:4] for row in command("show").rows()] == [["level", "gauge", str(len(values)), shown]]
 
 
+def test_show_hints_at_other_prefixes(redis_server: RedisServer, command: Pdc) -> None:
+    """Where no metric has the prefix, a line names the command that lists the other ones."""
+    pdc.setup(redis=redis_server.url, redis_prefix="shop")
+    pdc.Counter("orders", "Orders.", registry=None).inc()
+    hint = "no metric has this prefix: `pdc check` lists the other prefixes"
+    for prefix, is_hinted in (("shop", False), ("shpo", True)):
+        done = command("show", "--redis", redis_server.url, "--prefix", prefix, at=None)
+        assert (done.code, hint in done.errors) == (0, is_hinted)
+
+
 def test_get_shows_the_series_of_a_metric(shop: dict[str, Any], command: Pdc) -> None:
     """A metric, also by the name of a sample, shows each series, and the processes that wrote it."""
     done = command("get", "orders_total")

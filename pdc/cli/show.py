@@ -7,7 +7,7 @@ import click
 from ..config import described
 from ..family import TYPES, Family, Fields, explained
 from ..storage import META, Snapshot, StorageError, writers
-from .places import Place, with_place
+from .places import Place, as_redis, with_place
 from .terminal import busy, examples, print_table
 from .words import last_seen, plural, series_of, state, summary
 
@@ -29,6 +29,8 @@ def show(place: Place) -> None:
     rows = [_row(name, fields, snapshot.now) for name, fields in sorted(snapshot.metrics.items())]
     print_table(COLUMNS, rows)
     click.echo(f"{described(storage)}: {plural(len(rows), 'metric')}, {_processes(snapshot)}", err=True)
+    if not rows and as_redis(storage) is not None:
+        click.echo("no metric has this prefix: `pdc check` lists the other prefixes of this database", err=True)
 
 
 def _row(name: str, fields: Fields, now: float) -> tuple[str, ...]:
