@@ -218,7 +218,7 @@ def test_a_storage_that_cannot_be_used_is_refused_by_its_option(tmp_path: Path) 
     with pytest.raises(OptionError, match=r"^PDC_REDIS_URL: cannot use the URL 'redis://\*\*\*': ") as refused:
         Options(redis_url="redis://:s3cret@h:port").setup()
     assert "s3cret" not in str(refused.value)
-    with pytest.raises(OptionError, match=r"^PDC_SQLITE_PATH must be the path of a file, got '.*', which is a folder$"):
+    with pytest.raises(OptionError, match=r"^PDC_SQLITE_PATH: .* takes the path of a file, got that of a folder or a device$"):
         Options(sqlite_path=str(tmp_path)).setup()
 
 

@@ -9,7 +9,6 @@ import pkgutil
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from prometheus_client.registry import CollectorRegistry
@@ -303,10 +302,15 @@ class Options:
         try:
             if self.redis_url is not None:
                 config.redis_storage(self.redis_url, self.redis_prefix, self.redis_expire, url_option)
+            elif self.sqlite_path is not None:
+                from ..storage.sqlite import SqliteStorage
+
+                SqliteStorage(self.sqlite_path)
         except ValueError as error:
-            raise OptionError(str(error)) from None
-        if self.sqlite_path is not None and Path(self.sqlite_path).is_dir():
-            raise OptionError(f"PDC_SQLITE_PATH must be the path of a file, got {self.sqlite_path!r}, which is a folder")
+            reason = str(error)
+        else:
+            return
+        raise OptionError(reason if self.redis_url is not None else f"PDC_SQLITE_PATH: {reason}")
 
     def found(self, name: str) -> Any:
         """The value of an option that may be a dotted path: the object there. Raises OptionError where there is none."""

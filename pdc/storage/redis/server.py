@@ -211,25 +211,13 @@ class Server(ForkSafe):
 
     def failure(self, error: Exception) -> StorageError:
         """The error to raise for one of the driver or the server."""
-        remedy = next((text for kinds, text in _REMEDIES if isinstance(error, kinds)), "")
-        if isinstance(error, NoPermissionError) or any(text in str(error) for text in _REFUSALS):
-            remedy = f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
-        text = str(error)
-        reported, of_tls = _OF_WRONG_PORTS[self._uses_tls]
-        remedy = f"{remedy} {of_tls}".strip() if reported.search(text) else remedy
-        remedy = next((each for part, each in _REMEDIES_BY_TEXT if part in text), remedy)
+        text, remedy = str(error), _remedy(error, uses_tls=_uses_tls(self._cluster or self._client))
         if isinstance(error, MasterNotFoundError):
             text = _REPR_OF_CLIENT.sub("", text)  # pages about each sentinel
             asked = ", ".join(map(_address, clients.sentinels_of(self._client)))
             remedy = f"Check that these sentinels can be reached, accept the password, and know it by that name: {asked}."
         reason = without_secrets(text, self._secrets()).rstrip(".")
         return StorageError(f"{self} failed: {type(error).__name__}: {reason}{'. ' if remedy else ''}{remedy}")
-
-    @property
-    def _uses_tls(self) -> bool:
-        if self._cluster is not None:
-            return bool(self._cluster.options.get("ssl"))
-        return not self.is_cluster and issubclass(self._client.connection_pool.connection_class, redis.SSLConnection)
 
     def set_deadline(self, deadline: float) -> None:
         super().set_deadline(deadline)
@@ -417,6 +405,26 @@ class Server(ForkSafe):
             known += [each.connection_kwargs for each in managers]
         options = [(name, value) for each in known for name, value in each.items()]
         return {str(text_of(value)) for name, value in options if "password" in name and value}
+
+
+def _uses_tls(client: Any) -> bool:
+    """True for a client, or a cluster that a URL names, whose connections use TLS; never for a client of a cluster."""
+    if isinstance(client, clients.Cluster):
+        return "ssl" in client.options
+    kind = getattr(getattr(client, "connection_pool", None), "connection_class", None)
+    return isinstance(kind, type) and issubclass(kind, redis.SSLConnection)
+
+
+def _remedy(error: Exception, *, uses_tls: bool) -> str:
+    """The remedy of an error; empty where there is no known one."""
+    text = str(error)
+    if isinstance(error, NoPermissionError) or any(each in text for each in _REFUSALS):
+        return f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
+    if known := [remedy for part, remedy in _REMEDIES_BY_TEXT if part in text]:
+        return known[0]
+    remedy = next((remedy for kinds, remedy in _REMEDIES if isinstance(error, kinds)), "")
+    reported, of_tls = _OF_WRONG_PORTS[uses_tls]
+    return f"{remedy} {of_tls}".strip() if reported.search(text) else remedy
 
 
 def _address(client: Any) -> str:
