@@ -166,7 +166,7 @@ def test_a_refusal_of_the_storage_fails_the_start(framework: str, wrong: dict[st
     """An option that only the storage refuses fails the start as other wrong options do."""
     app = (FastAPI if framework == "fastapi" else Starlette)()
     instrument(app, **wrong)
-    assert re.match(r"setup\((redis|sqlite)=", _failed_start(app))
+    assert re.match(r"PDC_(REDIS_URL|SQLITE_PATH): ", _failed_start(app))
 
 
 def test_a_missing_driver_fails_the_start(framework: str, monkeypatch: pytest.MonkeyPatch) -> None:
