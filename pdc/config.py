@@ -372,6 +372,7 @@ def redis_storage(client: Any, prefix: str, expire: float | None, option: str = 
     try:
         return RedisStorage(client, prefix, expire)
     except ValueError as error:
+        let_through(error)
         reason = str(error)
     raise ValueError(f"{option}: {reason}")
 

@@ -656,7 +656,8 @@ def test_a_limit_while_a_sentinel_is_asked(connected: RedisStorage, monkeypatch:
     sentinel = redis.Redis(port=connected.server.client.connection_pool.connection_kwargs["port"])
     sentinel.ping()
     (asking,) = sentinel.connection_pool._available_connections
-    monkeypatch.setattr("pdc.storage.redis.client.sentinels_of", lambda _client: [sentinel])
+    own = connected.server._client
+    monkeypatch.setattr("pdc.storage.redis.client.sentinels_of", lambda user: [sentinel] if user is own else [])
 
     def expire() -> None:
         raise KeyboardInterrupt

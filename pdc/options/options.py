@@ -307,6 +307,7 @@ class Options:
 
                 SqliteStorage(self.sqlite_path)
         except ValueError as error:
+            let_through(error)
             reason = str(error)
         else:
             return
