@@ -133,8 +133,10 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         server.stop()
 
 
-def test_a_multiprocess_class_needs_its_folder(tmp_path: Path) -> None:
+def test_a_multiprocess_class_needs_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the variable the class raises the error that the page quotes; its plain sister needs none."""
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):  # the middleware of Dramatiq sets one in its process
+        monkeypatch.delenv(name, raising=False)
     program = """
 import flask, pdc
 from prometheus_flask_exporter import PrometheusMetrics
