@@ -51,10 +51,11 @@ DROPPING = ("redis.observability", "importlib.metadata", "_weakrefset", "weakref
 callbacks of the garbage collector."""
 
 
-class TimeLimit(TimeoutError, ValueError, IndexError, RuntimeError):  # noqa: N818 - Celery's name has no Error, too
+class TimeLimit(TimeoutError, ValueError, RuntimeError):  # noqa: N818 - Celery's name has no Error, too
     """A handler raises it, as a soft time limit does. It is of several classes after which our code may go on.
 
-    Python itself goes on after a KeyError and a TypeError: in `Mapping.get`, and where it asks for the length of an iterable.
+    Python itself goes on after a KeyError, an IndexError and a TypeError: in `Mapping.get`, in iterators of a `Sequence`, and
+    where it asks for the length of an iterable.
     """
 
 
@@ -311,7 +312,7 @@ def test_a_limit_amid_a_connect_is_no_reply(redis_server: RedisServer, monkeypat
     connect()
     number = number_of_points(connect)
     monkeypatch.setattr(sys.modules[__name__], "TimeLimit", LateReplyError)
-    for point in range(0, number, number // (8 * POINTS)):
+    for point in range(0, number, max(1, number // (8 * POINTS))):
         raise_at(point, connect)
         assert storage.read().metrics == {}, point
     storage.close()
