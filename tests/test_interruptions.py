@@ -146,7 +146,8 @@ def drops(frame: FrameType | None) -> bool:
         return True
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if frame.f_code.co_name == "__del__" or module.startswith(DROPPING):
+        of_finalizer = frame.f_code.co_name == "__del__" or (module, frame.f_code.co_name) == ("socket", "__repr__")
+        if of_finalizer or module.startswith(DROPPING):  # that of a socket warns that it is open
             return True
         frame = frame.f_back
     return False
