@@ -131,13 +131,31 @@ def test_the_page_names_files_that_are_there() -> None:
         assert line in composition
 
 
-def test_a_service_of_kubernetes_may_set_an_option(tmp_path: Path) -> None:
-    """The variable that a Service `pdc-metrics` gives to pods is taken for the option, and the log reports the failure."""
-    source = "import pdc_flask, flask, time; pdc_flask.PrometheusMetrics(flask.Flask('shop')); time.sleep(3)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PDC_METRICS_PORT": "tcp://10.0.0.1:9100"}
+def test_variables_of_a_service_are_no_options(tmp_path: Path) -> None:
+    """An application beside a Service `pdc-metrics` starts and counts: the variables that Kubernetes sets are no options."""
+    assert "`PDC_METRICS_PORT=tcp://10.0.0.1:9100`" in PAGE
+    linked = {
+        "PDC_METRICS_SERVICE_HOST": "10.0.0.1",
+        "PDC_METRICS_SERVICE_PORT": "9100",
+        "PDC_METRICS_SERVICE_PORT_METRICS": "9100",
+        "PDC_METRICS_PORT": "tcp://10.0.0.1:9100",
+        "PDC_METRICS_PORT_9100_TCP": "tcp://10.0.0.1:9100",
+        "PDC_METRICS_PORT_9100_TCP_PROTO": "tcp",
+        "PDC_METRICS_PORT_9100_TCP_PORT": "9100",
+        "PDC_METRICS_PORT_9100_TCP_ADDR": "10.0.0.1",
+    }
+    source = (
+        "import flask, pdc_flask\n"
+        "app = flask.Flask('shop')\n"
+        "pdc_flask.PrometheusMetrics(app)\n"
+        "app.test_client().get('/none')\n"
+        "print(app.test_client().get('/metrics').text)"
+    )
+    environment = {**os.environ, **linked, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", source]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True)
-    assert "metrics cannot be served on tcp://10.0.0.1:9100" in done.stderr
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'http_requests_total{method="GET",route="<unmatched>",status="404"} 1.0' in done.stdout
 
 
 def validate(*command: str) -> None:
