@@ -37,8 +37,8 @@ def copy(source: str, target: str, from_prefix: str | None, to_prefix: str | Non
     No count is lost or doubled then, and processes may count in both storages meanwhile. FROM stays as it is. Values of living
     processes (multiprocess_mode live... and all) are not copied. Run one copy between two storages at a time.
     """
-    from_place, to_place = Place.named(source, from_prefix or ""), Place.named(target, to_prefix or "")
-    from_storage, to_storage = from_place.open(), to_place.connect()
+    from_storage = Place.named("FROM", source, from_prefix or "").open()
+    to_storage = Place.named("TO", target, to_prefix or "").connect()
     if from_storage.identity == to_storage.identity:
         raise click.UsageError(f"expected two storages, got {described(from_storage)} twice", click.get_current_context())
     with busy("Reading"):

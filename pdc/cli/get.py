@@ -46,7 +46,7 @@ def get(place: Place, selector: str, raw: bool) -> None:
     storage = place.open()
     name, snapshot = found(storage, wanted)
     if raw:
-        _print_fields(wanted, snapshot.metrics[name])
+        _print_fields(wanted, name, snapshot.metrics[name])
     else:
         _print_metric(wanted, name, snapshot, storage)
 
@@ -61,10 +61,12 @@ def found(storage: Storage, wanted: Selector) -> tuple[str, Snapshot]:
     raise click.ClickException(f"{described(storage)} has no metric {wanted.name!r}{hint}")
 
 
-def _print_fields(wanted: Selector, fields: Fields) -> None:
+def _print_fields(wanted: Selector, name: str, fields: Fields) -> None:
     stored = {**fields, **{MARK + writer: mark for writer, mark in marks_of(fields).items()}}
     chosen = sorted(field for field in stored if not wanted.labels or _matches(wanted, field))
     print_table(("Field", "Value"), [(field, str(stored[field])) for field in chosen])
+    if not chosen:
+        raise _no_series(wanted, name, "; without them, --raw shows all fields")
 
 
 def _matches(wanted: Selector, field: str) -> bool:
@@ -95,9 +97,12 @@ def _print_metric(wanted: Selector, name: str, snapshot: Snapshot, storage: Stor
     seen = [[writer, last_seen(then, now), state(then, now)] for writer, then in writers([fields]).items()]
     print_table(["Process", "Seen", "State"], seen, title="Written by")
     if not chosen and wanted.labels:
-        raise click.ClickException(
-            f"metric {name!r} has no series with the labels {spelled(wanted.labels.items())}{some(every)}"
-        )
+        raise _no_series(wanted, name, some(every))
+
+
+def _no_series(wanted: Selector, name: str, more: str) -> click.ClickException:
+    labels = spelled(wanted.labels.items())
+    return click.ClickException(f"metric {name!r} has no series with the labels {labels}{more}")
 
 
 def _time(then: float, now: float) -> str:

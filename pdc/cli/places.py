@@ -30,6 +30,8 @@ class Place(NamedTuple):
     """The storage that a command works on, and the options beside it."""
 
     options: Options
+    argument: str = ""
+    """The argument of a command that names it; empty where options and variables do."""
 
     @classmethod
     def of(
@@ -50,10 +52,11 @@ class Place(NamedTuple):
         return cls(options)
 
     @classmethod
-    def named(cls, place: str, prefix: str | None) -> Place:
+    def named(cls, argument: str, place: str, prefix: str | None) -> Place:
         """The storage at a URL of Redis, or at the path of a SQLite file. An address without a scheme is refused as a URL."""
         is_redis = is_url(place) or is_address(place)
-        return cls.of(redis=place, prefix=prefix, option="FROM or TO") if is_redis else cls.of(sqlite=place, prefix=prefix)
+        found = cls.of(redis=place, prefix=prefix, option=argument) if is_redis else cls.of(sqlite=place, prefix=prefix)
+        return found._replace(argument=argument)
 
     @property
     def path(self) -> Path | None:
@@ -86,9 +89,9 @@ class Place(NamedTuple):
     def open(self) -> Storage:
         """The same, but it must be there: an empty file in a wrong place would say that all is well."""
         if self.path is not None and not self.path.exists():
-            raise click.ClickException(
-                f"there is no file {self.path.absolute()}: name the storage with --redis URL or --sqlite PATH"
-            )
+            argument = f"{self.argument} is the path of a SQLite file that is there, or a URL of Redis"
+            remedy = argument if self.argument else "name the storage with --redis URL or --sqlite PATH"
+            raise click.ClickException(f"there is no file {self.path.absolute()}: {remedy}")
         return self.connect()
 
 
