@@ -7,12 +7,14 @@ import math
 import re
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -310,6 +312,25 @@ def test_top_shows_rates_until_q(
     assert watched.end() == 0
     assert watched.is_as_before()
     assert "Traceback" not in watched.plain
+
+
+def test_top_goes_on_while_marks_cannot_be_read(tmp_path: Path, terminal: Callable[..., Terminal]) -> None:
+    """A failure to read the marks of writers, which are read after the rest, is shown with its reason, too."""
+    path = tmp_path / "metrics.db"
+    pdc.setup(sqlite=path)
+    pdc.Counter("orders", "Orders.", registry=None).inc()
+    watched = terminal("top", "--interval", "0.1", "--sqlite", str(path))
+    watched.wait_for("1 process alive")
+    change = "INSERT INTO pdc_metrics VALUES ('orders', '#mark:' || CAST(x'ff' AS TEXT), '')"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(change)
+    watched.wait_for("metric 'orders'")
+    pdc.clear()
+    pdc.Counter("more_orders", "Orders.", registry=None).inc()
+    watched.forget()
+    watched.wait_for("1 process alive")
+    watched.type("q")
+    assert watched.end() == 0
 
 
 def test_top_goes_on_while_the_storage_is_down(own_redis_server: RedisServer, terminal: Callable[..., Terminal]) -> None:

@@ -83,10 +83,10 @@ def _read(storage: Storage) -> View:
     try:
         snapshot = storage.read()
         moment = Moment.of(snapshot)
+        alive = sum(state(seen, snapshot.now) == "alive" for seen in writers(snapshot.metrics.values()).values())
     except StorageError as error:
         return View(where, str(error))
     took = duration(time.monotonic() - began)
-    alive = sum(state(seen, snapshot.now) == "alive" for seen in writers(snapshot.metrics.values()).values())
     active = in_progress(moment)
     running = "" if active is None else f", {number(active)} requests in progress"
     return View(

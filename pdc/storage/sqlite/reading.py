@@ -25,11 +25,14 @@ _NAMES = """
 """
 """Finds one row of each metric, where ``DISTINCT`` looks at all rows."""
 _FIELDS = "SELECT subkey, value FROM pdc_metrics WHERE metric_key = ?1 AND subkey "
+_MARKS = f"{_FIELDS} >= ?2 AND subkey < ?3"
 _BUT_MARKS = f"{_FIELDS} < ?2 UNION ALL {_FIELDS} >= ?3 ORDER BY subkey"
 
 
 def metrics(
-    cursor: sqlite3.Cursor, names: Collection[str] | None, marks: Callable[[str, Collection[str] | None], Mapping[str, Any]]
+    cursor: sqlite3.Cursor,
+    names: Collection[str] | None,
+    read_marks: Callable[[str, Collection[str] | None], Mapping[str, Any]],
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the metrics of these names, or all, with their fields; one by one, or each row would have the name again.
 
@@ -41,7 +44,12 @@ def metrics(
         if not isinstance(name, str):
             raise foreign(text_of(name), TypeError(f"expected a metric_key that is text, got {name!r:.80}"))
         if not name.startswith(ID) and name != VERSION2 and (parts := list(_parts(cursor, name))):
-            yield name, Parts(parts, partial(marks, name))
+            yield name, Parts(parts, partial(read_marks, name))
+
+
+def marks(cursor: sqlite3.Cursor, name: str) -> dict[str, Any]:
+    """All marks of a metric. Raises StorageError for one that is neither text nor number."""
+    return _fields(name, cursor.execute(_MARKS, (name, MARK, after_all_with(MARK))))
 
 
 def _parts(cursor: sqlite3.Cursor, name: str) -> Iterator[dict[str, Any]]:

@@ -11,11 +11,11 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from .. import MARK, REMOVALS, Batch, Kind, Outcome, Snapshot, Update, new_id
+from .. import REMOVALS, Batch, Kind, Outcome, Snapshot, Update, new_id
 from ..labels import Selectors
 from ..version2 import VERSION2, report
 from .database import Database
-from .reading import metrics
+from .reading import marks, metrics
 from .removing import Remover, find_series, remove_some_fields
 from .rows import Rows
 from .table import give_id, has_table, has_version2, id_of
@@ -139,7 +139,7 @@ class SqliteStorage:
         if self.database.is_to_be_made():
             return {}
         cursor = self.database.for_reading()
-        return dict(Rows(cursor, name).starting_with(MARK)) if has_table(cursor) else {}
+        return marks(cursor, name) if has_table(cursor) else {}
 
     def remove(self, batch: Batch) -> None:
         for update in batch.updates:
