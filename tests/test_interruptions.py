@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +36,7 @@ from pdc.http import TRACKER, HTTPMetrics, track_wsgi
 from pdc.options import Options
 from pdc.process.forks import FORKS
 from pdc.process.interruption import is_own, locked_within, tolerate
-from pdc.storage import Storage
+from pdc.storage import Batch, Kind, Operation, Stamped, Storage, Update, marks_of
 from pdc.storage.ordered import Parts
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
@@ -377,6 +378,21 @@ def test_an_interrupted_change_of_cells_leaves_no_cell(tmp_path: Path, monkeypat
         assert cells.keys() <= {first, *first.successors()}, point
         wait.observe(2.0)
         assert [*cells] == [wait._cell], point
+
+
+def test_a_limit_amid_a_read_of_marks_is_raised(storage: dict[str, Any]) -> None:
+    """A scrape reads the marks of writers after the storage was read; an exception of a handler reaches the application."""
+    with closing(RedisStorage(storage["redis"], "") if "redis" in storage else SqliteStorage(storage["sqlite"])) as opened:
+        for writer in map("{}-a".format, range(60)):
+            opened.apply(
+                Batch(writer, 1, [Update("m", "{}", [Operation(Kind.STAMP, f"#live:{writer}:{{}}", Stamped(1.0, 0.0))])])
+            )
+        opened.read()
+        fields = opened.read().metrics["m"]  # the storage knows which fields to read
+        number = number_of_points(lambda: marks_of(fields, ["1-a"]))
+        for point in range(0, number, max(number // POINTS, 1)):
+            raise_at(point, lambda: marks_of(fields, ["1-a"]))
+            assert marks_of(fields, ["1-a"])["1-a"].startswith("1 "), point
 
 
 def test_code_goes_on_only_after_errors_of_its_own(tmp_path: Path) -> None:

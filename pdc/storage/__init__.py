@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -33,8 +34,8 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..process.forks import FORKS
-from ..process.interruption import let_through, release_own, tolerate
-from .ordered import Ordered
+from ..process.interruption import interruption, let_through, release_own, tolerate
+from .ordered import Marks, Ordered
 
 __all__ = [
     "FINAL_MARK_SECONDS",
@@ -406,12 +407,23 @@ class Mark(NamedTuple):
 
 
 def marks_of(fields: Mapping[str, Any], writers: Collection[str] | None = None) -> dict[str, Any]:
-    """The marks of these writers of a metric, or of all; a writer without a mark was never seen. Raises StorageError."""
+    """The marks of these writers of a metric, or of all; a writer without a mark was never seen.
+
+    Raises StorageError, or the exception of the application that broke a read of marks off.
+    """
     if isinstance(fields, Ordered) and fields.marks is not None:
-        fields = fields.marks(None if writers is None else [MARK + writer for writer in writers])
+        fields = _read_marks(fields.marks, None if writers is None else [MARK + writer for writer in writers])
     if writers is not None:
         return {writer: fields.get(MARK + writer) for writer in writers}
     return {field.removeprefix(MARK): stored for field, stored in fields.items() if field.startswith(MARK)}
+
+
+def _read_marks(read: Marks, names: Collection[str] | None) -> Mapping[str, Any]:
+    handled = sys.exc_info()[1]
+    try:
+        return read(names)
+    except StorageError as error:
+        raise interruption(error, handled) or error  # noqa: B904 - each has the cause that it needs
 
 
 def writers(metrics: Iterable[Mapping[str, Any]]) -> dict[str, float]:
