@@ -180,13 +180,14 @@ class Family(NamedTuple):
         return ", ".join([*changed, *native_changes(old["native"], self.native)])
 
     def has_other_kind(self, stored: Any) -> bool:
-        """True where that `#meta` is of a histogram with native buckets and this one has none, or the other way round."""
+        """True where that `#meta` is of a histogram which has other kinds of buckets than this one, classic or native."""
         try:
             other = Family.from_meta(stored)
         except _UNREADABLE as error:
             let_through(error)
             return False
-        return self.type == other.type == "histogram" and bool(self.native) != bool(other.native)
+        kinds, others = ((bool(each.classic), bool(each.native)) for each in (self, other))
+        return self.type == other.type == "histogram" and kinds != others
 
     def is_admitted(self, page: Page) -> bool:
         """True where the page may show the family. Raises StorageError for a family that pdc did not write."""

@@ -221,6 +221,18 @@ def test_a_process_shows_the_kinds_of_buckets_that_it_declares(
     assert "set PDC_NATIVE_HISTOGRAMS" in other.stop()
 
 
+def test_a_process_shows_classic_buckets_beside_native_ones(
+    storage: dict[str, Any], start_peer: Callable[..., Peer], registry: CollectorRegistry
+) -> None:
+    """Another process, with native buckets alone, takes the classic ones from no page of one that has both."""
+    pdc.setup(**storage)
+    pdc.Histogram("m", "Help", native=True, registry=registry).observe(3)
+    other = start_peer(storage)
+    other.tell("m = pdc.Histogram('m', 'Help', native=True, buckets=()); m.observe(3)")
+    assert b'm_bucket{le="2.5"} 0.0' in pdc.generate_latest()
+    other.tell("""assert b'm_bucket{le="2.5"}' not in pdc.generate_latest()""")
+
+
 @pytest.mark.usefixtures("ready")
 def test_a_process_goes_on_with_larger_buckets_over_the_most(registry: CollectorRegistry) -> None:
     """A process with too many buckets lowers its schema for what comes; what it counted before stays, and adds up."""

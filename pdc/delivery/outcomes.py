@@ -64,7 +64,7 @@ class Outcomes:
     def of_other_kinds(
         self, found: Mapping[str, Mapping[str, Any]], last: Callable[[str], MetricCells | None]
     ) -> list[MetricCells]:
-        """The histograms to declare again, as another process gave or took their native buckets since this one declared them.
+        """The histograms to declare again, as another process gave or took a kind of buckets since this one declared them.
 
         So the page of a process has the kinds of buckets that it declares itself.
         """
