@@ -249,17 +249,19 @@ def test_metrics_are_renewed_without_updates(buffer: Buffer, recorder: Recorder,
     assert recorder.total() == 1
 
 
+def too_many_threads() -> None:
+    """Raise what Python raises then, or as the interpreter ends."""
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("refuse", [too_many_threads, partial(bytearray, 2**62)], ids=["too many", "no memory"])
 def test_where_no_thread_can_start_updates_wait(
-    buffer: Buffer, recorder: Recorder, counter: pdc.Counter, monkeypatch: pytest.MonkeyPatch
+    refuse: Callable[[], Any], buffer: Buffer, recorder: Recorder, counter: pdc.Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An update never raises because there are too many threads, or because the interpreter ends."""
-
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
+    """An update never raises because there are too many threads, no memory for one, or because the interpreter ends."""
     buffer.detach()
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", staticmethod(refuse))
         buffer.attach(recorder, 0.01, None)
         counter.inc(5)
         buffer.deregister()

@@ -138,9 +138,9 @@ def _is_of_application(error: BaseException) -> bool:
 
 
 def _is_raised_from_outside(error: Exception) -> bool:
-    """True where a library seems to raise what it cannot: a foreign class, or a class of Python without a message."""
+    """True where a library seems to raise what it cannot: a foreign class, or one without a message that Python gives one."""
     owner = _package(type(error).__module__)
-    if owner in _LIBRARIES and (owner != "builtins" or error.args or isinstance(error, AssertionError)):
+    if owner in _LIBRARIES and (owner != "builtins" or error.args or isinstance(error, (AssertionError, MemoryError))):
         return False
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
