@@ -447,17 +447,20 @@ def test_a_time_limit_reaches_its_request(tmp_path: Path) -> None:
     pdc.flush()
 
 
+@pytest.mark.parametrize("keeps_frame", [True, False])
 @pytest.mark.parametrize("limit", [TimeLimit, TimeoutError, ConnectionError])
 def test_a_limit_ends_the_wait_for_a_frozen_server(
-    own_redis_server: RedisServer, registry: CollectorRegistry, limit: type[Exception]
+    own_redis_server: RedisServer, registry: CollectorRegistry, limit: type[Exception], keeps_frame: bool
 ) -> None:
     """An exception of a handler while an update waits leaves the update, whatever the driver makes of its class."""
     pdc.setup(redis=own_redis_server.url)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     hits.inc()
 
-    def expire(*_: object) -> None:
-        raise limit
+    def expire(signum: int, frame: object) -> None:
+        if not keeps_frame:
+            del signum, frame
+        raise limit("time is up")
 
     before = signal.signal(signal.SIGALRM, expire)
     own_redis_server.freeze()
