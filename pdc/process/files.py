@@ -131,9 +131,14 @@ def own_folder(path: Path, *, make: bool = False) -> Iterator[Descriptor]:
 
     Raises OSError, also for a folder that others may write.
     """
-    if make:
+    try:
+        folder = Descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError as error:
+        let_through(error)
+        if not make:
+            raise
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = Descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        folder = Descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         found = os.fstat(folder.number)
         if found.st_uid != os.geteuid() or found.st_mode & 0o022:
