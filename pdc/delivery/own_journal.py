@@ -73,11 +73,16 @@ class OwnJournal:
         """Continue in memory without the journal. Return its path where it is kept for the next process."""
         if self._journals is None:
             return None
+        if not keep:  # first: the next journal takes nothing that is still in this one when an exception comes
+            self._move_to_memory()
         path = self._journals.close(keep=keep)
+        self._move_to_memory()
+        return path
+
+    def _move_to_memory(self) -> None:
         for journaled in self._journaled():
             if journaled.offset:
                 journaled.move(zeros(journaled.size), 0)
-        return path
 
     def _journaled(self) -> list[Journaled]:
         return [journaled for entry in self._entries() for journaled in entry.journaled()]

@@ -87,6 +87,7 @@ class Journal:
     def __init__(self, path: Path, writer: str, folder: Descriptor, place: str) -> None:
         self.path = path
         self._file = Descriptor.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, folder)
+        self._mappings: list[mmap.mmap] = []
         self._start = self._end = 0
         """The bytes of the file that are the last mapping."""
         self._reserved = self._next = self._view_at = 0
@@ -211,6 +212,7 @@ class Journal:
         os.ftruncate(self._required(), self._end + size)
         mmap.mmap(-1, 2 * size).close()  # where memory is limited, as much stays free for the application
         self._mapping = self._file.map(self.path, self._end, self._end + size)
+        self._mappings.append(self._mapping)
         self._start, self._end = self._end, self._end + size
         self._reserved = self._next = 0
         self._begin_view()
@@ -241,7 +243,9 @@ class Journal:
         self._view = memoryview(self._mapping)[self._next :].cast("d")
 
     def release(self, memory: memoryview[float], offset: int) -> None:
-        """Free the record whose numbers were detached from that place."""
+        """Free the record whose numbers were detached from that place, unless that is in a journal before this one."""
+        if not any(memory.obj is mapping for mapping in self._mappings):
+            return
         size = abs(memory[offset + SIZE])  # it is negative where the record does not count yet
         memory[offset + SIZE] = -size
         if not MOST_RELEASED:
