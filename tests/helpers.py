@@ -66,6 +66,11 @@ def shown(name: str = "") -> dict[str, float]:
     return {sample: float(value) for sample, _, value in samples}
 
 
+def has_live_values(name: str) -> bool:
+    """True where the storage has live values of that metric. Unlike a scrape, this brings none back."""
+    return any(field.startswith("#live") for field in pdc.config.DEFAULT.required().read([name]).metrics.get(name, ()))
+
+
 def block(page: str, language: str, *, of: str, number: int = 0) -> str:
     """The code block with that language and number in the section of that title."""
     (section,) = re.findall(rf"^## {re.escape(of)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)

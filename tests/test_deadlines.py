@@ -7,15 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from threading import Event, Thread, Timer
+from threading import Thread, Timer
 from traceback import extract_stack
 from typing import Any
 
 import pytest
 from conftest import RedisServer, wait_until
-from helpers import SHORT_INTERVALS, OwnClient, Run, shown
-from prometheus_client import CollectorRegistry
+from helpers import SHORT_INTERVALS, OwnClient, Run
 
 import pdc
 from pdc.exposition import collect
@@ -180,43 +178,6 @@ pdc.config.flush_before_end()
     assert " wait in " in result.stderr
     own_redis_server.thaw()
     assert stored(options)["hits_total"] == 101.0
-
-
-@SHORT_INTERVALS
-def test_updates_while_a_process_deregisters(
-    storage: dict[str, Any], tmp_path: Path, registry: CollectorRegistry, interval: float
-) -> None:
-    """Threads count while the process leaves its storage again and again: each update is there once, and no journal is left."""
-    long_enough = 60  # for each end to be waited for
-    pdc.setup(**storage, flush_interval=interval, journal=tmp_path / "journal", exit_timeout=long_enough)
-    hits = pdc.Counter("hits", "Hits.", registry=registry)
-    live = pdc.Gauge("live", "Now.", multiprocess_mode="livesum", registry=registry)
-    ended = Event()
-
-    def count() -> None:
-        hits.inc()
-        live.inc()
-        counted.append(1)
-
-    def count_on() -> None:
-        while not ended.is_set():
-            count()
-            time.sleep(0.0001)  # else no other thread gets far
-
-    counted: list[int] = []
-    threads = [Thread(target=count_on) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for _ in range(100):
-        pdc.config.flush_before_end(deregister=True)
-    ended.set()
-    for thread in threads:
-        thread.join()
-    count()  # the process is out of its storage if it left after the last update of the threads
-    assert shown() == {"hits_total": len(counted), "live": len(counted)}
-    pdc.config.flush_before_end(deregister=True)
-    assert not (tmp_path / "journal").exists() or list((tmp_path / "journal").iterdir()) == []
-    assert shown() == {"hits_total": len(counted)}
 
 
 def test_a_deadline_that_ended_leaves_no_short_timeout(own_redis_server: RedisServer) -> None:

@@ -330,12 +330,12 @@ class Buffer:
         self._with_lock(self._work.deregister)
 
     def pause(self) -> None:
-        """Deregister, and leave no journal and no thread behind, where all is sent. The next update begins both anew."""
+        """Deregister, and leave no journal and no thread behind, where all is sent. The next update or scrape begins anew."""
         self._with_lock(self._pause)
 
     def _pause(self) -> None:
         if self._work.pause():
-            self._flusher.stop()
+            self._flusher.stop(returning=True)
             if self._work.outbox.queue:  # another thread has updated a metric meanwhile
                 self._begin_sending()
 

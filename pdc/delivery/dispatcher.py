@@ -59,6 +59,8 @@ class Dispatcher:
         self.health.is_due = True
         self.begun = False
         """This process has updated a metric, or sent anything."""
+        self.is_paused = False
+        """The storage has no live values of this process, which may go on."""
 
     def after_fork_in_child(self) -> None:
         """Leave everything pending to the parent."""
@@ -260,7 +262,8 @@ class Dispatcher:
         """
         self.health.is_due = True
         self.metrics.drop_retired(lambda: {entry.metric for entry in self.outbox.waiting()})
-        unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat)]
+        unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat or self.is_paused)]
+        self.is_paused = self.is_paused and names is not None
         unprompted.extend(self.outcomes.refused_to_retry(self.metrics.named))
         self.outbox.queue.extend(unprompted)
         return bool(unprompted)
@@ -291,8 +294,12 @@ class Dispatcher:
         applied = self.outcomes.applied
         names = applied.difference(metric.family.name for metric in lasting) if returning else applied
         is_all_sent = self.outbox.in_flight is None and not self.outbox.drained
-        if is_all_sent and names and self._send_final_batch(sorted(names)) and not returning:
-            for metric in lasting:  # the storage has folded their values, which must not be sent again
+        if not (is_all_sent and names):
+            return
+        is_applied = self._send_final_batch(sorted(names))
+        if not returning:  # otherwise the storage still has its metrics, and may lose them
+            applied.clear()
+            for metric in lasting if is_applied else ():  # the storage has folded their values, which must not be sent again
                 metric.discard()
 
     def _send_final_batch(self, names: list[str]) -> bool:
@@ -308,18 +315,23 @@ class Dispatcher:
         is_applied = self.outbox.in_flight is None
         self.outbox.acknowledge()
         self.journal.end()
-        self.outcomes.applied.clear()
         for metric in self.metrics.all():  # the storage has dropped live values
             metric.cells_to_resend()
         return is_applied
 
     def pause(self) -> bool:
-        """Deregister, and end the journal until the next update, if all is sent; return whether that is so."""
+        """Deregister until the next update or scrape, if all is sent; return whether that is so.
+
+        This ends the journal, unless that has what the storage refuses.
+        """
+        if not self.begun:
+            return True
         self.deregister(returning=True)
         if self.outbox.is_busy:
             return False
-        self.journal.close(keep=False)
-        self.begun = False
+        if not self.outcomes.refused:
+            self.journal.close(keep=False)
+        self.begun, self.is_paused = False, True
         return True
 
     def finish(self) -> None:

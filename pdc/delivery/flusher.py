@@ -56,6 +56,8 @@ class Flusher:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """An event has a lock, which stays held where the exception of a handler comes at the wrong moment; this has none."""
         self._last_flush = self._next_beat = self._next_renewal = 0.0
+        self._is_returning = False
+        """The next thread has a beat to do at once."""
         self.is_finished = False
         """The thread has finished, as the process ends."""
 
@@ -96,9 +98,11 @@ class Flusher:
         """Let the thread look at once what there is to do."""
         self._wake.put(None)
 
-    def stop(self) -> None:
-        """Let the thread end; the next update or scrape starts another one."""
+    def stop(self, *, returning: bool = False) -> None:
+        """Let the thread end; the next update or scrape starts another one, which beats at once if it is `returning`."""
         self.thread = None
+        if returning:
+            self._next_beat, self._is_returning = 0.0, True
         self.wake()
 
     def join(self, seconds: float) -> None:
@@ -110,6 +114,9 @@ class Flusher:
         self._wake = queue.SimpleQueue()  # a new one: gevent may have replaced the class since the process began
         self.thread = threading.current_thread()
         self._last_flush = time.monotonic()
+        if self._is_returning:
+            self._is_returning = False
+            self.wake()
         has_failed = False
         while self.is_current and not self.is_finished:
             try:
@@ -137,9 +144,14 @@ class Flusher:
             return
         now = time.monotonic()
         if self.beat(now) or self._is_down() or now >= self._last_flush + self.interval:
+            self._send_in_turn(now)
+        log.emit_in_thread()
+
+    def _send_in_turn(self, now: float) -> None:
+        """Send, unless the thread was stopped while a function of the application took its time."""
+        if self.is_current:
             self._last_flush = now
             self._send()
-        log.emit_in_thread()
 
     def beat(self, now: float) -> bool:
         """Queue what is due without an update: values with a lease, functions, expiry. Return whether there is anything."""
