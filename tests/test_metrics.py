@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections import UserString
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import prometheus_client
 import pytest
@@ -385,3 +387,15 @@ def test_children_own_what_the_constructor_of_a_subclass_makes(registry: Collect
     parent.remove("/2")
     assert shown() == {'m_total{path="/1"}': 2.0}
     assert list(registry._collector_to_names) == [parent]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_metrics_with_labels_may_be_mocked(registry: CollectorRegistry, kind: str) -> None:
+    """Tests of applications give a metric as the specification of a mock, which has the methods of the metric."""
+    assert create_autospec(make(kind, ["path"], registry=registry)).labels(path="/") is not None
+
+
+def test_a_copy_that_fails_leaves_nothing(registry: CollectorRegistry) -> None:
+    """Metrics have locks, which nothing can copy: an error says so, and no other one comes later."""
+    with pytest.raises(TypeError, match="pickle"):
+        copy.deepcopy(pdc.Gauge("level", "Level.", registry=registry))

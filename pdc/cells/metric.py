@@ -297,7 +297,9 @@ class Holder:
         self.metric = metric
 
     def __del__(self) -> None:
-        self.metric.sender.retire(self.metric)
+        metric: MetricCells | None = getattr(self, "metric", None)  # a copy that failed has none
+        if metric is not None:
+            metric.sender.retire(metric)
 
 
 class Removal:
