@@ -30,6 +30,14 @@ INTERVALS = pytest.mark.parametrize("interval", [0, 3600], ids=["write-through",
 """Values of `flush_interval`. With the second one, only `flush` and the end of the process send."""
 SHORT_INTERVALS = pytest.mark.parametrize("interval", [0, 0.01], ids=["write-through", "buffered"])
 """The same. With the second one, the background thread sends again and again."""
+
+
+def mainly(storage: str) -> pytest.MarkDecorator:
+    """Both storages, of which `make test` takes that one alone: it is to take less than 7 minutes."""
+    both = [pytest.param(each, marks=[] if each == storage else pytest.mark.long) for each in ("sqlite", "redis")]
+    return pytest.mark.parametrize("storage", both, indirect=True)
+
+
 DOWN = "metrics cannot be sent and are kept in memory until they can: "
 """The first line of the log of an outage, before the reason."""
 UP = "metrics can be sent again; those kept in memory were"

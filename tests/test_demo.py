@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, RedisServer
+from helpers import mainly
 
 RECYCLED, PRELOADED, THREADED = ["--max-requests", "50"], ["--preload"], ["--threads", "4"]
 
 
+@mainly("redis")
 @pytest.mark.parametrize(
     ("app", "options"),
     [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Run, script
+from helpers import Run, mainly, script
 
 import pdc
 from pdc.exposition import collect
@@ -23,6 +23,7 @@ def stored(storage: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+@mainly("redis")
 @pytest.mark.parametrize("interval", [0, 600])
 @pytest.mark.parametrize("library", ["PyDLL", "CDLL"])
 def test_clones(storage: dict[str, Any], run_script: Run, library: str, interval: float) -> None:

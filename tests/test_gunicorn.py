@@ -91,7 +91,7 @@ def counted(folder: Path) -> dict[tuple[str, str], float]:
     }
 
 
-@pytest.mark.parametrize("options", [(), ("--preload",)])
+@pytest.mark.parametrize("options", [(), pytest.param(("--preload",), marks=pytest.mark.long)])
 @pytest.mark.parametrize("worker_class", WORKERS)
 def test_workers_send_what_is_pending_when_they_stop(
     started: Any, tmp_path: Path, worker_class: str, options: tuple[str, ...]

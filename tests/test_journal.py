@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from helpers import Run, script
+from helpers import Run, mainly, script
 from journals import Journal
 
 import pdc
@@ -25,6 +25,7 @@ from pdc.delivery.journal.layout import CLOCK, SENT_AT, SINCE
 from pdc.storage import Batch, Kind, Operation
 
 
+@mainly("sqlite")
 @pytest.mark.parametrize("interval", [0.01, 600])
 def test_updates_acknowledged_before_a_kill_are_counted(
     storage: dict[str, Any], run_script: Run, tmp_path: Path, interval: float

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import Peer, RedisServer, wait_until
-from helpers import INTERVALS, SHORT_INTERVALS, Run, Tally, script, shown
+from helpers import INTERVALS, SHORT_INTERVALS, Run, Tally, mainly, script, shown
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -100,6 +100,7 @@ assert [worker.exitcode for worker in workers] == [0] * 8
     assert found["level"] == 3200
 
 
+@mainly("redis")
 @pytest.mark.parametrize("interval", [0, 3600], ids=["write-through", "buffered"])
 @pytest.mark.parametrize(
     ("end", "code"),
@@ -181,6 +182,7 @@ with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context({meth
 }
 
 
+@mainly("sqlite")
 @pytest.mark.parametrize("interval", [pytest.param(0, marks=pytest.mark.long), 3600], ids=["write-through", "buffered"])
 @pytest.mark.parametrize("way", CHILDREN)
 def test_children_begin_with_nothing_pending(
@@ -318,6 +320,7 @@ print(sum(counted))
     assert counted == sum(totals({"sqlite": tmp_path / f"{number}.db"})["hits_total"] for number in range(3))
 
 
+@mainly("sqlite")
 @pytest.mark.package("gevent")
 @SHORT_INTERVALS
 @pytest.mark.parametrize("patched", ["before", "after"])

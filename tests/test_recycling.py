@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 from conftest import RedisServer
-from helpers import AT_ONCE, Run, hasten, shown
+from helpers import AT_ONCE, Run, hasten, mainly, shown
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -279,6 +279,7 @@ for number in range(16):
 """
 
 
+@mainly("redis")
 def test_short_lived_processes_leave_short_marks_only(storage: dict[str, Any], run_script: Run) -> None:
     """Wherever its thread is when a process ends, no live value stays, and its marks go within half a minute."""
     run_script(SHORT_LIVED, storage=storage)

@@ -18,7 +18,7 @@ import pytest
 import starlette_applications
 from conftest import ROOT, RedisServer, free_port, wait_until
 from fastapi import APIRouter, FastAPI
-from helpers import has_live_values
+from helpers import has_live_values, mainly
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint
@@ -306,6 +306,7 @@ def of_options(storage: dict[str, Any]) -> dict[str, Any]:
     return {places[name]: value for name, value in storage.items()}
 
 
+@mainly("redis")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_uvicorn_stops_as_any_process_does(framework: str, storage: dict[str, Any], tmp_path: Path, workers: int) -> None:
     """Uvicorn ends by the signal it got, without exit handlers: by then all is sent, no journal and no live value is left."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import redis
-from helpers import Run
+from helpers import Run, mainly
 from journals import Journal, Model
 from prometheus_client import CollectorRegistry
 
@@ -147,6 +147,7 @@ SPOILED = {
 """Each damage of a journal, and the reason in the log."""
 
 
+@mainly("sqlite")
 def test_spoiled_files_are_set_aside_alone(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     """Beside damaged journals, of any kind, the others are sent, and updates continue; damaged ones are not read again."""
     paths = {}

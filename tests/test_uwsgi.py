@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, free_port, wait_until
-from helpers import listens
+from helpers import listens, mainly
 
 SHOP = """
 import os
@@ -112,6 +112,7 @@ def start(tmp_path: Path, storage: dict[str, Any]) -> Iterator[Any]:
         server.stop()
 
 
+@mainly("redis")
 @pytest.mark.parametrize("mode", MODES)
 def test_workers_count_exactly(start: Any, mode: str) -> None:
     """Workers that come and go count every request once, also without threads between requests; the user's hook runs.
