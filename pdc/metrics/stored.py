@@ -335,7 +335,7 @@ class _NoCell:
         self.__dict__["error"] = f"{name} is missing label values: call labels() for {metric._labelnames}"
 
     def __getattr__(self, name: str) -> Any:
-        raise (AttributeError if name.startswith("__") else ValueError)(self.error)  # mocks, for one, look for such names
+        raise (AttributeError if name.startswith("_") else ValueError)(self.error)  # mocks look for names of their own
 
     def __setattr__(self, name: str, value: object) -> None:
         raise ValueError(self.error)
