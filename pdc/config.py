@@ -195,8 +195,7 @@ _OVERDUE: list[threading.Thread] = []
 def flush_before_end(seconds: float | None = None, *, deregister: bool = False) -> None:
     """Send pending updates of a process that may be about to end, and wait for that so many seconds, or `exit_timeout`.
 
-    The journal keeps the rest. With `deregister`, a process is out of each storage to which it has sent all, until its next
-    update or scrape.
+    The journal keeps the rest. With `deregister`, it leaves each storage that has all, until its next update or scrape.
     """
     end = partial(_flush_as_far_as_can_be, deregister)
     thread = threading.Thread(target=end, name="pdc-end", daemon=True)
@@ -211,11 +210,9 @@ def flush_before_end(seconds: float | None = None, *, deregister: bool = False) 
 
 
 def _flush_as_far_as_can_be(deregister: bool) -> None:
-    with tolerate(StorageError, NotConfigured):  # it is logged, or another thread has called `shutdown` meanwhile
-        flush()
-    for buffer in BUFFERS if deregister else ():
-        with tolerate(StorageError, NotConfigured):
-            buffer.pause()
+    for step in (flush, *(buffer.pause for buffer in BUFFERS if deregister)):
+        with tolerate(StorageError, NotConfigured):  # it is logged, or another thread has called `shutdown` meanwhile
+            step()
 
 
 def clear() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class Dispatcher:
         self.target = Target()
         self.write_through = True
         self.metrics = DeclaredMetrics()
-        self.journal = OwnJournal(self._unsent_entries)
+        self.journal = OwnJournal(lambda: _unsent(self.outbox, self.metrics))
         self.begun = False
         self.start_anew()
 
@@ -137,10 +137,8 @@ class Dispatcher:
 
     def try_to_send(self) -> None:
         """Send; keep what cannot be sent. Another thread may have detached the storage a moment ago."""
-        try:
+        with tolerate(StorageError, NotConfigured):
             self._as_sender(self._send_all)
-        except (StorageError, NotConfigured):
-            return
 
     def send_unless_down(self) -> None:
         """Send, but raise StorageError where a scrape has to wait for the next try."""
@@ -294,10 +292,8 @@ class Dispatcher:
         applied = self.outcomes.applied
         names = applied.difference(metric.family.name for metric in lasting) if returning else applied
         is_all_sent = self.outbox.in_flight is None and not self.outbox.drained
-        if not (is_all_sent and names):
-            return
-        is_applied = self._send_final_batch(sorted(names))
-        if not returning:  # otherwise the storage still has its metrics, and may lose them
+        is_applied = is_all_sent and bool(names) and self._send_final_batch(sorted(names))
+        if is_all_sent and not returning:  # otherwise the storage still has the metrics, and may lose them
             applied.clear()
             for metric in lasting if is_applied else ():  # the storage has folded their values, which must not be sent again
                 metric.discard()
@@ -320,18 +316,14 @@ class Dispatcher:
         return is_applied
 
     def pause(self) -> bool:
-        """Deregister until the next update or scrape, if all is sent; return whether that is so.
-
-        This ends the journal, unless that has what the storage refuses.
-        """
-        if not self.begun:
-            return True
-        self.deregister(returning=True)
-        if self.outbox.is_busy:
-            return False
-        if not self.outcomes.refused:
-            self.journal.close(keep=False)
-        self.begun, self.is_paused = False, True
+        """Deregister until the next update or scrape, if all is sent; return whether that is so."""
+        if self.begun:
+            self.deregister(returning=True)
+            if self.outbox.is_busy:
+                return False
+            if not self.outcomes.refused:  # the journal has that
+                self.journal.close(keep=False)
+            self.begun, self.is_paused = False, True
         return True
 
     def finish(self) -> None:
@@ -364,11 +356,6 @@ class Dispatcher:
         if self.metrics.all():
             self.journal.open(self.outbox.writer, self.outbox.sequence, self.outbox.in_flight is not None)
 
-    def _unsent_entries(self) -> Iterable[Entry]:
-        """Everything that belongs in a journal; removals first, since they are older than the series that exist."""
-        entries = [entry for entry in self.outbox.waiting() if isinstance(entry, Removal) or entry.metric.retired]
-        return [*entries, *self.metrics.cells()]
-
     def _check_journal(self) -> None:
         """Close a journal that was deleted, that cannot be used any more, or that was taken for a dead process's."""
         if not self.journal.is_sound():
@@ -396,3 +383,9 @@ def _log_unsent(path: Path | None, reason: object) -> None:
         log.defer(logging.ERROR, f"metrics that could not be sent are lost: {reason}")
     else:
         log.defer(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {reason}")
+
+
+def _unsent(outbox: Outbox, metrics: DeclaredMetrics) -> list[Entry]:
+    """Everything that belongs in a journal; removals first, since they are older than the series that exist."""
+    entries = [entry for entry in outbox.waiting() if isinstance(entry, Removal) or entry.metric.retired]
+    return [*entries, *metrics.cells()]
