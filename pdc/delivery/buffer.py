@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, ParamSpec, TypeVar
 
@@ -48,7 +49,7 @@ class Buffer:
             on_renewal=self._renew,
             is_down=lambda: self.down,
             may_start=lambda: self._work.target.accepts_a_thread,
-            send=self.send_queued,
+            send=partial(self.send_queued, in_background=True),
             finish=lambda: self._with_lock(self._work.finish),
         )
         self._used = False
@@ -59,8 +60,7 @@ class Buffer:
         self._work.start_anew()
         self._flusher.start_anew()
         self.outbox = self._work.outbox  # for others to look at
-        self._lock = threading.RLock()
-        """Held by the thread that sends."""
+        self._lock = threading.RLock()  # held by the thread that sends
         self.is_overdue = False
         """The process ends without waiting for the storage any longer."""
 
@@ -124,16 +124,17 @@ class Buffer:
         if self._flusher.thread is None:
             self._begin_sending()
 
-    def send_queued(self) -> None:
+    def send_queued(self, *, in_background: bool = False) -> None:
         """Send what is queued, unless the storage was found down a moment ago. Raise only exceptions of the application."""
         FORKS.notice()
         work, me = self._work, threading.get_ident()
         is_free = work.sending_thread != me and me not in LOCK_HOLDERS and work.target.thread in (None, me)
         if is_free and (work.backoff.error is None or work.backoff.may_try) and not self.is_overdue:
-            self._with_lock(self._send_queued)
+            self._with_lock(self._send_queued, in_background)
 
-    def _send_queued(self) -> None:
-        if self.down and not self._work.backoff.may_try:  # another thread found the storage down while this one waited
+    def _send_queued(self, in_background: bool) -> None:
+        is_stopped = in_background and not self._flusher.is_current  # while it waited, or called a function of a gauge
+        if is_stopped or (self.down and not self._work.backoff.may_try):  # another thread found it down meanwhile
             return
         if not self._flusher.is_exiting:
             self._work.try_to_send()

@@ -144,14 +144,9 @@ class Flusher:
             return
         now = time.monotonic()
         if self.beat(now) or self._is_down() or now >= self._last_flush + self.interval:
-            self._send_in_turn(now)
-        log.emit_in_thread()
-
-    def _send_in_turn(self, now: float) -> None:
-        """Send, unless the thread was stopped while a function of the application took its time."""
-        if self.is_current:
             self._last_flush = now
             self._send()
+        log.emit_in_thread()
 
     def beat(self, now: float) -> bool:
         """Queue what is due without an update: values with a lease, functions, expiry. Return whether there is anything."""
