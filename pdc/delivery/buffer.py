@@ -337,7 +337,7 @@ class Buffer:
     def _pause(self) -> None:
         if self._work.pause():
             self._flusher.stop(returning=True)
-            if self._work.outbox.queue:  # another thread has updated a metric meanwhile
+            if self._work.outbox.has_updates:  # of another thread meanwhile
                 self._begin_sending()
 
     def begin_exit(self) -> None:

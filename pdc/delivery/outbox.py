@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from ..cells import FREE_THREADED, Cell, Entry, MetricCells
+from ..cells import FREE_THREADED, Cell, Entry, MetricCells, Removal
 from ..storage import MOST_ENTRIES, MOST_NUMBERS, Batch, Update
 from .outcomes import Outcomes
 
@@ -53,6 +53,12 @@ class Outbox:
     def is_busy(self) -> bool:
         """True where something is to be sent."""
         return bool(self.queue or self.drained or self.in_flight is not None)
+
+    @property
+    def has_updates(self) -> bool:
+        """True where an update or a removal queued something. A beat queues cells and metrics, too."""
+        entries = self.queue.copy()
+        return any(entry.queued if isinstance(entry, Cell) else isinstance(entry, Removal) for entry in entries)
 
     @property
     def sent(self) -> tuple[str, int] | None:
