@@ -295,7 +295,7 @@ class Buffer:
         """Open the journal, unless another thread is sending and does that, and start the background thread."""
         if not self.write_through and self._work.sending_thread is None:
             locked_within(0.0, self._lock, self._work.open_journal)
-        self._flusher.start()
+        self._flusher.start(beat_at_once=self._work.is_paused)
 
     def report(self) -> None:
         """Let the background thread send metrics that change without an update, if there are any; in no master of a server."""
@@ -336,7 +336,7 @@ class Buffer:
 
     def _pause(self) -> None:
         if self._work.pause():
-            self._flusher.stop(returning=True)
+            self._flusher.stop()
             if self._work.outbox.has_updates:  # of another thread meanwhile
                 self._begin_sending()
 

@@ -56,8 +56,6 @@ class Flusher:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """An event has a lock, which stays held where the exception of a handler comes at the wrong moment; this has none."""
         self._last_flush = self._next_beat = self._next_renewal = 0.0
-        self._is_returning = False
-        """The next thread has a beat to do at once."""
         self.is_finished = False
         """The thread has finished, as the process ends."""
 
@@ -74,14 +72,14 @@ class Flusher:
         """True in the thread itself."""
         return threading.current_thread() is self.thread
 
-    def start(self) -> None:
+    def start(self, *, beat_at_once: bool = False) -> None:
         """Start the thread, where threads run and the process does not end. The first of two threads ends.
 
         Where none can be started, the next update tries again.
         """
         if self.is_exiting or not self._may_start() or not servers.threads_run():
             return
-        thread = threading.Thread(target=self._run, name="pdc-flush", daemon=True)
+        thread = threading.Thread(target=self._run, args=[beat_at_once], name="pdc-flush", daemon=True)
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:
@@ -98,11 +96,9 @@ class Flusher:
         """Let the thread look at once what there is to do."""
         self._wake.put(None)
 
-    def stop(self, *, returning: bool = False) -> None:
-        """Let the thread end; the next update or scrape starts another one, which beats at once if it is `returning`."""
+    def stop(self) -> None:
+        """Let the thread end; the next update or scrape starts another one."""
         self.thread = None
-        if returning:
-            self._next_beat, self._is_returning = 0.0, True
         self.wake()
 
     def join(self, seconds: float) -> None:
@@ -110,12 +106,12 @@ class Flusher:
         if self.thread is not None and not self.is_current:
             self.thread.join(max(seconds, 0.0))
 
-    def _run(self) -> None:
+    def _run(self, beat_at_once: bool) -> None:
         self._wake = queue.SimpleQueue()  # a new one: gevent may have replaced the class since the process began
         self.thread = threading.current_thread()
         self._last_flush = time.monotonic()
-        if self._is_returning:
-            self._is_returning = False
+        if beat_at_once:
+            self._next_beat = 0.0
             self.wake()
         has_failed = False
         while self.is_current and not self.is_finished:
