@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from helpers import Run, mainly, script
+from conftest import ROOT, RedisServer
+from helpers import Run, mainly, script, shown
 from journals import Journal
 
 import pdc
@@ -225,3 +225,21 @@ def test_a_batch_in_flight_an_hour_ago_is_dropped(
 
 def _operations(batch: Batch) -> list[Operation]:
     return [operation for update in batch.updates for operation in update.operations]
+
+
+def test_a_journal_of_a_refused_metric_is_no_silent_loss(
+    redis_server: RedisServer, run_script: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other metrics of the journal are sent, and the log names the refused one, whose counts are lost."""
+    journal = Journal(run_script, {"redis": redis_server.url, "redis_prefix": "test"}, tmp_path / "journals")
+    journal.leave("hits.labels('/').inc()\npdc.Counter('more', 'More.').inc(2)")
+    with redis_server.client() as client:
+        client.set("prometheus_test_hits", "no metric")
+        pdc.setup(**journal.options)
+        pdc.flush()
+        client.delete("prometheus_test_hits")
+    assert shown() == {"more_total": 2.0}
+    lost = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(lost) == 1
+    assert lost[0].startswith("what a killed process counted in metric 'hits' is lost, since it is refused: the key ")
+    assert journal.files == []

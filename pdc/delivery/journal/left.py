@@ -125,13 +125,16 @@ class LeftJournal:
             else:
                 _note_sending(file, batch.sequence)
             try:
-                storage.apply(batch._replace(storage=storage_id))
+                outcome = storage.apply(batch._replace(storage=storage_id))
             except StorageError:
                 if not batch.final:
                     _note_sending(file, 0)
                 raise
             if not batch.final:
                 _note_replayed(file, batch.sequence + 1)
+                for name, reason in outcome.refused.items():
+                    text = "what a killed process counted in metric %r is lost, since it is refused: %s"
+                    log.defer(logging.ERROR, text, name, reason)
 
 
 def _is_of(header: bytes, storage: Storage, places: Sequence[str]) -> bool:
