@@ -241,5 +241,5 @@ def test_a_journal_of_a_refused_metric_is_no_silent_loss(
     assert shown() == {"more_total": 2.0}
     lost = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(lost) == 1
-    assert lost[0].startswith("what a killed process counted in metric 'hits' is lost, since it is refused: the key ")
+    assert lost[0].startswith("counts of a killed process are lost: metric 'hits' is refused: the key ")
     assert journal.files == []

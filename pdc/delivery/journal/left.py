@@ -133,7 +133,7 @@ class LeftJournal:
             if not batch.final:
                 _note_replayed(file, batch.sequence + 1)
                 for name, reason in outcome.refused.items():
-                    text = "what a killed process counted in metric %r is lost, since it is refused: %s"
+                    text = "counts of a killed process are lost: metric %r is refused: %s"
                     log.defer(logging.ERROR, text, name, reason)
 
 
