@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from recorder import Recorder
 
 import pdc
-from pdc.cells import FREE_THREADED, TURN_LOCK
+from pdc.cells import FREE_THREADED, TURN_LOCK, MetricCells
 from pdc.delivery import Buffer
 from pdc.exposition import Port
 from pdc.process import once
@@ -212,26 +212,25 @@ def pytest_collection_finish() -> None:
     hypothesis.find(hypothesis.strategies.none(), lambda _: True, settings=hypothesis.settings(database=None))
     gc.collect()
     gc.freeze()
+    _OF_MODULES.update(_metrics())
 
 
-_METRICS: set[int] = set()
-"""The metrics that there were when the last test began, by their `id`."""
+_OF_MODULES: set[MetricCells] = set()
+"""The metrics that the modules of tests declare."""
 
 
 def _collect_garbage() -> None:
-    """Collect young garbage, and all of it where metrics of the last test are left.
+    """Collect young garbage, and all of it where metrics of a test are left.
 
     pytest keeps objects of each test: to look at all of them before each test took a quarter of the time of the run.
     """
     gc.collect(1)
-    if not _METRICS.issuperset(_metrics()):
+    if not _OF_MODULES.issuperset(_metrics()):
         gc.collect()
-    _METRICS.clear()
-    _METRICS.update(_metrics())
 
 
-def _metrics() -> set[int]:
-    return {id(metric) for buffer in pdc.config.BUFFERS for metric in buffer._work.metrics.all()}
+def _metrics() -> set[MetricCells]:
+    return {metric for buffer in pdc.config.BUFFERS for metric in buffer._work.metrics.all()}
 
 
 @pytest.fixture(autouse=True)

@@ -250,7 +250,7 @@ def bench(
     clock = [0.0]
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: clock[0])
-        patched.setattr(Flusher, "start", lambda _: None)  # programs flush by their own steps
+        patched.setattr(Flusher, "start", lambda *_, **__: None)  # programs flush by their own steps
         yield Bench(storages, clock)
 
 
