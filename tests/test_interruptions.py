@@ -575,3 +575,25 @@ def test_a_scrape_that_is_cancelled_loses_nothing(storage: dict[str, Any], regis
     anyio.run(cancelled, backend=runner)
     pdc.flush()
     assert "hits_total 20.0" in pdc.generate_latest().decode()
+
+
+def test_functions_of_one_decorator_are_no_handlers(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """A handler of a signal has the decorator of the function of a gauge: errors of that function are not the handler's."""
+
+    def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: object) -> Any:
+            return function(*arguments)
+
+        return wrapper
+
+    @logged
+    def level() -> float:
+        raise OSError("no queue")
+
+    before = signal.signal(signal.SIGALRM, logged(lambda *_: None))
+    try:
+        pdc.setup(sqlite=tmp_path / "metrics.db")
+        pdc.Gauge("level", "Level.", registry=registry).set_function(level)
+        assert b"level 0.0" in pdc.generate_latest()
+    finally:
+        signal.signal(signal.SIGALRM, before)

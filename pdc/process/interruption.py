@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # typeshed has no stub of it
+import inspect
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from operator import methodcaller
-from types import CodeType, FrameType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -121,21 +122,25 @@ def _chain(error: BaseException, handled: BaseException | None) -> Iterator[Base
 def is_raised_by_handler(traceback: TracebackType | None) -> bool:
     """True where it passed a handler of a signal, or another function that got the frame which it interrupted."""
     interrupted: FrameType | None = None
-    handlers: set[CodeType] = set()
     while traceback is not None:
         frame = traceback.tb_frame
-        if interrupted is not None:
-            handlers = handlers or _code_of_handlers()
-            if frame.f_code in handlers or _has_argument(frame, interrupted):
-                return True
+        if interrupted is not None and (_has_argument(frame, interrupted) or _is_handler_without_arguments(frame)):
+            return True
         interrupted, traceback = frame, traceback.tb_next
     return False
 
 
-def _code_of_handlers() -> set[CodeType]:
-    """The code of the handlers of signals that are functions or methods: one may have deleted the frame that it got."""
+def _is_handler_without_arguments(frame: FrameType) -> bool:
+    """True for a handler of a signal that has deleted one of its arguments, which may have been the frame.
+
+    Functions that one decorator has made share their code with a handler that it made, too; they keep their arguments.
+    """
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    if all(name in frame.f_locals for name in code.co_varnames[:count]):
+        return False
     handlers = map(_signal.getsignal, range(1, signal.NSIG))  # that of `signal` looks for names, which takes a millisecond
-    return {code for each in handlers if isinstance(code := getattr(each, "__code__", None), CodeType)}
+    return any(getattr(each, "__code__", None) is code for each in handlers)
 
 
 def _has_argument(frame: FrameType, wanted: FrameType) -> bool:
