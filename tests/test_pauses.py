@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.sqlite
+from pdc.delivery.flusher import Flusher
 
 
 def leave() -> None:
@@ -170,3 +171,74 @@ hits.labels("/a").inc()
     )
     assert journal.send() == {("/a",): 3.0}
     assert shown("more") == {"more_total": 5.0}
+
+
+@SHORT_INTERVALS
+@pytest.mark.parametrize("between", ["nothing", "a scrape"])
+def test_a_process_leaves_as_often_as_it_is_back(
+    storage: dict[str, Any], registry: CollectorRegistry, interval: float, between: str
+) -> None:
+    """Each end takes the live value out, also where nothing was updated since the one before."""
+    pdc.setup(**storage, flush_interval=interval)
+    pdc.Gauge("live", "Now.", registry=registry, multiprocess_mode="livesum").set(4)
+    for _ in range(3):
+        leave()
+        assert not has_live_values("live")
+        if between == "a scrape":
+            assert shown("live") == {"live": 4.0}
+
+
+def test_a_scrape_keeps_a_live_value_alive(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is back with a scrape renews the lease of its values, without an update."""
+    monkeypatch.setattr(pdc.delivery.flusher, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(pdc.family, "LEASE_SECONDS", 1.0)
+    pdc.setup(**storage)
+    pdc.Gauge("live", "Now.", registry=registry, multiprocess_mode="livesum").set(4)
+    leave()
+    for _ in range(3):
+        assert shown("live") == {"live": 4.0}
+        time.sleep(0.7)
+
+
+@SHORT_INTERVALS
+def test_the_first_scrape_lets_exceptions_of_functions_through(
+    storage: dict[str, Any], registry: CollectorRegistry, interval: float
+) -> None:
+    """Ctrl-C amid the function of a gauge reaches the application, as in any other scrape."""
+    pdc.setup(**storage, flush_interval=interval)
+
+    def level() -> float:
+        if interrupting and threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        return 3.0
+
+    interrupting: list[bool] = []
+    pdc.Gauge("live", "Now.", registry=registry, multiprocess_mode="livesum").set_function(level)
+    pdc.flush()
+    leave()
+    interrupting.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        pdc.generate_latest()
+    interrupting.clear()
+    assert shown("live") == {"live": 3.0}
+
+
+def test_a_thread_that_begins_late_does_not_go_on(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background thread has not run yet when the process leaves: it ends, and brings no value back."""
+    begin, run = threading.Event(), Flusher._run
+
+    def late(*arguments: Any) -> None:
+        begin.wait(20)
+        run(*arguments)
+
+    monkeypatch.setattr(Flusher, "_run", late)
+    pdc.setup(**storage, flush_interval=0.01)
+    pdc.Gauge("live", "Now.", registry=registry, multiprocess_mode="livesum").set(4)
+    leave()
+    begin.set()
+    wait_until(lambda: not any(thread.name == "pdc-flush" for thread in threading.enumerate()))
+    assert not has_live_values("live")

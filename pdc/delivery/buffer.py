@@ -254,7 +254,7 @@ class Buffer:
     def _send_for_scrape(self) -> None:
         self._work.send_unless_down()
         if self._work.begun and self._flusher.thread is None:
-            self._flusher.start()
+            self._flusher.start(beat_at_once=self._work.is_paused)
 
     def clear(self) -> None:
         """Delete all metrics from the storage; the metrics of this process start again. Raises StorageError."""

@@ -71,6 +71,10 @@ class DeclaredMetrics:
         """The cells of those metrics, or of all, to send though no update queued them. Calls functions of the application."""
         return [cell for metric in self.all(names) for cell in metric.unprompted(beat=beat)]
 
+    def live_cells(self, names: Collection[str] | None) -> list[Cell]:
+        """The cells of live values of those metrics, or of all."""
+        return [cell for metric in self.all(names) if metric.family.live for cell in metric.cells_to_resend()]
+
     def discard(self) -> None:
         """Drop everything that was gathered."""
         for metric in self.all():

@@ -179,10 +179,10 @@ class Dispatcher:
         self.backoff.failed(error, self.target.storage)
 
     def _send_all(self) -> None:
+        self.begun = self.begun or bool(self.outbox.queue)
         if self._sends_single():
             return
         self._check_journal()
-        self.begun = self.begun or bool(self.outbox.queue)
         if self.begun and (not self.write_through or self.backoff.error is not None):
             self.open_journal()
         if self.replay_due:  # dead processes of this host may have left some
@@ -260,8 +260,9 @@ class Dispatcher:
         """
         self.health.is_due = True
         self.metrics.drop_retired(lambda: {entry.metric for entry in self.outbox.waiting()})
-        unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat or self.is_paused)]
-        self.is_paused = self.is_paused and names is not None
+        is_back, self.is_paused = self.is_paused, self.is_paused and names is not None  # it may be paused again meanwhile
+        unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat)]
+        unprompted.extend(self.metrics.live_cells(names) if is_back else ())
         unprompted.extend(self.outcomes.refused_to_retry(self.metrics.named))
         self.outbox.queue.extend(unprompted)
         return bool(unprompted)
@@ -317,13 +318,12 @@ class Dispatcher:
 
     def pause(self) -> bool:
         """Deregister until the next update or scrape, if all is sent; return whether that is so."""
-        if self.begun:
-            self.deregister(returning=True)
-            if self.outbox.is_busy:
-                return False
-            if not self.outcomes.refused:  # the journal has that
-                self.journal.close(keep=False)
-            self.begun, self.is_paused = False, True
+        self.deregister(returning=True)
+        if self.outbox.is_busy:
+            return False
+        if not self.outcomes.refused:  # the journal has that
+            self.journal.close(keep=False)
+        self.begun, self.is_paused = False, True
         return True
 
     def finish(self) -> None:

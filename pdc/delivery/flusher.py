@@ -55,6 +55,8 @@ class Flusher:
         self.thread: threading.Thread | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         """An event has a lock, which stays held where the exception of a handler comes at the wrong moment; this has none."""
+        self._stops = 0
+        """How often a thread was stopped: one that begins late must not go on."""
         self._last_flush = self._next_beat = self._next_renewal = 0.0
         self.is_finished = False
         """The thread has finished, as the process ends."""
@@ -79,7 +81,8 @@ class Flusher:
         """
         if self.is_exiting or not self._may_start() or not servers.threads_run():
             return
-        thread = threading.Thread(target=self._run, args=[beat_at_once], name="pdc-flush", daemon=True)
+        stops = self._stops
+        thread = threading.Thread(target=self._run, args=[stops, beat_at_once], name="pdc-flush", daemon=True)
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:
@@ -88,7 +91,7 @@ class Flusher:
                 logging.DEBUG, "no thread can be started to send metrics, they wait for the end of the process: %s", error
             )
             return
-        if thread.is_alive() and self.thread is None:  # it has noted itself, unless another one was faster
+        if thread.is_alive() and self.thread is None and stops == self._stops:  # it notes itself, unless another one was faster
             self.thread = thread
         _end_with_a_multiprocessing_child()
 
@@ -98,6 +101,7 @@ class Flusher:
 
     def stop(self) -> None:
         """Let the thread end; the next update or scrape starts another one."""
+        self._stops += 1
         self.thread = None
         self.wake()
 
@@ -106,7 +110,9 @@ class Flusher:
         if self.thread is not None and not self.is_current:
             self.thread.join(max(seconds, 0.0))
 
-    def _run(self, beat_at_once: bool) -> None:
+    def _run(self, stops: int, beat_at_once: bool) -> None:
+        if stops != self._stops:
+            return
         self._wake = queue.SimpleQueue()  # a new one: gevent may have replaced the class since the process began
         self.thread = threading.current_thread()
         self._last_flush = time.monotonic()
