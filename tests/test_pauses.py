@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 import pdc
 import pdc.sqlite
+from pdc.delivery.dispatcher import Dispatcher
 from pdc.delivery.flusher import Flusher
 
 
@@ -240,5 +241,24 @@ def test_a_thread_that_begins_late_does_not_go_on(
     pdc.Gauge("live", "Now.", registry=registry, multiprocess_mode="livesum").set(4)
     leave()
     begin.set()
+    wait_until(lambda: not any(thread.name == "pdc-flush" for thread in threading.enumerate()))
+    assert not has_live_values("live")
+
+
+def test_a_beat_amid_the_end_keeps_nobody(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background thread queues live values while the process takes them out: they stay out."""
+    send_final_batch = Dispatcher._send_final_batch
+
+    def amid(work: Dispatcher, names: list[str]) -> bool:
+        is_applied = send_final_batch(work, names)
+        work.queue_unprompted(beat=True)
+        return is_applied
+
+    monkeypatch.setattr(Dispatcher, "_send_final_batch", amid)
+    pdc.setup(**storage, flush_interval=0.01)
+    pdc.Gauge("live", "Now.", registry=registry, multiprocess_mode="livesum").set(4)
+    leave()
     wait_until(lambda: not any(thread.name == "pdc-flush" for thread in threading.enumerate()))
     assert not has_live_values("live")

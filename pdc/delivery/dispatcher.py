@@ -317,9 +317,9 @@ class Dispatcher:
         return is_applied
 
     def pause(self) -> bool:
-        """Deregister until the next update or scrape, if all is sent; return whether that is so."""
+        """Deregister until the next update or scrape, if all updates are sent; return whether that is so."""
         self.deregister(returning=True)
-        if self.outbox.is_busy:
+        if self.outbox.has_updates:
             return False
         if not self.outcomes.refused:  # the journal has that
             self.journal.close(keep=False)

@@ -56,9 +56,10 @@ class Outbox:
 
     @property
     def has_updates(self) -> bool:
-        """True where an update or a removal queued something. A beat queues cells and metrics, too."""
+        """True where something is to be sent that an update or a removal queued. A beat queues cells and metrics, too."""
         entries = self.queue.copy()
-        return any(entry.queued if isinstance(entry, Cell) else isinstance(entry, Removal) for entry in entries)
+        is_queued = any(entry.queued if isinstance(entry, Cell) else isinstance(entry, Removal) for entry in entries)
+        return is_queued or bool(self.drained) or self.in_flight is not None
 
     @property
     def sent(self) -> tuple[str, int] | None:
