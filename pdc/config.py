@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .arguments import expect_redis, only, seconds, series_limits
 from .cells import TURN, in_one_scrape
 from .delivery import ENDS, EXIT_SECONDS, MESSAGES_LOST, Buffer, NotConfigured, call_storage, checked
 from .process import log, servers
@@ -21,6 +22,7 @@ from .process.forks import FORKS
 from .process.interruption import let_through, tolerate
 from .process.once import once
 from .storage import FORGET_WRITER_SECONDS, Snapshot, Storage, StorageError
+from .storage.off import Off
 
 if TYPE_CHECKING:
     import sqlite3
@@ -82,15 +84,15 @@ def setup(
     Raises ValueError for arguments that make no sense, TypeError for a client or a storage that is none, and ImportError where
     `redis` is not installed.
     """
-    interval, timeout = _seconds("flush_interval", flush_interval), _seconds("exit_timeout", exit_timeout)
+    interval, timeout = seconds("flush_interval", flush_interval), seconds("exit_timeout", exit_timeout)
     folder = _folder(journal)
     limits = {name: limit for name, limit in series_limits(max_series, expire_series).items() if limit is not None}
-    chosen = _only(redis=redis, sqlite=sqlite, storage=storage)
-    _expect_redis(chosen, redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
+    chosen = only(redis=redis, sqlite=sqlite, storage=storage)
+    expect_redis(chosen, redis_prefix=(redis_prefix, ""), redis_expire=(redis_expire, REDIS_EXPIRE))
     if _OWN:
         _attach_own(limits)
     elif redis is not None:
-        expire = None if redis_expire is None else _seconds("redis_expire", redis_expire, least=0.001)
+        expire = None if redis_expire is None else seconds("redis_expire", redis_expire, least=0.001)
         renew_seconds = min(expire or math.inf, FORGET_WRITER_SECONDS) / 3
         in_redis = redis_storage(redis, redis_prefix, expire)
         _attach((REDIS, DEFAULT), in_redis, interval, folder, renew_seconds, limits)
@@ -120,8 +122,22 @@ def _note_missing_journal() -> None:
     )
 
 
+def switch_off() -> None:
+    """Drop all updates from now on, and show nothing, until a `setup`. Metrics that have a storage already go on there."""
+    for buffer in BUFFERS:
+        if buffer.storage is None:
+            buffer.attach(Off(), 1.0, None)  # an update then costs no more than with a storage
+    if is_off():
+        log.write(logging.INFO, "metrics go to %s", DEFAULT.storage)
+
+
+def is_off() -> bool:
+    """True where the metrics of `pdc` go nowhere."""
+    return isinstance(DEFAULT.storage, Off)
+
+
 def get_redis_conn() -> Any:
-    """The client that `setup(redis=...)` was given or made from the URL. Raises NotConfigured."""
+    """The client that `setup(redis=...)` was given or made from the URL. Raises NotConfigured and StorageError."""
     if _OWN:
         raise NotConfigured("the metrics of this process are in its own storage (pdc.testing.own_storage): there is no Redis")
     storage: RedisStorage = REDIS.required()  # type: ignore[assignment]  # REDIS has no other storage
@@ -301,23 +317,6 @@ def _others(buffer: Buffer) -> list[Buffer]:
     return [other for other in BUFFERS if other is not buffer and other.storage is not None and other.storage is buffer.storage]
 
 
-def _only(**places: Any) -> str:
-    """The name of the only storage that is given. Raises ValueError."""
-    given = [name for name, place in places.items() if place is not None]
-    if len(given) != 1:
-        raise ValueError(f"setup() takes exactly one of redis=, sqlite= and storage=, got {' and '.join(given) or 'none'}")
-    return given[0]
-
-
-def _expect_redis(chosen: str, **given: tuple[object, object]) -> None:
-    """Raise ValueError for arguments that only Redis has, each with its default, and that somebody gave another value."""
-    for name, (value, default) in given.items():
-        if chosen != "redis" and value != default:
-            raise ValueError(
-                f"setup({chosen}=...) has no {name}, got {value!r}: remove it, or give setup() redis=... instead of {chosen}="
-            )
-
-
 def _attach_own_kind(storage: Storage, interval: float, folder: Path | bool, limits: Mapping[str, float]) -> None:
     _expect_identity(storage, folder, "a storage with an identity")
     storage.set_deadline(math.inf)  # `shutdown` may have given it one
@@ -387,6 +386,9 @@ def _attach(
     thread: int | None = None,
 ) -> None:
     servers.adapt()
+    for buffer in BUFFERS:
+        if isinstance(buffer.storage, Off):
+            buffer.detach()
     before = _storages()
     for buffer in buffers:
         journals = _journals(folder, storage)
@@ -417,23 +419,6 @@ def _at_end(call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         call_storage(call, *args, **kwargs)
     except StorageError as error:
         log.write(logging.ERROR, "%s", error)
-
-
-def series_limits(max_series: Any, expire_series: Any) -> dict[str, float | None]:
-    """The limits of a metric's series by their names, None where there is none. Raises ValueError."""
-    if max_series not in (None, math.inf) and (
-        isinstance(max_series, bool) or not isinstance(max_series, int) or max_series < 1
-    ):
-        raise ValueError(f"max_series must be a whole number, at least 1, None or math.inf (no limit), got {max_series!r}")
-    if expire_series not in (None, math.inf):
-        _seconds("expire_series", expire_series, least=0.001)
-    return {"max_series": max_series, "expire_series": expire_series}
-
-
-def _seconds(name: str, value: Any, least: float = 0.0) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
-        raise ValueError(f"{name} must be a number of seconds, at least {least:g}, got {value!r}")
-    return float(value)
 
 
 def _at_exit() -> None:

@@ -68,6 +68,7 @@ def options() -> DjangoOptions:
 def http_metrics() -> HTTPMetrics | None:
     """The metrics of the project's requests, None where PDC_ENABLED is false. Sets the storage up. Raises OptionError."""
     if not options().enabled:
+        options().setup()
         return None
     metrics = HTTPMetrics(options(), REGISTRY, hooks=HOOKS)
     metrics.labels.run_in_thread((SynchronousOnlyOperation,), _in_thread)

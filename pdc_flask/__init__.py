@@ -87,6 +87,7 @@ class PrometheusMetrics(ViewMetrics):
         options = Options.load(app.config)
         self.is_off = not (options.enabled or self._apps)
         if not options.enabled:
+            options.setup()
             return
         metrics = app.extensions["pdc"] = HTTPMetrics(options, hooks=self._hooks, make_headers=Headers)
         for info, labels in self._infos:

@@ -85,7 +85,9 @@ class PrometheusMiddleware:
         """True if an application around this one finds the routes of this one by itself; `watch` notes that."""
         try:
             loaded = _load(options)
-            if loaded.enabled:
+            if not loaded.enabled:
+                loaded.setup()
+            else:
                 self._metrics = HTTPMetrics(loaded, hooks=HOOKS, make_headers=_headers)
                 self._takes_request = self._metrics.labels.take_request
                 self._metrics.begin_serving()

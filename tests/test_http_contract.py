@@ -787,9 +787,10 @@ def test_the_page_is_not_counted_elsewhere(make: Make, labels: Any, caplog: pyte
 
 
 def test_nothing_is_counted_when_switched_off(make: Make, tmp_path: Path) -> None:
-    """With enabled=False the application is unchanged: no page, no storage, the same answers."""
+    """With enabled=False the application is unchanged: no page, no storage, the same answers. Its own metrics go nowhere."""
     app = make(enabled=False)
     assert [app.get("/items/tea"), app.get("/nowhere"), app.get("/broken"), app.scrape().status] == [200, 404, 500, 404]
+    pdc.Counter("own", "Of the application.", registry=None).inc()
     assert not (tmp_path / "metrics.db").exists()
 
 

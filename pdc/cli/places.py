@@ -66,7 +66,7 @@ class Place(NamedTuple):
     def set_up(self) -> Storage:
         """Use the storage as `pdc.setup` does, without a journal: this process counts nothing."""
         with as_wrong_option():
-            dataclasses.replace(self.options, journal=False, flush_interval=0.0).setup()
+            dataclasses.replace(self.options, enabled=True, journal=False, flush_interval=0.0).setup()
         return config.DEFAULT.required()
 
     def connect(self) -> Storage:

@@ -59,12 +59,15 @@ def install(*, gauge_mode: Mode = "shared") -> None:
     storage holds, and another registry its own metrics, with the values of all processes. A `MultiProcessCollector` shows
     all, too, and needs no folder. Call it before the fork where a server loads the application before its workers.
 
-    `gauge_mode` is the mode of gauges that name none. Raises NotConfigured before `setup`, and ValueError for another mode.
+    `gauge_mode` is the mode of gauges that name none. Where PDC_ENABLED is false, nothing changes. Raises NotConfigured before
+    `setup`, and ValueError for another mode.
     """
     if config.DEFAULT.storage is None:
         raise NotConfigured("pdc.install() needs a storage: call pdc.setup(...) or pdc.setup_from_environ() before it")
     if gauge_mode not in MODES:
         raise ValueError(f"gauge_mode must be one of {', '.join(MODES)}, got {gauge_mode!r}")
+    if config.is_off():
+        return
     InstalledGauge.mode = gauge_mode
     for root in _ROOTS:
         root.__new__ = staticmethod(_new)

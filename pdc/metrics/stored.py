@@ -18,6 +18,7 @@ from prometheus_client.registry import REGISTRY, CollectorRegistry
 from prometheus_client.samples import Sample
 
 from .. import config
+from ..arguments import series_limits
 from ..cells import FREE_THREADED, Cell, Holder, MetricCells
 from ..delivery import Buffer
 from ..family import OVERFLOW, Family, check_unit, clean, dump, text
@@ -88,7 +89,7 @@ class StoredMetric(MetricWrapperBase):
             expire_series: float | None = None,
             **options: Any,
         ) -> None:
-            limits = config.series_limits(max_series, expire_series)
+            limits = series_limits(max_series, expire_series)
             # Objects of a class share the keys of their attributes. A dict of its own keeps the parent's out of these, or each
             # child would have room for them: 48 bytes of 830 (CPython 3.11).
             self.__dict__ = {**self.__dict__}

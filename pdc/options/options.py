@@ -263,7 +263,7 @@ class Options:
         True,
         values.parse_flag,
         _TRUE_OR_FALSE,
-        "False counts nothing, serves no metrics page and sets no storage up: own metrics then need `pdc.setup`.",
+        "False counts nothing, serves no page, and uses no storage: other metrics go nowhere, without a `pdc.setup`.",
     )
 
     @classmethod
@@ -335,10 +335,16 @@ class Options:
 
         Without a storage, keep that of an earlier `pdc.setup`, or use ``metrics.db``. Raises as `check`, and OptionError for a
         prefix where metrics would go to a file. A process has one storage for its applications: a warning is logged where
-        these options replace another one.
+        these options replace another one. Where `enabled` is false, updates go nowhere until a `pdc.setup`.
         """
-        self.check()
-        before = config.DEFAULT.storage
+        if self.enabled:
+            self.check()
+            self._use_storage()
+        else:
+            config.switch_off()
+
+    def _use_storage(self) -> None:
+        before = None if config.is_off() else config.DEFAULT.storage
         if self.redis_url is not None:
             config.setup(
                 redis=self.redis_url,
@@ -400,9 +406,9 @@ def setup_from_environ(**options: Any) -> None:
 
     ``PDC_REDIS_URL`` or ``PDC_SQLITE_PATH`` is the storage, ``metrics.db`` in the working folder where neither is given.
     The others are ``PDC_REDIS_PREFIX``, ``PDC_REDIS_EXPIRE``, ``PDC_FLUSH_INTERVAL`` (1 second), ``PDC_JOURNAL``,
-    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES``, ``PDC_PROCESS_METRICS`` and ``PDC_INSTALL``; metrics of jobs and
-    tasks also read ``PDC_NATIVE_HISTOGRAMS``. They mean the same as in web applications, so that one environment serves all
-    programs. A keyword goes before its variable:
+    ``PDC_EXIT_TIMEOUT`` (2 seconds), ``PDC_EXPIRE_SERIES``, ``PDC_PROCESS_METRICS``, ``PDC_INSTALL`` and ``PDC_ENABLED``;
+    metrics of jobs and tasks also read ``PDC_NATIVE_HISTOGRAMS``. They mean the same as in web applications, so that one
+    environment serves all programs. A keyword goes before its variable:
     ``setup_from_environ(flush_interval=0, redis_expire=None)``. Raises OptionError, which is a ValueError.
     """
     loaded = Options.load({f"PDC_{name.upper()}": value for name, value in options.items()})
