@@ -132,7 +132,20 @@ def test_findings_about_a_redis(limited: RedisServer, command: Pdc, monkeypatch:
         assert faults(command("check", at=at))["memory"][0] == ERROR
         client.config_set("maxmemory-policy", "noeviction")
         assert "memory" not in faults(command("check", at=at))
+        assert "prefix" not in faults(command("check", at=at))
         assert "no prefix" in faults(command("check", at={**at, "redis_prefix": ""}))["prefix"][1]
+
+
+@pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("prefix", "other"), [("shop", "shop_admin"), ("shop_admin", "shop")])
+def test_prefixes_that_share_keys_are_named(limited: RedisServer, command: Pdc, prefix: str, other: str) -> None:
+    """One prefix is another one and an underscore and more: a metric of each may have the same key."""
+    with limited.client() as client:
+        client.zadd(f"prometheus#{other}", {"#id:0": 0})
+    done = command("check", at={"redis": limited.url, "redis_prefix": prefix})
+    text = f"with the prefix {other!r} some metrics share a key: 'admin_hits' of 'shop' and 'hits' of 'shop_admin'"
+    assert faults(done)["prefix"] == ["warning", text, "the later one is refused: choose a prefix such as 'shop-admin'"]
+    assert done.code == 0
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)

@@ -199,6 +199,7 @@ def _of_keys(storage: RedisStorage, servers: list[Server]) -> Iterator[Finding]:
         return
     if others:
         yield Finding(OK, "prefix", f"other prefixes of this database: {', '.join(map(repr, sorted(others)))}")
+        yield from _of_alike(storage.keys.prefix, others)
     if foreign:
         named = ", ".join(foreign[:MOST_NAMED]) + (", ..." if len(foreign) > MOST_NAMED else "")
         text = f"keys that begin as ours do hold something else: {named}"
@@ -206,6 +207,17 @@ def _of_keys(storage: RedisStorage, servers: list[Server]) -> Iterator[Finding]:
     else:
         looked = "" if is_all else f" of the {MOST_KEYS:,} that were looked at"
         yield Finding(OK, "keys", f"no key{looked} of others begins as ours do")
+
+
+def _of_alike(prefix: str, others: set[str]) -> Iterator[Finding]:
+    """Name the prefixes with which one key may be that of two metrics."""
+    for other in sorted(others):
+        short, long = sorted((prefix, other), key=len)
+        if short and long.startswith(f"{short}_"):
+            name = f"{long.removeprefix(f'{short}_')}_hits"
+            text = f"with the prefix {other!r} some metrics share a key: {name!r} of {short!r} and 'hits' of {long!r}"
+            remedy = f"the later one is refused: choose a prefix such as {long.replace('_', '-')!r}"
+            yield Finding(WARNING, "prefix", text, remedy)
 
 
 def _beside(keys: Keys, servers: list[Server]) -> tuple[list[str], set[str], bool]:
