@@ -273,6 +273,18 @@ def test_an_error_is_one_line(arguments: list[str], reason: str, command: Pdc) -
     assert done.code == (1 if "there is no file" in done.errors else 2)
 
 
+def test_get_tells_zeros_from_numbers_below_zero(storage: dict[str, Any], registry: CollectorRegistry, command: Pdc) -> None:
+    """Quantiles of a native histogram among zeros are zero, also where it has negative numbers; it has no sum then."""
+    pdc.setup(**storage)
+    drift = pdc.Histogram("drift", "Drift.", buckets=(), native=True, registry=registry)
+    for value in (*[-0.28] * 3, *[0.0] * 40, *[0.5] * 2):
+        drift.observe(value)
+    ((_, count, total, mean, *quantiles, _),) = [row for row in command("get", "drift").rows() if row[0] == "-"]
+    assert (count, total, mean) == ("45", "-", "-")
+    assert [round(float(each), 3) for each in quantiles] == [0.0, 0.0, 0.491]
+    assert command("show").rows()[0][:4] == ["drift", "histogram", "1", "45"]
+
+
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)
 def test_the_environment_names_the_storage(shop: dict[str, Any], command: Pdc, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without options PDC_... name the storage, as in `setup_from_environ`; an option goes before them."""

@@ -90,6 +90,10 @@ class SeriesOf(NamedTuple):
     labels: Labels
     samples: list[Sample]
 
+    def has(self, suffix: str) -> bool:
+        """True where there is a sample whose name ends so. A histogram with a bound below 0 has no sum."""
+        return any(sample.name.endswith(suffix) for sample in self.samples)
+
     def value(self, suffix: str) -> float:
         """The value of the sample whose name ends so; NaN where there is none."""
         return next((sample.value for sample in self.samples if sample.name.endswith(suffix)), math.nan)
@@ -140,8 +144,9 @@ def value_cells(metric: Metric, series: SeriesOf) -> list[str]:
     """The values of a series."""
     if metric.type in ("histogram", "summary"):
         count, total = series.value("_count"), series.value("_sum")
+        sums = [number(total), number(total / count if count else math.nan)] if series.has("_sum") else ["-", "-"]
         quantiles = [quantile(each, series.buckets()) for each in QUANTILES] if metric.type == "histogram" else []
-        return [*map(number, [count, total, total / count if count else math.nan, *quantiles])]
+        return [number(count), *sums, *map(number, quantiles)]
     if metric.type == "stateset":
         return [next((sample.labels[metric.name] for sample in series.samples if sample.value), "-")]
     if metric.type == "info":
@@ -156,7 +161,8 @@ def summary(metric: Metric) -> str:
         return "-"
     if metric.type in ("histogram", "summary"):
         count, total = (sum(each.value(suffix) for each in series) for suffix in ("_count", "_sum"))
-        return f"{number(count)} x {number(total / count)}" if count else "0"
+        mean = f" x {number(total / count)}" if count and all(each.has("_sum") for each in series) else ""
+        return f"{number(count)}{mean}"
     if metric.type == "counter":
         return number(sum(each.value("_total") for each in series))
     if len(series) == 1 or metric.type != "gauge":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from typing import Any
@@ -28,11 +29,19 @@ def as_classic(name: str, fields: Fields) -> Fields:
         found: dict[str, Any] = {**fields, META: family._replace(native=()).meta}
         for (start, end), counts in _series(found).items():
             schema, _ = common(native, map(Bucket.loads, counts))
+            is_signed = any(Bucket.loads(text).kind == "n" for text in counts)
             for text, count in counts.items():
-                for bound, added in zip(bucket_bounds(Bucket.loads(text).folded(schema).limits), (0.0, count), strict=True):
+                limits = _limits(Bucket.loads(text).folded(schema), is_signed=is_signed)
+                for bound, added in zip(bucket_bounds(limits), (0.0, count), strict=True):
                     classic = f"_bucket{start}{bound}{end}"
                     found[classic] = found.get(classic, 0.0) + added
         return found
+
+
+def _limits(bucket: Bucket, *, is_signed: bool) -> tuple[float, float]:
+    """The limits of a bucket; in a series that `is_signed`, that of zeros begins below 0, where the negative ones end."""
+    lower, upper = bucket.limits
+    return (math.nextafter(-upper, -math.inf) if is_signed and bucket.kind == "z" else lower), upper
 
 
 def _series(fields: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:
