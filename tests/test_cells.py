@@ -460,6 +460,7 @@ def test_threads_that_end_leave_little_behind(tmp_path: Path, registry: Collecto
     hits = pdc.Counter("hits", "Help", registry=registry)
     for _ in range(100):
         in_threads(1, hits.inc)
+    gc.collect()  # cells of other tests
     living = [each for each in gc.get_objects() if type(each) is CounterCell]
     assert 0 < sum(cell.metric.family.name == "hits" for cell in living) < 20
     assert shown()["hits_total"] == 100
