@@ -48,11 +48,11 @@ class Native(_Resolution):
 
     def __new__(cls, factor: float = 1.1, max_buckets: int = 160, zero_threshold: float = 2.0**-128) -> Native:
         """Check the numbers."""
-        if not factor > 1:
+        if not isinstance(factor, (int, float)) or not factor > 1:
             raise ValueError(f"factor must be a number above 1, as 1.1, got {factor!r}")
         if isinstance(max_buckets, bool) or not isinstance(max_buckets, int) or max_buckets < 1:
             raise ValueError(f"max_buckets must be a whole number from 1 on, as 160, got {max_buckets!r}")
-        if not 0 <= zero_threshold < sys.float_info.max:
+        if not isinstance(zero_threshold, (int, float)) or not 0 <= zero_threshold < sys.float_info.max:
             raise ValueError(f"zero_threshold must be a finite number from 0 on, as 0.001, got {zero_threshold!r}")
         return super().__new__(cls, factor, max_buckets, zero_threshold)
 

@@ -232,7 +232,8 @@ def test_clear_deletes_all_of_one_prefix(command: Pdc) -> None:
 
 
 WRONG = [
-    (["shw"], "No such command 'shw'"),
+    (["shw"], "there is no command 'shw'; did you mean 'show'? (see pdc --help)"),
+    (["nonsense"], "there is no command 'nonsense' (see pdc --help)"),
     (["show", "--nonsense"], "No such option"),
     (["get"], "Missing argument 'METRIC'"),
     (["get", "a{b"], "expected a metric such as hits"),
@@ -243,6 +244,8 @@ WRONG = [
         ["show", "--redis", "localhost:6379"],
         "--redis: cannot use the URL 'localhost:6379': did you mean redis://localhost:6379?",
     ),
+    (["show", "--redis", "localhost"], "--redis: cannot use the URL 'localhost': did you mean redis://localhost?"),
+    (["show", "--redis", "10.0.0.1/2"], "--redis: cannot use the URL '10.0.0.1/2': did you mean redis://10.0.0.1/2?"),
     (
         ["copy", "localhost:6379", "a.db"],
         "FROM: cannot use the URL 'localhost:6379': did you mean redis://localhost:6379?",

@@ -115,6 +115,13 @@ def test_serve_shows_what_others_count(shop: dict[str, Any], serve: Callable[...
     assert storage.read().metrics == before
 
 
+def test_serve_says_that_there_is_no_file_yet(tmp_path: Path, serve: Callable[..., Server]) -> None:
+    """A mistyped path is named at the start: a program that counts may also begin later."""
+    server = serve("--sqlite", str(tmp_path / "mistyped.db"))
+    assert server.get("/metrics")[0] == 503
+    assert f"there is no file {tmp_path}/mistyped.db yet: pages are a 503" in server.end()[1]
+
+
 def test_serve_reports_a_storage_that_is_gone(own_redis_server: RedisServer, serve: Callable[..., Server]) -> None:
     """While the storage cannot be read, health and metrics are 503 with the reason; then they are back. Ctrl-C ends it."""
     pdc.setup(redis=own_redis_server.url)

@@ -32,11 +32,15 @@ def other(storage: dict[str, Any], redis_server: RedisServer, tmp_path: Path) ->
     return {"sqlite": str(tmp_path / "other.db")}
 
 
+def ends(source: dict[str, Any], target: dict[str, Any]) -> list[str]:
+    """The arguments of a copy between these storages."""
+    arguments = [each.get("sqlite") or each["redis"] for each in (source, target)]
+    return [*arguments, "--from-prefix", source.get("redis_prefix", ""), "--to-prefix", target.get("redis_prefix", "")]
+
+
 def copied(command: Pdc, source: dict[str, Any], target: dict[str, Any]) -> str:
     """Copy, and return the report."""
-    arguments = [each.get("sqlite") or each["redis"] for each in (source, target)]
-    prefixes = ("--from-prefix", source.get("redis_prefix", ""), "--to-prefix", target.get("redis_prefix", ""))
-    done = command("copy", *arguments, *prefixes, at=None)
+    done = command("copy", *ends(source, target), at=None)
     assert (done.code, done.output) == (0, "")
     return done.errors
 
@@ -208,12 +212,19 @@ def test_a_copy_refuses_another_type_and_itself(shop: dict[str, Any], other: dic
     """Metrics of one name and two types stay apart, and a storage is not copied to itself."""
     pdc.setup(**other)
     pdc.Gauge("orders", "Orders.", ["till"], registry=None).labels("1").set(5)
-    arguments = [each.get("sqlite") or each["redis"] for each in (shop, other)]
-    prefixes = ("--from-prefix", shop.get("redis_prefix", ""), "--to-prefix", other.get("redis_prefix", ""))
-    done = command("copy", *arguments, *prefixes, at=None)
+    done = command("copy", *ends(shop, other), at=None)
     assert (done.code, "'orders' is counter (shared) in FROM and gauge (shared) in TO" in done.errors) == (1, True)
-    same = ("--from-prefix", shop.get("redis_prefix", ""), "--to-prefix", shop.get("redis_prefix", ""))
-    assert command("copy", arguments[0], arguments[0], *same, at=None).code == 2
+    assert command("copy", *ends(shop, shop), at=None).code == 2
+
+
+def test_a_copy_of_nothing_is_a_mistake(storage: dict[str, Any], other: dict[str, Any], command: Pdc) -> None:
+    """A prefix or a file without metrics is an error that names the remedy: the program counts elsewhere."""
+    pdc.setup(**storage)
+    pdc.Counter("hits", "Hits.", registry=None).inc()
+    pdc.clear()
+    done = command("copy", *ends(storage, other), at=None)
+    assert (done.code, ", has no metrics" in done.errors) == (1, True)
+    assert ("`pdc check` lists the prefixes" in done.errors) == ("redis" in storage)
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)

@@ -59,7 +59,7 @@ def total(name: str = "hits") -> float | None:
         ({"sqlite": 5}, TypeError, "sqlite=.* takes a path or a sqlite3.Connection, got 5"),
         ({"redis": 5}, TypeError, "redis=.* takes a redis.Redis, a redis.RedisCluster or a URL, got a builtins.int"),
         ({"redis": redis.asyncio.Redis()}, TypeError, "takes a redis.Redis.*, got a redis.asyncio.client.Redis"),
-        ({"redis": "localhost"}, ValueError, r"redis=.* '\*\*\*': expected one like redis://"),
+        ({"redis": "localhost"}, ValueError, "redis=.* 'localhost': did you mean redis://localhost"),
         ({"redis": "localhost:6379"}, ValueError, r"redis=.* 'localhost:6379': did you mean redis://localhost:6379\?"),
         ({"redis": "[::1]:6379"}, ValueError, r"redis=.* '\[::1\]:6379': did you mean redis://\[::1\]:6379\?"),
         ({"redis": "h:6379/1"}, ValueError, r"redis=.* 'h:6379/1': did you mean redis://h:6379/1\?"),

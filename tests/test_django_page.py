@@ -203,6 +203,10 @@ def test_commands_print_and_clear_the_metrics(send: Send, monkeypatch: pytest.Mo
     monkeypatch.setattr("builtins.input", lambda _: "no")
     with pytest.raises(CommandError, match="nothing was deleted"):
         call_command("clear_metrics")
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(CommandError, match="agree with --no-input"):
+        call_command("clear_metrics")
     call_command("clear_metrics", "--noinput", stdout=io.StringIO())
     assert scraped("http_requests_total") == {}
 

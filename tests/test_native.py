@@ -38,6 +38,8 @@ def test_a_factor_gives_the_coarsest_schema_that_grows_no_faster(factor: float, 
         ({"max_buckets": True}, "got True"),
         ({"zero_threshold": -1.0}, "zero_threshold must be a finite number from 0 on, as 0.001, got -1.0"),
         ({"zero_threshold": math.inf}, "got inf"),
+        ({"zero_threshold": "small"}, "zero_threshold must be a finite number from 0 on, as 0.001, got 'small'"),
+        ({"factor": "small"}, "factor must be a number above 1, as 1.1, got 'small'"),
         ({"zero_threshold": math.nan}, "got nan"),
     ],
 )

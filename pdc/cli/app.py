@@ -55,6 +55,16 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(f"{__package__}.{COMMANDS[cmd_name]}"), cmd_name)
         return command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of these arguments. Raises UsageError, with the name that is the closest to an unknown one."""
+        import difflib
+
+        name = args[0]
+        if name in COMMANDS or name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise click.UsageError(f"there is no command {name!r}{f'; did you mean {close[0]!r}?' if close else ''}", ctx)
+
 
 def _print_version(context: click.Context, _: click.Parameter, is_wanted: bool) -> None:
     if is_wanted:

@@ -11,7 +11,7 @@ from ..config import described
 from ..family import TYPES, Family, Fields, explained
 from ..storage import META, Batch, Snapshot, Storage, StorageError, Update
 from .copying import LIMIT, Copier, Part
-from .places import Place
+from .places import Place, as_redis
 from .terminal import busy, examples, progress
 from .words import plural
 
@@ -43,6 +43,9 @@ def copy(source: str, target: str, from_prefix: str | None, to_prefix: str | Non
         raise click.UsageError(f"expected two storages, got {described(from_storage)} twice", click.get_current_context())
     with busy("Reading"):
         origin, snapshot = from_storage.id(), from_storage.read()
+        if not snapshot.metrics:
+            remedy = "; `pdc check` lists the prefixes of this database" if as_redis(from_storage) is not None else ""
+            raise click.ClickException(f"FROM, {described(from_storage)}, has no metrics{remedy}")
         before = to_storage.read(list(snapshot.metrics))
     if origin and origin == to_storage.id():
         raise click.ClickException("FROM and TO are the same storage by two names")

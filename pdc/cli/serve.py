@@ -84,6 +84,8 @@ def serve(
     address = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{server.server_port}"
     page = options.metrics_path or DEFAULT_PATH
     click.echo(f"pdc: {config.described(storage)} is on {address}{page}", err=True)
+    if place.path is not None and not place.path.exists():
+        click.echo(f"pdc: there is no file {place.path.absolute()} yet: pages are a 503 until a program counts there", err=True)
     if options.dashboard:
         click.echo(f"pdc: the dashboard is on {address}{path_of(page)}", err=True)
     if options.metrics_decorator is not None:

@@ -18,8 +18,9 @@ def is_url(text: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """True if the text is a host and a port, perhaps with a database: a URL of Redis that lacks its scheme."""
-    return re.fullmatch(r"([\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}(/\d+)?", text) is not None
+    """True if the text is a host and a port, localhost or an IPv4 address, perhaps with a database: a URL without scheme."""
+    host_and_port = r"(?:[\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}"
+    return re.fullmatch(rf"({host_and_port}|localhost|(\d{{1,3}}\.){{3}}\d{{1,3}})(/\d+)?", text) is not None
 
 
 def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:

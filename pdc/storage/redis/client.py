@@ -73,7 +73,8 @@ def client_from_url(url: str) -> Any:
         reason = f"did you mean redis://{url}?" if is_address(url) else f"expected one like {EXAMPLES}"
     except (TypeError, RedisError) as error:
         let_through(error)
-        reason = str(error)
+        unknown = re.search("unexpected keyword argument ('.*')", str(error))
+        reason = f"redis-py has no option {unknown[1]}" if unknown else str(error)
     raise ValueError(f"cannot use the URL {_shown(url)!r}: {reason}")
 
 

@@ -88,5 +88,5 @@ class Keys:
             )
         owner = str(refusal).removeprefix("PDCPREFIX").strip()
         if owner == str(refusal):
-            return f"the key {key!r} holds something that is not a metric: delete it, or choose another redis_prefix"
+            return f"the key {key!r} holds something that is not a metric: delete the key, or choose another redis_prefix"
         return f"the key {key!r} belongs to the redis_prefix {owner!r}, not {self.prefix!r}: choose another one"

@@ -53,6 +53,7 @@ _REMEDIES_BY_TEXT = (
         "Name its authority with ?ssl_ca_certs=FILE in the URL, and the host as its certificate does.",
     ),
     ("Protocol error", "No Redis is at this port: check the port."),
+    ("unknown command 'SENTINEL'", "No sentinel is at this port: name one at 26379, or use redis:// for one server."),
     ("Cluster mode is not enabled", "This is one server: use redis:// in place of redis+cluster://."),
     (
         "DB index is out of range",

@@ -21,10 +21,20 @@ class Command(BaseCommand):
 
     def handle(self, *_: Any, interactive: bool, **__: Any) -> None:
         """Ask, then delete."""
-        if interactive and input("Delete all metrics, of all processes? Type 'yes': ") != "yes":
-            raise CommandError("nothing was deleted")
+        if interactive:
+            _expect_agreement()
         try:
             pdc.clear()
         except (pdc.StorageError, pdc.NotConfigured) as error:
             raise CommandError(str(error)) from error
         self.stdout.write("All metrics are deleted.")
+
+
+def _expect_agreement() -> None:
+    """Ask. Raises CommandError for a no, and where nobody can answer."""
+    try:
+        answer = input("Delete all metrics, of all processes? Type 'yes': ")
+    except EOFError:
+        raise CommandError("nothing was deleted, for there is no terminal to ask on: agree with --no-input") from None
+    if answer != "yes":
+        raise CommandError("nothing was deleted")
