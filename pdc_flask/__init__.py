@@ -33,6 +33,7 @@ from pdc.http import (
     track_wsgi,
 )
 from pdc.http.hooks import HookT
+from pdc.http.names import NAMES
 from pdc.options import Options
 from pdc.process import log
 
@@ -201,7 +202,8 @@ def _first(app: Flask, dispatching: Callable[..., Response]) -> Callable[..., Re
 def _complete(app: Flask) -> None:
     """Watch all handlers of exceptions: extensions such as Flask-RESTX put theirs before those of Flask."""
     methods: Any = app  # Flask has no hook there, and its signal is also sent for exceptions that become an answer
-    methods.handle_user_exception = _watch_exceptions(app.handle_user_exception, (HTTPException,))
+    if NAMES[app.extensions["pdc"].options.names].counts_handled:
+        methods.handle_user_exception = _watch_exceptions(app.handle_user_exception, (HTTPException,))
     methods.handle_exception = _note_answers(_watch_exceptions(app.handle_exception))
     warn_of_misplaced(app)
     _warn_of_other_page(app)

@@ -124,6 +124,21 @@ def test_exceptions_are_counted_whether_handled_or_not(make_app: Make, handled: 
     assert scraped(app, "http_requests_total") == {("GET", "/broken", status): 1.0}
 
 
+@pytest.mark.parametrize(
+    ("handled", "counted"), [(None, {("GET", "500"): 1.0}), (500, {("GET", "500"): 1.0}), (KeyError, {}), (Exception, {})]
+)
+def test_exceptions_that_a_handler_answers_do_not_count_in_the_exporter(
+    make_app: Make, handled: Any, counted: dict[tuple[str, ...], float]
+) -> None:
+    """Under the names of prometheus-flask-exporter, exceptions count as there: those that became an error of the server."""
+    app = make_app(names="prometheus-flask-exporter")
+    app.add_url_rule("/broken", view_func=fail)
+    if handled is not None:
+        app.register_error_handler(handled, lambda _: ("sorry", 418))
+    app.test_client().get("/broken")
+    assert scraped(app, "flask_http_request_exceptions_total") == counted
+
+
 def test_exceptions_that_propagate_are_counted_once(make_app: Make) -> None:
     """In testing mode, where exceptions reach the server, each counts once and as status 500."""
     app = make_app()

@@ -66,6 +66,8 @@ class Names(NamedTuple):
     """The only value of PDC_GROUP_STATUS, if there is only one."""
     has_views: bool = False
     """True if the route is the name of the view, where the framework has such names."""
+    counts_handled: bool = True
+    """False if exceptions that a handler of the application answers do not count, where the framework has such handlers."""
 
     @property
     def scheme_label(self) -> str:
@@ -203,6 +205,7 @@ _FLASK_NAMES = Names(
     ),
     namespace="flask",
     constants={"version": "pdc", "failed": "500"},
+    counts_handled=False,
 )
 
 _STARLETTE_ANSWER = {"method": "method", "path": "route", "status_code": "status", "app_name": "app_name"}
