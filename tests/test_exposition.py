@@ -117,6 +117,21 @@ def test_compression_can_be_disabled(registry: CollectorRegistry) -> None:
     assert b"sales_total" in b"".join(app(environ, lambda *_: lambda _: None))
 
 
+@pytest.mark.usefixtures("counted")
+def test_an_icon_is_no_scrape() -> None:
+    """A browser asks for an icon beside the page: that is empty, as in prometheus_client, and reads no storage."""
+    environ: dict[str, Any] = {"PATH_INFO": "/favicon.ico"}
+    setup_testing_defaults(environ)
+    answered: list[str] = []
+
+    def start_response(status: str, *_: Any) -> Callable[[bytes], object]:
+        answered.append(status)
+        return bytes
+
+    assert list(pdc.make_wsgi_app()(environ, start_response)) == [b""]
+    assert answered == ["200 OK"]
+
+
 @pytest.mark.parametrize(
     ("query", "shown"),
     [

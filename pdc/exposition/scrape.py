@@ -112,9 +112,11 @@ def scrape_response(request: Any, registry: Collector | None = None) -> Response
 
 
 def make_wsgi_app(registry: Collector | None = None, disable_compression: bool = False) -> WSGIApplication:
-    """A WSGI app that serves the text of `generate_latest` on any path."""
+    """A WSGI app that serves the text of `generate_latest` on any path but that of an icon, which browsers ask for, too."""
 
     def metrics_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") == "/favicon.ico":
+            return respond(Response(b"", HTTPStatus.OK, {"Content-Length": "0"}), start_response)
         return respond(scrape_from_wsgi(environ).answer(registry, compress=not disable_compression), start_response)
 
     return metrics_app
