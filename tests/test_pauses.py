@@ -217,13 +217,14 @@ def test_the_first_scrape_lets_exceptions_of_functions_through(
 
     interrupting: list[bool] = []
     pdc.Gauge("live", "Now.", registry=registry, multiprocess_mode="livesum").set_function(level)
+    pdc.Gauge("plain", "Now.", registry=registry, multiprocess_mode="livesum").set(4)
     pdc.flush()
     leave()
     interrupting.append(True)
     with pytest.raises(KeyboardInterrupt):
         pdc.generate_latest()
     interrupting.clear()
-    assert shown("live") == {"live": 3.0}
+    assert shown() == {"live": 3.0, "plain": 4.0}
 
 
 def test_a_thread_that_begins_late_does_not_go_on(

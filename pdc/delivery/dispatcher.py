@@ -260,12 +260,13 @@ class Dispatcher:
         """
         self.health.is_due = True
         self.metrics.drop_retired(lambda: {entry.metric for entry in self.outbox.waiting()})
-        is_back, self.is_paused = self.is_paused, self.is_paused and names is not None  # it may be paused again meanwhile
+        returning = self.metrics.live_cells(names) if self.is_paused else []
+        self.outbox.queue.extend(returning)
+        self.is_paused = self.is_paused and names is not None  # before functions are called, amid which it may be paused again
         unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat)]
-        unprompted.extend(self.metrics.live_cells(names) if is_back else ())
         unprompted.extend(self.outcomes.refused_to_retry(self.metrics.named))
         self.outbox.queue.extend(unprompted)
-        return bool(unprompted)
+        return bool(returning or unprompted)
 
     def _queue_everything(self) -> None:
         """Queue every series, as for an empty storage."""
