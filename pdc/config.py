@@ -123,12 +123,19 @@ def _note_missing_journal() -> None:
 
 
 def switch_off() -> None:
-    """Drop all updates from now on, and show nothing, until a `setup`. Metrics that have a storage already go on there."""
+    """Drop all updates from now on, and show nothing, until a `setup`; after one, nothing changes."""
+    if DEFAULT.storage is not None:
+        return
     for buffer in BUFFERS:
         if buffer.storage is None:
             buffer.attach(Off(), 1.0, None)  # an update then costs no more than with a storage
+    log.write(logging.INFO, "metrics go to %s", DEFAULT.storage)
+
+
+def expect_on() -> None:
+    """Raise StorageError where the metrics of `pdc` go nowhere."""
     if is_off():
-        log.write(logging.INFO, "metrics go to %s", DEFAULT.storage)
+        raise StorageError("nothing is counted: PDC_ENABLED is false")
 
 
 def is_off() -> bool:
@@ -387,8 +394,8 @@ def _attach(
 ) -> None:
     servers.adapt()
     for buffer in BUFFERS:
-        if isinstance(buffer.storage, Off):
-            buffer.detach()
+        if buffer not in buffers and isinstance(buffer.storage, Off):
+            buffer.detach()  # else its updates would be lost unnoticed
     before = _storages()
     for buffer in buffers:
         journals = _journals(folder, storage)

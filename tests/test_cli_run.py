@@ -55,6 +55,17 @@ def test_all_processes_of_a_program_count(storage: dict[str, Any], tmp_path: Pat
     assert shown() == {"jobs_total": 3.0, "busy": 1.0}
 
 
+def test_a_program_that_is_switched_off_runs_as_without_pdc(tmp_path: Path) -> None:
+    """With PDC_ENABLED=false its metrics stay in its memory, and the command says so."""
+    program = "import prometheus_client; print(prometheus_client.Counter)"
+    words = [*COMMAND, "run", "--sqlite", "metrics.db", "--", sys.executable, "-c", program]
+    environ = {**ENVIRON, "PDC_ENABLED": "false"}
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "<class 'prometheus_client.metrics.Counter'>\n"
+    assert done.stderr == "pdc: PDC_ENABLED is false: the metrics of the program stay in its memory\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_program_replaces_the_command(tmp_path: Path) -> None:
     """The program has the process id and the signals of the command; also those that Python ignores end it."""
     words = [*COMMAND, "run", "--", "sh", "-c", "yes | head -n 1; echo $$; kill -TERM $$"]

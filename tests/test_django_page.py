@@ -212,6 +212,15 @@ def test_commands_print_and_clear_the_metrics(send: Send, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("command", [["metrics"], ["clear_metrics", "--noinput"]])
+def test_commands_say_that_nothing_is_counted(change: Settings, command: list[str]) -> None:
+    """With PDC_ENABLED false a command has no storage to show or to clear: it fails, with the reason."""
+    pdc.shutdown()
+    change(enabled=False)
+    with pytest.raises(CommandError, match="nothing is counted: PDC_ENABLED is false"):
+        call_command(*command)
+
+
+@pytest.mark.parametrize("command", [["metrics"], ["clear_metrics", "--noinput"]])
 def test_commands_fail_with_the_reason_of_the_storage(change: Settings, command: list[str]) -> None:
     """A command whose storage is down fails with the reason."""
     change(sqlite_path="/nonexistent/metrics.db")

@@ -117,6 +117,39 @@ def test_a_setup_leaves_no_other_metrics_off(registry: CollectorRegistry, tmp_pa
         pdc.redis.Counter("in_redis", "Of Redis.", registry=registry).inc()
 
 
+def test_threads_that_count_meanwhile_get_no_error(storage: dict[str, Any], registry: CollectorRegistry) -> None:
+    """A `setup` amid updates of other threads lets each go somewhere."""
+    pdc.setup_from_environ()
+    hits = pdc.Counter("hits", "Hits.", ["path"], registry=registry)
+    errors: list[pdc.NotConfigured] = []
+    ended = threading.Event()
+
+    def count() -> None:
+        while not ended.is_set():
+            try:
+                hits.labels("/").inc()
+            except pdc.NotConfigured as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    pdc.setup(**storage, flush_interval=60)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_an_application_that_is_off_changes_nothing_of_another_one(tmp_path: Path, registry: CollectorRegistry) -> None:
+    """After a `setup`, metrics of the storage that it was not given raise, whether an application is off or not."""
+    pdc.setup(sqlite=tmp_path / "metrics.db")
+    pdc.setup_from_environ()
+    with pytest.raises(pdc.NotConfigured):
+        pdc.redis.Counter("in_redis", "Of Redis.", registry=registry).inc()
+
+
 def test_a_child_is_off_too(run_script: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     """A process that forks, and its child, count nothing and end without a word."""
     script = """

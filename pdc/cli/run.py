@@ -63,6 +63,8 @@ def run(place: Place, flush_interval: float | None, gauge_mode: str | None, comm
                 "remove the flag, or call pdc.install() in the program",
                 click.get_current_context(),
             )
+    if not place.options.enabled:
+        click.echo("pdc: PDC_ENABLED is false: the metrics of the program stay in its memory", err=True)
     return _become(command, environ)
 
 

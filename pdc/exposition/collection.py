@@ -113,8 +113,8 @@ def read_storage(*, own: bool) -> Snapshot:
     writes to look as if all were well.
     """
     now, stored = config.read(config.DEFAULT)
-    if own and config.is_off():
-        raise StorageError("nothing is counted: PDC_ENABLED is false")
+    if own:
+        config.expect_on()
     if own and not stored and not config.is_declared():
         where = config.described(config.DEFAULT.required())
         raise StorageError(

@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 import pdc
+from pdc import config
 
 
 class Command(BaseCommand):
@@ -24,6 +25,7 @@ class Command(BaseCommand):
         if interactive:
             _expect_agreement()
         try:
+            config.expect_on()
             pdc.clear()
         except (pdc.StorageError, pdc.NotConfigured) as error:
             raise CommandError(str(error)) from error

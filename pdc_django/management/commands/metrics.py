@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 import pdc
+from pdc import config
 from pdc_django import conf
 
 
@@ -19,6 +20,7 @@ class Command(BaseCommand):
     def handle(self, *_: Any, **__: Any) -> None:
         """Print them in the text format."""
         try:
+            config.expect_on()
             self.stdout.write(pdc.generate_latest(conf.REGISTRY).decode(), ending="")
         except (pdc.StorageError, pdc.NotConfigured) as error:
             raise CommandError(str(error)) from error
