@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dis
+import operator
 import os
 import signal
 import sqlite3
@@ -447,22 +448,55 @@ def test_a_time_limit_reaches_its_request(tmp_path: Path) -> None:
     pdc.flush()
 
 
-@pytest.mark.parametrize("keeps_frame", [True, False])
+class Limits:
+    """Handlers of signals that raise: what Python, linters and libraries make of one."""
+
+    def __init__(self, limit: type[Exception]) -> None:
+        self.limit = limit
+
+    def keep(self, *_: object) -> None:
+        """Keep the frame that was interrupted."""
+        raise self.limit("time is up")
+
+    def delete(self, signum: int, frame: object) -> None:
+        """Keep nothing."""
+        del signum, frame
+        raise self.limit("time is up")
+
+    def replace(self, _: int, frame: object) -> None:
+        """Keep no frame."""
+        frame = None
+        raise self.limit(f"time is up{frame or ''}")
+
+    def with_seconds(self, seconds: float, *_: object) -> None:
+        """Have another argument."""
+        del _
+        raise self.limit(f"{seconds} s are over")
+
+    def __call__(self, signum: int, frame: object) -> None:
+        """Be no function."""
+        del signum, frame
+        raise self.limit("time is up")
+
+
+HANDLERS: dict[str, Callable[[Limits], Any]] = {
+    **{name: operator.attrgetter(name) for name in ("keep", "delete", "replace")},
+    "partial": lambda limits: partial(limits.with_seconds, 0.2),
+    "object": lambda limits: limits,
+}
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("limit", [TimeLimit, TimeoutError, ConnectionError])
 def test_a_limit_ends_the_wait_for_a_frozen_server(
-    own_redis_server: RedisServer, registry: CollectorRegistry, limit: type[Exception], keeps_frame: bool
+    own_redis_server: RedisServer, registry: CollectorRegistry, limit: type[Exception], handler: str
 ) -> None:
     """An exception of a handler while an update waits leaves the update, whatever the driver makes of its class."""
     pdc.setup(redis=own_redis_server.url)
     hits = pdc.Counter("hits", "Hits.", registry=registry)
     hits.inc()
 
-    def expire(signum: int, frame: object) -> None:
-        if not keeps_frame:
-            del signum, frame
-        raise limit("time is up")
-
-    before = signal.signal(signal.SIGALRM, expire)
+    before = signal.signal(signal.SIGALRM, HANDLERS[handler](Limits(limit)))
     own_redis_server.freeze()
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)

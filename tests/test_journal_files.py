@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,13 +18,14 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, RedisServer, wait_until
-from helpers import Run, in_threads
+from helpers import Run, in_threads, shown
 from journals import Journal
 from prometheus_client import CollectorRegistry
 
 import pdc
 from pdc.delivery.journal import default_folders
-from pdc.delivery.journal.layout import OWNER
+from pdc.delivery.journal.layout import OWNER, REPLAYED
+from pdc.delivery.journal.writer import Journal as Writer
 from pdc.process.files import Descriptor, close_mappings
 
 
@@ -222,6 +224,75 @@ def test_a_full_disk_leaves_updates_in_memory(journal: Journal) -> None:
     assert messages.count("No space left") == 1
 
 
+FULL_DISK = """
+import errno
+def down(_):
+    raise pdc.StorageError("the storage is down")
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+pdc.config.DEFAULT.storage.apply = down
+hits.labels("/").inc()
+reserve, os.posix_fallocate = os.posix_fallocate, full
+for number in range(1000):
+    hits.labels(str(number)).inc()
+"""
+"""The beginning of a program whose storage is down, and in whose journal only some of 1,001 series have room."""
+
+
+@pytest.mark.parametrize(
+    "end",
+    ["pdc.config.flush_before_end(60)", "pdc.shutdown()", "pdc.config.DEFAULT._work.leave_to_journal()"],
+    ids=["killed after another try", "at the end", "at an end that the storage holds up"],
+)
+def test_room_that_there_is_again_is_used(journal: Journal, end: str) -> None:
+    """Where a disk was full during an outage, the journal takes the rest with the next try, and at the end."""
+    messages = journal.leave(f"{FULL_DISK}\nos.posix_fallocate = reserve\n{end}")
+    assert len(journal.send()) == 1001
+    assert "had no room" not in messages
+
+
+def test_the_end_names_what_had_no_room(journal: Journal) -> None:
+    """At the end of a process the log says how many series are lost, as the journal had no room for them until then."""
+    messages = journal.leave(f"{FULL_DISK}\npdc.shutdown()")
+    (lost,) = re.findall(r"^(\d+) series or removals had no room in that journal and are lost$", messages, re.MULTILINE)
+    sent = len(journal.send())
+    assert 0 < sent < 1001
+    assert sent + int(lost) - 1001 in (0, 1)  # pdc's own histogram of flushes
+
+
+def test_what_had_no_room_is_not_taken_for_sent(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another process sends the journal of a living one, this one sends what it could not put in there."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pdc.setup(**journal.options, flush_interval=600)
+    hits = pdc.Counter("hits", "Hits.", ["path"], registry=CollectorRegistry())
+    hits.labels("/in").inc()
+    monkeypatch.setattr(Writer, "_room", full)
+    hits.labels("/out").inc(2)
+    journals = pdc.config.DEFAULT._work.journal._journals
+    assert journals is not None
+    assert journals.own is not None
+    journals.own._header[REPLAYED] = 1
+    pdc.flush()
+    assert shown() == {'hits_total{path="/in"}': 1.0, 'hits_total{path="/out"}': 2.0}
+
+
+def test_a_journal_that_cannot_begin_leaves_no_file(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where no descriptor is free."""
+
+    def none_free(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    journal.folder.mkdir(mode=0o700)
+    pdc.setup(**journal.options, flush_interval=600)
+    monkeypatch.setattr(Descriptor, "map", none_free)
+    monkeypatch.setattr("pdc.delivery.journal.writer.own_folder", none_free)
+    pdc.Counter("hits", "Hits.", registry=CollectorRegistry()).inc()
+    assert journal.files == []
+
+
 def test_file_systems_that_cannot_reserve_room_are_written_to(journal: Journal) -> None:
     """Where `posix_fallocate` does not exist or is not supported, zeros are written."""
     for missing in ("del os.posix_fallocate", "os.posix_fallocate = unsupported"):
@@ -377,6 +448,25 @@ def test_a_journal_stays_young(journal: Journal) -> None:
         pdc.flush()
         assert os.stat(entry).st_mtime > 0
         """)
+
+
+def test_a_file_system_that_becomes_read_only_stops_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Updates and flushes go on where the time of the file cannot be renewed."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pdc.delivery.journal.writer.TOUCH_SECONDS", 0)
+    monkeypatch.setattr("os.utime", fail)
+    pdc.setup(**journal.options, flush_interval=600)
+    hits = pdc.Counter("hits", "Hits.", registry=CollectorRegistry())
+    for _ in range(3):
+        hits.inc()
+        pdc.flush()
+    assert shown() == {"hits_total": 3.0}
+    assert "Read-only" not in caplog.text
 
 
 def test_locks_that_fail_stop_nothing(

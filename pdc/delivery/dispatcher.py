@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,8 +54,8 @@ class Dispatcher:
         self.replay_due = True
         self.restart_due = not self.begun and self.target.storage is not None
         """Every series must be sent, as to an empty storage, or as of a parent that declared nothing."""
-        self._is_overtaken = False
-        """Another process sends the pending updates."""
+        self._left_out: list[Entry] | None = None
+        """Once another process sends the journal of this one: the entries that had no room in it. None otherwise."""
         self.health.is_due = True
         self.begun = False
         """This process has updated a metric, or sent anything."""
@@ -173,8 +173,7 @@ class Dispatcher:
             self.sending_thread = None
 
     def _failed(self, error: Exception) -> None:
-        if self.write_through:  # nothing was pending so far
-            self.open_journal()
+        self.open_journal()  # written through, nothing was pending so far; and there may be room by now
         self.journal.failed()
         self.backoff.failed(error, self.target.storage)
 
@@ -183,7 +182,7 @@ class Dispatcher:
         if self._sends_single():
             return
         self._check_journal()
-        if self.begun and (not self.write_through or self.backoff.error is not None):
+        if self.begun and not self.journal.is_open and (not self.write_through or self.backoff.error is not None):
             self.open_journal()
         if self.replay_due:  # dead processes of this host may have left some
             call_storage(self.journal.replay, self.target.required())
@@ -194,7 +193,7 @@ class Dispatcher:
 
     def _sends_single(self) -> bool:
         """Write one entry through in fewer steps than many; return False where there is anything else to do."""
-        outbox, outcomes, is_due = self.outbox, self.outcomes, self.replay_due or self.restart_due or self._is_overtaken
+        outbox, outcomes, is_due = self.outbox, self.outcomes, self.replay_due or self.restart_due or self._left_out is not None
         if is_due or not outbox.has_single or self.target.interval or self.backoff.error is not None or self.journal.is_open:
             return False
         if (batch := outbox.next_single()) is not None:
@@ -332,15 +331,18 @@ class Dispatcher:
         self.deregister()
         waits = self.backoff.error is not None or not self.target.is_for_this_thread
         unsent = waits and self.outbox.is_busy
+        if unsent:
+            self.open_journal()
+        left_out = self.journal.without_room(self.outbox.unsent())
         path = self.journal.close(keep=unsent)
         if path is not None:
             self._treat_as_sent()
         else:
             self.outbox.start_as_new_writer()
         if unsent:
-            _log_unsent(path, self.backoff.error or "this thread may not use the storage")
+            _log_unsent(path, left_out, self.backoff.error or "this thread may not use the storage")
         elif self.outcomes.refused:
-            _log_unsent(None, self.outcomes.refusals())
+            _log_unsent(None, [], self.outcomes.refusals())
             self.outcomes.refused.clear()
 
     # The journal
@@ -350,40 +352,39 @@ class Dispatcher:
         in_flight = self.outbox.in_flight
         if self.outbox.waiting() or (in_flight is not None and not in_flight.final):
             self.open_journal()
-            _log_unsent(self.journal.path, self.backoff.error or "the storage did not answer before the process ended")
+            reason = self.backoff.error or "the storage did not answer before the process ended"
+            _log_unsent(self.journal.path, self.journal.without_room(self.outbox.unsent()), reason)
 
     def open_journal(self) -> None:
-        """Begin the journal of this process, unless it has nothing to count."""
+        """Begin or complete the journal of this process, unless it has nothing to count."""
         if self.metrics.all():
             self.journal.open(self.outbox.writer, self.outbox.sequence, self.outbox.in_flight is not None)
 
     def _check_journal(self) -> None:
         """Close a journal that was deleted, that cannot be used any more, or that was taken for a dead process's."""
         if not self.journal.is_sound():
-            self._is_overtaken |= self.journal.is_replayed
-            self.journal.close(keep=self._is_overtaken)
-        if self._is_overtaken:
+            if self.journal.is_replayed:
+                self._left_out = self.journal.without_room(self.outbox.unsent())
+            self.journal.close(keep=self._left_out is not None)
+        if self._left_out is not None:
             self._treat_as_sent()
 
     def _treat_as_sent(self) -> None:
         """Continue as another writer, without what was pending: the process that finds the journal sends that."""
-        entries: dict[Entry, None] = dict.fromkeys([*self.outbox.waiting(), *self.metrics.cells()])
-        for entry in entries:
-            entry.metric.drain_all([entry])
-            entry.acknowledge()
-        self.outbox.clear()
-        self.outbox.start_as_new_writer()
+        self.outbox.hand_over(self.metrics.cells(), self._left_out or [])
         self.outcomes.applied.clear()
-        self._is_overtaken = False
+        self._left_out = None
         self.restart_due = True
 
 
-def _log_unsent(path: Path | None, reason: object) -> None:
+def _log_unsent(path: Path | None, left_out: Sequence[Entry], reason: object) -> None:
     """Log what becomes of updates that were not sent: they wait in the journal at that path, or are lost."""
     if path is None:
         log.defer(logging.ERROR, f"metrics that could not be sent are lost: {reason}")
-    else:
-        log.defer(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {reason}")
+        return
+    log.defer(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {reason}")
+    if left_out:
+        log.defer(logging.ERROR, f"{len(left_out)} series or removals had no room in that journal and are lost")
 
 
 def _unsent(outbox: Outbox, metrics: DeclaredMetrics) -> list[Entry]:

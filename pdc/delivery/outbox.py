@@ -49,6 +49,20 @@ class Outbox:
         self.drained.clear()
         self.in_flight = None
 
+    def hand_over(self, cells: Iterable[Entry], left_out: Iterable[Entry]) -> None:
+        """Continue as another writer, without what these cells and all entries gathered: another process sends that.
+
+        The entries that are left out stay, but for their part in the batch in flight: the storage may have that.
+        """
+        kept = dict.fromkeys(left_out)
+        for entry in dict.fromkeys([*self.waiting(), *cells]):
+            if entry not in kept:
+                entry.metric.drain_all([entry])
+            entry.acknowledge()
+        self.clear()
+        self.queue.extend(kept)
+        self.start_as_new_writer()
+
     @property
     def is_busy(self) -> bool:
         """True where something is to be sent."""
@@ -77,6 +91,10 @@ class Outbox:
     def waiting(self) -> list[Entry]:
         """The entries that wait, in their order; one may be there twice."""
         return [*self.drained, *self.queue.copy()]
+
+    def unsent(self) -> list[Entry]:
+        """The entries that wait with something to send. A beat queues others, too."""
+        return [*self.drained, *(each for each in self.queue.copy() if not isinstance(each, Cell) or each.has_unsent)]
 
     def next_batch(self) -> Batch | None:
         """The batch in flight, or a new one; None where the due entries have nothing to send."""

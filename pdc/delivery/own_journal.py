@@ -54,11 +54,25 @@ class OwnJournal:
             self._journals.release(journaled)
 
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
-        """Begin the journal, with everything that is unsent."""
-        if self._journals is not None and self._journals.own is None:
-            self._journals.open(writer, sequence, in_flight)
-            for journaled in self._journaled():
-                self._journals.adopt(journaled)
+        """Begin the journal, with everything that is unsent; one that had no room for something takes that now, if it has."""
+        journals = self._journals
+        if journals is None or (journals.own is not None and journals.has_room):
+            return
+        if journals.own is None:
+            journals.open(writer, sequence, in_flight)
+        journals.has_room = True
+        for journaled in self._journaled():
+            if journals.has_room:
+                journals.adopt(journaled)
+
+    def without_room(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those of the entries that belong in the open journal and are not in it."""
+        found = []
+        for entry in dict.fromkeys(entries) if self.is_open else ():
+            journaled = entry.journaled()
+            if journaled and not any(each.offset for each in journaled):
+                found.append(entry)
+        return found
 
     def is_sound(self) -> bool:
         """True where the next process would find everything that is in the journal."""

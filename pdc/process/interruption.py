@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from operator import methodcaller
 from types import FrameType, TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -124,23 +125,33 @@ def is_raised_by_handler(traceback: TracebackType | None) -> bool:
     interrupted: FrameType | None = None
     while traceback is not None:
         frame = traceback.tb_frame
-        if interrupted is not None and (_has_argument(frame, interrupted) or _is_handler_without_arguments(frame)):
+        if interrupted is not None and (_has_argument(frame, interrupted) or _is_handler_without_frame(frame)):
             return True
         interrupted, traceback = frame, traceback.tb_next
     return False
 
 
-def _is_handler_without_arguments(frame: FrameType) -> bool:
-    """True for a handler of a signal that has deleted one of its arguments, which may have been the frame.
+def _is_handler_without_frame(frame: FrameType) -> bool:
+    """True for a handler of a signal that has deleted or replaced one of its arguments, which may have been the frame.
 
     Functions that one decorator has made share their code with a handler that it made, too; they keep their arguments.
     """
-    code = frame.f_code
+    code, local = frame.f_code, frame.f_locals
     count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
-    if all(name in frame.f_locals for name in code.co_varnames[:count]):
+    names = code.co_varnames[:count]
+    has_all = all(name in local for name in names)
+    if has_all and (code.co_argcount < 2 or FrameType in [type(local[name]) for name in names]):
         return False
     handlers = map(_signal.getsignal, range(1, signal.NSIG))  # that of `signal` looks for names, which takes a millisecond
-    return any(getattr(each, "__code__", None) is code for each in handlers)
+    return any(_code_of(each) is code for each in handlers)
+
+
+def _code_of(handler: Any) -> Any:
+    """The code that a handler runs: a function, a method, an object that can be called, or a `partial` of one."""
+    while issubclass(type(handler), partial):
+        handler = handler.func
+    code = getattr(handler, "__code__", None)
+    return getattr(getattr(type(handler), "__call__", None), "__code__", None) if code is None else code  # noqa: B004
 
 
 def _has_argument(frame: FrameType, wanted: FrameType) -> bool:

@@ -51,6 +51,8 @@ class Journals:
         self._pattern = f"{self._prefix}-*{SUFFIX}"
         self.own: Journal | None = None
         """The journal of this process, while it has one."""
+        self.has_room = True
+        """False once something had no room in it."""
         self._storage = ""
         self._cleared: set[Path] = set()
 
@@ -98,6 +100,7 @@ class Journals:
                 own.adopt(journaled)
             except OSError as error:
                 let_through(error)
+                self.has_room = False
                 if not own.lost:  # or the next batch begins another one
                     self._log_missing(own.path.parent, error)
 

@@ -109,7 +109,7 @@ class Journal:
             self._grow(HEADER)
             self._reserve(HEADER)
         except OSError:
-            self._remove()
+            self._remove(folder)
             self.detach()
             raise
         self._begin_header(writer, place)
@@ -302,7 +302,8 @@ class Journal:
             return False
         if time.monotonic() >= self._touched + TOUCH_SECONDS and self._file.status() is not None:
             self._touched = time.monotonic()
-            os.utime(self._file.number)
+            with tolerate(OSError):  # the file system may be read-only by now: what the mapping has, the next process finds
+                os.utime(self._file.number)
         return True
 
     def _is_truncated(self, status: os.stat_result) -> bool:
@@ -315,10 +316,11 @@ class Journal:
         return True
 
     def _lock_again(self) -> os.stat_result | None:
-        """Open and lock the file once more, since others closed it; return its status, None where it is gone."""
+        """Open and lock the file once more, since others closed it; return its status, None where it cannot be opened."""
         try:
             again = Descriptor.open(self.path, os.O_RDWR)
-        except (FileNotFoundError, PermissionError, NotADirectoryError):
+        except OSError as error:
+            let_through(error)
             return None
         status = os.fstat(again.number)
         if not self._file.same(status):
@@ -340,13 +342,14 @@ class Journal:
             self._first[OWNER] = text_field("", OWNER)  # nobody must wait for the end of this process
         else:
             self._header[0] = 0  # whoever finds it, where it cannot be removed, has nothing to send
-            self._remove()
+            with tolerate(OSError), own_folder(self.path.parent) as folder:
+                self._remove(folder)
         self.detach()
         return self.path if keep and status is not None and status.st_nlink else None
 
-    def _remove(self) -> None:
-        """Remove the file, if that is still this user's to do."""
-        with tolerate(OSError), own_folder(self.path.parent) as folder:
+    def _remove(self, folder: Descriptor) -> None:
+        """Remove the file from its folder, if it is still this one and this user's to remove."""
+        with tolerate(OSError):
             if self._file.same(os.stat(self.path.name, dir_fd=folder.required(), follow_symlinks=False)):
                 os.unlink(self.path.name, dir_fd=folder.required())
 
