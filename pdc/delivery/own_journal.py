@@ -67,12 +67,11 @@ class OwnJournal:
 
     def without_room(self, entries: Iterable[Entry]) -> list[Entry]:
         """Those of the entries that belong in the open journal and are not in it."""
-        found = []
-        for entry in dict.fromkeys(entries) if self.is_open else ():
-            journaled = entry.journaled()
-            if journaled and not any(each.offset for each in journaled):
-                found.append(entry)
-        return found
+        if not self.is_open:
+            return []
+        belonging = {*self._entries()}  # a passenger of a batch does not
+        found = [(entry, entry.journaled()) for entry in dict.fromkeys(entries) if entry in belonging]
+        return [entry for entry, parts in found if parts and not any(each.offset for each in parts)]
 
     def is_sound(self) -> bool:
         """True where the next process would find everything that is in the journal."""
