@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..cells import Entry, Journaled, JournaledOperation, zeros
 from ..storage import Storage
+from .health import NAMES
 
 if TYPE_CHECKING:
     from .journal import Journals
@@ -66,11 +67,10 @@ class OwnJournal:
                 journals.adopt(journaled)
 
     def without_room(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those of the entries that belong in the open journal and are not in it."""
+        """Those of the entries that belong in the open journal and are not in it; none of pdc's own metrics."""
         if not self.is_open:
             return []
-        belonging = {*self._entries()}  # a passenger of a batch does not
-        found = [(entry, entry.journaled()) for entry in dict.fromkeys(entries) if entry in belonging]
+        found = [(entry, entry.journaled()) for entry in dict.fromkeys(entries) if entry.metric.family.name not in NAMES]
         return [entry for entry, parts in found if parts and not any(each.offset for each in parts)]
 
     def is_sound(self) -> bool:
