@@ -180,7 +180,7 @@ def leave_own_storage() -> None:
     Without such a one, further updates need another `setup`.
     """
     if _OWN:
-        shutdown()
+        _shut_down()
         _OWN.pop().close()
     if _OWN:
         _attach_own({})
@@ -259,7 +259,14 @@ def shutdown() -> None:
 
     Like the end of a process, this lasts no longer than `exit_timeout`; the journal keeps unsent updates. Call `flush` first
     where all must be sent. Metrics need another `setup` before their next update. A process that ends calls this by itself.
+    Metrics of tests in a storage of their own stay there, as with `setup`.
     """
+    _shut_down()
+    if _OWN:
+        _attach_own({})
+
+
+def _shut_down() -> None:
     until = time.monotonic() + Buffer.exit_timeout
     storages = _storages()
     for storage in storages:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from itertools import chain
 
 from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
 
 from . import config
 from .exposition import collect
@@ -35,17 +36,18 @@ def own_storage() -> Iterator[None]:
         config.leave_own_storage()
 
 
-def value_of(sample: str, /, **labels: str) -> float:
+def value_of(sample: str, /, **labels: object) -> float:
     """The sum of all samples with this name and at least these labels; 0 without any.
 
-    A scrape would show the same: the values of all processes, with pending updates of this one. Raises NotConfigured and
-    StorageError.
+    Values of labels become texts, as in `labels()` of a metric; a number as ``le`` is spelled as a bucket spells it. A scrape
+    would show the same: the values of all processes, with pending updates of this one. Raises NotConfigured and StorageError.
     """
-    return sum(each.value for each in _samples() if each.name == sample and labels.items() <= each.labels.items())
+    wanted = _texts(labels).items()
+    return sum(each.value for each in _samples() if each.name == sample and wanted <= each.labels.items())
 
 
 @contextmanager
-def assert_change(sample: str, change: float = 1, /, **labels: str) -> Iterator[None]:
+def assert_change(sample: str, change: float = 1, /, **labels: object) -> Iterator[None]:
     """Assert that the block changes the sum of such samples by so much. The error shows the samples that there are.
 
     with assert_change("http_requests_total", route="/items/<name>"):
@@ -55,12 +57,20 @@ def assert_change(sample: str, change: float = 1, /, **labels: str) -> Iterator[
     yield
     found = value_of(sample, **labels) - before
     if not math.isclose(found, change, rel_tol=1e-9, abs_tol=1e-12 * abs(before)):
-        wanted = f"{_spelled(sample, labels)} should change by {change:g}, but changed by {found:g}, from {before:g}"
+        wanted = f"{_spelled(sample, _texts(labels))} should change by {change:g}, but changed by {found:g}, from {before:g}"
         raise AssertionError(f"{wanted}; {_nearest(sample)}")
 
 
 def _samples() -> Iterator[Sample]:
     return chain.from_iterable(metric.samples for metric in collect())
+
+
+def _texts(labels: Mapping[str, object]) -> dict[str, str]:
+    """The values of labels as samples have them."""
+    return {
+        name: floatToGoString(value) if name == "le" and isinstance(value, (int, float)) else str(value)
+        for name, value in labels.items()
+    }
 
 
 def _spelled(name: str, labels: Mapping[str, str]) -> str:

@@ -132,6 +132,11 @@ def test_findings_about_a_redis(limited: RedisServer, command: Pdc, monkeypatch:
         assert faults(command("check", at=at))["memory"][0] == ERROR
         client.config_set("maxmemory-policy", "noeviction")
         assert "memory" not in faults(command("check", at=at))
+        used = int(client.info("memory")["used_memory"])
+        for most, level in ((used * 1.05, "warning"), (used / 2, ERROR)):
+            client.config_set("maxmemory", int(most))
+            assert faults(command("check", at=at))["memory"][::2] == [level, "raise maxmemory"]
+        client.config_set("maxmemory", "100mb")
         assert "prefix" not in faults(command("check", at=at))
         assert "no prefix" in faults(command("check", at={**at, "redis_prefix": ""}))["prefix"][1]
 

@@ -62,6 +62,28 @@ def test_a_storage_of_its_own_keeps_the_programs_untouched(storage: dict[str, An
     assert (value_of("visits_total"), value_of("others_total")) == (1, 0)
 
 
+def test_values_of_labels_are_texts_as_in_metrics(registry: CollectorRegistry) -> None:
+    """A number finds the series that `labels()` makes of it, and a bound its bucket."""
+    with own_storage():
+        orders = pdc.Counter("orders", "Orders.", ["status"], registry=registry)
+        wait = pdc.Histogram("wait", "Wait.", buckets=[0.5, 1], registry=registry)
+        unchanged = assert_change("orders_total", 0, status=500)
+        with pytest.raises(AssertionError, match="should change by 0, but changed by 1"), unchanged:
+            orders.labels(500).inc()
+        wait.observe(0.7)
+        assert (value_of("wait_bucket", le=0.5), value_of("wait_bucket", le=1)) == (0, 1)
+
+
+def test_shutdown_ends_no_storage_of_its_own(registry: CollectorRegistry) -> None:
+    """As `setup` does, `shutdown` leaves the metrics of tests where they are: the next test counts on."""
+    with own_storage():
+        visits = pdc.Counter("visits", "Visits.", registry=registry)
+        visits.inc()
+        pdc.shutdown()
+        visits.inc()
+        assert value_of("visits_total") == 2
+
+
 def test_a_storage_in_another_one_begins_at_zero(registry: CollectorRegistry) -> None:
     """A block in a block has no counts from outside, and leaves none there; after it, the outer one goes on."""
     count = pdc.Counter("visits", "Visits.", registry=registry)

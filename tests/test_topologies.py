@@ -756,6 +756,14 @@ def test_a_right_that_a_script_lacks(redis_server: RedisServer, reason: str) -> 
     assert "A user that counts needs the rights ~prometheus_*" in str(failure)
 
 
+def test_a_database_other_than_0_needs_one_more_right(redis_server: RedisServer) -> None:
+    """The error of a user who may not select it names that right: the others are those of database 0."""
+    refusal = redis.exceptions.NoPermissionError("User writer has no permissions to run the 'select' command")
+    with redis_server.client() as client:
+        failure = RedisStorage(client).server.failure(refusal)
+    assert str(failure).endswith("; in a database other than 0, both need +select, too.")
+
+
 def test_a_reader_with_the_least_rights(primary: RedisServer, run_script: Callable[..., Any]) -> None:
     """The documented rights of a reader suffice; the error for any missing right lists them all."""
     rules = RULES["pdc-reader"]

@@ -21,6 +21,8 @@ from .findings import ERROR, OK, WARNING, Finding
 MOST_CLOCK_SECONDS = 5.0
 """The difference of clocks that is a warning: the times of series and exemplars are of either clock."""
 SLOW_ANSWER_SECONDS = 0.05
+FULL = 0.9
+"""The part of its memory with which a server that evicts nothing is nearly full."""
 MOST_KEYS = 200_000
 """How many keys are looked through for those that are not ours."""
 SCAN_COUNT = 1000
@@ -142,7 +144,10 @@ def _of_version(info: dict[str, str]) -> Iterator[Finding]:
 
 def _of_memory(info: dict[str, str], storage: RedisStorage) -> Iterator[Finding]:
     policy, most, used = info.get("maxmemory_policy", ""), int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
-    if not most or policy == "noeviction":
+    if most and policy == "noeviction" and used > FULL * most:
+        text = f"{used:,} bytes are used, of {most:,} bytes: updates wait while it is full"
+        yield Finding(ERROR if used >= most else WARNING, "memory", text, "raise maxmemory")
+    elif not most or policy == "noeviction":
         limit = f"of {most:,} bytes, and updates wait when it is full" if most else "without a limit"
         yield Finding(OK, "memory", f"{used:,} bytes are used, {limit}")
     elif policy.startswith("volatile") and not _has_expiring(storage):

@@ -43,7 +43,7 @@ _REPR_OF_CLIENT = re.compile(r"<?(?:redis\.client\.)?Redis[<(].*?[>)]{3,} - ")
 _REMEDIES: list[tuple[Any, str]] = [
     (AuthenticationError, "Check the user, the password and what they may do."),
     (ReadOnlyError, "This is a replica: give setup() the primary."),
-    (OutOfMemoryError, "Raise maxmemory, or let it evict keys; what is pending is kept in memory until then."),
+    (OutOfMemoryError, "Raise maxmemory; what is pending is kept in memory until then."),
     (redis.TimeoutError, "It did not answer in time: check its load and the network."),
     ((redis.ConnectionError, RedisClusterException, OSError), "Check that it runs and can be reached at this address."),
 ]
@@ -420,7 +420,8 @@ def _remedy(error: Exception, *, uses_tls: bool) -> str:
     """The remedy of an error; empty where there is no known one."""
     text = str(error)
     if isinstance(error, NoPermissionError) or any(each in text for each in _REFUSALS):
-        return f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}."
+        more = "; in a database other than 0, both need +select, too" if "'select'" in text else ""
+        return f"A user that counts needs the rights {writer_rights()}; one that only scrapes, {reader_rights()}{more}."
     if known := [remedy for part, remedy in _REMEDIES_BY_TEXT if part in text]:
         return known[0]
     remedy = next((remedy for kinds, remedy in _REMEDIES if isinstance(error, kinds)), "")
