@@ -258,6 +258,8 @@ WRONG = [
     (["serve", "--port", "65536"], "'--port': expected a whole number from 0 to 65535, got '65536'"),
     (["show", "--sqlite", "redis://:secret@h"], "PDC_SQLITE_PATH must be the path of a file, no URL"),
     (["show", "--sqlite", "a.db", "--prefix", "p"], "/a.db: name the storage with --redis URL or --sqlite PATH"),
+    (["show", "--sqlite", "."], "--sqlite: setup(sqlite='.') takes the path of a file, got that of a folder"),
+    (["copy", ".", "a.db"], "FROM: setup(sqlite='.') takes the path of a file, got that of a folder"),
     (["show"], "/metrics.db: name the storage with --redis URL or --sqlite PATH"),
     (["top"], "it needs a terminal"),
 ]

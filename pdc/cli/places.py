@@ -34,12 +34,10 @@ class Place(NamedTuple):
     """The argument of a command that names it; empty where options and variables do."""
 
     @classmethod
-    def of(
-        cls, redis: str | None = None, sqlite: str | None = None, prefix: str | None = None, option: str = "--redis"
-    ) -> Place:
+    def of(cls, redis: str | None = None, sqlite: str | None = None, prefix: str | None = None, option: str = "") -> Place:
         """The storage that these options of a command name; the environment names the rest. Raises OptionError.
 
-        Messages about the URL name the `option` that has it.
+        Messages about the URL or the path name the `option` that has it.
         """
         if redis is not None and sqlite is not None:
             raise click.UsageError("expected one of --redis and --sqlite, got both", click.get_current_context(silent=True))
@@ -48,14 +46,14 @@ class Place(NamedTuple):
         environ = {name: text for name, text in os.environ.items() if name not in hidden}
         options = Options.load({name: text for name, text in given.items() if text is not None}, environ)
         with as_wrong_option():
-            options.check("PDC_REDIS_URL" if redis is None else option)
+            options.check(option or ("--redis" if redis is not None else "--sqlite" if sqlite is not None else ""))
         return cls(options)
 
     @classmethod
     def named(cls, argument: str, place: str, prefix: str | None) -> Place:
         """The storage at a URL of Redis, or at the path of a SQLite file. An address without a scheme is refused as a URL."""
         is_redis = is_url(place) or is_address(place)
-        found = cls.of(redis=place, prefix=prefix, option=argument) if is_redis else cls.of(sqlite=place, prefix=prefix)
+        found = cls.of(**{"redis" if is_redis else "sqlite": place}, prefix=prefix, option=argument)
         return found._replace(argument=argument)
 
     @property

@@ -294,14 +294,14 @@ class Options:
             )
         return options
 
-    def check(self, url_option: str = "PDC_REDIS_URL") -> None:
+    def check(self, option: str = "") -> None:
         """Raise OptionError for a URL or a path that no storage can have, ImportError without the driver of the storage.
 
-        The message names the option that has the URL.
+        The message names the option that has it, unless another one is given.
         """
         try:
             if self.redis_url is not None:
-                config.redis_storage(self.redis_url, self.redis_prefix, self.redis_expire, url_option)
+                config.redis_storage(self.redis_url, self.redis_prefix, self.redis_expire, option or "PDC_REDIS_URL")
             elif self.sqlite_path is not None:
                 from ..storage.sqlite import SqliteStorage
 
@@ -311,7 +311,7 @@ class Options:
             reason = str(error)
         else:
             return
-        raise OptionError(reason if self.redis_url is not None else f"PDC_SQLITE_PATH: {reason}")
+        raise OptionError(reason if self.redis_url is not None else f"{option or 'PDC_SQLITE_PATH'}: {reason}")
 
     def found(self, name: str) -> Any:
         """The value of an option that may be a dotted path: the object there. Raises OptionError where there is none."""
