@@ -326,6 +326,7 @@ class Clashing:
     def collect(self) -> Iterator[Metric]:
         """Families that share names with those of the storage, with the target info, and with each other."""
         yield GaugeMetricFamily("sales_created", "Help", 99)
+        yield GaugeMetricFamily("stock", "Help", 99)
         yield GaugeMetricFamily("sales_total", "Help", 99)
         yield GaugeMetricFamily("target_info", "Help", 99)
         odd = Metric("odd", "Help", "unknown")
@@ -345,7 +346,9 @@ def test_collectors_that_clash_with_stored_families_are_left_out(
     found = valid(registry)
     assert set(found) == {"sales", "stock", "target", "times"}
     assert b" 99.0\n" not in pdc.generate_latest(registry)
-    assert sum("is not shown" in record.getMessage() for record in caplog.records) == 5
+    logged = [record.getMessage() for record in caplog.records if "is not shown" in record.getMessage()]
+    assert len(logged) == 6
+    assert "a second metric stock, of this process alone, is not shown: remove the other exporter" in "\n".join(logged)
 
 
 @pytest.mark.usefixtures("counted")
