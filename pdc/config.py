@@ -261,9 +261,10 @@ def shutdown() -> None:
     where all must be sent. Metrics need another `setup` before their next update. A process that ends calls this by itself.
     Metrics of tests in a storage of their own stay there, as with `setup`.
     """
+    limits = DEFAULT.limits
     _shut_down()
     if _OWN:
-        _attach_own({})
+        _attach_own(limits)
 
 
 def _shut_down() -> None:

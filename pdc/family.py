@@ -461,12 +461,8 @@ _SUFFIXES = {kind: tuple(suffixes) for kind, (suffixes, _) in TYPES.items()} | {
 @once_each(4096)
 def _log_clash(name: str, other: str, shared: str) -> None:
     """Log the clash once."""
-    if name == other:
-        text = "a second metric %s, of this process alone, is not shown: remove the other exporter that makes it, or rename it"
-        log.write(logging.WARNING, text, name)
-    else:
-        text = "metric %s is not shown: %s is a name of metric %s, too; rename one of them"
-        log.write(logging.WARNING, text, name, shared, other)
+    taken = "there is another one of that name" if name == other else f"{shared} is a name of metric {other}, too"
+    log.write(logging.WARNING, "metric %s is not shown: %s; rename one, or remove the exporter that makes it", name, taken)
 
 
 def families(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -288,6 +289,26 @@ def test_get_tells_zeros_from_numbers_below_zero(storage: dict[str, Any], regist
     assert (count, total, mean) == ("45", "-", "-")
     assert [round(float(each), 3) for each in quantiles] == [0.0, 0.0, 0.491]
     assert command("show").rows()[0][:4] == ["drift", "histogram", "1", "45"]
+    wide = pdc.Histogram("wide", "W.", buckets=(), native=pdc.Native(2, zero_threshold=1), registry=registry)
+    for number in range(500):
+        wide.observe(-2 + number / 500)
+    wide.observe(0)
+    ((*_, median, _, _, _),) = [row for row in command("get", "wide").rows() if row[0] == "-"]
+    assert float(median) == pytest.approx(-1.5, abs=0.01)
+
+
+def test_quantiles_below_zero_are_those_of_prometheus() -> None:
+    """Where the first bound is below 0, numbers under it are taken for it, as `histogram_quantile` does."""
+    buckets = [(-2.0, 2.0), (-1.0, 4.0), (math.inf, 4.0)]
+    assert [quantile(each, buckets) for each in (0.1, 0.5, 0.75)] == [-2.0, -2.0, -1.5]
+
+
+@pytest.mark.parametrize("words", ["pdc foo ", "pdc sho"])
+def test_completion_of_an_unknown_command_is_silent(words: str, tmp_path: Path) -> None:
+    """TAB after a mistyped word shows no error."""
+    environ = {**ENVIRON, "_PDC_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    done = subprocess.run(COMMAND, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("storage", ["sqlite"], indirect=True)

@@ -303,7 +303,8 @@ def test_families_that_share_names_of_samples_are_shown_once(
     assert b"7.0" not in pdc.generate_latest()
     logged = [record.getMessage() for record in caplog.records if "is not shown" in record.getMessage()]
     assert sorted(logged) == sorted(
-        f"metric {dropped} is not shown: {dropped} is a name of metric {kept}, too; rename one of them"
+        f"metric {dropped} is not shown: {dropped} is a name of metric {kept}, too; rename one, or remove the exporter that "
+        "makes it"
         for kept, _, dropped in OTHERS
     )
 
@@ -348,7 +349,7 @@ def test_collectors_that_clash_with_stored_families_are_left_out(
     assert b" 99.0\n" not in pdc.generate_latest(registry)
     logged = [record.getMessage() for record in caplog.records if "is not shown" in record.getMessage()]
     assert len(logged) == 6
-    assert "a second metric stock, of this process alone, is not shown: remove the other exporter" in "\n".join(logged)
+    assert "metric stock is not shown: there is another one of that name; rename one, or remove" in "\n".join(logged)
 
 
 @pytest.mark.usefixtures("counted")

@@ -611,14 +611,29 @@ def test_a_scrape_that_is_cancelled_loses_nothing(storage: dict[str, Any], regis
     assert "hits_total 20.0" in pdc.generate_latest().decode()
 
 
-def test_functions_of_one_decorator_are_no_handlers(tmp_path: Path, registry: CollectorRegistry) -> None:
+def with_any_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function."""
+
+    def wrapper(*arguments: object) -> Any:
+        return function(*arguments)
+
+    return wrapper
+
+
+def with_those_of_a_handler(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function that may be a handler, too."""
+
+    def wrapper(signum: int | None = None, frame: object = None) -> Any:
+        return function() if signum is None else function(signum, frame)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("logged", [with_any_arguments, with_those_of_a_handler])
+def test_functions_of_one_decorator_are_no_handlers(
+    tmp_path: Path, registry: CollectorRegistry, logged: Callable[..., Any]
+) -> None:
     """A handler of a signal has the decorator of the function of a gauge: errors of that function are not the handler's."""
-
-    def logged(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*arguments: object) -> Any:
-            return function(*arguments)
-
-        return wrapper
 
     @logged
     def level() -> float:

@@ -224,6 +224,7 @@ def test_a_full_disk_leaves_updates_in_memory(journal: Journal) -> None:
     assert messages.count("No space left") == 1
 
 
+NEWLINE = "\n"
 FULL_DISK = """
 import errno
 def down(_):
@@ -254,13 +255,68 @@ def test_room_that_there_is_again_is_used(journal: Journal, end: str) -> None:
 def test_the_end_names_what_had_no_room(journal: Journal) -> None:
     """At the end of a process the log says how many series are lost, as the journal had no room for them until then."""
     messages = journal.leave(f"{FULL_DISK}\npdc.shutdown()")
-    (lost,) = re.findall(r"^(\d+) series or removals had no room in that journal and are lost$", messages, re.MULTILINE)
+    (lost,) = re.findall(r"^(\d+) series or removals had no room in the journal and are lost$", messages, re.MULTILINE)
     assert 0 < int(lost) < 1001
     assert len(journal.send()) == 1001 - int(lost)
 
 
-def test_what_had_no_room_is_not_taken_for_sent(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another process sends the journal of a living one, this one sends what it could not put in there."""
+@pytest.mark.parametrize("change", ["hits.remove('a')", "hits.labels('a').reset()"])
+@pytest.mark.parametrize("end", ["flush", "shutdown"])
+def test_a_removal_that_had_no_room_goes_before_later_counts(journal: Journal, change: str, end: str) -> None:
+    """A series that goes on after its removal keeps its counts, also where there was room for these before."""
+    journal.leave(f"""
+        hits.labels("a").inc(10)
+        pdc.flush()
+        {FULL_DISK.replace(NEWLINE, NEWLINE + " " * 8)}
+        {change}
+        hits.labels("a").inc(3)
+        os.posix_fallocate = reserve
+        try:
+            pdc.{end}()
+        except pdc.StorageError:
+            pass
+        """)
+    assert journal.send()["a",] == 3.0
+
+
+def test_a_journal_that_had_no_room_tries_again(journal: Journal) -> None:
+    """After a moment without room, also while the storage answers, the journal takes new series again."""
+    journal.leave(f"""
+        {FULL_DISK.replace(NEWLINE, NEWLINE + " " * 8)}
+        os.posix_fallocate = reserve
+        del pdc.config.DEFAULT.storage.apply
+        pdc.flush()
+        hits.labels("/new").inc()
+        """)
+    assert journal.send()["/new",] == 1.0
+
+
+@pytest.mark.parametrize("change", ["remove('a')", "labels('a').reset()", "clear()"])
+def test_a_journal_with_room_reports_no_loss(journal: Journal, change: str) -> None:
+    """Series that were removed or reset in an outage are in the journal, or need none."""
+    messages = journal.leave(f"""
+        hits.labels("a").inc(10)
+        pdc.flush()
+        def down(_):
+            raise pdc.StorageError("the storage is down")
+        pdc.config.DEFAULT.storage.apply = down
+        hits.labels("a").inc()
+        pdc.Gauge("live", "Now.", multiprocess_mode="livesum").set(3)
+        try:
+            pdc.flush()
+        except pdc.StorageError:
+            pass
+        hits.{change}
+        pdc.shutdown()
+        """)
+    assert "wait in" in messages
+    assert "no room" not in messages
+
+
+def test_a_journal_that_is_taken_over_reports_what_had_no_room(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where another process sends the journal of a living one, the log counts the series that it lacks."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -275,7 +331,8 @@ def test_what_had_no_room_is_not_taken_for_sent(journal: Journal, monkeypatch: p
     assert journals.own is not None
     journals.own._header[REPLAYED] = 1
     pdc.flush()
-    assert shown() == {'hits_total{path="/in"}': 1.0, 'hits_total{path="/out"}': 2.0}
+    assert shown()['hits_total{path="/in"}'] == 1.0
+    assert "1 series or removals had no room in the journal and are lost" in caplog.messages
 
 
 def test_a_journal_that_cannot_begin_leaves_no_file(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pdc
 import pdc.sqlite
 from pdc.delivery.dispatcher import Dispatcher
 from pdc.delivery.flusher import Flusher
+from pdc.storage import Batch, Outcome
 
 
 def leave() -> None:
@@ -187,6 +188,26 @@ def test_a_process_leaves_as_often_as_it_is_back(
         assert not has_live_values("live")
         if between == "a scrape":
             assert shown("live") == {"live": 4.0}
+
+
+def test_an_idle_process_writes_nothing_when_it_leaves_again(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first end of a lifespan after an update writes to the storage."""
+    pdc.setup(**storage, flush_interval=60)
+    pdc.Counter("hits", "Hits.", registry=registry).inc()
+    leave()
+    batches: list[object] = []
+    apply = pdc.config.DEFAULT.required().apply
+
+    def noting(batch: Batch) -> Outcome:
+        batches.append(batch)
+        return apply(batch)
+
+    monkeypatch.setattr(pdc.config.DEFAULT.required(), "apply", noting)
+    for _ in range(3):
+        leave()
+    assert batches == []
 
 
 def test_a_scrape_keeps_a_live_value_alive(

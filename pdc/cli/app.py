@@ -60,7 +60,7 @@ class Commands(click.Group):
         import difflib
 
         name = args[0]
-        if name in COMMANDS or name.startswith("-"):
+        if name in COMMANDS or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise click.UsageError(f"there is no command {name!r}{f'; did you mean {close[0]!r}?' if close else ''}", ctx)

@@ -125,7 +125,7 @@ def quantile(wanted: float, buckets: list[tuple[float, float]]) -> float:
     rank = wanted * (buckets[-1][1] if buckets else 0.0)
     if rank == 0:
         return math.nan
-    lower, before = 0.0, 0.0
+    lower, before = min(0.0, buckets[0][0]), 0.0  # numbers below a first bound below 0 are taken for that bound
     for bound, count in buckets:
         if count >= rank:
             return lower if math.isinf(bound) else lower + (bound - lower) * (rank - before) / (count - before)

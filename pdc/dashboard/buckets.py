@@ -12,6 +12,7 @@ from ..native import Bucket, common
 from ..storage import META
 from ..storage.labels import NATIVE
 
+SMALLEST = math.ulp(0.0)
 _NATIVE = re.compile(r'_native(:.*"le":")([^"]+)(".*)')
 
 
@@ -41,7 +42,7 @@ def as_classic(name: str, fields: Fields) -> Fields:
 def _limits(bucket: Bucket, *, is_signed: bool) -> tuple[float, float]:
     """The limits of a bucket; in a series that `is_signed`, that of zeros begins below 0, where the negative ones end."""
     lower, upper = bucket.limits
-    return (math.nextafter(-upper, -math.inf) if is_signed and bucket.kind == "z" else lower), upper
+    return (-upper or -SMALLEST if is_signed and bucket.kind == "z" else lower), upper
 
 
 def _series(fields: dict[str, Any]) -> dict[tuple[str, str], dict[str, float]]:

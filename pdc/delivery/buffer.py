@@ -255,7 +255,7 @@ class Buffer:
     def _send_for_scrape(self) -> None:
         self._work.send_unless_down()
         if self._work.begun and self._flusher.thread is None:
-            self._flusher.start(beat_at_once=self._work.is_paused)
+            self._flusher.start(beat_at_once=self._work.metrics.are_away)
 
     def clear(self) -> None:
         """Delete all metrics from the storage; the metrics of this process start again. Raises StorageError."""
@@ -296,7 +296,7 @@ class Buffer:
         """Open the journal, unless another thread is sending and does that, and start the background thread."""
         if not self.write_through and self._work.sending_thread is None:
             locked_within(0.0, self._lock, self._work.open_journal)
-        self._flusher.start(beat_at_once=self._work.is_paused)
+        self._flusher.start(beat_at_once=self._work.metrics.are_away)
 
     def report(self) -> None:
         """Let the background thread send metrics that change without an update, if there are any; in no master of a server."""

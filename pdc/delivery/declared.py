@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection
 
-from ..cells import Cell, MetricCells
+from ..cells import Cell, Entry, MetricCells
 from ..process.interruption import tolerate
 
 
@@ -17,6 +17,8 @@ class DeclaredMetrics:
         self._by_name: dict[str, list[weakref.ref[MetricCells]]] = {}
         self._retired: deque[MetricCells] = deque()
         """Metrics that nobody holds any more; their cells may still wait to be sent."""
+        self.pauses = self._returns = 0
+        """How often this process has left its storage, and from which of these times it was back last."""
 
     def add(self, metric: MetricCells) -> None:
         """Know the metric as long as it lives."""
@@ -71,9 +73,21 @@ class DeclaredMetrics:
         """The cells of those metrics, or of all, to send though no update queued them. Calls functions of the application."""
         return [cell for metric in self.all(names) for cell in metric.unprompted(beat=beat)]
 
-    def live_cells(self, names: Collection[str] | None) -> list[Cell]:
-        """The cells of live values of those metrics, or of all."""
-        return [cell for metric in self.all(names) if metric.family.live for cell in metric.cells_to_resend()]
+    @property
+    def are_away(self) -> bool:
+        """True where the storage has no live values of this process, since that has left it."""
+        return self._returns != self.pauses
+
+    def return_to(self, queue: deque[Entry], names: Collection[str] | None) -> bool:
+        """Queue the live values of those metrics, or of all, where they are away; return whether they are."""
+        pauses = self.pauses
+        if self._returns == pauses:
+            return False
+        for metric in self.all(names):
+            queue.extend(metric.cells_to_resend() if metric.family.live else ())
+        if names is None:
+            self._returns = pauses  # the process may have left once more by now
+        return True
 
     def discard(self) -> None:
         """Drop everything that was gathered."""
@@ -85,3 +99,4 @@ class DeclaredMetrics:
         for metric in self.all():
             metric.after_fork()
         self._retired.clear()
+        self._returns = self.pauses

@@ -54,13 +54,11 @@ class Dispatcher:
         self.replay_due = True
         self.restart_due = not self.begun and self.target.storage is not None
         """Every series must be sent, as to an empty storage, or as of a parent that declared nothing."""
-        self._left_out: list[Entry] | None = None
-        """Once another process sends the journal of this one: the entries that had no room in it. None otherwise."""
+        self._is_overtaken = False
+        """Another process sends the pending updates."""
         self.health.is_due = True
         self.begun = False
         """This process has updated a metric, or sent anything."""
-        self.is_paused = False
-        """The storage has no live values of this process, which may go on."""
 
     def after_fork_in_child(self) -> None:
         """Leave everything pending to the parent."""
@@ -182,7 +180,7 @@ class Dispatcher:
         if self._sends_single():
             return
         self._check_journal()
-        if self.begun and not self.journal.is_open and (not self.write_through or self.backoff.error is not None):
+        if self.begun and not self.journal.is_complete and (not self.write_through or self.backoff.error is not None):
             self.open_journal()
         if self.replay_due:  # dead processes of this host may have left some
             call_storage(self.journal.replay, self.target.required())
@@ -193,7 +191,7 @@ class Dispatcher:
 
     def _sends_single(self) -> bool:
         """Write one entry through in fewer steps than many; return False where there is anything else to do."""
-        outbox, outcomes, is_due = self.outbox, self.outcomes, self.replay_due or self.restart_due or self._left_out is not None
+        outbox, outcomes, is_due = self.outbox, self.outcomes, self.replay_due or self.restart_due or self._is_overtaken
         if is_due or not outbox.has_single or self.target.interval or self.backoff.error is not None or self.journal.is_open:
             return False
         if (batch := outbox.next_single()) is not None:
@@ -259,13 +257,11 @@ class Dispatcher:
         """
         self.health.is_due = True
         self.metrics.drop_retired(lambda: {entry.metric for entry in self.outbox.waiting()})
-        returning = self.metrics.live_cells(names) if self.is_paused else []
-        self.outbox.queue.extend(returning)
-        self.is_paused = self.is_paused and names is not None  # before functions are called, amid which it may be paused again
+        is_back = self.metrics.return_to(self.outbox.queue, names)
         unprompted: list[Entry] = [*in_one_scrape(self.metrics.unprompted, names, beat)]
         unprompted.extend(self.outcomes.refused_to_retry(self.metrics.named))
         self.outbox.queue.extend(unprompted)
-        return bool(returning or unprompted)
+        return is_back or bool(unprompted)
 
     def _queue_everything(self) -> None:
         """Queue every series, as for an empty storage."""
@@ -318,12 +314,14 @@ class Dispatcher:
 
     def pause(self) -> bool:
         """Deregister until the next update or scrape, if all updates are sent; return whether that is so."""
-        self.deregister(returning=True)
-        if self.outbox.has_updates:
-            return False
-        if not self.outcomes.refused:  # the journal has that
-            self.journal.close(keep=False)
-        self.begun, self.is_paused = False, True
+        if self.begun:
+            self.deregister(returning=True)
+            if self.outbox.has_updates:
+                return False
+            if not self.outcomes.refused:  # the journal has that
+                self.journal.close(keep=False)
+            self.begun = False
+            self.metrics.pauses += 1
         return True
 
     def finish(self) -> None:
@@ -333,16 +331,16 @@ class Dispatcher:
         unsent = waits and self.outbox.is_busy
         if unsent:
             self.open_journal()
-        left_out = self.journal.without_room(self.outbox.unsent())
+        left_out = self.journal.without_room(self.outbox.unsent()) if unsent else []
         path = self.journal.close(keep=unsent)
         if path is not None:
             self._treat_as_sent()
         else:
             self.outbox.start_as_new_writer()
         if unsent:
-            _log_unsent(path, left_out, self.backoff.error or "this thread may not use the storage")
+            _log_unsent(path, self.backoff.error or "this thread may not use the storage", left_out)
         elif self.outcomes.refused:
-            _log_unsent(None, [], self.outcomes.refusals())
+            _log_unsent(None, self.outcomes.refusals())
             self.outcomes.refused.clear()
 
     # The journal
@@ -353,7 +351,7 @@ class Dispatcher:
         if self.outbox.waiting() or (in_flight is not None and not in_flight.final):
             self.open_journal()
             reason = self.backoff.error or "the storage did not answer before the process ended"
-            _log_unsent(self.journal.path, self.journal.without_room(self.outbox.unsent()), reason)
+            _log_unsent(self.journal.path, reason, self.journal.without_room(self.outbox.unsent()))
 
     def open_journal(self) -> None:
         """Begin or complete the journal of this process, unless it has nothing to count."""
@@ -362,29 +360,36 @@ class Dispatcher:
 
     def _check_journal(self) -> None:
         """Close a journal that was deleted, that cannot be used any more, or that was taken for a dead process's."""
-        if not self.journal.is_sound():
-            if self.journal.is_replayed:
-                self._left_out = self.journal.without_room(self.outbox.unsent())
-            self.journal.close(keep=self._left_out is not None)
-        if self._left_out is not None:
+        is_sound = self.journal.is_sound()
+        if self.journal.is_replayed:
+            self._is_overtaken = True
+            _log_left_out(self.journal.without_room(self.outbox.unsent()))
+        if self._is_overtaken or not is_sound:
+            self.journal.close(keep=self._is_overtaken)  # again, where an exception came amid it
+        if self._is_overtaken:
             self._treat_as_sent()
 
     def _treat_as_sent(self) -> None:
         """Continue as another writer, without what was pending: the process that finds the journal sends that."""
-        self.outbox.hand_over(self.metrics.cells(), self._left_out or [])
+        self.outbox.hand_over(self.metrics.cells())
         self.outcomes.applied.clear()
-        self._left_out = None
+        self._is_overtaken = False
         self.restart_due = True
 
 
-def _log_unsent(path: Path | None, left_out: Sequence[Entry], reason: object) -> None:
+def _log_unsent(path: Path | None, reason: object, left_out: Sequence[Entry] = ()) -> None:
     """Log what becomes of updates that were not sent: they wait in the journal at that path, or are lost."""
     if path is None:
         log.defer(logging.ERROR, f"metrics that could not be sent are lost: {reason}")
-        return
-    log.defer(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {reason}")
-    if left_out:
-        log.defer(logging.ERROR, f"{len(left_out)} series or removals had no room in that journal and are lost")
+    else:
+        log.defer(logging.WARNING, f"metrics that could not be sent wait in {path} for the next process: {reason}")
+        _log_left_out(left_out)
+
+
+def _log_left_out(entries: Sequence[Entry]) -> None:
+    """Log that these had no room in the journal that another process sends."""
+    if entries:
+        log.defer(logging.ERROR, f"{len(entries)} series or removals had no room in the journal and are lost")
 
 
 def _unsent(outbox: Outbox, metrics: DeclaredMetrics) -> list[Entry]:

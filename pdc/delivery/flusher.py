@@ -111,10 +111,11 @@ class Flusher:
             self.thread.join(max(seconds, 0.0))
 
     def _run(self, stops: int, beat_at_once: bool) -> None:
-        if stops != self._stops:
-            return
         self._wake = queue.SimpleQueue()  # a new one: gevent may have replaced the class since the process began
         self.thread = threading.current_thread()
+        if stops != self._stops:
+            self.thread = None
+            return
         self._last_flush = time.monotonic()
         if beat_at_once:
             self._next_beat = 0.0

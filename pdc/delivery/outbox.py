@@ -49,18 +49,12 @@ class Outbox:
         self.drained.clear()
         self.in_flight = None
 
-    def hand_over(self, cells: Iterable[Entry], left_out: Iterable[Entry]) -> None:
-        """Continue as another writer, without what these cells and all entries gathered: another process sends that.
-
-        The entries that are left out stay, but for their part in the batch in flight: the storage may have that.
-        """
-        kept = dict.fromkeys(left_out)
+    def hand_over(self, cells: Iterable[Entry]) -> None:
+        """Continue as another writer, without what these cells and all entries gathered: another process sends that."""
         for entry in dict.fromkeys([*self.waiting(), *cells]):
-            if entry not in kept:
-                entry.metric.drain_all([entry])
+            entry.metric.drain_all([entry])
             entry.acknowledge()
         self.clear()
-        self.queue.extend(kept)
         self.start_as_new_writer()
 
     @property
@@ -93,7 +87,7 @@ class Outbox:
         return [*self.drained, *self.queue.copy()]
 
     def unsent(self) -> list[Entry]:
-        """The entries that wait with something to send. A beat queues others, too."""
+        """The entries of the batch in flight, and those that wait with something to send: a beat queues others, too."""
         return [*self.drained, *(each for each in self.queue.copy() if not isinstance(each, Cell) or each.has_unsent)]
 
     def next_batch(self) -> Batch | None:

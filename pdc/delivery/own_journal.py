@@ -39,6 +39,11 @@ class OwnJournal:
         return self._journals is not None and self._journals.own is not None
 
     @property
+    def is_complete(self) -> bool:
+        """True while this process has a journal in which everything had room."""
+        return self._journals is not None and self._journals.own is not None and self._journals.has_room
+
+    @property
     def path(self) -> Path | None:
         """The path of the journal, if it is open."""
         return self._journals.own.path if self._journals is not None and self._journals.own is not None else None
@@ -56,22 +61,20 @@ class OwnJournal:
 
     def open(self, writer: str, sequence: int, in_flight: bool) -> None:
         """Begin the journal, with everything that is unsent; one that had no room for something takes that now, if it has."""
-        journals = self._journals
-        if journals is None or (journals.own is not None and journals.has_room):
-            return
-        if journals.own is None:
-            journals.open(writer, sequence, in_flight)
-        journals.has_room = True
-        for journaled in self._journaled():
-            if journals.has_room:
-                journals.adopt(journaled)
+        if self._journals is not None and not self.is_complete:
+            if self._journals.own is None:
+                self._journals.open(writer, sequence, in_flight)
+            self._journals.has_room = True
+            for journaled in self._journaled():
+                self._journals.adopt(journaled)
 
     def without_room(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Those of the entries that belong in the open journal and are not in it; none of pdc's own metrics."""
+        """Those of the entries that belong in the open journal, and are not, or not wholly, in it."""
         if not self.is_open:
             return []
-        found = [(entry, entry.journaled()) for entry in dict.fromkeys(entries) if entry.metric.family.name not in NAMES]
-        return [entry for entry, parts in found if parts and not any(each.offset for each in parts)]
+        families = ((entry, entry.metric.family) for entry in dict.fromkeys(entries))
+        belonging = [entry for entry, family in families if not family.live and family.name not in NAMES]
+        return [entry for entry in belonging if any(not (part.offset or part.dropped) for part in entry.journaled())]
 
     def is_sound(self) -> bool:
         """True where the next process would find everything that is in the journal."""

@@ -132,15 +132,16 @@ def is_raised_by_handler(traceback: TracebackType | None) -> bool:
 
 
 def _is_handler_without_frame(frame: FrameType) -> bool:
-    """True for a handler of a signal that has deleted or replaced one of its arguments, which may have been the frame.
+    """True for a handler of a signal that has deleted one of its arguments, or replaced the frame among them.
 
-    Functions that one decorator has made share their code with a handler that it made, too; they keep their arguments.
+    The application may call a handler itself, and functions that one decorator has made share their code with a handler that
+    it made, too: they keep their arguments, none of which is the number of a signal.
     """
     code, local = frame.f_code, frame.f_locals
     count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
     names = code.co_varnames[:count]
-    has_all = all(name in local for name in names)
-    if has_all and (code.co_argcount < 2 or FrameType in [type(local[name]) for name in names]):
+    kinds = [type(local[name]) for name in names if name in local]
+    if len(kinds) == len(names) and (FrameType in kinds or not any(issubclass(kind, int) for kind in kinds)):
         return False
     handlers = map(_signal.getsignal, range(1, signal.NSIG))  # that of `signal` looks for names, which takes a millisecond
     return any(_code_of(each) is code for each in handlers)

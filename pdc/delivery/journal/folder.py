@@ -52,7 +52,7 @@ class Journals:
         self.own: Journal | None = None
         """The journal of this process, while it has one."""
         self.has_room = True
-        """False once something had no room in it."""
+        """False once something had no room in it: later numbers wait, too, since a removal must come before them."""
         self._storage = ""
         self._cleared: set[Path] = set()
 
@@ -95,7 +95,7 @@ class Journals:
     def adopt(self, journaled: Journaled) -> None:
         """Keep these numbers in the own journal from now on, if there is one."""
         own = self.own
-        if own is not None and not journaled.offset:
+        if own is not None and self.has_room and not journaled.offset:
             try:
                 own.adopt(journaled)
             except OSError as error:

@@ -130,7 +130,10 @@ class Journal:
         self._first[STORAGE] = text_field(storage, STORAGE)
 
     def adopt(self, journaled: Journaled) -> None:
-        """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
+        """Keep these numbers from now on. Never waits for another thread.
+
+        Raises OSError where the disk is full; numbers of other threads, which wait, are not in the journal then, either.
+        """
         self._waiting.append(journaled)
         me = threading.get_ident()
         while self._waiting:
@@ -141,6 +144,9 @@ class Journal:
                 claim.is_used = True
                 if self._claim.get("claim") is claim:  # no handler has used it a moment ago
                     self._adopt_waiting()
+            except OSError:
+                self._waiting.clear()
+                raise
             finally:
                 claim.is_used = False
                 if self._claim.get("claim") is claim:
