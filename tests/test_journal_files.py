@@ -279,6 +279,51 @@ def test_a_removal_that_had_no_room_goes_before_later_counts(journal: Journal, c
     assert journal.send()["a",] == 3.0
 
 
+def test_a_native_series_that_was_removed_stays_away(journal: Journal) -> None:
+    """Also where a part of it, of before its window grew, waits for its batch while the journal takes the rest."""
+    journal.leave(f"""
+        sizes = pdc.Histogram("sizes", "Sizes.", ["path"], buckets=(), native=True)
+        {FULL_DISK.replace(NEWLINE, NEWLINE + " " * 8)}
+        try:
+            pdc.flush()
+        except pdc.StorageError:
+            pass
+        sizes.labels("a").observe(1e6)
+        sizes.labels("a").observe(0.001)
+        sizes.remove("a")
+        os.posix_fallocate = reserve
+        pdc.config.DEFAULT._work.journal._next_try = 0.0
+        try:
+            pdc.flush()
+        except pdc.StorageError:
+            pass
+        """)
+    assert len(journal.send()) == 1001
+    assert "sizes_count" not in pdc.generate_latest().decode()
+
+
+def test_an_exception_of_a_handler_leaves_the_journal_incomplete(journal: Journal) -> None:
+    """A time limit amid the work of a journal that has room again is raised, and the next try takes the rest."""
+    journal.leave(f"""
+        {FULL_DISK.replace(NEWLINE, NEWLINE + " " * 8)}
+        def limit(*_):
+            raise TimeoutError
+        signal.signal(signal.SIGALRM, limit)
+        def expiring(*arguments):
+            os.posix_fallocate = reserve
+            signal.raise_signal(signal.SIGALRM)
+        os.posix_fallocate = expiring
+        for expected in (TimeoutError, pdc.StorageError):
+            try:
+                pdc.flush()
+            except expected:
+                pass
+            else:
+                os._exit(1)
+        """)
+    assert len(journal.send()) == 1001
+
+
 def test_a_journal_that_had_no_room_tries_again(journal: Journal) -> None:
     """After a moment without room, also while the storage answers, the journal takes new series again."""
     journal.leave(f"""

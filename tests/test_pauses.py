@@ -267,6 +267,32 @@ def test_a_thread_that_begins_late_does_not_go_on(
     assert not has_live_values("live")
 
 
+def test_a_thread_that_begins_late_stops_no_later_one(
+    storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is back, with another thread, when the one of before its end begins to run: updates are sent."""
+    begin, run = threading.Event(), Flusher._run
+    held: list[threading.Thread] = []
+
+    def late(*arguments: Any) -> None:
+        if not held:
+            held.append(threading.current_thread())
+            begin.wait(20)
+        run(*arguments)
+
+    monkeypatch.setattr(Flusher, "_run", late)
+    pdc.setup(**storage, flush_interval=0.01)
+    hits = pdc.Counter("hits", "Hits.", registry=registry)
+    hits.inc()
+    leave()
+    hits.inc()
+    begin.set()
+    wait_until(lambda: bool(held) and not held[0].is_alive())
+    hits.inc()
+    read = pdc.config.DEFAULT.required().read
+    wait_until(lambda: read().metrics["hits"].get("_total:{}") in (3.0, "3"))
+
+
 def test_a_beat_amid_the_end_keeps_nobody(
     storage: dict[str, Any], registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from ..family import Family
 from ..storage import ADD, INIT, Kind, Operation
 from ..storage.labels import around_bound
 from .buckets import Buckets, Field, Key, buckets_of
-from .journaled import zeros
+from .journaled import Journaled, zeros
 from .metric import MetricCells, creation, made_operation
 from .numeric import SeriesSumCell
 from .turn import TURN
@@ -42,6 +42,10 @@ class HistogramCell(SeriesSumCell):
     @property
     def key(self) -> str:
         return super().key + ("" if self.buckets.window is None else f",{self.buckets.window.dumps()}")
+
+    def journaled(self) -> Sequence[Journaled]:
+        is_removed = not self.offset and self.successor is not None and any(cell.dropped for cell in self.successors())
+        return () if is_removed else super().journaled()  # `drain` drops it
 
     def start_anew(self) -> None:
         super().start_anew()

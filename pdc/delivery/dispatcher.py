@@ -330,7 +330,7 @@ class Dispatcher:
         waits = self.backoff.error is not None or not self.target.is_for_this_thread
         unsent = waits and self.outbox.is_busy
         if unsent:
-            self.open_journal()
+            self.open_journal(at_once=True)
         left_out = self.journal.without_room(self.outbox.unsent()) if unsent else []
         path = self.journal.close(keep=unsent)
         if path is not None:
@@ -349,14 +349,14 @@ class Dispatcher:
         """Leave unsent updates to the journal, as a killed process does, and log what becomes of them."""
         in_flight = self.outbox.in_flight
         if self.outbox.waiting() or (in_flight is not None and not in_flight.final):
-            self.open_journal()
+            self.open_journal(at_once=True)
             reason = self.backoff.error or "the storage did not answer before the process ended"
             _log_unsent(self.journal.path, reason, self.journal.without_room(self.outbox.unsent()))
 
-    def open_journal(self) -> None:
+    def open_journal(self, *, at_once: bool = False) -> None:
         """Begin or complete the journal of this process, unless it has nothing to count."""
         if self.metrics.all():
-            self.journal.open(self.outbox.writer, self.outbox.sequence, self.outbox.in_flight is not None)
+            self.journal.open(self.outbox.writer, self.outbox.sequence, self.outbox.in_flight is not None, at_once=at_once)
 
     def _check_journal(self) -> None:
         """Close a journal that was deleted, that cannot be used any more, or that was taken for a dead process's."""

@@ -111,9 +111,11 @@ class Flusher:
             self.thread.join(max(seconds, 0.0))
 
     def _run(self, stops: int, beat_at_once: bool) -> None:
-        self._wake = queue.SimpleQueue()  # a new one: gevent may have replaced the class since the process began
-        self.thread = threading.current_thread()
+        wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # gevent may have replaced the class since the process began
         if stops != self._stops:
+            return
+        self._wake, self.thread = wake, threading.current_thread()
+        if stops != self._stops:  # a moment ago
             self.thread = None
             return
         self._last_flush = time.monotonic()

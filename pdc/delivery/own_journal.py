@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ class OwnJournal:
     def __init__(self, entries: Callable[[], Iterable[Entry]]) -> None:
         self._entries = entries
         self._journals: Journals | None = None
+        self._next_try = 0.0
+        """The time of `time.monotonic` from which a journal without room is tried again."""
 
     def use(self, journals: Journals | None) -> None:
         """Use these from now on; None for no journal."""
@@ -59,14 +62,23 @@ class OwnJournal:
         if self._journals is not None:
             self._journals.release(journaled)
 
-    def open(self, writer: str, sequence: int, in_flight: bool) -> None:
-        """Begin the journal, with everything that is unsent; one that had no room for something takes that now, if it has."""
-        if self._journals is not None and not self.is_complete:
-            if self._journals.own is None:
-                self._journals.open(writer, sequence, in_flight)
-            self._journals.has_room = True
-            for journaled in self._journaled():
-                self._journals.adopt(journaled)
+    def open(self, writer: str, sequence: int, in_flight: bool, *, at_once: bool = False) -> None:
+        """Begin the journal, with everything that is unsent; one that had no room for something takes that now, if it has.
+
+        All of it is looked at then. So unless it must be `at_once`, tries without success take a hundredth of the time at most.
+        """
+        journals, now = self._journals, time.monotonic()
+        if journals is None or self.is_complete or (journals.own is not None and now < self._next_try and not at_once):
+            return
+        journals.has_room = False  # for others, until all of this is in: a removal must come before later counts
+        if journals.own is None:
+            journals.open(writer, sequence, in_flight)
+        if all(map(journals.take, self._journaled())):
+            journals.has_room = True
+            for journaled in self._journaled():  # some may have come meanwhile
+                journals.adopt(journaled)
+        else:
+            self._next_try = now + (time.monotonic() - now) * 100
 
     def without_room(self, entries: Iterable[Entry]) -> list[Entry]:
         """Those of the entries that belong in the open journal, and are not, or not wholly, in it."""

@@ -93,16 +93,25 @@ class Journals:
             self.own.belongs_to(storage)
 
     def adopt(self, journaled: Journaled) -> None:
-        """Keep these numbers in the own journal from now on, if there is one."""
+        """Keep these numbers in the own journal from now on, if there is one in which all had room so far."""
+        if self.has_room:
+            self.take(journaled)
+
+    def take(self, journaled: Journaled) -> bool:
+        """The same, whatever had room so far; return whether these had."""
         own = self.own
-        if own is not None and self.has_room and not journaled.offset:
-            try:
-                own.adopt(journaled)
-            except OSError as error:
-                let_through(error)
-                self.has_room = False
-                if not own.lost:  # or the next batch begins another one
-                    self._log_missing(own.path.parent, error)
+        if own is None or journaled.offset:
+            return own is not None
+        try:
+            own.adopt(journaled)
+        except OSError as error:
+            let_through(error)
+            self.has_room = False
+            own.forget_waiting()
+            if not own.lost:  # or the next batch begins another one
+                self._log_missing(own.path.parent, error)
+            return False
+        return True
 
     def release(self, journaled: Journaled) -> None:
         """Take these numbers out of the own journal."""

@@ -130,10 +130,7 @@ class Journal:
         self._first[STORAGE] = text_field(storage, STORAGE)
 
     def adopt(self, journaled: Journaled) -> None:
-        """Keep these numbers from now on. Never waits for another thread.
-
-        Raises OSError where the disk is full; numbers of other threads, which wait, are not in the journal then, either.
-        """
+        """Keep these numbers from now on. Never waits for another thread. Raises OSError where the disk is full."""
         self._waiting.append(journaled)
         me = threading.get_ident()
         while self._waiting:
@@ -144,13 +141,14 @@ class Journal:
                 claim.is_used = True
                 if self._claim.get("claim") is claim:  # no handler has used it a moment ago
                     self._adopt_waiting()
-            except OSError:
-                self._waiting.clear()
-                raise
             finally:
                 claim.is_used = False
                 if self._claim.get("claim") is claim:
                     self._claim.clear()
+
+    def forget_waiting(self) -> None:
+        """Adopt nothing of what other threads left to one that found no room."""
+        self._waiting.clear()
 
     def _adopt_waiting(self) -> None:
         while self._waiting:
