@@ -42,7 +42,7 @@ from pdc.storage.ordered import Parts
 from pdc.storage.redis import RedisStorage
 from pdc.storage.sqlite import SqliteStorage
 
-POINTS = int(os.environ.get("PDC_POINTS", "8"))
+POINTS = int(os.environ.get("PDC_POINTS", "4"))
 """The number of points of the work at which an exception is raised, evenly spread; the long proof takes all."""
 pytestmark = pytest.mark.filterwarnings(  # from an interruption between the opening of one and its note
     "ignore:unclosed <socket:ResourceWarning", "ignore:unclosed database:ResourceWarning"
