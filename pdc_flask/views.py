@@ -45,7 +45,7 @@ class ViewMetrics:
     def __init__(self) -> None:
         self._apps: WeakSet[Flask] = WeakSet()
         self.is_off = False
-        """True where PDC_ENABLED is false in the only applications: then there is no storage."""
+        """True where PDC_ENABLED is false in the only applications: nothing is measured then."""
 
     def counter(self, name: str, documentation: str, labels: Labels | None = None) -> Callable[[ViewT], ViewT]:
         """Count the calls of the view."""

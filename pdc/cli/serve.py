@@ -82,17 +82,22 @@ def serve(
     except OSError as error:
         raise click.ClickException(f"{error.strerror}; choose another --host or --port") from error
     address = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{server.server_port}"
+    _announce(address, storage, place, options)
+    if options.metrics_decorator is not None:
+        warn_of_port(dataclasses.replace(options, metrics_port=(host, port)), "PDC_METRICS_DECORATOR")
+    ended.wait()
+    stop_server(server, FINISH_SECONDS)
+    config.shutdown()
+
+
+def _announce(address: str, storage: Storage, place: Place, options: Options) -> None:
+    """Report where the pages are, and a file that is not there yet: its path may be mistyped."""
     page = options.metrics_path or DEFAULT_PATH
     click.echo(f"pdc: {config.described(storage)} is on {address}{page}", err=True)
     if place.path is not None and not place.path.exists():
         click.echo(f"pdc: there is no file {place.path.absolute()} yet: pages are a 503 until a program counts there", err=True)
     if options.dashboard:
         click.echo(f"pdc: the dashboard is on {address}{path_of(page)}", err=True)
-    if options.metrics_decorator is not None:
-        warn_of_port(dataclasses.replace(options, metrics_port=(host, port)), "PDC_METRICS_DECORATOR")
-    ended.wait()
-    stop_server(server, FINISH_SECONDS)
-    config.shutdown()
 
 
 def _context(certfile: str | None, keyfile: str | None) -> ssl.SSLContext | None:
