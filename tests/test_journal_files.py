@@ -344,14 +344,19 @@ def test_a_journal_with_room_reports_no_loss(journal: Journal, change: str) -> N
         pdc.flush()
         def down(_):
             raise pdc.StorageError("the storage is down")
+        build = pdc.Info("build", "Build.", ["path"])
+        build.labels("a").info({{"version": "1"}})
+        pdc.flush()
         pdc.config.DEFAULT.storage.apply = down
         hits.labels("a").inc()
+        build.labels("a").info({{"version": "2"}})
         pdc.Gauge("live", "Now.", multiprocess_mode="livesum").set(3)
         try:
             pdc.flush()
         except pdc.StorageError:
             pass
         hits.{change}
+        build.remove("a")
         pdc.shutdown()
         """)
     assert "wait in" in messages

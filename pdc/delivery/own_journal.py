@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cells import Entry, Journaled, JournaledOperation, zeros
+from ..cells import Cell, Entry, Journaled, JournaledOperation, zeros
 from ..storage import Storage
 from .health import NAMES
 
@@ -75,8 +75,12 @@ class OwnJournal:
             journals.open(writer, sequence, in_flight)
         if all(map(journals.take, self._journaled())):
             journals.has_room = True
-            for journaled in self._journaled():  # some may have come meanwhile
-                journals.adopt(journaled)
+            try:
+                for journaled in self._journaled():  # some may have come meanwhile
+                    journals.adopt(journaled)
+            except BaseException:  # of a handler: the next try goes on
+                journals.has_room = False
+                raise
         else:
             self._next_try = now + (time.monotonic() - now) * 100
 
@@ -84,9 +88,9 @@ class OwnJournal:
         """Those of the entries that belong in the open journal, and are not, or not wholly, in it."""
         if not self.is_open:
             return []
-        families = ((entry, entry.metric.family) for entry in dict.fromkeys(entries))
-        belonging = [entry for entry, family in families if not family.live and family.name not in NAMES]
-        return [entry for entry in belonging if any(not (part.offset or part.dropped) for part in entry.journaled())]
+        alive = [entry for entry in dict.fromkeys(entries) if not (isinstance(entry, Cell) and entry.dropped)]
+        belonging = [entry for entry in alive if not entry.metric.family.live and entry.metric.family.name not in NAMES]
+        return [entry for entry in belonging if any(not part.offset for part in entry.journaled())]
 
     def is_sound(self) -> bool:
         """True where the next process would find everything that is in the journal."""
